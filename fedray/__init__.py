@@ -1,0 +1,1 @@
+"""fedray simulates federated fine-tuning of language models on Ray."""

@@ -1,0 +1,44 @@
+"""What the data floor hands to the rest: one shard of tokenised examples per client."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from fedray.types import ClientId, Split, Task
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One client's tokenised examples.
+
+    Each table has `input_ids` (list<int32>) and `labels`: int32 class index (classification), float32 (regression) or
+    list<int32> of the same length as input_ids with -100 where no loss is taken (causal_lm); sentence pairs also
+    `token_type_ids` (list<int32>) where the tokenizer makes them; causal_lm also `answer` (string, the reference text).
+    """
+
+    client: ClientId
+    tables: Mapping[Split, pa.Table]
+
+    def num_examples(self, split: Split = "train") -> int:
+        return self.tables[split].num_rows
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Every client's shard, and what all share.
+
+    label_names: class names in the order of their indices; empty for regression and causal_lm.
+    pad_token_id: token that fills a batch's shorter examples.
+    vocab_size: number of tokens of the tokenizer.
+    latent_group: planted group of each client (synthetic source only), for checking cluster recovery.
+    fingerprint: SHA-256 of the examples' content and their assignment to clients and splits.
+    """
+
+    task: Task
+    shards: Mapping[ClientId, Shard]
+    label_names: tuple[str, ...]
+    pad_token_id: int
+    vocab_size: int
+    latent_group: Mapping[ClientId, int]
+    fingerprint: str

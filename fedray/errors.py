@@ -1,0 +1,41 @@
+"""What can go wrong, one class per scenario. Every message says what was expected, what came, and what to change.
+
+All of these survive pickling (Ray sends exceptions between processes): each keeps its message as its only argument.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FedrayError(Exception):
+    """Anything that fedray itself reports; the command line prints its message without a traceback."""
+
+
+class ConfigError(FedrayError):
+    """The configuration, or what it points to, cannot be used. Raised before any actor starts; exit code 2."""
+
+
+class DataError(ConfigError):
+    """A data source, a column, a label or a partition does not hold what the configuration says; exit code 2."""
+
+
+class TrainingError(FedrayError):
+    """Local training failed: a loss that is not finite, a client without training examples; exit code 1."""
+
+
+class ClientFailure(FedrayError):
+    """A client failed more often than `clients.max_failures` allows; the message lists each attempt's cause."""
+
+
+def nearest(name: str, allowed: Iterable[object]) -> str:
+    """Return " (did you mean 'x'?)" for the allowed name most similar to `name`, or "" if none is similar."""
+    names = [str(a) for a in allowed]
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def choices(allowed: Iterable[object], limit: int = 20) -> str:
+    """Return the allowed names as one readable list, cut after `limit`."""
+    names = [str(a) for a in allowed]
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"

@@ -1,0 +1,1 @@
+"""Backbones and tokenizers: hub id, local folder, installed package, or random weights."""
