@@ -7,10 +7,11 @@ or the model is checked by `fedray.prepare`, also before any actor starts.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
+import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fedray.errors import ConfigError, choices, nearest
 from fedray.types import Task
@@ -23,17 +24,20 @@ Head = Literal["shared", "local", "frozen_label_text"]
 class Section(BaseModel):
     """Frozen, no unknown keys; attribute docstrings are the fields' documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
+    )
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans_for_numbers(cls, values: Any) -> Any:
+    def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic reads `true` as 1; a rank of `true` is a mistake, not a one."""
-        if isinstance(values, Mapping):
-            for name, field in cls.model_fields.items():
-                if isinstance(values.get(name), bool) and field.annotation in (int, float):
-                    raise ValueError(f"{name}: expected a number, got {str(values[name]).lower()}")
-        return values
+        given = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(entry, bool) for entry in given):
+            assert info.field_name is not None
+            if _holds_numbers(cls.model_fields[info.field_name].annotation):
+                raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
 
 
 class ModelConfig(Section):
@@ -41,7 +45,7 @@ class ModelConfig(Section):
     """Hub id, local folder, `package:NAME` (the folder with a config.json inside an installed Python package), or
     `random` (weights drawn from the seed, architecture from `config`)."""
     config: dict[str, Any] = {}
-    """For `random`: a transformers configuration (`model_type` and its fields). Otherwise: overrides of single fields."""
+    """For `random`: a transformers configuration (`model_type` and its fields). Otherwise: overrides of its fields."""
     tokenizer: str | None = None
     """Hub id, local folder, `package:NAME`, or `bytes` (one token per UTF-8 byte). Default: the model's own."""
     revision: str | None = None
@@ -109,7 +113,7 @@ class PartitionConfig(Section):
     classes_per_client: PositiveInt = 2
     """shards: classes that each client holds (at least one of each class's shards)."""
     column: str | None = None
-    """by_column: the column whose values are the clients. dirichlet, shards: the column to skew on, default the label."""
+    """by_column: the column whose values are the clients. dirichlet, shards: the column to skew on, default label."""
     min_examples: PositiveInt = 4
     """Fewest training examples that every client must get."""
     validation_fraction: Fraction = 0.15
@@ -270,6 +274,7 @@ class Config(Section):
     method: tuple[MethodConfig, ...]
     """A name, a mapping with `name` and hyperparameters, or a list of these to compare."""
     task: Task = "classification"
+    """classification and regression read a label with a task head; causal_lm continues text and has no head."""
     head: Head = "shared"
     """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names."""
     model: ModelConfig
@@ -331,17 +336,14 @@ class Config(Section):
         Raises:
             ValueError: an override does not fit its section.
         """
-        try:
-            return MethodSections(
-                head=entry.head or self.head,
-                lora=LoraSection.model_validate(self.lora.model_dump() | entry.lora),
-                reft=ReftSection.model_validate(self.reft.model_dump() | entry.reft),
-                train=TrainConfig.model_validate(self.train.model_dump() | entry.train),
-            )
-        except ValidationError as error:
-            raise ValueError(
-                f"method {entry.key!r}: {'; '.join(describe(error, _section_named(error.title)))}"
-            ) from None
+        sections: dict[str, Any] = {}
+        for name, common in (("lora", self.lora), ("reft", self.reft), ("train", self.train)):
+            try:
+                sections[name] = type(common).model_validate(common.model_dump() | getattr(entry, name))
+            except ValidationError as error:
+                mistakes = "; ".join(f"{name}.{line}" for line in describe(error, type(common)))
+                raise ValueError(f"method {entry.key!r}: {mistakes}") from None
+        return MethodSections(head=entry.head or self.head, **sections)
 
 
 class MethodSections(Section):
@@ -359,16 +361,24 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict) or key in seen:
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} as a key", key_node.start_mark)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which `_Loader` would read as a number, such as the git revision 1234e56."""
+
+
+_NUMBER = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -378,7 +388,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: it is not YAML; the message has line and column.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -395,7 +405,7 @@ def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapp
     if isinstance(source, Config):
         where, raw = "configuration", to_mapping(source)
     elif isinstance(source, Mapping):
-        where, raw = "configuration", parse_yaml(yaml.safe_dump(_plain(source)), "configuration")
+        where, raw = "configuration", _plain(source)
     else:
         where = str(source)
         try:
@@ -405,7 +415,7 @@ def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapp
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
     for path, value in (overrides or {}).items():
-        _override(raw, path, value)
+        _override(raw, path, _plain(value))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -431,23 +441,35 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
 
 def to_mapping(config: Section) -> dict[str, Any]:
     """Return a configuration as plain YAML values."""
-    mapping = config.model_dump(mode="json", by_alias=True)
-    return {key: value for key, value in mapping.items()}
+    return config.model_dump(mode="json", by_alias=True)
 
 
 def dump_yaml(config: Config) -> str:
     """Return the resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_mapping(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
+    """Return a copy of a value from Python as YAML could have held it.
+
+    Raises:
+        ConfigError: YAML could not have held it.
+    """
     if isinstance(value, BaseModel):
         return to_mapping(value) if isinstance(value, Section) else value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ConfigError(
+        f"configuration: {value!r} is of type {type(value).__name__}; allowed: text, numbers, lists, mappings, null"
+    )
 
 
 def _override(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -489,9 +511,8 @@ def describe(error: ValidationError, root: type[BaseModel] = Config) -> Iterator
             yield f"{where}: got {came!r}: {entry['msg']}{hint}"
 
 
-def _section_named(title: str) -> type[BaseModel]:
-    """Return the section whose validation failed; pydantic names it in the error's title."""
-    return next(section for section in (LoraSection, ReftSection, TrainConfig, Config) if section.__name__ == title)
+def _holds_numbers(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_holds_numbers(part) for part in get_args(annotation))
 
 
 def _fields_at(root: type[BaseModel], path: list[str]) -> list[str]:

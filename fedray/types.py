@@ -33,3 +33,12 @@ class Client:
     num_examples: int
     tier: str = "default"
     mask_ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and the configured metric over one split of one client."""
+
+    loss: float
+    metric: float
+    num_examples: int

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from fedray.types import Vector
 
 Part = Literal["A", "B", "R", "W", "b", "P", "G", "tensor"]
-"""A, B: LoRA factors. R, W, b: LoReFT/DiReFT rotation, source, bias. P: NoReFT's projection. G: mixer. tensor: anything else."""
+"""A, B: LoRA factors. R, W, b: LoReFT's and DiReFT's rotation, source, bias. P: the free projection of NoReFT and
+NodiReFT. G: mixer. tensor: anything else."""
 
 
 @dataclass(frozen=True)

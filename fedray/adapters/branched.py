@@ -1,0 +1,170 @@
+"""A linear layer with an individual LoRA branch and, optionally, a frozen second branch and a mixer, on peft's layer.
+
+    y = W0 x + s · w_L B A drop(x) + s · w_R B_R A_R drop(x),      s = lora_alpha / r
+
+FedALT (arXiv 2503.11880) mixes the branches per token, (w_R, w_L) = softmax(G x); FedHFT (arXiv 2510.14054) carries its
+downlink as the second branch, with both weights 1 and without dropout. Both branches share s and one dropout draw.
+
+Only this file imports peft's layer at import time; `fedray.adapters.lora` imports it where a LoRA is attached.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from fedray.adapters.context import ForwardContext
+from fedray.adapters.dropout import KeyedDropout
+from fedray.adapters.group import Entry
+from fedray.adapters.layout import Slot
+
+NAME = "default"
+"""peft's name of the only adapter."""
+
+Mixer = Literal["adaptive", "none"] | float
+
+
+class BranchedLinear(lora.Linear):
+    """peft's LoRA layer with a second branch and a mixer. peft makes it; `complete` must follow.
+
+    Shapes: x [batch, tokens, d_in]; A [r, d_in], B [d_out, r] or, with `set_rows`, [m, r]; A_R [r_R, d_in],
+    B_R [d_out, r_R]; G [2, d_in] with row 0 for R and row 1 for L.
+    """
+
+    adapter_layer_names = (*lora.Linear.adapter_layer_names, "lora_rest_A", "lora_rest_B", "lora_mixer")
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # peft walks over adapter_layer_names in here, so the dicts must exist before.
+        self.lora_rest_A, self.lora_rest_B, self.lora_mixer = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self._rows: Tensor | None = None
+        super().update_layer(adapter_name, *args, **kwargs)
+
+    def complete(
+        self,
+        name: str,
+        context: ForwardContext,
+        dropout: float,
+        rest_rank: int | None,
+        rest_dropout: bool,
+        mixer: Mixer,
+    ) -> None:
+        """Add the second branch and the mixer; allocate everything with zeros, in float32, beside the base weight.
+
+        Args:
+            name: the layer's path, which keys its dropout.
+            rest_rank: rank of the frozen second branch; None: no second branch, and no mixer.
+            rest_dropout: whether the second branch sees the first one's dropped input.
+            mixer: `adaptive`: FedALT's G; a number α: w_L = α, w_R = 1 − α; `none`: both 1.
+        """
+        device = self._base_weight().device
+        d_out, d_in = self._base_weight().shape
+        shapes = {"lora_A": (self.r[NAME], d_in), "lora_B": (d_out, self.r[NAME])}
+        if rest_rank is not None:
+            shapes |= {"lora_rest_A": (rest_rank, d_in), "lora_rest_B": (d_out, rest_rank)}
+            if mixer == "adaptive":
+                shapes["lora_mixer"] = (2, d_in)
+        for kind, (rows, columns) in shapes.items():
+            getattr(self, kind)[NAME] = _zero_linear(rows, columns, device)
+        self.lora_dropout[NAME] = KeyedDropout(dropout, name, context)
+        self._context, self._rest_dropout, self._mixer = context, rest_dropout, mixer
+        self.set_adapter(NAME)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode)
+        for layer in (*self.lora_rest_A.values(), *self.lora_rest_B.values()):
+            layer.requires_grad_(False)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Raises NotImplementedError: the base weight is shared between clients and never changes."""
+        raise NotImplementedError("the base weight is shared between clients; nothing is merged into it")
+
+    def set_rows(self, rows: npt.NDArray[np.int64] | None) -> None:
+        """Let only these rows of B exist (None: all); see `Adapter.set_rows`.
+
+        Raises:
+            ValueError: not sorted distinct indices below d_out.
+        """
+        old, d_out, index = self._linear("lora_B").weight, self._base_weight().shape[0], None
+        if rows is not None:
+            array = np.asarray(rows)
+            if array.ndim != 1 or len(array) == 0 or (np.diff(array) <= 0).any() or array[0] < 0:
+                raise ValueError(f"rows: expected sorted distinct indices, got {rows}")
+            if array[-1] >= d_out:
+                raise ValueError(f"rows: index {array[-1]}, but the layer has {d_out} rows")
+            index = torch.as_tensor(array, dtype=torch.long, device=old.device)
+        whole = old.detach()
+        if self._rows is not None:
+            whole = old.new_zeros(d_out, old.shape[1]).index_copy(0, self._rows, old.detach())
+        kept = whole if index is None else whole.index_select(0, index)
+        self._linear("lora_B").weight = nn.Parameter(kept.clone(), requires_grad=old.requires_grad)
+        self._rows = index
+
+    def own_entries(self, path: str) -> Iterator[Entry]:
+        """Yield A and B of the individual branch; `path` is the layer's path in the model."""
+        yield _entry(path, "A", self._linear("lora_A"))
+        yield _entry(path, "B", self._linear("lora_B"))
+
+    def rest_entries(self, path: str) -> Iterator[Entry]:
+        """Yield A and B of the second branch."""
+        yield _entry(path, "A", self._linear("lora_rest_A"))
+        yield _entry(path, "B", self._linear("lora_rest_B"))
+
+    def mixer_entries(self, path: str) -> Iterator[Entry]:
+        """Yield G."""
+        yield _entry(path, "G", self._linear("lora_mixer"))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return y
+        x = x.to(self._linear("lora_A").weight.dtype)
+        dropped = self.lora_dropout[NAME](x)
+        own = self._scatter(self._branch("lora_A", "lora_B", dropped))
+        if NAME not in self.lora_rest_A:
+            return (y + own).to(y.dtype)
+        rest = self._branch("lora_rest_A", "lora_rest_B", dropped if self._rest_dropout else x)
+        w_rest, w_own = self._weights(x)
+        return (y + w_own * own + w_rest * rest).to(y.dtype)
+
+    def _branch(self, a: str, b: str, x: Tensor) -> Tensor:
+        """s · B A x."""
+        product: Tensor = self._linear(b)(self._linear(a)(x))
+        return product * self.scaling[NAME]
+
+    def _weights(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Return (w_R, w_L), each a number or [batch, tokens, 1] (FedALT, equation of the mixer)."""
+        if isinstance(self._mixer, float):
+            return 1 - self._mixer, self._mixer
+        if self._mixer == "none":
+            return 1.0, 1.0
+        weights = torch.softmax(self._linear("lora_mixer")(x).float(), dim=-1)
+        if not self.training:
+            self._context.record_mixer(weights[..., 1])
+        return weights[..., :1], weights[..., 1:]
+
+    def _scatter(self, y: Tensor) -> Tensor:
+        """[..., m] to [..., d_out], zero outside the rows that exist."""
+        if self._rows is None:
+            return y
+        return y.new_zeros(*y.shape[:-1], self._base_weight().shape[0]).index_copy(-1, self._rows, y)
+
+    def _linear(self, kind: str) -> nn.Linear:
+        return cast(nn.Linear, getattr(self, kind)[NAME])
+
+    def _base_weight(self) -> Tensor:
+        return cast(Tensor, self.get_base_layer().weight)
+
+
+def _zero_linear(rows: int, columns: int, device: torch.device) -> nn.Linear:
+    layer: nn.Linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.float32).to_empty(device=device)
+    if device.type != "meta":
+        nn.init.zeros_(layer.weight)
+    return layer
+
+
+def _entry(path: str, part: Literal["A", "B", "G"], layer: nn.Linear) -> Entry:
+    return Entry(Slot(path, part, tuple(layer.weight.shape)), cast(nn.Parameter, layer.weight))

@@ -1,0 +1,94 @@
+"""What the modules inside a model need to know of the forward pass they are part of.
+
+A pre-hook on the whole model keeps the current batch's attention mask and labels in one small shared object, so that
+hooks deep inside (interventions, mixers) know padding and prompts without any change to the model's code.
+"""
+
+import inspect
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedray.models.labels import current_labels
+
+
+class Batch:
+    """The current forward pass.
+
+    shape: (examples, tokens) of this pass; in a decoding step with a key-value cache tokens is usually 1.
+    attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
+    labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
+    decoding: whether a key-value cache already holds earlier tokens.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], attention_mask: Tensor | None, labels: Tensor | None, decoding: bool, device: Any
+    ):
+        self.shape, self.attention_mask, self.labels, self.decoding = shape, attention_mask, labels, decoding
+        self.device = device
+        self.selections: dict[Any, dict[str, Tensor]] = {}
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Boolean [examples, tokens]: True where a token is not padding."""
+        if self.attention_mask is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        return self.attention_mask[:, -self.shape[1] :].bool()
+
+    @cached_property
+    def prompt(self) -> Tensor:
+        """Boolean [examples, tokens]: the prompt's tokens where labels tell them apart (all non-padding tokens of an
+        example without prompt), else all non-padding tokens."""
+        if self.labels is None:
+            return self.valid
+        prompt = self.valid & (self.labels == -100)
+        return torch.where(prompt.any(dim=1, keepdim=True), prompt, self.valid)
+
+
+class ForwardContext:
+    """Shared by every adapter module of one model: the current batch, the dropout key, the mixers' statistics.
+
+    Args:
+        model: the whole model; a forward pre-hook on it fills `batch`.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.batch: Batch | None = None
+        self.dropout_key = 0
+        self._mixer: tuple[Tensor, Tensor] | None = None
+        self._signature = inspect.signature(model.forward)
+        model.register_forward_pre_hook(self._observe, with_kwargs=True)
+
+    def _observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = self._signature.bind_partial(*args, **kwargs).arguments
+        inputs |= inputs.pop("kwargs", {})
+        tokens = inputs.get("input_ids")
+        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None:
+            self.batch = None
+            return
+        shape = (int(tokens.shape[0]), int(tokens.shape[1]))
+        mask, labels, cache = (inputs.get(name) for name in ("attention_mask", "labels", "past_key_values"))
+        labels = current_labels() if labels is None else labels
+        self.batch = Batch(
+            shape,
+            mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            labels if isinstance(labels, Tensor) and tuple(labels.shape) == shape else None,
+            decoding=cache is not None and cache.get_seq_length() > 0,
+            device=tokens.device,
+        )
+
+    def record_mixer(self, own_weight: Tensor) -> None:
+        """Add α_L, [examples, tokens], of one layer to the statistics; padding does not count."""
+        valid = self.batch.valid if self.batch is not None and self.batch.shape == tuple(own_weight.shape) else None
+        weights = own_weight.detach().double()
+        added = (weights * valid).sum() if valid is not None else weights.sum()
+        count = valid.sum() if valid is not None else torch.tensor(own_weight.numel(), device=own_weight.device)
+        self._mixer = (added, count) if self._mixer is None else (self._mixer[0] + added, self._mixer[1] + count)
+
+    def take_mixer_mean(self) -> float | None:
+        """Return the mean α_L recorded since the last call, or None if there was none."""
+        recorded, self._mixer = self._mixer, None
+        return float(recorded[0] / recorded[1]) if recorded is not None and recorded[1] > 0 else None

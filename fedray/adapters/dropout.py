@@ -1,0 +1,42 @@
+"""Dropout whose mask is a pure function of a key: it depends on no global generator, and repeating a forward pass with
+the same key (a second branch, recomputation under activation checkpointing) repeats the mask."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedray.adapters.context import ForwardContext
+from fedray.randomness import keyed_seed
+
+
+def dropout_mask(key: int, name: str, shape: Sequence[int], p: float, device: torch.device) -> Tensor:
+    """Return the boolean mask (True: kept, with probability 1 − p) of the layer `name` under `key`.
+
+    Equal on every machine for one kind of device; cpu and cuda draw different streams.
+    """
+    generator = torch.Generator(device=device)
+    generator.manual_seed(keyed_seed(key, "dropout", name))
+    return torch.rand(tuple(shape), generator=generator, device=device) >= p
+
+
+class KeyedDropout(nn.Module):
+    """Inverted dropout keyed by the context's `dropout_key` and the layer's name; the identity when evaluating.
+
+    Args:
+        p: probability of dropping an element.
+        name: name of the layer, unique within the model.
+        context: holds the key; whoever trains sets it anew for every micro-batch.
+    """
+
+    def __init__(self, p: float, name: str, context: ForwardContext):
+        super().__init__()
+        self.p, self.name, self.context = p, name, context
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * dropout_mask(self.context.dropout_key, self.name, x.shape, self.p, x.device) / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

@@ -1,0 +1,63 @@
+"""A named group of adapter parameters, and how it becomes one flat vector and back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedray.adapters.layout import Layout, Slot
+from fedray.types import Vector
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One slot and the parameter that holds it.
+
+    decays: whether weight decay may act on the parameter.
+    """
+
+    slot: Slot
+    parameter: nn.Parameter
+    decays: bool = True
+
+    def read(self) -> Vector:
+        """Return the slot's tensor in float32; may share memory with the parameter."""
+        return np.asarray(self.parameter.detach().float().cpu().numpy())
+
+    def write(self, tensor: Vector) -> None:
+        self.parameter.data.copy_(torch.from_numpy(tensor))
+
+
+class Group:
+    """Entries in the order of their layout."""
+
+    def __init__(self, name: str, entries: Iterable[Entry]):
+        self.name = name
+        self.entries = tuple(entries)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(tuple(entry.slot for entry in self.entries))
+
+    def read(self) -> Vector:
+        """Return a copy of all values, [layout.size], float32."""
+        return self.layout.flatten({entry.slot.name: entry.read() for entry in self.entries})
+
+    def load(self, vector: Vector) -> None:
+        """Copy a vector into the parameters.
+
+        Raises:
+            ValueError: the vector has not `layout.size` values, or one of them is not finite.
+        """
+        own = np.array(vector, dtype=np.float32)  # Ray's object store hands out read-only arrays
+        views = self.layout.items(own)
+        if not np.isfinite(own).all():
+            raise ValueError(f"group {self.name!r}: the vector has values that are not finite")
+        for entry, (_, view) in zip(self.entries, views, strict=True):
+            entry.write(view)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [entry.parameter for entry in self.entries]

@@ -1,0 +1,60 @@
+"""Which tokens a representation intervention edits."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedray.adapters.context import Batch
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The first `prefix` and the last `suffix` tokens, or `everything`. Frozen, so that batches can cache by it.
+
+    tied: whether prefix and suffix share one intervention.
+    """
+
+    prefix: int
+    suffix: int
+    everything: bool
+    tied: bool
+
+    @classmethod
+    def parse(cls, text: str, tied: bool) -> "Positions":
+        """Read `f<p>+l<s>`, `f<p>`, `l<s>` or `all` (checked by the configuration)."""
+        found = re.fullmatch(r"(?:f(\d+))?\+?(?:l(\d+))?", text)
+        prefix, suffix = (int(number or 0) for number in found.groups()) if found else (0, 0)
+        return cls(prefix, suffix, everything=text == "all", tied=tied)
+
+    @property
+    def wheres(self) -> tuple[str, ...]:
+        """The names of the interventions that a block needs."""
+        if self.everything or self.tied:
+            return ("tied",)
+        return tuple(where for where, number in (("prefix", self.prefix), ("suffix", self.suffix)) if number)
+
+
+def select(positions: Positions, batch: Batch) -> dict[str, Tensor]:
+    """Return, per intervention, the indices into [examples · tokens] that it edits.
+
+    Counted over non-padding tokens, and over the prompt's where labels are known. In examples too short for both, the
+    prefix wins, so that no token is edited twice. A decoding step edits nothing, except for `all`.
+    """
+    if positions not in batch.selections:
+        batch.selections[positions] = {
+            where: mask.reshape(-1).nonzero().squeeze(1) for where, mask in _masks(positions, batch).items()
+        }
+    return batch.selections[positions]
+
+
+def _masks(positions: Positions, batch: Batch) -> dict[str, Tensor]:
+    if positions.everything:
+        return {"tied": batch.valid}
+    if batch.decoding:
+        return {where: torch.zeros_like(batch.valid) for where in positions.wheres}
+    rank = batch.prompt.cumsum(1)
+    prefix = batch.prompt & (rank <= positions.prefix)
+    suffix = batch.prompt & (rank > rank[:, -1:] - positions.suffix) & ~prefix
+    return {"tied": prefix | suffix} if positions.tied else {"prefix": prefix, "suffix": suffix}

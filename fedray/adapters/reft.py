@@ -1,0 +1,203 @@
+"""Representation fine-tuning (ReFT, arXiv 2404.03592; FedReFT, arXiv 2508.20295): pyreft's interventions, attached with
+hooks of our own to the residual stream of any backbone.
+
+    LoReFT    h + Rᵀ(W h + b − R h)       R: [r, d] with orthonormal rows, W: [r, d], b: [r]
+    NoReFT    h + Pᵀ(W h + b − P h)       P: [r, d], free
+    DiReFT    h + Rᵀ(W h + b)             as pyreft; NodiReFT: with P in place of R, as the ReFT paper's DiReFT
+
+Two corrections to pyreft's modules (the rotation is re-registered, state is loaded by `RotationEntry`): their default
+orthogonal parametrization keeps a d × d matrix and completes it at random whenever R is assigned.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.context import ForwardContext
+from fedray.adapters.draws import draw_reft
+from fedray.adapters.dropout import KeyedDropout
+from fedray.adapters.group import Entry, Group
+from fedray.adapters.heads import head_group, is_meta
+from fedray.adapters.layout import Slot
+from fedray.adapters.positions import Positions, select
+from fedray.aggregation.stiefel import retract
+from fedray.config import ReftSection
+from fedray.errors import ConfigError
+from fedray.types import Vector
+
+ORTHONORMAL = ("loreft", "direft")
+"""The kinds whose projection is a rotation R rather than a free P."""
+
+
+@dataclass(frozen=True)
+class RotationEntry(Entry):
+    """R, exchanged as itself; `parameter` is the raw tensor [d, r] of its parametrization, which never leaves, and on
+    which weight decay must not act (its diagonal is rounded to integers: decay turns R into zeros).
+
+    rotate_layer: pyreft's, whose `weight` is Rᵀ.
+    """
+
+    rotate_layer: nn.Module | None = None
+
+    def read(self) -> Vector:
+        assert self.rotate_layer is not None
+        weight = self.rotate_layer.weight
+        assert isinstance(weight, Tensor)
+        return np.ascontiguousarray(weight.detach().T.cpu().numpy())
+
+    def write(self, tensor: Vector) -> None:
+        """Assign the nearest rotation: the parametrization would silently normalise anything else its own way."""
+        assert self.rotate_layer is not None
+        value = torch.from_numpy(retract(tensor)).to(self.parameter.device)
+        with torch.no_grad():
+            self.rotate_layer.weight = value.T.contiguous()  # runs the parametrization's right_inverse
+
+
+def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Adapter:
+    """Put interventions on the output of the model's blocks, in place, and freeze everything else.
+
+    Groups: "reft" with slots R or P [r, d], W [r, d], b [r] per block and per "prefix", "suffix" or "tied" (one φ for
+    both, and for `all`), and "head" where the model has one. Both train until `set_trainable` chooses.
+
+    Args:
+        model: a transformers model, also on the meta device; attached to at most once.
+        seed: keys the first values.
+
+    Raises:
+        ConfigError: a layer index that the model does not have, a rank above the hidden size, no position at all.
+        ValueError: the model already has interventions.
+    """
+    width = int(cast(Any, model).config.hidden_size)
+    positions = Positions.parse(section.positions, section.tie_positions)
+    blocks = _chosen(model, section)
+    if section.rank > width:
+        raise ConfigError(f"reft.rank: {section.rank} is above the model's hidden size {width}")
+    if not (positions.everything or positions.prefix or positions.suffix):
+        raise ConfigError(f"reft.positions: {section.positions!r} names no token; for example f1+l1")
+    base = getattr(model, "base_model", model)
+    if hasattr(base, "reft"):
+        raise ValueError("the model already has interventions; load the backbone anew for another adapter")
+    model.requires_grad_(False)
+    head = head_group(model)
+    context = ForwardContext(model)
+    base.reft = nn.ModuleDict()
+    entries: list[Entry] = []
+    for index, (path, block) in blocks.items():
+        own = {where: _intervention(section, width, f"{path}.{where}", context, model) for where in positions.wheres}
+        base.reft.update({f"{index}_{where}": intervention for where, intervention in own.items()})
+        entries += [entry for where, module in own.items() for entry in _entries(f"{path}.{where}", module)]
+        block.register_forward_hook(_edit(own, positions, context))
+    adapter = Adapter(model, [Group("reft", entries), *([head] if head else [])], context)
+    adapter.set_trainable(*adapter.names)
+    model.train(model.training)  # the new modules take over the model's mode
+    if not is_meta(model):
+        adapter.load("reft", draw_reft(adapter.layout("reft"), seed))
+    return adapter
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the model's blocks by path, in order: the first list of `num_hidden_layers` modules, else the longest."""
+    depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists:
+        raise ConfigError(f"{type(model).__name__} has no list of blocks; interventions need one")
+    path = max(lists, key=lambda path: (len(lists[path]) == depth, len(lists[path])))
+    return {f"{path}.{index}": block for index, block in enumerate(lists[path])}
+
+
+def _chosen(model: nn.Module, section: ReftSection) -> dict[int, tuple[str, nn.Module]]:
+    blocks = list(find_blocks(model).items())
+    indices = range(len(blocks)) if section.layers == "all" else sorted(set(section.layers))
+    for index in indices:
+        if not 0 <= index < len(blocks):
+            raise ConfigError(f"reft.layers: no block {index}; the model has blocks 0 to {len(blocks) - 1}")
+    return {index: blocks[index] for index in indices}
+
+
+def _intervention(section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module) -> nn.Module:
+    """Return pyreft's intervention with uninitialised W and b, and the projection R (the first unit vectors) or P."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pyvene announces what is not installed
+        from pyreft import interventions as pyreft
+
+    kinds = {
+        "loreft": pyreft.LoreftIntervention,
+        "noreft": pyreft.NoreftIntervention,
+        "direft": pyreft.DireftIntervention,
+        "nodireft": pyreft.NodireftIntervention,
+    }
+    device = next(model.parameters()).device
+    rank = section.rank
+    # Built tiny, since its layers are replaced below: pyreft's own would factorise a d × d matrix each.
+    with torch.random.fork_rng(devices=[]):
+        module: Any = kinds[section.kind](embed_dim=rank, low_rank_dimension=rank, dtype=torch.float32, add_bias=False)
+    module.embed_dim = module.interchange_dim = None
+    module.learned_source = _empty_linear(width, rank, True, device)
+    module.dropout = KeyedDropout(section.dropout, name, context)
+    if section.kind in ORTHONORMAL:
+        module.rotate_layer = _rotate_layer(pyreft.LowRankRotateLayer, width, rank, device)
+    else:
+        module.proj_layer = _empty_linear(width, rank, False, device)
+    return cast(nn.Module, module)
+
+
+def _empty_linear(d_in: int, d_out: int, bias: bool, device: torch.device) -> nn.Linear:
+    return nn.Linear(d_in, d_out, bias, device="meta", dtype=torch.float32).to_empty(device=device)
+
+
+def _rotate_layer(layer_class: Any, width: int, rank: int, device: torch.device) -> nn.Module:
+    """The parametrization itself is left out on the meta device: its raw tensor has the weight's shape anyway."""
+    with device:
+        layer: nn.Module = layer_class(width, rank, init_orth=False)
+    if device.type != "meta":
+        layer.weight = nn.Parameter(torch.eye(width, rank, dtype=torch.float32, device=device))
+        parametrizations.orthogonal(layer, orthogonal_map="householder", use_trivialization=False)
+    return layer
+
+
+def _entries(name: str, module: Any) -> list[Entry]:
+    source = module.learned_source
+    rank, width = source.weight.shape
+    if hasattr(module, "rotate_layer"):
+        layer = module.rotate_layer
+        raw = layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
+        projection: Entry = RotationEntry(Slot(name, "R", (rank, width)), raw, decays=False, rotate_layer=layer)
+    else:
+        projection = Entry(Slot(name, "P", (rank, width)), module.proj_layer.weight)
+    return [
+        projection,
+        Entry(Slot(name, "W", (rank, width)), source.weight),
+        Entry(Slot(name, "b", (rank,)), source.bias),
+    ]
+
+
+def _edit(own: Mapping[str, nn.Module], positions: Positions, context: ForwardContext) -> Callable[..., Any]:
+    """Return the forward hook of one block."""
+
+    def edit(hidden: Tensor) -> Tensor:
+        """[batch, tokens, d] in the base's type; only the selected tokens are gathered, edited in float32, put back."""
+        if context.batch is None:
+            raise RuntimeError("interventions need input_ids or inputs_embeds passed to the whole model")
+        tokens = hidden.reshape(-1, hidden.shape[-1])
+        edited: list[tuple[Tensor, Tensor]] = []
+        for where, index in select(positions, context.batch).items():
+            if where in own and len(index):
+                with parametrize.cached():  # pyreft evaluates R twice
+                    edited.append((index, own[where](tokens.index_select(0, index).float())))
+        if not edited:
+            return hidden
+        indices = torch.cat([index for index, _ in edited])
+        values = torch.cat([value for _, value in edited]).to(hidden.dtype)
+        return tokens.index_copy(0, indices, values).reshape(hidden.shape)
+
+    def hook(block: nn.Module, args: Any, output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return hook

@@ -1,0 +1,70 @@
+"""What a set of points must be, and how it is read in blocks of columns so that no float64 copy of it all exists.
+
+A point is one client's flat vector; K (or n) points are the rows of one float32 matrix [K, d].
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.types import Vector
+
+Matrix = npt.NDArray[np.float64]
+"""Any float64 array: what aggregation computes with."""
+
+BLOCK = 8192
+"""Columns per block: a block of 1,000 points takes 64 MiB in float64."""
+
+
+def check_points(points: Vector, least: int) -> None:
+    """Refuse what no aggregation rule can use.
+
+    Raises:
+        ValueError: `points` is not [n, d] with n >= `least`, or a point holds NaN or infinity.
+    """
+    if points.ndim != 2:
+        raise ValueError(f"expected points as a matrix [n, d], got shape {points.shape}")
+    if len(points) < least:
+        raise ValueError(f"expected at least {least} points, got {len(points)}")
+    broken = [k for k, point in enumerate(points) if not np.isfinite(point).all()]
+    if broken:
+        raise ValueError(f"points {broken} hold NaN or infinity; leave these clients out before aggregating")
+
+
+def check_weights(weights: npt.ArrayLike | None, n: int) -> Matrix:
+    """Return weights [n] in float64 that sum to one; None means equal weights.
+
+    Raises:
+        ValueError: another length than n, a negative or not finite weight, or a sum that is not positive.
+    """
+    checked = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if checked.shape != (n,):
+        raise ValueError(f"expected one weight for each of {n} points, got shape {checked.shape}")
+    if not np.isfinite(checked).all() or (checked < 0).any() or checked.sum() <= 0:
+        raise ValueError(f"expected weights >= 0 with a positive sum, got {checked}")
+    normalised: Matrix = checked / checked.sum()
+    return normalised
+
+
+def column_blocks(d: int, block: int) -> Iterator[slice]:
+    """Yield slices that cover 0 to d-1 in order, each at most `block` wide.
+
+    Raises:
+        ValueError: block < 1.
+    """
+    if block < 1:
+        raise ValueError(f"expected block >= 1 columns, got {block}")
+    return (slice(start, min(start + block, d)) for start in range(0, d, block))
+
+
+def gram_about(points: Vector, centre: Matrix, block: int) -> Matrix:
+    """Return the inner products ⟨p_i − centre, p_j − centre⟩ as [n, n], subtracting before multiplying.
+
+    Differences of float32 values are exact in float64, so close points far from the origin keep all their digits.
+    """
+    gram = np.zeros((len(points), len(points)))
+    for columns in column_blocks(points.shape[1], block):
+        centred = points[:, columns] - centre[columns]
+        gram += centred @ centred.T
+    return gram

@@ -1,0 +1,101 @@
+"""The command line: fedray run, validate, params."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedray.config import load_config, parse_overrides
+from fedray.errors import ConfigError, FedrayError
+
+app = typer.Typer(
+    name="fedray",
+    help="Simulate federated fine-tuning of language models on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Values to change, as section.key=value.", metavar="[section.key=value]...", show_default=False
+    ),
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the results; must be empty or not exist.")] = None,
+) -> None:
+    """Run an experiment: train every method, show progress, write the results."""
+    console = Console()
+    with _reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.api import RunResult, run_folder, start
+        from fedray.evaluation.metrics import default_metric
+        from fedray.report import LiveProgress, summary_table
+
+        path = run_folder(loaded, output)
+        console.print("reading data and model configuration ...", highlight=False)
+        with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
+            for event in start(loaded, path):
+                progress(event)
+        console.print(summary_table(RunResult.load(path).summaries))
+        console.print(f"results: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check an experiment, its data and its model without training; show its clients and what each method costs."""
+    console = Console()
+    with _reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.prepare import prepare
+        from fedray.report import cost_table, data_table
+
+        prepared = prepare(loaded)
+        console.print(data_table(prepared.clients, prepared.data))
+        console.print(cost_table(prepared.costs))
+        console.print("the experiment is valid", highlight=False)
+
+
+@app.command()
+def params(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print what each method trains and sends, from the model's configuration alone (no weights)."""
+    console = Console()
+    with _reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.prepare import costs_from_configuration
+        from fedray.report import cost_table
+
+        console.print(cost_table(costs_from_configuration(loaded)))
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Print what went wrong as one message. Exit codes: 2 bad input, 1 a run that failed, 130 interrupted."""
+    try:
+        yield
+    except ConfigError as error:
+        _fail(f"error: {error}", 2)
+    except FedrayError as error:
+        _fail(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished rounds are in the run's folder", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the command `fedray`."""
+    app()

@@ -1,0 +1,30 @@
+"""ClientActor: a worker as a Ray actor."""
+
+from typing import Any
+
+import ray
+
+from fedray.data.shards import Shard
+from fedray.methods.protocol import Initial
+from fedray.worker import Assignment, Job, Outcome, Worker
+
+
+@ray.remote(max_restarts=0)
+class ClientActor:
+    """One frozen base model and one adapter on a share of a node, serving any client.
+
+    It keeps nothing between two clients: state and shard come as references and the next state goes back as one.
+    """
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+
+    def setup(self, job: Job) -> None:
+        self.worker.setup(job)
+
+    def initial(self) -> Initial:
+        return self.worker.initial()
+
+    @ray.method(num_returns=2)
+    def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
+        return self.worker.train(assignment, downlink, state, shard)

@@ -1,0 +1,81 @@
+"""Tables of tokens to batches of tensors, padded to the longest example of each batch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from fedray.data.tokenise import IGNORED
+
+Indices = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """A list column as flat values and where each row starts; nothing is copied."""
+
+    values: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32]
+
+    def padded(self, rows: Indices, fill: int, left: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return (values, filled) of these rows, both [rows, longest]."""
+        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
+        width = int(lengths.max(initial=0))
+        place = np.arange(width)
+        filled = place >= width - lengths[:, None] if left else place < lengths[:, None]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        padded = np.full(filled.shape, fill, dtype=np.int64)
+        padded[filled] = self.values[np.repeat(starts, lengths) + within]
+        return padded, filled
+
+
+_Column = _Ragged | npt.NDArray[np.int64] | npt.NDArray[np.float32]
+
+
+def batches(
+    table: pa.Table,
+    batch_size: int,
+    pad_token_id: int,
+    order: Indices | None = None,
+    device: torch.device | str = "cpu",
+    left_pad: bool = False,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of at most batch_size rows, in the given order of rows (default: the table's).
+
+    input_ids, attention_mask and, where the table has them, token_type_ids: int64 [batch, longest].
+    labels: int64 [batch] (classes), float32 [batch] (regression), int64 [batch, longest] with -100 on padding and
+        prompt (causal_lm).
+    left_pad: pad before the tokens instead of after them, for generation.
+    """
+    columns = {name: _column(table[name]) for name in table.column_names if name != "answer"}
+    rows = np.arange(table.num_rows) if order is None else order
+    fills = {"input_ids": pad_token_id, "labels": IGNORED, "token_type_ids": 0}
+    for start in range(0, len(rows), batch_size):
+        batch = _batch(columns, rows[start : start + batch_size], fills, left_pad)
+        yield {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def _batch(
+    columns: Mapping[str, _Column], rows: Indices, fills: Mapping[str, int], left: bool
+) -> dict[str, np.ndarray]:
+    batch: dict[str, np.ndarray] = {}
+    for name, column in columns.items():
+        if isinstance(column, _Ragged):
+            batch[name], filled = column.padded(rows, fills[name], left)
+            if name == "input_ids":
+                batch["attention_mask"] = filled.astype(np.int64)
+        else:
+            batch[name] = column[rows]
+    return batch
+
+
+def _column(column: pa.ChunkedArray) -> _Column:
+    """Return a list column as ragged values, class indices as int64 and numbers as float32."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_list(array.type):
+        return _Ragged(array.values.to_numpy(), array.offsets.to_numpy())
+    values: npt.NDArray[np.float32] = array.to_numpy()
+    return values if pa.types.is_floating(array.type) else values.astype(np.int64)

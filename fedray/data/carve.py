@@ -1,0 +1,62 @@
+"""Keeping back some of a client's own training examples where the source has no validation or test split."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedray.config import PartitionConfig
+from fedray.data.examples import Examples, IntArray
+from fedray.types import Split
+
+
+def carve(
+    train: IntArray,
+    classes: IntArray,
+    config: PartitionConfig,
+    parts: Mapping[Split, IntArray],
+    rng: np.random.Generator,
+) -> dict[Split, IntArray]:
+    """Return a client's training rows and what is carved out of them, each ascending and stratified by class.
+
+    classes: class of every row of the data.
+    parts: rows of every split of the source; only missing ones are carved.
+    """
+    carved: dict[Split, IntArray] = {"train": train}
+    for split, count in _sizes(len(train), config, parts).items():
+        carved[split] = _stratified(carved["train"], classes, count, rng)
+        carved["train"] = np.setdiff1d(carved["train"], carved[split], assume_unique=True)
+    return carved
+
+
+def needed(config: PartitionConfig, parts: Mapping[Split, IntArray]) -> int:
+    """Return the fewest examples that leave a client min_examples for training."""
+    count = config.min_examples
+    while (missing := config.min_examples + sum(_sizes(count, config, parts).values()) - count) > 0:
+        count += missing
+    return count
+
+
+def classes_of(examples: Examples) -> IntArray:
+    """Return a number per row by which to stratify: class, rank of the regression label, or 0 throughout."""
+    if "label" not in examples.table.column_names:
+        return np.zeros(len(examples), dtype=np.int64)
+    labels = examples.table["label"].to_numpy()
+    return np.unique(labels.astype(str) if labels.dtype == object else labels, return_inverse=True)[1]
+
+
+def _sizes(count: int, config: PartitionConfig, parts: Mapping[Split, IntArray]) -> dict[Split, int]:
+    """Return how many of `count` examples go to test, then to validation: at least one where any are wanted."""
+    sizes: dict[Split, int] = {}
+    fractions: dict[Split, float] = {"test": config.test_fraction, "validation": config.validation_fraction}
+    for split, fraction in fractions.items():
+        if not len(parts[split]) and fraction > 0:
+            sizes[split] = max(1, int(fraction * count + 0.5))
+            count -= sizes[split]
+    return sizes
+
+
+def _stratified(rows: IntArray, classes: IntArray, count: int, rng: np.random.Generator) -> IntArray:
+    """Return `count` of `rows`, ascending, at even distances through the rows ordered by class."""
+    by_class = rows[np.lexsort((rng.random(len(rows)), classes[rows]))]
+    picked = np.floor((np.arange(count) + rng.random()) * len(rows) / count).astype(np.int64)
+    return np.sort(by_class[picked])

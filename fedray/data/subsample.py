@@ -1,0 +1,40 @@
+"""Keeping fewer examples: a keyed draw that depends on the examples' content, not on their order."""
+
+import numpy as np
+
+from fedray.config import DataConfig
+from fedray.data.examples import Examples, IntArray
+from fedray.errors import DataError, choices
+from fedray.randomness import keyed_rng
+
+
+def subsample(examples: Examples, data: DataConfig, seed: int) -> Examples:
+    """Return the examples that max_per_class, max_examples and max_test_examples leave, in their order.
+
+    Raises:
+        DataError: max_per_class without classes.
+    """
+    # One shuffled order serves all three limits: each keeps the first rows of it.
+    shuffled = np.argsort(examples.digests, kind="stable")
+    shuffled = shuffled[keyed_rng(seed, "subsample").permutation(len(examples))]
+    splits = examples.field("split")[shuffled]
+    train, test = shuffled[splits == "train"], shuffled[splits == "test"]
+    if data.max_per_class is not None:
+        train = _first_of_each_class(train, examples, data)
+    kept = [train[: data.max_examples], shuffled[splits == "validation"], test[: data.max_test_examples]]
+    return examples.take(np.sort(np.concatenate(kept)))
+
+
+def _first_of_each_class(rows: IntArray, examples: Examples, data: DataConfig) -> IntArray:
+    """Return, in their order, the first max_per_class of `rows` of every class."""
+    names = examples.columns.column_names
+    if examples.task == "regression" or data.label not in names:
+        raise DataError(
+            "data.max_per_class: there are no classes (classification has them; causal_lm where the column "
+            f"data.label {data.label!r} exists); columns: {choices(names)}"
+        )
+    classes = examples.values(data.label)[rows]
+    by_class = np.argsort(classes, kind="stable")
+    ordered = classes[by_class]
+    rank = np.arange(len(rows)) - np.searchsorted(ordered, ordered, side="left")
+    return rows[np.sort(by_class[rank < (data.max_per_class or len(rows))])]

@@ -1,0 +1,135 @@
+"""Loss and metric of a model over one table of examples.
+
+Examples are batched by length, so a result depends neither on their order nor (up to float rounding) on the batch size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fedray.data.batches import batches
+from fedray.errors import ConfigError
+from fedray.evaluation.losses import prompts, score
+from fedray.evaluation.metrics import GENERATED, check_metric, metric_function, perplexity
+from fedray.types import Evaluation, Task
+
+Device = torch.device | str
+
+
+class Tokenizer(Protocol):
+    """What generation needs of a tokenizer; transformers' tokenizers have it."""
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any: ...
+
+
+def evaluate(
+    model: nn.Module,
+    table: pa.Table,
+    task: Task,
+    metric: str,
+    batch_size: int,
+    pad_token_id: int,
+    device: Device,
+    tokenizer: Tokenizer | None = None,
+    max_new_tokens: int = 32,
+) -> Evaluation:
+    """Return the mean loss (per example; per answer token for causal_lm), the metric, and the number of examples.
+
+    An empty table gives Evaluation(nan, nan, 0). The model's training mode is as before on return.
+    tokenizer, max_new_tokens: for exact_match and rouge_l, which compare greedily generated text with `answer`.
+
+    Raises:
+        ConfigError: the metric is unknown, does not fit the task, or needs a tokenizer that was not given.
+    """
+    check_metric(metric, task)
+    if metric in GENERATED and tokenizer is None:
+        raise ConfigError(
+            f"evaluation.metric: {metric!r} compares generated text and needs a tokenizer; none was given"
+        )
+    if table.num_rows == 0:
+        return Evaluation(float("nan"), float("nan"), 0)
+    with _evaluating(model):
+        losses, predictions, labels = _score_all(model, table, task, batch_size, pad_token_id, device)
+        loss = float(losses.mean(dtype=np.float64))
+        if tokenizer is not None and metric in GENERATED:
+            texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens)
+            value = metric_function(metric)(texts, table["answer"].to_pylist())
+        elif metric == "perplexity":
+            value = perplexity(losses)
+        else:
+            value = metric_function(metric)(predictions, labels)
+    return Evaluation(loss, value, table.num_rows)
+
+
+def generate(
+    model: nn.Module,
+    table: pa.Table,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    pad_token_id: int,
+    device: Device,
+    max_new_tokens: int,
+) -> list[str]:
+    """Return the greedy continuation of each example's prompt (see `prompts`), in the table's order."""
+    asked = pa.array(prompts(table), pa.list_(pa.int32()))
+    asked_table = pa.table({"input_ids": asked, "labels": asked})
+    order = _by_length(asked_table)
+    texts = [""] * len(order)
+    start = 0
+    for batch in batches(asked_table, batch_size, pad_token_id, order, device, left_pad=True):
+        width = batch["input_ids"].shape[1]
+        tokens = model.generate(  # type: ignore[operator]  # a transformers PreTrainedModel
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            pad_token_id=pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        for row, answer in zip(order[start : start + len(tokens)], tokens[:, width:].tolist(), strict=True):
+            texts[row] = tokenizer.decode(answer, skip_special_tokens=True)
+        start += len(tokens)
+    return texts
+
+
+def _score_all(
+    model: nn.Module, table: pa.Table, task: Task, batch_size: int, pad_token_id: int, device: Device
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return losses, predictions and labels of all units, [units] each."""
+    losses, predictions, labels = [], [], []
+    for batch in batches(table, batch_size, pad_token_id, _by_length(table), device):
+        scored = score(model, batch, task)
+        losses.append(scored.losses)
+        predictions.append(scored.outputs if task == "regression" else scored.outputs.argmax(-1))
+        labels.append(scored.labels)
+    return torch.cat(losses).cpu().numpy(), torch.cat(predictions).cpu().numpy(), torch.cat(labels).cpu().numpy()
+
+
+def _by_length(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Longest first: a batch that does not fit into memory fails at once."""
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    return np.argsort(-lengths.astype(np.int64), kind="stable")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no autograd, and every parametrization (LoReFT's rotation) computed once."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), parametrize.cached():
+            yield
+    finally:
+        model.train(was_training)

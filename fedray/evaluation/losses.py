@@ -1,0 +1,105 @@
+"""The loss of every task, one value per unit. A unit is an example, or for causal_lm an answer token.
+
+Means over units are transformers' own losses: cross-entropy (classification), squared error (regression), and
+next-token cross-entropy over labels other than -100 (causal_lm).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedray.types import Task
+
+IGNORED = -100
+"""Label of a token on which no loss is taken."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """losses: float32 [units]. outputs: float32 logits [units, classes or vocabulary], or predictions [units]
+    (regression). labels: [units]."""
+
+    losses: torch.Tensor
+    outputs: torch.Tensor
+    labels: torch.Tensor
+
+
+def score(model: nn.Module, batch: Mapping[str, torch.Tensor], task: Task) -> Scored:
+    """Run the model on one batch (tensors of shape [examples, tokens]; labels as in `Shard`) and take its losses."""
+    if task == "causal_lm":
+        scored = _predicts_answer(batch["labels"])
+        logits = _logits_at(model, batch, scored).float()
+        labels = batch["labels"][:, 1:][scored[:, :-1]]
+        return Scored(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
+    labels = batch["labels"]
+    logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.float()
+    if task == "regression":
+        predictions, labels = logits.squeeze(-1), labels.float()
+        return Scored(functional.mse_loss(predictions, labels, reduction="none"), predictions, labels)
+    return Scored(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
+
+
+def num_units(table: pa.Table, task: Task) -> npt.NDArray[np.int64]:
+    """Return each example's number of units, shape [examples]: 1, or for causal_lm its answer tokens."""
+    if task != "causal_lm":
+        return np.ones(table.num_rows, dtype=np.int64)
+    counts = [
+        np.count_nonzero(np.asarray(row[1:]) != IGNORED)  # nothing predicts a text's first token
+        for row in _rows(table, "labels")
+    ]
+    return np.array(counts, dtype=np.int64)
+
+
+def prompts(table: pa.Table) -> list[npt.NDArray[np.int32]]:
+    """Return what the model reads of each example before it answers: the leading tokens without loss, at least one."""
+    cut = []
+    for tokens, labels in zip(_rows(table, "input_ids"), _rows(table, "labels"), strict=True):
+        scored = np.flatnonzero(labels[1:] != IGNORED)
+        cut.append(tokens[: scored[0] + 1] if len(scored) else tokens)
+    return cut
+
+
+def _rows(table: pa.Table, column: str) -> list[npt.NDArray[np.int32]]:
+    """A list column as one view per row; through one flat array, since Arrow scalars cost a microsecond per token."""
+    if table.num_rows == 0:
+        return []
+    lists = pa.concat_arrays(table[column].chunks)
+    return np.split(lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())[:-1])
+
+
+def _predicts_answer(labels: torch.Tensor) -> torch.Tensor:
+    """True at [example, t] where the next token, t + 1, has a label."""
+    return functional.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
+
+
+def _logits_at(model: nn.Module, batch: Mapping[str, torch.Tensor], where: torch.Tensor) -> torch.Tensor:
+    """Logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
+
+    The output layer gets only those positions: with a vocabulary of 128,000 tokens the logits of a whole batch are
+    larger than the model, and the prompt's are never looked at. Labels enter the forward pass, since an adapter's hooks
+    see from them where the prompt ends, and leave it before the model computes a loss of its own.
+    """
+
+    def without_labels(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {name: value for name, value in kwargs.items() if name != "labels"}
+
+    def only_scored(_: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
+        return (args[0][where].unsqueeze(0),)
+
+    output_layer = model.get_output_embeddings()  # type: ignore[operator]  # a transformers PreTrainedModel
+    handles = [
+        model.register_forward_pre_hook(without_labels, with_kwargs=True),  # runs after the adapter's, which are older
+        output_layer.register_forward_pre_hook(only_scored),
+    ]
+    try:
+        return model(**batch, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,122 @@
+"""An experiment: each method of the comparison in turn, on identical data, partition, initial weights and cohorts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+from fedray.config import MethodConfig
+from fedray.evaluation.metrics import default_metric, higher_is_better
+from fedray.federation import ClientDone, Federation, Pool, RoundDone
+from fedray.methods.protocol import Initial
+from fedray.methods.registry import build_method
+from fedray.prepare import Prepared
+from fedray.state import sha256
+from fedray.tracking import RunFolder, Summary, means, round_row
+from fedray.training.threads import set_threads
+from fedray.worker import Job, Outcome
+
+
+class MethodPool(Pool, Protocol):
+    """A pool that can be made ready for one method after another."""
+
+    def setup(self, job: Job) -> Initial: ...
+
+
+@dataclass(frozen=True)
+class MethodStarted:
+    method: str
+    rounds: int
+    turns: int
+    """Clients' turns in all rounds and the final pass."""
+
+
+@dataclass(frozen=True)
+class TurnFinished:
+    method: str
+    server_round: int
+    client: str
+
+
+@dataclass(frozen=True)
+class RoundFinished:
+    method: str
+    server_round: int
+    final: bool
+    aggregated: float | None
+    personalised: float | None
+    train_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MethodFinished:
+    summary: Summary
+
+
+Event = MethodStarted | TurnFinished | RoundFinished | MethodFinished
+
+
+def run_experiment(prepared: Prepared, pool: MethodPool, path: Path) -> Iterator[Event]:
+    """Run every method, write the run's folder as it goes, and yield what happens."""
+    set_threads(prepared.config.clients.threads)
+    folder = RunFolder(path, prepared.config)
+    for entry in prepared.config.method:
+        yield from _run_method(prepared, entry, pool, folder)
+
+
+def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folder: RunFolder) -> Iterator[Event]:
+    config, started = prepared.config, perf_counter()
+    cohort = config.clients.per_round or len(prepared.clients)
+    yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients))
+    initial = pool.setup(prepared.job(entry))
+    federation = Federation(config, build_method(config, entry), prepared.clients, initial, pool)
+    uplink = downlink = 0
+    final: tuple[Outcome, ...] = ()
+    for event in federation.run():
+        if isinstance(event, ClientDone):
+            yield TurnFinished(entry.key, event.server_round, event.outcome.update.client.id)
+            continue
+        folder.record(entry.key, event)
+        if event.final:
+            final = event.outcomes
+        else:
+            uplink += sum(outcome.uplink_bytes for outcome in event.outcomes)
+            downlink += sum(outcome.downlink_bytes for outcome in event.outcomes)
+        yield _round_finished(entry.key, event)
+    states = federation.states()
+    metric = config.evaluation.metric or default_metric(config.task)
+    measured = means(final)
+    summary = Summary(
+        method=entry.key,
+        seed=config.seed,
+        rounds=config.rounds,
+        clients=len(prepared.clients),
+        head=prepared.costs[entry.key].head,
+        metric_name=metric,
+        aggregated_mean=measured["aggregated_mean"],
+        personalised_mean=measured["personalised_mean"],
+        personalised_weighted_mean=measured["personalised_weighted_mean"],
+        personalised_worst=measured["personalised_min" if higher_is_better(metric) else "personalised_max"],
+        trainable_parameters=prepared.costs[entry.key].trainable,
+        uplink_bytes=uplink,
+        downlink_bytes=downlink,
+        wall_seconds=perf_counter() - started,
+        state_sha256=sha256(states),
+    )
+    folder.finish(summary, states, final)
+    yield MethodFinished(summary)
+
+
+def _round_finished(method: str, done: RoundDone) -> RoundFinished:
+    row = round_row(done)
+    return RoundFinished(
+        method,
+        done.server_round,
+        done.final,
+        row["aggregated_mean"],
+        row["personalised_mean"],
+        row["train_loss"],
+        done.seconds,
+    )

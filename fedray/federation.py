@@ -1,0 +1,119 @@
+"""The federation: a round on one screen, whatever the clients run on.
+
+`Pool` is where clients are trained: `pool.ClientPool` on Ray, `inline.InlinePool` in this process. Both give the same
+bits: every draw is keyed, outcomes come in any order and are reduced in the order of client ids.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedray.config import Config
+from fedray.methods.protocol import AnyMethod, Initial, Metrics
+from fedray.randomness import keyed_rng
+from fedray.types import Client, ClientId
+from fedray.worker import Assignment, Outcome
+
+Handle = Any
+"""A client's state, or a reference to it; only the pool looks inside."""
+
+
+class Pool(Protocol):
+    def train(
+        self,
+        assignments: Sequence[Assignment],
+        downlinks: Mapping[ClientId, Any],
+        states: Mapping[ClientId, Handle],
+    ) -> Iterator[tuple[Outcome, Handle]]:
+        """Yield every client's outcome and the handle of its next state, in completion order."""
+        ...
+
+    def fetch(self, handle: Handle) -> Any:
+        """Return the state behind a handle."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClientDone:
+    """A client finished its turn."""
+
+    server_round: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class RoundDone:
+    """A round was aggregated. outcomes: in the order of client ids. final: the last pass, nothing is sent up."""
+
+    server_round: int
+    outcomes: tuple[Outcome, ...]
+    metrics: Metrics
+    seconds: float
+    final: bool = False
+
+
+class Federation:
+    """One method on one population of clients.
+
+    The state is `server_round`, `server` and `client_states` (handles of those who have trained), nothing else.
+    """
+
+    def __init__(self, config: Config, method: AnyMethod, clients: Sequence[Client], initial: Initial, pool: Pool):
+        self.config, self.method, self.clients, self.pool = config, method, tuple(clients), pool
+        self.server_round = 0
+        self.server = method.init_server(initial, self.clients)
+        self.client_states: dict[ClientId, Handle] = {}
+
+    def run(self) -> Iterator[ClientDone | RoundDone]:
+        """Train all rounds, then let every client take the result home (`take_home`)."""
+        while self.server_round < self.config.rounds:
+            yield from self.round()
+        yield from self.take_home()
+
+    def round(self) -> Iterator[ClientDone | RoundDone]:
+        started = perf_counter()
+        cohort = sample_cohort(self.clients, self.config, self.server_round)
+        downlinks = self.method.configure_train(self.server, cohort)
+        measure = self.config.evaluation.every > 0 and self.server_round % self.config.evaluation.every == 0
+        outcomes: dict[ClientId, Outcome] = {}
+        for outcome, state in self.pool.train(self._assign(cohort, measure), downlinks, self.client_states):
+            outcomes[outcome.update.client.id] = outcome
+            self.client_states[outcome.update.client.id] = state
+            yield ClientDone(self.server_round, outcome)
+        ordered = tuple(outcomes[id] for id in sorted(outcomes))
+        self.server, metrics = self.method.aggregate_train(self.server, [outcome.update for outcome in ordered])
+        yield RoundDone(self.server_round, ordered, metrics, perf_counter() - started)
+        self.server_round += 1
+
+    def take_home(self) -> Iterator[ClientDone | RoundDone]:
+        """The final pass over all clients: download, evaluate (`aggregated`), train once more, evaluate
+        (`personalised`). Nothing is sent up, and neither the server's nor a client's state changes."""
+        started = perf_counter()
+        downlinks = self.method.configure_train(self.server, self.clients)
+        outcomes: dict[ClientId, Outcome] = {}
+        assignments = self._assign(self.clients, measure=True, keep=True)
+        for outcome, _ in self.pool.train(assignments, downlinks, self.client_states):
+            outcomes[outcome.update.client.id] = outcome
+            yield ClientDone(self.server_round, outcome)
+        ordered = tuple(outcomes[id] for id in sorted(outcomes))
+        yield RoundDone(self.server_round, ordered, {}, perf_counter() - started, final=True)
+
+    def states(self) -> dict[str, Any]:
+        """Return the server's state as "server", and each trained client's as "client/ID"."""
+        clients = {f"client/{id}": self.pool.fetch(self.client_states[id]) for id in sorted(self.client_states)}
+        return {"server": self.server, **clients}
+
+    def _assign(self, cohort: Sequence[Client], measure: bool, keep: bool = False) -> list[Assignment]:
+        """Largest clients first, so that nobody waits for one that began last."""
+        ordered = sorted(cohort, key=lambda client: (-client.num_examples, client.id))
+        return [Assignment(client, self.server_round, measure, keep) for client in ordered]
+
+
+def sample_cohort(clients: Sequence[Client], config: Config, server_round: int) -> list[Client]:
+    """Return the round's cohort in the order of client ids, drawn without replacement by (seed, round)."""
+    size = config.clients.per_round or len(clients)
+    chosen = keyed_rng(config.seed, "cohort", server_round).choice(len(clients), size=size, replace=False)
+    return [clients[index] for index in np.sort(chosen)]

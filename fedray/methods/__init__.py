@@ -1,0 +1,1 @@
+"""One file per method; `fedray.methods.registry` finds them by name."""

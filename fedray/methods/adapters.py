@@ -1,0 +1,20 @@
+"""Which adapter a method without one of its own (local, head_only, fedavg) trains: LoRA or LoReFT."""
+
+from typing import Literal
+
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.lora import attach_lora
+from fedray.adapters.reft import attach_reft
+from fedray.config import Head, LoraSection, ReftSection
+from fedray.methods import heads
+
+AdapterKind = Literal["lora", "reft"]
+
+
+def attach(model: nn.Module, kind: AdapterKind, lora: LoraSection, reft: ReftSection, head: Head) -> Adapter:
+    """Attach the adapter: the group `kind` and the head. Both train, unless the head is frozen."""
+    adapter = attach_lora(model, lora) if kind == "lora" else attach_reft(model, reft)
+    adapter.set_trainable(*heads.trainable(head, adapter, kind))
+    return adapter

@@ -1,0 +1,124 @@
+"""FedALT: an individual LoRA, a frozen Rest-of-World LoRA and a mixer per token (arXiv 2503.11880).
+
+Every target linear of client k computes y = W0 x + s α_L(x) B^L A^L x + s α_R(x) B^R A^R x with
+(α_R, α_L) = softmax(G x). Unlike FedAvg, the aggregate never overwrites the individual LoRA: the driver sends
+A_k^R, B_k^R = mean of the others' A_j^L, B_j^L (factors averaged separately, unweighted), the client trains L and G.
+
+Choices: an absent client counts with its latest update; a client that never trained counts in nobody's rest of world.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.draws import draw_lora, draw_mixer
+from fedray.adapters.lora import attach_lora
+from fedray.config import Head, LoraSection
+from fedray.errors import ConfigError
+from fedray.methods import heads
+from fedray.methods.all_but_me import RuleName, all_but_me, rule
+from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.types import Client, ClientId, Vector
+
+
+@dataclass(frozen=True)
+class Server:
+    """latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained."""
+
+    latest: Mapping[ClientId, Vector]
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class RestOfWorld:
+    """Downlink. rest: (A_k^R, B_k^R), or None while nobody else has trained (it is zero then)."""
+
+    rest: Vector | None
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class Individual:
+    """Uplink: the individual LoRA, and the head if it is shared."""
+
+    lora: Vector
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class Own:
+    """Client state: individual LoRA, mixer G (None unless adaptive), and the head if it is private."""
+
+    lora: Vector
+    mixer: Vector | None
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class FedAlt:
+    """rest: how the others' factors become the Rest-of-World LoRA; trim: share dropped at each end by `trimmed_mean`.
+    mixer: `adaptive` (G trained), `fixed` (`alpha` on L, 1 − alpha on R), `none` (both weights 1).
+    a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all; the
+    average of products stays close to the product of averages).
+    """
+
+    lora: LoraSection
+    head: Head = "shared"
+    rest: RuleName = "mean"
+    trim: float = 0.2
+    mixer: Literal["adaptive", "fixed", "none"] = "adaptive"
+    alpha: float = 0.5
+    a_init: Literal["independent", "common"] = "independent"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"fedalt.alpha: expected a weight in [0, 1], got {self.alpha}")
+        if not 0 <= self.trim < 0.5:
+            raise ConfigError(f"fedalt.trim: expected a share in [0, 0.5), got {self.trim}")
+
+    def attach(self, model: nn.Module) -> Adapter:
+        mixer = self.alpha if self.mixer == "fixed" else self.mixer
+        adapter = attach_lora(model, self.lora, rest_rank=self.lora.rank, rest_dropout=True, mixer=mixer)
+        groups = ("lora", "mixer") if self.mixer == "adaptive" else ("lora",)
+        adapter.set_trainable(*heads.trainable(self.head, adapter, *groups))
+        return adapter
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
+        return Server({}, heads.initial(self.head, initial.head())[0])
+
+    def init_client(self, initial: Initial, client: Client) -> Own:
+        lora, mixer = initial.vectors["lora"], initial.vectors.get("mixer")
+        if self.a_init == "independent":
+            lora = draw_lora(initial.layouts["lora"], initial.seed, "init", client.id)
+            if mixer is not None:
+                mixer = draw_mixer(initial.layouts["mixer"], initial.seed, "init", client.id)
+        return Own(lora, mixer, heads.initial(self.head, initial.head())[1])
+
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
+        rest = all_but_me(server.latest, [client.id for client in cohort], rule(self.rest, trim=self.trim))
+        return {client.id: RestOfWorld(rest[client.id], server.head) for client in cohort}
+
+    def train_client(
+        self, adapter: Adapter, client_state: Own, downlink: RestOfWorld, local: Local
+    ) -> tuple[Individual, Own]:
+        adapter.load("lora", client_state.lora)
+        if client_state.mixer is not None:
+            adapter.load("mixer", client_state.mixer)
+        nobody = np.zeros(adapter.layout("rest").size, np.float32)
+        adapter.load("rest", nobody if downlink.rest is None else downlink.rest)
+        heads.load(self.head, adapter, downlink.head, client_state.head)
+        local.train()
+        head_up, head_own = heads.read(self.head, adapter)
+        lora = adapter.read("lora")
+        mixer = None if client_state.mixer is None else adapter.read("mixer")
+        return Individual(lora, head_up), Own(lora, mixer, head_own)
+
+    def aggregate_train(self, server: Server, updates: Sequence[Update[Individual]]) -> tuple[Server, Metrics]:
+        latest = {**server.latest, **{update.client.id: update.payload.lora for update in updates}}
+        sent = [update.payload.head for update in updates]
+        head = heads.average(server.head, sent, [update.num_examples for update in updates])
+        return replace(server, latest=latest, head=head), {}

@@ -1,0 +1,81 @@
+"""FedAvg (McMahan et al., 2017) on LoRA (= FedIT, Zhang et al., 2023) or on LoReFT (FedReFT's ablation baseline).
+
+Every client of the cohort starts from the server's adapter, trains it, and sends it back; the server takes the mean,
+weighted by num_examples. Averaged rotations of LoReFT are retracted to the Stiefel manifold (polar factor).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout
+from fedray.adapters.rotations import retract_rotations
+from fedray.aggregation.means import weighted_mean
+from fedray.config import Head, LoraSection, ReftSection
+from fedray.methods import adapters, heads
+from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.types import Client, ClientId, Vector
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The adapter and, if it is shared, the head: downlink and uplink."""
+
+    adapter: Vector
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class Server:
+    layout: Layout
+    shared: Shared
+
+
+@dataclass(frozen=True)
+class OwnHead:
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """adapter: what is trained and averaged. weights: `examples` (n_k, the paper) or `uniform`."""
+
+    lora: LoraSection
+    reft: ReftSection
+    head: Head = "shared"
+    adapter: adapters.AdapterKind = "lora"
+    weights: Literal["examples", "uniform"] = "examples"
+
+    def attach(self, model: nn.Module) -> Adapter:
+        return adapters.attach(model, self.adapter, self.lora, self.reft, self.head)
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
+        shared_head, _ = heads.initial(self.head, initial.head())
+        return Server(initial.layouts[self.adapter], Shared(initial.vectors[self.adapter], shared_head))
+
+    def init_client(self, initial: Initial, client: Client) -> OwnHead:
+        return OwnHead(heads.initial(self.head, initial.head())[1])
+
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Shared]:
+        return {client.id: server.shared for client in cohort}
+
+    def train_client(
+        self, adapter: Adapter, client_state: OwnHead, downlink: Shared, local: Local
+    ) -> tuple[Shared, OwnHead]:
+        adapter.load(self.adapter, downlink.adapter)
+        heads.load(self.head, adapter, downlink.head, client_state.head)
+        local.train()
+        shared, own = heads.read(self.head, adapter)
+        return Shared(adapter.read(self.adapter), shared), OwnHead(own)
+
+    def aggregate_train(self, server: Server, updates: Sequence[Update[Shared]]) -> tuple[Server, Metrics]:
+        if not updates:
+            return server, {}
+        weights = [update.num_examples if self.weights == "examples" else 1 for update in updates]
+        mean = weighted_mean(np.stack([update.payload.adapter for update in updates]), np.array(weights))
+        head = heads.average(server.shared.head, [update.payload.head for update in updates], weights)
+        return Server(server.layout, Shared(retract_rotations(server.layout, mean), head)), {}

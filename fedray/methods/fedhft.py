@@ -1,0 +1,320 @@
+"""FedHFT: masked adapters inside, clusters outside (arXiv 2510.14054).
+
+Inner level: client k sees W0 + Σ_j π_kj ΔW_j as its frozen weight and trains a fresh LoRA (B = 0) on top. Its
+capacity ratio ρ_k keeps the ⌈ρ_k d_out⌉ most important output rows of each target's B; only those travel. Per cluster
+j and row i
+
+    ΔU_j[i,:] = Σ_k π_kj m_k[i] (B_k A_k)[i,:] / Σ_k π_kj m_k[i]        ΔW_j ← ΔW_j + ΔU_j
+
+Outer level: after `warmup_rounds` the driver refits a Gaussian mixture on the clients' latest updates at the end of
+each round, and sets π_k to client k's posterior.
+
+Choices where the paper is open: A of the fresh LoRA is drawn from (seed, round), equal for all clients; the Fisher
+importance of an output is the mean squared gradient over the local examples; under `pre` the importance is the energy
+of what the client can know before training (its downlink and its previous update); J by BIC is chosen at the first
+refit and kept; posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank` for every client.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout
+from fedray.adapters.draws import draw_lora
+from fedray.adapters.lora import attach_lora
+from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
+from fedray.aggregation.low_rank import cluster_update, compress, concatenate, gram, truncate
+from fedray.aggregation.masks import energy, random_rows, top_rows
+from fedray.aggregation.means import weighted_mean
+from fedray.config import Head, LoraSection
+from fedray.errors import ConfigError
+from fedray.methods import heads
+from fedray.methods.factors import (
+    Delta,
+    Mask,
+    join,
+    keep_rows,
+    pack_masks,
+    receive,
+    split,
+    unpack_masks,
+    zero,
+)
+from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.wire import Wire, WireType, decode, encode
+from fedray.randomness import keyed_seed
+from fedray.types import Client, ClientId, Vector
+
+NOBODY = 1e-3
+"""A sum of memberships below this counts as nobody: dividing by it would give a full-size update to a stray client."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """deltas: ΔW_j per cluster. heads: one per cluster (none where the head is not shared). memberships: π_k of every
+    client, [J]. features: every client's latest update, by which it is clustered: its head [d], or B_k A_k."""
+
+    seed: int
+    layout: Layout
+    server_round: int
+    deltas: tuple[Delta, ...]
+    heads: tuple[Vector, ...]
+    memberships: Mapping[ClientId, Vector]
+    features: Mapping[ClientId, Vector | Delta]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Downlink. rest: Σ_j π_kj ΔW_j as factors of rank downlink_rank (None in round 0, where it is zero);
+    head: Σ_j π_kj head_j; memberships: π_k, [J]."""
+
+    rest: Wire | None
+    head: Wire | None
+    memberships: Vector
+
+
+@dataclass(frozen=True)
+class MaskedUpdate:
+    """Uplink. factors: per target A_k, then the kept rows of B_k; masks: per target which rows those are, as a bitset
+    (none where all are kept)."""
+
+    factors: Wire
+    masks: npt.NDArray[np.uint8] | None
+    head: Wire | None
+
+
+@dataclass(frozen=True)
+class Own:
+    """Client state. previous: the factors of its last update, only where timing `pre` needs them; head: if private."""
+
+    previous: Vector | None
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class FedHft:
+    """clusters: J, or `auto` (by BIC, at most `max_clusters`).
+    warmup_rounds: 5 means that the first refit ends the sixth round.
+    timing: `post` masks after unmasked training, `pre` trains only the kept rows. importance: `fisher` or `energy`.
+    normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
+    server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it to `server_rank` (default the LoRA's) each round.
+    downlink_rank: default the LoRA's. features: what is clustered, default the head where it is shared, else B_k A_k.
+    wire: type of numbers on the wire. n_init: restarts of the mixture's fit.
+    """
+
+    lora: LoraSection
+    head: Head = "shared"
+    clusters: int | Literal["auto"] = 2
+    max_clusters: int = 8
+    warmup_rounds: int = 5
+    timing: Literal["post", "pre"] = "post"
+    importance: Literal["fisher", "energy"] | None = None
+    normalise: Literal["membership", "count"] = "membership"
+    server_state: Literal["full", "rank_q"] = "full"
+    server_rank: int | None = None
+    downlink_rank: int | None = None
+    features: Literal["head", "lora"] | None = None
+    wire: WireType = "float32"
+    n_init: int = 5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.clusters, int) and self.clusters < 1:
+            raise ConfigError(f"fedhft.clusters: expected `auto` or at least 1, got {self.clusters}")
+        if self.timing == "pre" and self.importance == "fisher":
+            raise ConfigError(
+                "fedhft.importance: `fisher` needs a trained adapter and cannot choose rows before training; "
+                "use `energy` with timing `pre`, or timing `post`"
+            )
+        if self.features == "head" and self.head != "shared":
+            raise ConfigError(f"fedhft.features: `head` needs head: shared, got head: {self.head}; use features: lora")
+        for name in ("server_rank", "downlink_rank", "max_clusters", "n_init"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"fedhft.{name}: expected at least 1, got {value}")
+        if self.warmup_rounds < 0:
+            raise ConfigError(f"fedhft.warmup_rounds: expected at least 0, got {self.warmup_rounds}")
+
+    def attach(self, model: nn.Module) -> Adapter:
+        rank = self.downlink_rank or self.lora.rank
+        adapter = attach_lora(model, self.lora, rest_rank=rank, rest_dropout=False, mixer=None)
+        if self.features == "head":
+            heads.require_head("fedhft with features: head", adapter)
+        adapter.set_trainable(*heads.trainable(self.head, adapter, "lora"))
+        return adapter
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
+        clusters = 1 if self.clusters == "auto" else self.clusters
+        layout = initial.layouts["lora"]
+        head, _ = heads.initial(self.head, initial.head())
+        uniform = np.full(clusters, 1 / clusters, np.float32)
+        return Server(
+            seed=initial.seed,
+            layout=layout,
+            server_round=0,
+            deltas=(zero(layout),) * clusters,
+            heads=() if head is None else (head,) * clusters,
+            memberships={client.id: uniform for client in clients},
+            features={},
+        )
+
+    def init_client(self, initial: Initial, client: Client) -> Own:
+        return Own(None, heads.initial(self.head, initial.head())[1])
+
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Mixture]:
+        made: dict[bytes, Mixture] = {}
+        for client in cohort:
+            pi = server.memberships[client.id]
+            if pi.tobytes() not in made:
+                made[pi.tobytes()] = self._mixture(server, pi)
+        return {client.id: made[server.memberships[client.id].tobytes()] for client in cohort}
+
+    def _mixture(self, server: Server, pi: Vector) -> Mixture:
+        rank = self.downlink_rank or self.lora.rank
+        rest = None
+        if any(delta.rank for delta in server.deltas[0]):
+            mixed = [
+                truncate(concatenate([(float(p), delta) for p, delta in zip(pi, target, strict=True) if p > 0]), rank)
+                for target in zip(*server.deltas, strict=True)
+            ]
+            rest = encode(join(mixed), self.wire)
+        head = None
+        if server.heads:
+            head = encode(np.einsum("j,jd->d", pi, np.stack(server.heads)).astype(np.float32), self.wire)
+        return Mixture(rest, head, pi)
+
+    def train_client(
+        self, adapter: Adapter, client_state: Own, downlink: Mixture, local: Local
+    ) -> tuple[MaskedUpdate, Own]:
+        adapter.set_rows(None)
+        layout, rest_layout = adapter.layout("lora"), adapter.layout("rest")
+        rest = np.zeros(rest_layout.size, np.float32) if downlink.rest is None else decode(downlink.rest)
+        fresh = draw_lora(layout, local.seed, "fresh", local.server_round)
+        masks: tuple[Mask, ...]
+        if self.timing == "pre":
+            previous = () if client_state.previous is None else split(layout, client_state.previous)
+            masks = self._masks_before(tuple(adapter.targets), split(rest_layout, rest), previous, local)
+            adapter.set_rows(
+                {module: np.flatnonzero(mask) for module, mask in zip(adapter.targets, masks, strict=True)}
+            )
+            fresh = join(keep_rows(split(layout, fresh), masks))
+        adapter.load("rest", rest)
+        adapter.load("lora", fresh)
+        heads.load(self.head, adapter, None if downlink.head is None else decode(downlink.head), client_state.head)
+
+        local.train()
+
+        kept = adapter.read("lora")
+        if self.timing == "post":
+            trained = split(layout, kept)
+            masks = self._masks_after(tuple(adapter.targets), trained, local)
+            kept = join(keep_rows(trained, masks))
+        local.record("mask_size", int(sum(mask.sum() for mask in masks)))
+        local.record("clusters", downlink.memberships.tolist())
+        head_up, head_own = heads.read(self.head, adapter)
+        uplink = MaskedUpdate(
+            encode(kept, self.wire), pack_masks(masks), None if head_up is None else encode(head_up, self.wire)
+        )
+        return uplink, Own(join(receive(layout, kept, masks)) if self.timing == "pre" else None, head_own)
+
+    def _masks_before(
+        self, targets: tuple[str, ...], downlink: Delta, previous: Delta, local: Local
+    ) -> tuple[Mask, ...]:
+        """`pre`: the rows in which downlink and previous update have most energy; at random while both are zero."""
+        masks = []
+        for index, module in enumerate(targets):
+            known = concatenate([(1.0, delta[index]) for delta in (downlink, previous) if delta])
+            importance = energy(known.B, known.A)
+            if importance.any():
+                masks.append(top_rows(importance, local.client.mask_ratio))
+            else:
+                masks.append(random_rows(importance.size, local.client.mask_ratio, local.rng(f"rows {module}")))
+        return tuple(masks)
+
+    def _masks_after(self, targets: tuple[str, ...], trained: Delta, local: Local) -> tuple[Mask, ...]:
+        """`post`: the most important rows of what was trained. A client that keeps all rows needs no importance."""
+        ratio = local.client.mask_ratio
+        if ratio == 1:
+            return tuple(np.ones(delta.B.shape[0], bool) for delta in trained)
+        if self.importance == "energy":
+            return tuple(top_rows(energy(delta.B, delta.A), ratio) for delta in trained)
+        fisher = local.importance()
+        return tuple(top_rows(fisher[module], ratio) for module in targets)
+
+    def aggregate_train(self, server: Server, updates: Sequence[Update[MaskedUpdate]]) -> tuple[Server, Metrics]:
+        server = replace(server, server_round=server.server_round + 1)
+        if not updates:
+            return server, {}
+        ids = [update.client.id for update in updates]
+        masks = [unpack_masks(server.layout, update.payload.masks) for update in updates]
+        factors = [
+            receive(server.layout, decode(update.payload.factors), mask)
+            for update, mask in zip(updates, masks, strict=True)
+        ]
+        sent = [decode(update.payload.head) for update in updates if update.payload.head is not None]
+        pi = np.stack([server.memberships[id] for id in ids])
+        latest = sent if server.heads and self.features != "lora" else factors
+        server = replace(
+            server,
+            deltas=tuple(self._grow(delta, factors, pi[:, j], masks) for j, delta in enumerate(server.deltas)),
+            heads=tuple(
+                head if pi[:, j].sum() < NOBODY else weighted_mean(np.stack(sent), pi[:, j])
+                for j, head in enumerate(server.heads)
+            ),
+            features={**server.features, **dict(zip(ids, latest, strict=True))},
+        )
+        if server.server_round > self.warmup_rounds:
+            server = self._recluster(server)
+        sizes = np.sum(list(server.memberships.values()), axis=0)
+        return server, {f"cluster_{j}_size": float(size) for j, size in enumerate(sizes)}
+
+    def _grow(self, delta: Delta, factors: Sequence[Delta], pi: Vector, masks: Sequence[tuple[Mask, ...]]) -> Delta:
+        """Return ΔW_j + ΔU_j per target, lossless or truncated as `server_state` says. pi: [cohort]"""
+        grown = []
+        for target, old in enumerate(delta):
+            update = cluster_update(
+                [factor[target] for factor in factors], pi, [mask[target] for mask in masks], self.normalise
+            )
+            total = concatenate([(1.0, old), (1.0, update)])
+            rank = self.server_rank or self.lora.rank
+            grown.append(compress(total) if self.server_state == "full" else truncate(total, rank))
+        return tuple(grown)
+
+    def _recluster(self, server: Server) -> Server:
+        """Outer level: refit the mixture on the latest updates and set π_k to the posteriors."""
+        ids = sorted(server.features)
+        if len(ids) < 2:
+            return server
+        clusters = len(server.deltas)
+        choose = self.clusters == "auto" and clusters == 1
+        mixture = fit_mixture(
+            embed(similarity([server.features[id] for id in ids])),
+            "auto" if choose else clusters,
+            seed=keyed_seed(server.seed, "mixture", server.server_round) % 2**32,
+            n_init=self.n_init,
+            max_components=self.max_clusters,
+        )
+        posteriors = np.where(mixture.posteriors < 1e-6, 0, mixture.posteriors)
+        posteriors /= posteriors.sum(axis=1, keepdims=True)
+        if choose:  # the one cluster so far splits into copies of itself
+            clusters = posteriors.shape[1]
+            server = replace(
+                server,
+                deltas=server.deltas * clusters,
+                heads=server.heads * clusters,
+                memberships=dict.fromkeys(server.memberships, np.full(clusters, 1 / clusters, np.float32)),
+            )
+        previous = np.stack([server.memberships[id] for id in ids]).astype(np.float64)
+        matched = match_components(previous, posteriors).astype(np.float32)
+        return replace(server, memberships={**server.memberships, **dict(zip(ids, matched, strict=True))})
+
+
+def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:
+    """Return the centred Gram matrix of heads, or of the products B_k A_k (never of raw factors). [K, K]"""
+    heads = [feature for feature in features if isinstance(feature, np.ndarray)]
+    if len(heads) == len(features):
+        return centre_gram(gram_of(np.stack(heads)))
+    return centre_gram(gram([feature for feature in features if not isinstance(feature, np.ndarray)]))

@@ -1,0 +1,213 @@
+"""FedReFT: federated representation fine-tuning with All-But-Me aggregation (arXiv 2508.20295).
+
+Client k keeps its own intervention φ_k. The driver builds from everybody else's latest φ_j the aggregate
+φ_{-k} = Agg({φ_j : j ≠ k}), and the client takes over a part λ_k of it before it trains again:
+φ_k ← (1 − λ_k) φ_k + λ_k φ_{-k}, with the rotations retracted to the Stiefel manifold.
+
+Choices where the paper's text is open: an absent client counts with its latest update; all clients start from the
+identical φ; λ_k is the candidate with the lowest loss on the client's validation split (the paper balances local
+against global per client). Beyond the paper: `align: procrustes` removes LoReFT's gauge freedom (QR, QW, Qb) first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout, Part
+from fedray.adapters.reft import attach_reft
+from fedray.aggregation.geometric_median import Weiszfeld
+from fedray.aggregation.stiefel import procrustes_rotation
+from fedray.config import Head, ReftSection
+from fedray.errors import ConfigError
+from fedray.methods import heads
+from fedray.methods.all_but_me import Rule, all_but_me, by_group, rule
+from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.types import Client, ClientId, Vector
+
+
+@dataclass(frozen=True)
+class Server:
+    """latest: the shared part of every φ_j that the driver holds."""
+
+    layout: Layout
+    latest: Mapping[ClientId, Vector]
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class AllButMe:
+    """Downlink. others: the shared part of φ_{-k}, or None while nobody else has trained."""
+
+    others: Vector | None
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class SharedPart:
+    """Uplink: what `share` says of φ_k, and the head if it is shared."""
+
+    phi: Vector
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class Own:
+    """Client state: the whole φ_k, and the head if it is private."""
+
+    phi: Vector
+    head: Vector | None
+
+
+@dataclass(frozen=True)
+class FedReft:
+    """aggregate: Agg of all but me. granularity: one aggregate over the whole φ, or one per layer.
+    mixing: `adaptive` chooses λ_k among `candidates`, `fixed` uses `lam` (0 never listens, 1 takes over all).
+    share: `full` (R, W, b), `rotation` (R), `source` (W, b); the rest stays local.
+    smoothing, tolerance, max_iterations: Weiszfeld's ε (relative to the points' spread), stopping rule and cap.
+    """
+
+    reft: ReftSection
+    head: Head = "shared"
+    aggregate: Literal["geometric_median", "mean"] = "geometric_median"
+    granularity: Literal["all", "layer"] = "all"
+    mixing: Literal["adaptive", "fixed"] = "adaptive"
+    lam: float = 0.5
+    candidates: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    share: Literal["full", "rotation", "source"] = "full"
+    align: Literal["none", "procrustes"] = "none"
+    smoothing: float = Weiszfeld.smoothing
+    tolerance: float = Weiszfeld.tolerance
+    max_iterations: int = Weiszfeld.max_iterations
+
+    def __post_init__(self) -> None:
+        outside = [lam for lam in (self.lam, *self.candidates) if not 0 <= lam <= 1]
+        if outside or not self.candidates:
+            raise ConfigError(f"fedreft: lam and candidates must lie in [0, 1] and not be empty, got {outside}")
+
+    def attach(self, model: nn.Module) -> Adapter:
+        adapter = attach_reft(model, self.reft)
+        adapter.set_trainable(*heads.trainable(self.head, adapter, "reft"))
+        return adapter
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
+        return Server(initial.layouts["reft"], {}, heads.initial(self.head, initial.head())[0])
+
+    def init_client(self, initial: Initial, client: Client) -> Own:
+        return Own(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
+
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, AllButMe]:
+        wanted = [client.id for client in cohort]
+        if self.align == "procrustes":
+            others = {id: self._aligned(server, id) for id in wanted}
+        else:
+            others = all_but_me(server.latest, wanted, self._rule(server.layout))
+        return {id: AllButMe(others[id], server.head) for id in wanted}
+
+    def train_client(
+        self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local
+    ) -> tuple[SharedPart, Own]:
+        shared = self._shared(adapter.layout("reft"))
+        heads.load(self.head, adapter, downlink.head, client_state.head)
+        phi, lam = client_state.phi, 0.0
+        if downlink.others is not None:
+            lam = self._choose_lambda(adapter, phi, downlink.others, shared, local)
+            phi = mix(phi, downlink.others, shared, lam)
+        adapter.load("reft", phi)
+        local.record("lam", lam)
+        local.train()
+        head_up, head_own = heads.read(self.head, adapter)
+        phi = adapter.read("reft")
+        return SharedPart(phi[shared], head_up), Own(phi, head_own)
+
+    def aggregate_train(self, server: Server, updates: Sequence[Update[SharedPart]]) -> tuple[Server, Metrics]:
+        latest = {**server.latest, **{update.client.id: update.payload.phi for update in updates}}
+        sent = [update.payload.head for update in updates]
+        head = heads.average(server.head, sent, [update.num_examples for update in updates])
+        return replace(server, latest=latest, head=head), {}
+
+    def _choose_lambda(
+        self, adapter: Adapter, phi: Vector, others: Vector, shared: npt.NDArray[np.bool_], local: Local
+    ) -> float:
+        """Return the candidate with the lowest validation loss, the smallest on ties."""
+        if self.mixing == "fixed":
+            return self.lam
+        losses = {}
+        for lam in sorted(set(self.candidates)):
+            adapter.load("reft", mix(phi, others, shared, lam))
+            losses[lam] = local.evaluate("validation").loss
+        return min(losses, key=lambda lam: (losses[lam], lam))
+
+    def _parts(self) -> set[Part]:
+        rotation: set[Part] = {"R", "P"}
+        source: set[Part] = {"W", "b"}
+        return {"full": rotation | source, "rotation": rotation, "source": source}[self.share]
+
+    def _shared(self, layout: Layout) -> npt.NDArray[np.bool_]:
+        """Return which values of the whole φ are shared, [d]."""
+        return layout.mask(self._parts())
+
+    def _shared_layout(self, layout: Layout) -> Layout:
+        return Layout(tuple(slot for slot in layout.slots if slot.part in self._parts()))
+
+    def _groups(self, layout: Layout) -> list[slice]:
+        """Return the ranges of the shared vector that are aggregated on their own."""
+        layout = self._shared_layout(layout)
+        if self.granularity == "all":
+            return [slice(0, layout.size)]
+        ranges, start = [], 0
+        for _, slots in groupby(layout.slots, key=lambda slot: layer_of(slot.module)):
+            size = sum(slot.size for slot in slots)
+            ranges.append(slice(start, start + size))
+            start += size
+        return ranges
+
+    def _rule(self, layout: Layout) -> Rule:
+        weiszfeld = Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)
+        return by_group(rule(self.aggregate, weiszfeld), self._groups(layout))
+
+    def _aligned(self, server: Server, me: ClientId) -> Vector | None:
+        """Return φ_{-k} after rotating every other φ_j to its best fit with φ_k (the lowest id where k has none)."""
+        ids = [id for id in sorted(server.latest) if id != me]
+        if not ids:
+            return None
+        layout = self._shared_layout(server.layout)
+        reference = server.latest.get(me, server.latest[ids[0]])
+        points = np.stack([align(layout, server.latest[id], reference) for id in ids])
+        return self._rule(server.layout).everybody(points)
+
+
+def mix(phi: Vector, others: Vector, shared: npt.NDArray[np.bool_], lam: float) -> Vector:
+    """Return (1 − λ) φ + λ φ_{-k} on the shared values, φ elsewhere; the adapter retracts R when it loads it. [d]"""
+    mixed = phi.copy()
+    mixed[shared] = (1 - lam) * phi[shared] + lam * others
+    return mixed
+
+
+def layer_of(module: str) -> str:
+    """Return the block's path: prefix and suffix of one block are one layer."""
+    return module.rsplit(".", 1)[0]
+
+
+def align(layout: Layout, phi: Vector, reference: Vector) -> Vector:
+    """Return (QR, QW, Qb) with the orthogonal Q that fits each intervention best to the reference's. [d]"""
+    aligned = phi.copy()
+    for _, places in groupby(
+        zip(layout.items(phi), layout.items(reference), layout.items(aligned), strict=True),
+        key=lambda place: place[0][0].module,
+    ):
+        mine, theirs, out = zip(*[(a[1], b[1], c[1]) for a, b, c in places], strict=True)
+        q = procrustes_rotation(_stack(mine), _stack(theirs))
+        for source, target in zip(mine, out, strict=True):
+            target[...] = q @ source
+    return aligned
+
+
+def _stack(parts: tuple[Vector, ...]) -> Vector:
+    """Return R, W, b side by side: [r, 2d + 1]."""
+    return np.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)

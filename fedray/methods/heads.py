@@ -1,0 +1,59 @@
+"""Whether the task head is personal or shared decides accuracies, so every method treats it in the same, explicit way.
+
+shared: averaged by the driver, weighted by num_examples (FedHFT: per cluster); local: trained and kept by the client;
+frozen_label_text: the embeddings of the label names, equal for all, neither trained nor sent.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from fedray.adapters.adapter import Adapter
+from fedray.aggregation.means import weighted_mean
+from fedray.config import Head
+from fedray.errors import ConfigError
+from fedray.types import Vector
+
+Payload = TypeVar("Payload")
+
+
+def trainable(head: Head, adapter: Adapter, *groups: str) -> tuple[str, ...]:
+    """Return `groups`, and the head if the model has one that trains."""
+    return (*groups, "head") if "head" in adapter.names and head != "frozen_label_text" else groups
+
+
+def load(head: Head, adapter: Adapter, shared: Vector | None, own: Vector | None) -> None:
+    """Load the head that the client starts the round with; a frozen head stays as it is."""
+    vector = {"shared": shared, "local": own, "frozen_label_text": None}[head]
+    if vector is not None:
+        adapter.load("head", vector)
+
+
+def read(head: Head, adapter: Adapter) -> tuple[Vector | None, Vector | None]:
+    """Return (what goes up, what stays with the client)."""
+    if "head" not in adapter.names or head == "frozen_label_text":
+        return None, None
+    vector = adapter.read("head")
+    return (vector, None) if head == "shared" else (None, vector)
+
+
+def initial(head: Head, vector: Vector | None) -> tuple[Vector | None, Vector | None]:
+    """Return (the server's first head, every client's first head)."""
+    return (vector if head == "shared" else None, vector if head == "local" else None)
+
+
+def average(previous: Vector | None, heads: Sequence[Vector | None], weights: Sequence[float]) -> Vector | None:
+    """Return the weighted mean of the heads that came, or the previous one if none came."""
+    came = [(vector, weight) for vector, weight in zip(heads, weights, strict=True) if vector is not None]
+    if not came:
+        return previous
+    return weighted_mean(np.stack([vector for vector, _ in came]), np.array([weight for _, weight in came]))
+
+
+def require_head(method: str, adapter: Adapter) -> None:
+    """Raises:
+    ConfigError: the model has no task head.
+    """
+    if "head" not in adapter.names:
+        raise ConfigError(f"method {method}: needs a task head; task `causal_lm` has none. Use `local` instead")

@@ -1,0 +1,140 @@
+"""What a method is: six functions and its hyperparameters, nothing to inherit from.
+
+A method is a frozen dataclass whose fields are its hyperparameters. It may also declare the fields `lora`
+(LoraSection), `reft` (ReftSection) and `head` (Head), which are then filled from the configuration's sections.
+It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
+
+The smallest method, which federates how many examples the clients have:
+
+    @dataclass(frozen=True)
+    class Count:
+        lora: LoraSection
+
+        def attach(self, model):
+            return attach_lora(model, self.lora)
+
+        def init_server(self, initial, clients):
+            return Total(examples=0)
+
+        def init_client(self, initial, client):
+            return Nothing()
+
+        def configure_train(self, server, cohort):
+            return {client.id: Nothing() for client in cohort}
+
+        def train_client(self, adapter, client_state, downlink, local):
+            return Total(examples=local.client.num_examples), client_state
+
+        def aggregate_train(self, server, updates):
+            return Total(server.examples + sum(update.payload.examples for update in updates)), {}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout
+from fedray.types import Client, ClientId, Evaluation, Split, Vector
+
+Metrics = Mapping[str, float]
+Payload = TypeVar("Payload")
+ServerState = TypeVar("ServerState")
+ClientState = TypeVar("ClientState")
+Downlink = TypeVar("Downlink")
+Uplink = TypeVar("Uplink")
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The common starting point, equal for every method of a comparison that has the same groups.
+
+    vectors: initial value of each of the adapter's groups, drawn from the seed (frozen second branches are zero).
+    layouts: what those vectors hold.
+    """
+
+    seed: int
+    layouts: Mapping[str, Layout]
+    vectors: Mapping[str, Vector]
+
+    def head(self) -> Vector | None:
+        """Return the initial task head, or None where the model has none."""
+        return self.vectors.get("head")
+
+
+@dataclass(frozen=True)
+class Update(Generic[Payload]):
+    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink."""
+
+    client: Client
+    num_examples: int
+    payload: Payload
+
+
+class Local(Protocol):
+    """The client's side of a round: its data and its training loop."""
+
+    @property
+    def client(self) -> Client: ...
+    @property
+    def server_round(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    def train(self) -> None:
+        """Train the adapter's trainable groups on the client's shard. Measures the test split right before
+        (`aggregated`) and right after (`personalised`), so call it once, with everything loaded."""
+        ...
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Evaluate the adapter as it is loaded now."""
+        ...
+
+    def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Return, per LoRA target module, the empirical Fisher information of each output dimension, [d_out]."""
+        ...
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Return the generator keyed by (seed, purpose, round, client)."""
+        ...
+
+    def record(self, name: str, value: float | Sequence[float]) -> None:
+        """Add a column to this client's row of `clients.parquet`."""
+        ...
+
+
+class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
+    """States, downlinks and uplinks are frozen dataclasses of arrays, numbers, and mappings or tuples of these."""
+
+    def attach(self, model: nn.Module) -> Adapter:
+        """Insert the adapter's modules into the frozen model and choose the groups that train. Also called with a
+        model on the meta device, to know layouts without weights."""
+        ...
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> ServerState: ...
+
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        """Return the private state of a client that has never trained (called on its first turn, on its actor)."""
+        ...
+
+    def configure_train(self, server: ServerState, cohort: Sequence[Client]) -> Mapping[ClientId, Downlink]:
+        """Return what each client of the cohort receives. Equal payloads should be one object: it is then sent once
+        per node (and still counted once per client)."""
+        ...
+
+    def train_client(
+        self, adapter: Adapter, client_state: ClientState, downlink: Downlink, local: Local
+    ) -> tuple[Uplink, ClientState]:
+        """Load every group that the method uses, call `local.train()`, and return what goes up and what stays.
+        The adapter may hold another client's values on entry."""
+        ...
+
+    def aggregate_train(self, server: ServerState, updates: Sequence[Update[Uplink]]) -> tuple[ServerState, Metrics]:
+        """Return the next server state from the updates, which come in the order of client ids."""
+        ...
+
+
+AnyMethod = FederatedMethod[Any, Any, Any, Any]

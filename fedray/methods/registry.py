@@ -1,0 +1,77 @@
+"""From a configuration's entry to a method: built-in names, or a class of the user's own."""
+
+import dataclasses
+import importlib
+import os
+import sys
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedray.config import Config, MethodConfig, describe
+from fedray.errors import ConfigError, choices, nearest
+from fedray.methods.fedalt import FedAlt
+from fedray.methods.fedavg import FedAvg
+from fedray.methods.fedhft import FedHft
+from fedray.methods.fedreft import FedReft
+from fedray.methods.local import HeadOnly, LocalOnly
+from fedray.methods.protocol import AnyMethod, FederatedMethod
+
+METHODS: dict[str, type[Any]] = {
+    "local": LocalOnly,
+    "head_only": HeadOnly,
+    "fedavg": FedAvg,
+    "fedreft": FedReft,
+    "fedalt": FedAlt,
+    "fedhft": FedHft,
+}
+
+SECTIONS = ("lora", "reft", "head")
+"""Fields that are filled from the configuration's sections where a method declares them."""
+
+
+def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
+    """Return the method of one entry of `config.method`, its hyperparameters checked.
+
+    Raises:
+        ConfigError: unknown method or hyperparameter, wrong type or value, a class that cannot be imported or that
+            lacks one of the protocol's functions.
+    """
+    where = f"method {entry.key!r}"
+    cls = _find(entry, where)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    own = [name for name in fields if name not in SECTIONS]
+    for name in entry.hyperparameters:
+        if name not in own:
+            raise ConfigError(f"{where}: unknown hyperparameter {name!r}{nearest(name, own)}; allowed: {choices(own)}")
+    sections = config.section_for(entry)
+    filled = {name: getattr(sections, name) for name in SECTIONS if name in fields}
+    try:
+        method: AnyMethod = TypeAdapter(cls).validate_python({**entry.hyperparameters, **filled})
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error))) from None
+    return method
+
+
+def _find(entry: MethodConfig, where: str) -> type[Any]:
+    if entry.name is not None:
+        if entry.name not in METHODS:
+            raise ConfigError(f"{where}: unknown method{nearest(entry.name, METHODS)}; allowed: {choices(METHODS)}")
+        return METHODS[entry.name]
+    module, _, name = (entry.class_ or "").rpartition(".")
+    if os.getcwd() not in sys.path:  # a user's file beside the configuration, when started through the entry point
+        sys.path.append(os.getcwd())
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: class {entry.class_!r} cannot be imported: {error}") from None
+    missing = [name for name in _FUNCTIONS if not callable(getattr(cls, name, None))]
+    if missing or not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
+        raise ConfigError(
+            f"{where}: {entry.class_} must be a dataclass with the functions of fedray.methods.protocol."
+            f"FederatedMethod; missing: {choices(missing) or '@dataclass(frozen=True)'}"
+        )
+    return cls
+
+
+_FUNCTIONS = [name for name in vars(FederatedMethod) if not name.startswith("_")]

@@ -1,0 +1,84 @@
+"""The node's file of base weights: every process maps it copy-on-write instead of holding a copy.
+
+The tensors adopted from it are the mapping itself. Pages are shared until somebody writes to them, and a write stays in
+the process that made it (safetensors maps files privately; a test with two processes proves it).
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fedray.errors import ConfigError, choices
+
+FORMAT = 1
+"""Part of the file's name; raise it when what is written changes."""
+
+BUFFER = "buffer:"
+"""Prefix of the buffers that a state dict leaves out (rotary frequencies, position ids): a model built on the meta
+device has none of their values."""
+
+
+def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str]) -> None:
+    """Write the weights, each tied one once, and all buffers; the file appears complete or not at all.
+
+    Args:
+        missing_head: parameters of the task head that no checkpoint had; kept in the file's metadata.
+
+    Raises:
+        ConfigError: the folder cannot hold the file.
+    """
+    state = model.state_dict(keep_vars=True)
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().contiguous()
+    tensors |= {BUFFER + name: value.contiguous() for name, value in model.named_buffers() if name not in state}
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"missing_head": json.dumps(list(missing_head))})
+        os.replace(temporary, file)
+    except OSError as error:
+        raise ConfigError(
+            f"{file.parent}: cannot hold the base model: {error}; choose another data.cache_dir"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
+    """Give a model on the meta device the file's mapped tensors (no copies), its buffers and its ties; return
+    `missing_head`.
+
+    Raises:
+        ConfigError: the file is damaged, or does not hold every value of the model.
+    """
+    try:
+        tensors = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            missing = json.loads(opened.metadata()["missing_head"])
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{file}: the node's copy of the base model is damaged ({error}); delete this file"
+        ) from error
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(BUFFER)}
+    model.load_state_dict(state, strict=False, assign=True)
+    for name in tensors.keys() - state.keys():
+        path, _, buffer = name.removeprefix(BUFFER).rpartition(".")
+        model.get_submodule(path).register_buffer(buffer, tensors[name], persistent=False)
+    model.tie_weights()
+    lost = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if lost:
+        raise ConfigError(
+            f"model: {type(model).__name__} cannot be shared between processes: no values for {choices(lost)}"
+        )
+    return tuple(missing)

@@ -1,0 +1,116 @@
+"""Everything that can be known before an actor starts: the data, its partition, the clients, what each method costs.
+
+Whatever is wrong with an experiment shows here, as one ConfigError.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from fedray.accounting import Cost, method_cost
+from fedray.config import ClientsConfig, Config, MethodConfig
+from fedray.data import load_federated_data
+from fedray.data.shards import FederatedData, Shard
+from fedray.errors import ConfigError
+from fedray.evaluation.metrics import check_metric
+from fedray.methods.registry import build_method
+from fedray.models.backbone import architecture, meta_backbone
+from fedray.models.tokenizer import load_tokenizer
+from fedray.randomness import keyed_rng
+from fedray.types import Client, ClientId
+from fedray.worker import Job
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that is known to fit together."""
+
+    config: Config
+    data: FederatedData
+    clients: tuple[Client, ...]
+    architecture: PretrainedConfig
+    costs: Mapping[str, Cost]
+
+    def job(self, entry: MethodConfig) -> Job:
+        """Return what a worker needs for one method."""
+        return Job(self.config, entry, self.architecture, self.data.label_names, self.data.pad_token_id)
+
+
+def prepare(config: Config) -> Prepared:
+    """Load and check everything that the experiment needs.
+
+    Raises:
+        ConfigError: the configuration, the data or the model do not fit together.
+    """
+    if config.evaluation.metric:
+        check_metric(config.evaluation.metric, config.task)
+    for entry in config.method:
+        build_method(config, entry)
+    tokenizer = load_tokenizer(config.model)
+    data = load_federated_data(config, tokenizer)
+    clients = make_clients(config.clients, data.shards, config.seed)
+    if (asked := config.clients.per_round) and asked > len(clients):
+        raise ConfigError(f"clients.per_round: {asked} clients per round, but the data has only {len(clients)} clients")
+    if config.task == "classification" and len(data.label_names) < 2:
+        raise ConfigError(f"data.label: one class only ({data.label_names[0]!r}); classification needs at least two")
+    arch = architecture(config.model, config.task, len(data.label_names), data.vocab_size, data.pad_token_id)
+    return Prepared(config, data, clients, arch, costs(config, arch, clients))
+
+
+def costs(config: Config, arch: PretrainedConfig, clients: tuple[Client, ...]) -> dict[str, Cost]:
+    """Return what each method trains and sends, from the model's configuration alone (no weights).
+
+    Raises:
+        ConfigError: a target module or layer that the model does not have, a method that does not fit the task.
+    """
+    found = {}
+    for entry in config.method:
+        method = build_method(config, entry)
+        adapter = method.attach(meta_backbone(arch, config.task))
+        found[entry.key] = method_cost(method, adapter, clients[:2] if len(clients) > 1 else clients * 2, config.seed)
+    return found
+
+
+def costs_from_configuration(config: Config) -> dict[str, Cost]:
+    """Return what each method trains and sends, without data where the model's configuration says enough: causal_lm,
+    regression, or `model.config.num_labels`.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    if config.task == "classification" and "num_labels" not in config.model.config:
+        return dict(prepare(config).costs)
+    tier, ratio = next(((name, tier.mask_ratio) for name, tier in config.clients.tiers.items()), ("default", 1.0))
+    clients = tuple(Client(f"client_{index:03d}", index, 1, tier, ratio) for index in range(2))
+    arch = architecture(config.model, config.task, config.model.config.get("num_labels", 1), None, None)
+    return costs(config, arch, clients)
+
+
+def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: int) -> tuple[Client, ...]:
+    """Return the clients in the order of their ids, each dealt to a tier by seed."""
+    ids = sorted(shards)
+    tiers = _deal_tiers(config, len(ids), seed)
+    return tuple(
+        Client(
+            id=id,
+            index=index,
+            num_examples=shards[id].num_examples("train"),
+            tier=tier,
+            mask_ratio=config.tiers[tier].mask_ratio if config.tiers else 1.0,
+        )
+        for index, (id, tier) in enumerate(zip(ids, tiers, strict=True))
+    )
+
+
+def _deal_tiers(config: ClientsConfig, count: int, seed: int) -> list[str]:
+    """Return a tier per client: each tier's share, the rest by largest remainders, shuffled by seed."""
+    if not config.tiers:
+        return ["default"] * count
+    exact = {name: tier.share * count for name, tier in config.tiers.items()}
+    sizes = {name: int(share) for name, share in exact.items()}
+    for name in sorted(exact, key=lambda name: (sizes[name] - exact[name], name))[: count - sum(sizes.values())]:
+        sizes[name] += 1
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    order = keyed_rng(seed, "tiers").permutation(count)
+    return [names[index] for index in order]

@@ -1,0 +1,146 @@
+"""What a run shows: live progress, and tables at the end."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedray.accounting import Cost
+from fedray.data.shards import FederatedData
+from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnFinished
+from fedray.tracking import Summary
+from fedray.types import Client
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def readable_bytes(count: float) -> str:
+    """Return 1234567 as `1.2 MB` (powers of 1000)."""
+    for unit in UNITS:
+        if count < 1000 or unit == UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def percent(value: float | None, metric: str = "accuracy") -> str:
+    """Return an accuracy in percent, another metric as a plain number, and `-` for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if metric in ("matthews", "pearson", "perplexity") else f"{100 * value:.1f} %"
+
+
+class LiveProgress:
+    """A bar per method on a terminal; one plain line per round elsewhere (job logs, pipes)."""
+
+    def __init__(self, console: Console, metric: str):
+        self._console = console
+        self._metric = metric
+        self._tasks: dict[str, TaskID] = {}
+        self._bars = Progress(
+            TextColumn("[bold]{task.description:<12}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[at]:<12}"),
+            TextColumn("{task.fields[scores]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, MethodStarted):
+            self._tasks[event.method] = self._bars.add_task(event.method, total=event.turns, at="starting", scores="")
+            self._plain(f"{event.method}: {event.rounds} rounds")
+        elif isinstance(event, TurnFinished):
+            self._bars.advance(self._tasks[event.method])
+        elif isinstance(event, RoundFinished):
+            at = "final pass" if event.final else f"round {event.server_round + 1}"
+            scores = (
+                f"aggregated {percent(event.aggregated, self._metric)}, "
+                f"personalised {percent(event.personalised, self._metric)}"
+                if event.personalised is not None
+                else f"loss {event.train_loss:.3f}"
+            )
+            self._bars.update(self._tasks[event.method], at=at, scores=scores)
+            self._plain(f"{event.method}: {at}: loss {event.train_loss:.3f}, {scores}, {event.seconds:.1f} s")
+        elif isinstance(event, MethodFinished):
+            self._bars.update(self._tasks[event.summary.method], at="done")
+
+    def _plain(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def summary_table(summaries: Sequence[Summary]) -> Table:
+    """Return the comparison: one row per method."""
+    metric = summaries[0].metric_name
+    table = Table(title=f"{metric} on each client's own test examples, after {summaries[0].rounds} rounds")
+    for title in (
+        "method",
+        "head",
+        "personalised mean",
+        "worst client",
+        "aggregated mean",
+        "trainable",
+        "up",
+        "down",
+        "time",
+    ):
+        table.add_column(title, justify="left" if title in ("method", "head") else "right")
+    for entry in summaries:
+        table.add_row(
+            entry.method,
+            entry.head,
+            percent(entry.personalised_mean, metric),
+            percent(entry.personalised_worst, metric),
+            percent(entry.aggregated_mean, metric),
+            f"{entry.trainable_parameters:,}",
+            readable_bytes(entry.uplink_bytes),
+            readable_bytes(entry.downlink_bytes),
+            f"{entry.wall_seconds:.0f} s",
+        )
+    return table
+
+
+def cost_table(costs: Mapping[str, Cost]) -> Table:
+    """Return what each method trains and sends per client and round."""
+    table = Table(title="per client and round")
+    for title in ("method", "head", "trainable", "of total", "numbers up", "numbers down", "bytes up", "bytes down"):
+        table.add_column(title, justify="left" if title in ("method", "head") else "right")
+    for method, cost in costs.items():
+        table.add_row(
+            method,
+            cost.head,
+            f"{cost.trainable:,}",
+            f"{100 * cost.trainable / cost.total:.4f} % of {cost.total:,}",
+            f"{cost.uplink:,}",
+            f"{cost.downlink:,}",
+            f"{cost.uplink_bytes:,}",
+            f"{cost.downlink_bytes:,}",
+        )
+    return table
+
+
+def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
+    """Return each client's tier and examples."""
+    table = Table(title=f"{len(clients)} clients, {len(data.label_names)} classes" if data.label_names else None)
+    for title in ("client", "tier", "train", "validation", "test"):
+        table.add_column(title, justify="left" if title in ("client", "tier") else "right")
+    for client in clients:
+        shard = data.shards[client.id]
+        counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
+        table.add_row(client.id, client.tier, *counts)
+    return table

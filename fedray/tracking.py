@@ -1,0 +1,175 @@
+"""What a run leaves on disk, written after every round: a run that was ended keeps all rounds that it finished.
+
+DIR/config.yaml         the resolved configuration
+DIR/rounds.parquet      one row per method and round
+DIR/clients.parquet     one row per method, round and client
+DIR/summary.json        one entry per finished method
+DIR/adapters/METHOD/    server.safetensors, and per client ID.safetensors (the trained adapter that the client took
+                        home) and ID.state.safetensors (its private state after the last round)
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from fedray.config import Config, dump_yaml
+from fedray.errors import ConfigError
+from fedray.federation import RoundDone
+from fedray.state import arrays
+from fedray.types import Evaluation
+from fedray.worker import Outcome
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method's result. aggregated, personalised: metric on each client's test split in the final pass, right after
+    aggregation and after the next local training; `weighted`: by test examples; `worst`: the client with the worst.
+    uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. wall_seconds: with it."""
+
+    method: str
+    seed: int
+    rounds: int
+    clients: int
+    head: str
+    metric_name: str
+    aggregated_mean: float | None
+    personalised_mean: float | None
+    personalised_weighted_mean: float | None
+    personalised_worst: float | None
+    trainable_parameters: int
+    uplink_bytes: int
+    downlink_bytes: int
+    wall_seconds: float
+    state_sha256: str
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+    """
+
+    def __init__(self, path: Path, config: Config):
+        self.path = path
+        self._rounds: list[Row] = []
+        self._clients: list[Row] = []
+        self._summaries: list[Summary] = []
+        check_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        self._write_text("config.yaml", dump_yaml(config))
+
+    def record(self, method: str, done: RoundDone) -> None:
+        """Append a round (or the final pass) and its clients, and write both tables."""
+        phase = "final" if done.final else "train"
+        self._rounds.append({"method": method, "phase": phase, **round_row(done)})
+        self._clients.extend({"method": method, "phase": phase, **client_row(outcome)} for outcome in done.outcomes)
+        self._write_table("rounds.parquet", self._rounds)
+        self._write_table("clients.parquet", self._clients)
+
+    def finish(self, summary: Summary, states: Mapping[str, Any], final: Sequence[Outcome]) -> None:
+        """Write a finished method's states and adapters, and its entry of the summary."""
+        folder = self.path / "adapters" / summary.method
+        for name, state in states.items():
+            stem = name.removeprefix("client/")
+            self._write_tensors(folder / (f"{stem}.state" if stem != name else stem), arrays(state))
+        for outcome in final:
+            if outcome.tensors is not None:
+                self._write_tensors(folder / outcome.update.client.id, dict(outcome.tensors))
+        self._summaries.append(summary)
+        self._write_text("summary.json", json.dumps([asdict(entry) for entry in self._summaries], indent=2) + "\n")
+
+    def _write_tensors(self, path: Path, tensors: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary)
+        os.replace(temporary, path.with_name(path.name + ".safetensors"))
+
+    def _write_table(self, name: str, rows: list[Row]) -> None:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+        temporary = self.path / f"{name}.tmp"
+        pq.write_table(table, temporary)
+        os.replace(temporary, self.path / name)
+
+    def _write_text(self, name: str, text: str) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def check_free(path: Path) -> None:
+    """Raises:
+    ConfigError: the folder exists and holds something: nothing that a user made is overwritten.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"output {path}: exists and is not empty; name another folder with --output")
+
+
+def client_row(outcome: Outcome) -> Row:
+    """Return a client's row of clients.parquet."""
+    report, client = outcome.report, outcome.update.client
+    return {
+        "server_round": report.server_round,
+        "client": client.id,
+        "tier": client.tier,
+        "num_examples": report.num_examples,
+        "steps": report.steps,
+        "seconds": report.seconds,
+        "train_loss": report.train_loss,
+        **_evaluation("aggregated", report.aggregated),
+        **_evaluation("personalised", report.personalised),
+        "test_examples": report.personalised.num_examples if report.personalised else None,
+        "uplink_bytes": outcome.uplink_bytes,
+        "downlink_bytes": outcome.downlink_bytes,
+        **report.recorded,
+    }
+
+
+def round_row(done: RoundDone) -> Row:
+    """Return a round's row of rounds.parquet: means over its clients."""
+    losses = [outcome.report.train_loss for outcome in done.outcomes]
+    return {
+        "server_round": done.server_round,
+        "clients": len(done.outcomes),
+        "train_loss": float(np.mean(losses)) if losses else None,
+        **means(done.outcomes),
+        "uplink_bytes": sum(outcome.uplink_bytes for outcome in done.outcomes),
+        "downlink_bytes": sum(outcome.downlink_bytes for outcome in done.outcomes),
+        "seconds": done.seconds,
+        **done.metrics,
+    }
+
+
+def means(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """Return the metric's means over the clients that were measured and have test examples; None if there are none."""
+    before = [entry for outcome in outcomes if (entry := outcome.report.aggregated) and entry.num_examples]
+    after = [entry for outcome in outcomes if (entry := outcome.report.personalised) and entry.num_examples]
+    return {
+        "aggregated_mean": _mean([entry.metric for entry in before]),
+        "personalised_mean": _mean([entry.metric for entry in after]),
+        "personalised_weighted_mean": _mean([entry.metric for entry in after], [entry.num_examples for entry in after]),
+        "personalised_min": min((entry.metric for entry in after), default=None),
+        "personalised_max": max((entry.metric for entry in after), default=None),
+    }
+
+
+def _evaluation(moment: str, evaluation: Evaluation | None) -> Row:
+    return {
+        f"{moment}_loss": evaluation.loss if evaluation else None,
+        f"{moment}_metric": evaluation.metric if evaluation else None,
+    }
+
+
+def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float | None:
+    return float(np.average(values, weights=weights)) if values else None

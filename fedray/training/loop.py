@@ -1,0 +1,110 @@
+"""The training loop of one client in one round, in plain torch.
+
+The client's training examples are shuffled anew for every epoch and cut into micro-batches of `batch_size`;
+`accumulation` of those make one optimizer step (the last step of an epoch may have fewer). The gradient of a step is
+that of the mean loss over all its units (examples; answer tokens for causal_lm), exactly as of one large batch.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+import pyarrow as pa
+import torch
+from torch.nn.utils import parametrize
+
+from fedray.adapters.adapter import Adapter
+from fedray.config import TrainConfig
+from fedray.data.batches import batches
+from fedray.errors import TrainingError
+from fedray.evaluation.losses import num_units, score
+from fedray.randomness import keyed_rng, keyed_seed
+from fedray.training.optimizer import RoundOptimizer
+from fedray.training.setting import Setting
+from fedray.types import ClientId
+
+CHECK_EVERY = 50
+"""Steps between looks at the losses; a look makes the host wait for the device."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its micro-batches, and the number of units over which its loss is the mean."""
+
+    micro_batches: list[dict[str, torch.Tensor]]
+    num_units: int
+
+
+def total_steps(num_examples: int, train: TrainConfig) -> int:
+    """Return the optimizer steps of a round: epochs · ⌈n / (batch_size · accumulation)⌉, rounded up where `epochs` is
+    fractional, and at most `max_steps`."""
+    per_epoch = math.ceil(num_examples / (train.batch_size * train.accumulation))
+    steps = math.ceil(train.epochs * per_epoch - 1e-9)  # 0.1 · 30 is a little more than 3 in floats
+    return min(steps, train.max_steps or steps)
+
+
+def train_steps(
+    adapter: Adapter, table: pa.Table, client: ClientId, server_round: int, setting: Setting
+) -> list[float]:
+    """Train the adapter's trainable groups on the table; return the mean loss of every step.
+
+    Raises:
+        TrainingError: a step without answer tokens, or a loss or a trained value that is not finite.
+    """
+    num_steps = total_steps(table.num_rows, setting.train)
+    optimizer = RoundOptimizer(adapter.trainable_groups(), setting.train, server_round, num_steps)
+    losses: list[torch.Tensor] = []
+    adapter.model.train()  # only the adapter's dropout acts: the base model's probabilities are zero
+    for index, step in enumerate(islice(_steps(table, client, server_round, setting), num_steps)):
+        losses.append(_backward(adapter, step, index, client, server_round, setting))
+        optimizer.step()
+        if (index + 1) % CHECK_EVERY == 0 or index + 1 == num_steps:
+            _check_finite(losses, optimizer, client, server_round)
+    adapter.model.eval()
+    return torch.stack(losses).tolist()
+
+
+def _steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting) -> Iterator[Step]:
+    """Epoch after epoch without end."""
+    train = setting.train
+    units = num_units(table, setting.task)
+    for epoch in count():
+        order = keyed_rng(setting.seed, "order", server_round, client, epoch).permutation(table.num_rows)
+        micro_batches = batches(table, train.batch_size, setting.pad_token_id, order, setting.device)
+        for start in range(0, table.num_rows, train.batch_size * train.accumulation):
+            step_units = int(units[order[start : start + train.batch_size * train.accumulation]].sum())
+            if step_units == 0:
+                raise TrainingError(
+                    f"client {client!r}, round {server_round}: a step's examples have no answer tokens; "
+                    "check data.answer, or raise data.max_length"
+                )
+            yield Step(list(islice(micro_batches, train.accumulation)), step_units)
+
+
+def _backward(
+    adapter: Adapter, step: Step, index: int, client: ClientId, server_round: int, setting: Setting
+) -> torch.Tensor:
+    """Leave the step's gradient in the parameters; return its mean loss, a scalar that may still be in flight."""
+    losses = []
+    for micro, batch in enumerate(step.micro_batches):
+        adapter.set_dropout_key(keyed_seed(setting.seed, "dropout", server_round, client, index, micro))
+        with parametrize.cached():  # LoReFT's rotation is used twice per forward pass
+            loss = score(adapter.model, batch, setting.task).losses.sum() / step.num_units
+            loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def _check_finite(losses: list[torch.Tensor], optimizer: RoundOptimizer, client: ClientId, server_round: int) -> None:
+    """A loss can be finite while its gradient is not, so the trained values are looked at, too."""
+    finite = torch.stack(losses).isfinite().tolist()
+    if all(finite) and torch.stack(torch._foreach_norm(optimizer.parameters, math.inf)).isfinite().all():
+        return
+    step = finite.index(False) if False in finite else len(losses) - 1
+    what = "the loss is" if False in finite else "the loss is finite, but the trained values are"
+    rates = ", ".join(f"{rate:.3g}" for rate in sorted(set(optimizer.learning_rates(step))))
+    raise TrainingError(
+        f"client {client!r}, round {server_round}, step {step}: {what} not finite "
+        f"(learning rate {rates}); lower train.lr, or set train.clip"
+    )

@@ -1,0 +1,23 @@
+"""What local training needs to know besides the client, its examples and the adapter."""
+
+from dataclasses import dataclass, field
+
+from fedray.config import EvaluationConfig, TrainConfig
+from fedray.evaluation.evaluate import Device, Tokenizer
+from fedray.types import Task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all clients of a run share.
+
+    tokenizer: only for metrics of generated text (exact_match, rouge_l).
+    """
+
+    task: Task
+    train: TrainConfig
+    seed: int
+    pad_token_id: int
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    device: Device = "cpu"
+    tokenizer: Tokenizer | None = None

@@ -1,0 +1,8 @@
+"""Threads of torch, the same wherever clients train: float sums depend on how they are split among threads."""
+
+import torch
+
+
+def set_threads(threads: int) -> None:
+    """Let torch use exactly `threads` threads per operation in this process."""
+    torch.set_num_threads(threads)

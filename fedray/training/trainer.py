@@ -1,0 +1,143 @@
+"""One client in one round: trains, evaluates, and reports. Implements `Local` of the methods floor.
+
+Every draw is keyed by (seed, purpose, round, client), so a client's result does not depend on who trained before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.adapters.adapter import Adapter
+from fedray.data.shards import Shard
+from fedray.errors import TrainingError
+from fedray.evaluation.evaluate import evaluate
+from fedray.evaluation.metrics import default_metric
+from fedray.randomness import keyed_rng
+from fedray.training.importance import fisher_importance
+from fedray.training.loop import train_steps
+from fedray.training.setting import Setting
+from fedray.types import Client, ClientId, Evaluation, Split
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What one client's round is recorded with.
+
+    train_loss: mean over the optimizer steps (nan before training). seconds: local training, without evaluation.
+    aggregated, personalised: test split right before and right after training; None where not measured.
+    """
+
+    client: ClientId
+    server_round: int
+    num_examples: int
+    steps: int
+    train_loss: float
+    seconds: float
+    aggregated: Evaluation | None
+    personalised: Evaluation | None
+    recorded: Mapping[str, float | Sequence[float]]
+
+
+class LocalTrainer:
+    """Trains, evaluates and reports for one client in one round; made anew for each.
+
+    measure: whether `train` evaluates the test split before and after training.
+    """
+
+    def __init__(
+        self, adapter: Adapter, shard: Shard, client: Client, server_round: int, setting: Setting, measure: bool
+    ) -> None:
+        self.client = client
+        self.server_round = server_round
+        self.seed = setting.seed
+        self._adapter = adapter
+        self._shard = shard
+        self._setting = setting
+        self._measure = measure
+        self._losses: list[float] = []
+        self._seconds = 0.0
+        self._aggregated: Evaluation | None = None
+        self._personalised: Evaluation | None = None
+        self._recorded: dict[str, float | Sequence[float]] = {}
+
+    @property
+    def report(self) -> ClientReport:
+        return ClientReport(
+            client=self.client.id,
+            server_round=self.server_round,
+            num_examples=self._shard.num_examples(),
+            steps=len(self._losses),
+            train_loss=float(np.mean(self._losses)) if self._losses else float("nan"),
+            seconds=self._seconds,
+            aggregated=self._aggregated,
+            personalised=self._personalised,
+            recorded=dict(self._recorded),
+        )
+
+    def train(self) -> None:
+        """Train the adapter's trainable groups; with `measure`, evaluate the test split before and after.
+
+        Raises:
+            TrainingError: no training examples, a second call, or a loss or a parameter that is not finite.
+        """
+        if self._shard.num_examples() == 0:
+            raise TrainingError(
+                f"client {self.client.id!r} has no training examples; raise partition.min_examples, "
+                "or lower partition.validation_fraction and partition.test_fraction"
+            )
+        if self._losses:
+            raise TrainingError(f"client {self.client.id!r}: train() was called twice in round {self.server_round}")
+        if self._measure:
+            self._aggregated = self.evaluate("test")
+        started = perf_counter()
+        self._losses = train_steps(
+            self._adapter, self._shard.tables["train"], self.client.id, self.server_round, self._setting
+        )
+        self._seconds = perf_counter() - started
+        if self._measure:
+            self._measure_personalised()
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
+        setting = self._setting
+        return evaluate(
+            self._adapter.model,
+            self._shard.tables[split],
+            setting.task,
+            setting.evaluation.metric or default_metric(setting.task),
+            setting.evaluation.batch_size,
+            setting.pad_token_id,
+            setting.device,
+            setting.tokenizer,
+            setting.evaluation.max_new_tokens,
+        )
+
+    def importance(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the Fisher information of each target layer's outputs over the training examples, by module path."""
+        setting = self._setting
+        return fisher_importance(
+            self._adapter,
+            self._shard.tables["train"],
+            setting.task,
+            setting.train.batch_size,
+            setting.pad_token_id,
+            setting.device,
+        )
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Return the generator keyed by (seed, purpose, round, client)."""
+        return keyed_rng(self._setting.seed, purpose, self.server_round, self.client.id)
+
+    def record(self, name: str, value: float | Sequence[float]) -> None:
+        """Add a column to this client's row of the report; the last value of a name stays."""
+        self._recorded[name] = value
+
+    def _measure_personalised(self) -> None:
+        self._adapter.mixer_mean()  # drops what earlier evaluations left there
+        self._personalised = self.evaluate("test")
+        mixer_mean = self._adapter.mixer_mean()
+        if mixer_mean is not None:
+            self.record("mixer_mean", mixer_mean)

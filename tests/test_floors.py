@@ -1,0 +1,208 @@
+"""The floors of the house: imports go to one's own floor or to a lower one, and only a few files may import the heavy
+libraries. Read from the syntax tree, so nothing is imported, and imports inside functions count too.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fedray"
+
+FLOORS = (
+    # From the ground up. A folder stands for all modules in it; `fedray` itself is the package's __init__.
+    {"types", "errors", "randomness"},
+    {"aggregation"},
+    {"config"},
+    {"models"},
+    {"data"},
+    {"evaluation"},
+    {"adapters"},
+    {"training"},
+    {"methods"},
+    {
+        "state",
+        "accounting",
+        "worker",
+        "federation",
+        "inline",
+        "prepare",
+        "checkpoint",
+        "tracking",
+        "experiment",
+        "report",
+    },
+    {"client", "pool", "silo", "driver"},
+    {"sweep", "submit", "api", "cli", "fedray"},
+)
+ONLY_IN = {
+    "ray": {"client.py", "pool.py", "silo.py", "driver.py", "sweep.py", "submit.py"},
+    "deepspeed": {"training/deepspeed.py"},
+}
+NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed"}  # seconds of import that only their users should pay
+
+
+@dataclass(frozen=True)
+class Import:
+    """module: dotted name of what is imported. runs_at_import: whether importing the file runs this import."""
+
+    module: str
+    line: int
+    runs_at_import: bool
+
+
+def imports_of(source: str, package: tuple[str, ...], modules: set[str]) -> Iterator[Import]:
+    """Yield every import in a file.
+
+    package: the package that the file is in, which relative imports start from.
+    modules: dotted names of fedray's modules: they tell `from fedray import config` (a module) from a function.
+    """
+    waiting: list[tuple[ast.AST, bool]] = [(ast.parse(source), True)]
+    while waiting:
+        node, runs = waiting.pop()
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            members = [f"{base}.{alias.name}" for alias in node.names]
+            names = [member if member in modules else base for member in members]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        for name in dict.fromkeys(names):
+            yield Import(name, node.lineno, runs)
+
+        inside_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += [(child, False) for child in node.body] + [(child, runs) for child in node.orelse]
+        else:
+            waiting += [(child, runs and not inside_function) for child in ast.iter_child_nodes(node)]
+
+
+def floor_of(module: str) -> int | None:
+    """Return the floor of a module of fedray, or None if the table lacks it."""
+    parts = module.split(".")
+    name = parts[1] if len(parts) > 1 else parts[0]
+    return next((height for height, names in enumerate(FLOORS) if name in names), None)
+
+
+def violations(files: dict[str, str]) -> list[str]:
+    """Return what is wrong in files, given by path within fedray/, as `file:line: import: reason`."""
+    modules = {
+        ".".join(("fedray", *Path(path).with_suffix("").parts)).removesuffix(".__init__"): path for path in files
+    }
+    modules |= {"fedray": "__init__.py"}
+    found = []
+    for module, path in sorted(modules.items()):
+        own = floor_of(module)
+        if own is None:
+            found.append(f"fedray/{path}: stands on no floor; add it to FLOORS in tests/test_floors.py")
+            continue
+        package = ("fedray", *Path(path).parent.parts)
+        for entry in imports_of(files.get(path, ""), package, set(modules)):
+            where = f"fedray/{path}:{entry.line}: imports {entry.module}"
+            top = entry.module.split(".")[0]
+            if top == "fedray":
+                height = floor_of(entry.module)
+                if height is None:
+                    found.append(f"{where}: which stands on no floor")
+                elif height > own:
+                    found.append(f"{where}: from floor {own} up to floor {height}")
+            if top in ONLY_IN and path not in ONLY_IN[top]:
+                found.append(f"{where}: only {', '.join(sorted(ONLY_IN[top]))} may")
+            if top in NEVER_AT_MODULE_TOP and entry.runs_at_import:
+                found.append(f"{where}: import it inside the function that needs it")
+    return found
+
+
+def test_fedray_keeps_its_floors() -> None:
+    files = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+    assert len(files) > 10, f"{PACKAGE} holds only {sorted(files)}"
+    found = violations(files)
+    assert not found, "\n".join(
+        ["the floors are:", *(f"{i} {sorted(names)}" for i, names in enumerate(FLOORS)), *found]
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        (
+            "methods/mine.py",
+            "import numpy\n\nfrom fedray.driver import Driver",
+            ["fedray/methods/mine.py:3: imports fedray.driver: from floor 8 up to floor 10"],
+        ),
+        (
+            "methods/mine.py",
+            "def f():\n    from fedray import driver",
+            ["fedray/methods/mine.py:2: imports fedray.driver: from floor 8 up to floor 10"],
+        ),
+        (
+            "methods/mine.py",
+            "from .. import driver",
+            ["fedray/methods/mine.py:1: imports fedray.driver: from floor 8 up to floor 10"],
+        ),
+        (
+            "evaluation/metrics.py",
+            "import fedray.adapters.layout as l",
+            ["fedray/evaluation/metrics.py:1: imports fedray.adapters.layout: from floor 5 up to floor 6"],
+        ),
+        (
+            "errors.py",
+            "from fedray import run",
+            ["fedray/errors.py:1: imports fedray: from floor 0 up to floor 11"],
+        ),
+        (
+            "methods/mine.py",
+            "from importlib import import_module\nimport_module('fedray.driver')",
+            ["fedray/methods/mine.py:2: imports fedray.driver: from floor 8 up to floor 10"],
+        ),
+        (
+            "worker.py",
+            "def f():\n    import ray.util.state",
+            [
+                "fedray/worker.py:2: imports ray.util.state: "
+                "only client.py, driver.py, pool.py, silo.py, submit.py, sweep.py may"
+            ],
+        ),
+        (
+            "training/fused.py",
+            "def f():\n    from deepspeed import zero",
+            ["fedray/training/fused.py:2: imports deepspeed: only training/deepspeed.py may"],
+        ),
+        (
+            "training/deepspeed.py",
+            "try:\n    import deepspeed\nexcept ImportError:\n    pass",
+            ["fedray/training/deepspeed.py:2: imports deepspeed: import it inside the function that needs it"],
+        ),
+        (
+            "adapters/reft.py",
+            "class A:\n    from pyreft.interventions import LoreftIntervention",
+            ["fedray/adapters/reft.py:2: imports pyreft.interventions: import it inside the function that needs it"],
+        ),
+        ("helpers.py", "", ["fedray/helpers.py: stands on no floor; add it to FLOORS in tests/test_floors.py"]),
+    ],
+)
+def test_a_violation_is_found(path: str, source: str, expected: list[str]) -> None:
+    assert violations({"driver.py": "", "adapters/layout.py": "", path: source}) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("driver.py", "import ray\nfrom fedray import methods\nfrom fedray.client import ClientActor"),
+        ("methods/mine.py", "from . import heads\nfrom fedray.adapters.layout import Layout\nimport rayleigh"),
+        ("training/deepspeed.py", "def f():\n    import deepspeed"),
+        ("adapters/reft.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pyreft"),
+        ("adapters/reft.py", "async def f():\n    import pyreft"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(path: str, source: str) -> None:
+    known = {"client.py": "", "methods/__init__.py": "", "methods/heads.py": "", "adapters/layout.py": ""}
+    assert violations(known | {path: source}) == []
