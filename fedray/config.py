@@ -79,7 +79,8 @@ class DataConfig(Section):
     answer: str = "{answer}"
     """causal_lm: template of what it must continue with; the loss is taken here (and on the end-of-text token)."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
-    """Longest example in tokens; longer ones are cut at the end (causal_lm: the prompt is cut from its start)."""
+    """Longest example in tokens; longer ones are cut at the end (causal_lm: the prompt is cut from its start, down to
+    a quarter of this, then the answer at its end)."""
     max_examples: PositiveInt | None = None
     """Keep at most this many training examples, drawn by seed."""
     max_test_examples: PositiveInt | None = None
@@ -88,8 +89,8 @@ class DataConfig(Section):
     """Keep at most this many training examples per class, drawn by seed."""
     libraries: tuple[str, ...] = ()
     """docstrings: import names of installed libraries, `stdlib` for the standard library. Default: those with most."""
-    max_per_client: PositiveInt | None = None
-    """docstrings: keep at most this many examples per library, balanced over kinds as far as they exist."""
+    max_per_client: PositiveInt | None = 200
+    """docstrings: keep at most this many examples per library, balanced over kinds as far as they exist; null: all."""
     groups: PositiveInt = 2
     """synthetic: number of latent groups of clients."""
     classes: Annotated[int, Field(ge=2)] = 4

@@ -44,7 +44,7 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def arrays(state: Any) -> dict[str, Array]:
     """Return the state's arrays by path, numbers as arrays of shape []; strings and None are left out."""
     return {
-        path: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else np.array(value)
+        path: np.asarray(value, order="C")
         for path, value in leaves(state)
         if value is not None and not isinstance(value, str)
     }

@@ -107,22 +107,16 @@ def label_text_head(model: nn.Module, tokenizer: Any, label_names: Sequence[str]
 
 def _label_features(model: nn.Module, last: nn.Linear, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Return the inputs of the layer `last` when the model reads the texts, [labels, d], float32. Where the layer sees
-    every token (decoders), the last token that is not padding counts, as in the model's own pooling."""
+    every token (decoders), the last one counts, as in the model's own pooling. One text at a time: no padding."""
     seen: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().float()))
+    handle = last.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().float()[0]))
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            encoded = tokenizer(list(texts), padding=True, return_tensors="pt")
-            batch = {name: tensor.to(last.weight.device) for name, tensor in encoded.items()}
-            model(**batch)
+            for text in texts:
+                model(**tokenizer(text, return_tensors="pt").to(last.weight.device))
     finally:
         handle.remove()
         model.train(training)
-    features = seen[0]
-    if features.ndim == 2:
-        return features
-    mask = batch["attention_mask"]
-    position = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(1)
-    return features[torch.arange(len(features), device=mask.device), position]
+    return torch.stack([features if features.ndim == 1 else features[-1] for features in seen])

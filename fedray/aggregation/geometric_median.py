@@ -9,8 +9,11 @@ Weiszfeld's iterates are weighted means x = Σ_i c_i p_i, and with G the points'
 so after one pass over the data all iterations happen on coefficients, for as many medians as wanted at once. G is taken
 about the coordinate-wise median of the points and not about their mean: float64 loses the distances between honest
 points when the origin lies 10⁸ times as far away as they are apart, and one hostile client can put the mean there.
-Where an iterate meets a data point, Weiszfeld's map is replaced by Vardi and Zhang's (PNAS 97, 2000), which leaves the
-point unless it is the median.
+
+Weiszfeld's own map has two weaknesses. Where an iterate meets a data point it is undefined: Vardi and Zhang's map
+(PNAS 97, 2000) is used, which leaves the point unless it is the median. Close to data points it creeps: as long as it
+pays, each step is stretched twice as far as the last one (Salakhutdinov and Roweis, ICML 2003); the sum of distances
+still never grows.
 """
 
 from dataclasses import dataclass
@@ -25,15 +28,14 @@ from fedray.types import Vector
 
 @dataclass(frozen=True)
 class Weiszfeld:
-    """When iterates coincide with points and when they are done; lengths are relative to the points' scale.
+    """When an iterate has met a data point, and when it is done.
 
-    The scale is the median distance of the points from their coordinate-wise median: hostile points cannot inflate it.
-
-    smoothing: a point nearer than smoothing · scale counts as met by the iterate. Range 1e-8 to 1e-6; below 1e-8 it
-        drowns in the rounding of the Gram matrix. 0 leaves only exact coincidence.
-    tolerance: stop when the distance still to go, extrapolated from the last two steps as step² / (previous − step),
-        is at most tolerance · scale: the default is ten times finer than the 1e-6 that results are good for.
-    max_iterations: cap per median; the last iterate is returned. Reached where a data point all but is the median.
+    smoothing: a point at most smoothing · scale away counts as met. The scale is the median distance of the points
+        from their coordinate-wise median, which hostile points cannot inflate. Range 1e-8 to 1e-6: distances below 1e-8
+        drown in the rounding of the Gram matrix; 0 leaves only exact coincidence.
+    tolerance: stop when the slope of the sum of distances is at most tolerance times Σ_i w_i, its largest possible
+        value. The iterate is then about tolerance · scale from the median.
+    max_iterations: cap, after which the iterate is returned as it is. Ten are usual, some tens near a data point.
     """
 
     smoothing: float = 1e-7
@@ -50,10 +52,9 @@ def geometric_median(
 ) -> Vector:
     """Return the point with the least weighted sum of distances to `points`.
 
-    points: [n, d]. weights: [n], >= 0; None means equal weights. Returns [d], good to 1e-6 of the points' scale, save
-    where a data point all but is the median (the others pull within a few percent of its weight): there Weiszfeld's
-    iterates creep and the cap decides, with a sum of distances within 1e-7 of the least. Two points of equal weight
-    have every point between them as a median: their mean is returned.
+    points: [n, d]. weights: [n], >= 0; None means equal weights. Returns [d], good to 1e-6 of the points' scale; where
+    a data point all but is the median, the sum of distances is flat and good to 1e-7. Two points of equal weight have
+    every point between them as a median: their mean is returned.
 
     Raises:
         ValueError: no points, a point that is not finite, or weights that are negative or sum to zero.
@@ -94,32 +95,55 @@ def _medians(points: Vector, weights: Matrix, settings: Weiszfeld, block: int) -
 
 def _weiszfeld(gram: Matrix, weights: Matrix, settings: Weiszfeld) -> Matrix:
     """Return coefficients c [m, n], rows summing to one, of the medians under `weights` [m, n], from the means on."""
-    squares = gram.diagonal()
-    scale = float(np.median(np.sqrt(squares)))
+    radius = settings.smoothing * float(np.median(np.sqrt(gram.diagonal())))
     c: Matrix = weights / weights.sum(axis=1, keepdims=True)
     c_gram = c @ gram
-    previous, done = np.full(len(c), np.nan), np.zeros(len(c), dtype=bool)
+    stretch = np.full((len(c), 1), 2.0)
     for _ in range(settings.max_iterations):
-        norms = (c_gram * c).sum(axis=1, keepdims=True)
-        distances = np.sqrt(np.maximum(squares - 2 * c_gram + norms, 0))
-        met = distances <= settings.smoothing * scale
-        pulls = np.divide(weights, distances, out=np.zeros_like(c), where=~met)
-        total = pulls.sum(axis=1, keepdims=True)
-        target = np.divide(pulls, total, out=c.copy(), where=total > 0)
-        target_gram = target @ gram
-        gaps = np.sqrt(np.maximum(((target - c) * (target_gram - c_gram)).sum(axis=1), 0))
-        stay = _stay(held=(weights * met).sum(axis=1), pulled=total[:, 0] * gaps)
-        c = stay[:, np.newaxis] * c + (1 - stay)[:, np.newaxis] * target
-        c_gram = stay[:, np.newaxis] * c_gram + (1 - stay)[:, np.newaxis] * target_gram
-        steps = (1 - stay) * gaps
-        done |= steps**2 <= settings.tolerance * scale * (previous - steps)
-        if done.all():
+        step, step_gram, downhill = _step(gram, weights, c, c_gram, radius)
+        if (downhill <= settings.tolerance * weights.sum(axis=1)).all():
             break
-        previous = steps
+        pays = _falls_along(gram, weights, c + stretch * step, c_gram + stretch * step_gram, step, step_gram)
+        length = np.where(pays, stretch, 1)
+        c, c_gram = c + length * step, c_gram + length * step_gram
+        stretch = np.where(pays, 2 * stretch, 2)
     return c
 
 
-def _stay(held: Matrix, pulled: Matrix) -> Matrix:
-    """Return Vardi and Zhang's min(1, η/r): η the weight of the points met, r the pull of all others (0/0 is 1)."""
-    stay: Matrix = np.divide(held, pulled, out=np.ones_like(held), where=held < pulled)
-    return stay
+def _step(gram: Matrix, weights: Matrix, c: Matrix, c_gram: Matrix, radius: float) -> tuple[Matrix, Matrix, Matrix]:
+    """Return Vardi and Zhang's step [m, n] from c, its product with the Gram matrix, and the slope downhill [m].
+
+    With r the length of Σ_i w_i (p_i − x)/‖p_i − x‖ over the points not met and η the weight of those met, the step is
+    max(0, 1 − η/r) of Weiszfeld's, and the slope is max(0, r − η).
+    """
+    distances = _distances(gram, c, c_gram)
+    met = distances <= radius
+    pulls = np.divide(weights, distances, out=np.zeros_like(c), where=~met)
+    total = pulls.sum(axis=1, keepdims=True)
+    step = np.divide(pulls, total, out=c.copy(), where=total > 0) - c
+    step_gram = step @ gram
+    r = total[:, 0] * np.sqrt(np.maximum((step * step_gram).sum(axis=1), 0))
+    downhill = np.maximum(r - (weights * met).sum(axis=1), 0)
+    share = np.divide(downhill, r, out=np.zeros_like(r), where=r > 0)[:, np.newaxis]
+    return share * step, share * step_gram, downhill
+
+
+def _falls_along(
+    gram: Matrix, weights: Matrix, c: Matrix, c_gram: Matrix, step: Matrix, step_gram: Matrix
+) -> npt.NDArray[np.bool_]:
+    """Return [m, 1]: whether the sum of distances still falls at c along `step`; being convex, it fell all the way.
+
+    The slope Σ_i w_i ⟨x − p_i, step⟩ / ‖p_i − x‖ keeps its digits where the sums themselves are all hostile distance.
+    """
+    distances = _distances(gram, c, c_gram)
+    along = (c * step_gram).sum(axis=1, keepdims=True) - step_gram
+    slopes = np.divide(weights * along, distances, out=np.zeros_like(c), where=distances > 0)
+    falls: npt.NDArray[np.bool_] = slopes.sum(axis=1, keepdims=True) < 0
+    return falls
+
+
+def _distances(gram: Matrix, c: Matrix, c_gram: Matrix) -> Matrix:
+    """Return ‖p_i − x_b‖ as [m, n]; rounding may leave the square of a tiny one below zero."""
+    squares: Matrix = gram.diagonal() - 2 * c_gram + (c * c_gram).sum(axis=1, keepdims=True)
+    distances: Matrix = np.sqrt(np.maximum(squares, 0))
+    return distances

@@ -91,9 +91,9 @@ def _balanced(files: Iterable[str], limit: int | None) -> list[tuple[str, str]]:
     read = 0
     for path in files:
         counts = [len(texts) for texts in found.values()]
-        if limit is not None and sum(counts) >= limit:
-            if min(counts) * len(KINDS) >= limit or read > limit * BYTES_PER_EXAMPLE:
-                break
+        even = limit is not None and min(counts) * len(KINDS) >= limit
+        if even or (limit is not None and sum(counts) >= limit and read > limit * BYTES_PER_EXAMPLE):
+            break
         source = _read_source(path)
         read += len(source)
         for kind, docstring in _docstrings(source):
@@ -122,6 +122,7 @@ def prose(docstring: str) -> str:
     A paragraph that would lead beyond 400 characters is left out, or cut after a word if it is the first.
     """
     kept = ""
+    docstring = docstring.encode("utf-8", "ignore").decode()  # escapes may spell half a surrogate pair
     for paragraph in _paragraphs(inspect.cleandoc(docstring).splitlines()):
         text = " ".join(paragraph.split())
         if not kept:

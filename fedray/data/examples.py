@@ -139,15 +139,12 @@ def parse_template(template: str, setting: str) -> list[tuple[str, str | None]]:
 
 def _labelled(block: Block, data: DataConfig, task: Task) -> dict[str, pa.Array]:
     """Return text, label and, where configured, text_pair of one block."""
-    label = _number if task == "regression" else _class_name
-    labels = _column(block, data.label, "data.label")
-    fields = {
-        "text": _texts(block, data.text, "data.text"),
-        "label": pa.array(
-            [label(value, block, row, data.label) for row, value in enumerate(labels)],
-            pa.float64() if task == "regression" else pa.string(),
-        ),
-    }
+    values = list(enumerate(_column(block, data.label, "data.label")))
+    if task == "regression":
+        labels = pa.array([_number(value, block, row, data.label) for row, value in values], pa.float64())
+    else:
+        labels = _array([_class_name(value, block, row, data.label) for row, value in values], block, data.label)
+    fields = {"text": _texts(block, data.text, "data.text"), "label": labels}
     if data.text_pair is not None:
         fields["text_pair"] = _texts(block, data.text_pair, "data.text_pair")
     return fields
@@ -160,7 +157,7 @@ def _causal(block: Block, data: DataConfig, task: Task) -> dict[str, pa.Array]:
     for row, answer in enumerate(answers):
         if not answer.strip():
             raise DataError(f"{block.where}: {block.unit} {block.rows[row]}: the answer {data.answer!r} is empty")
-    return {"prompt": pa.array(prompts, pa.string()), "answer": pa.array(answers, pa.string())}
+    return {"prompt": _array(prompts, block, data.prompt), "answer": _array(answers, block, data.answer)}
 
 
 def _filled(block: Block, template: str, setting: str) -> list[str]:
@@ -188,7 +185,7 @@ def _texts(block: Block, column: str, setting: str) -> pa.Array:
         if not isinstance(value, str) or not value.strip():
             came = "nothing" if value is None else "an empty text" if isinstance(value, str) else repr(value)[:80]
             raise DataError(f"{block.at(row, column)}: expected a text, got {came}")
-    return pa.array(values, pa.string())
+    return _array(values, block, column)
 
 
 def _class_name(value: Any, block: Block, row: int, column: str) -> str:
@@ -226,16 +223,21 @@ def as_text(value: Any) -> str:
 def _own_columns(blocks: Sequence[Block]) -> pa.Table:
     """Return the sources' own columns as strings; empty where a block lacks a column."""
     names = dict.fromkeys(name for block in blocks for name in block.columns)
-    tables = [
-        pa.table(
-            {
-                name: pa.array([as_text(v) for v in block.columns.get(name, [None] * len(block.rows))], pa.string())
-                for name in names
-            }
-        )
-        for block in blocks
-    ]
+    tables = []
+    for block in blocks:
+        lacking = [None] * len(block.rows)
+        texts = {name: [as_text(value) for value in block.columns.get(name, lacking)] for name in names}
+        tables.append(pa.table({name: _array(values, block, name) for name, values in texts.items()}))
     return pa.concat_tables(tables).combine_chunks()
+
+
+def _array(values: Sequence[str], block: Block, column: str) -> pa.Array:
+    """Return strings as an Arrow array; JSON may hold half a surrogate pair, which no UTF-8 text can."""
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError as error:
+        row = next(row for row, value in enumerate(values) if value == error.object)
+        raise DataError(f"{block.at(row, column)}: not a Unicode text: {error.reason}") from None
 
 
 def _label_names(table: pa.Table, data: DataConfig, task: Task, sources: str) -> tuple[str, ...]:

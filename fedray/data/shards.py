@@ -21,7 +21,7 @@ class Shard:
     tables: Mapping[Split, pa.Table]
 
     def num_examples(self, split: Split = "train") -> int:
-        return self.tables[split].num_rows
+        return int(self.tables[split].num_rows)
 
 
 @dataclass(frozen=True)

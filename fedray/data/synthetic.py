@@ -19,24 +19,7 @@ GROUP = "latent_group"
 TOPIC_WORDS = 6
 COMMON_WORDS = 4
 
-COMMON = [
-    "about",
-    "after",
-    "again",
-    "around",
-    "because",
-    "before",
-    "every",
-    "many",
-    "much",
-    "never",
-    "often",
-    "other",
-    "people",
-    "really",
-    "some",
-    "thing",
-]
+COMMON = "about after again around because before every many much never often other people really some thing"
 TOPICS = {
     "animals": "bird cat cow deer dog fish fox goat horse lion mouse rabbit sheep tiger wolf",
     "music": "band bass choir concert dance drum guitar melody opera piano rhythm singer song tune violin",

@@ -173,6 +173,5 @@ def _read(path: Path, num_rows: int) -> pa.Table | None:
 
 def _write(table: pa.Table, path: Path) -> None:
     table = table.replace_schema_metadata({CHECKSUM: _checksum(table)})
-    with replacing(path) as temporary, pa.OSFile(temporary, "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    with replacing(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
+        writer.write_table(table)

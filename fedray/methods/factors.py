@@ -10,14 +10,11 @@ import numpy.typing as npt
 
 from fedray.adapters.layout import Layout
 from fedray.aggregation.low_rank import LowRank
-from fedray.aggregation.masks import pack, unpack
+from fedray.aggregation.masks import Mask, pack, unpack
 from fedray.types import Vector
 
 Delta = tuple[LowRank, ...]
 """One low-rank matrix B A per target, in layout order."""
-
-Mask = npt.NDArray[np.bool_]
-"""Which output rows of one target are kept, [d_out]."""
 
 
 def split(layout: Layout, vector: Vector) -> Delta:
@@ -42,9 +39,7 @@ def join(deltas: Sequence[LowRank]) -> Vector:
 def zero(layout: Layout) -> Delta:
     """Return zero matrices of rank 0 with the layout's outer shapes."""
     pairs = zip(layout.slots[::2], layout.slots[1::2], strict=True)
-    return tuple(
-        LowRank(B=np.zeros((b.shape[0], 0), np.float32), A=np.zeros((0, a.shape[1]), np.float32)) for a, b in pairs
-    )
+    return tuple(LowRank.zeros(b.shape[0], a.shape[1]) for a, b in pairs)
 
 
 def keep_rows(delta: Delta, masks: Sequence[Mask]) -> Delta:

@@ -11,8 +11,9 @@ each round, and sets π_k to client k's posterior.
 
 Choices where the paper is open: A of the fresh LoRA is drawn from (seed, round), equal for all clients; the Fisher
 importance of an output is the mean squared gradient over the local examples; under `pre` the importance is the energy
-of what the client can know before training (its downlink and its previous update); J by BIC is chosen at the first
-refit and kept; posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank` for every client.
+of what the client can know before training (its downlink and its previous update); J by BIC is kept from the first
+refit that finds more than one group; posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank`
+for every client.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,31 +29,26 @@ from fedray.adapters.layout import Layout
 from fedray.adapters.draws import draw_lora
 from fedray.adapters.lora import attach_lora
 from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
-from fedray.aggregation.low_rank import cluster_update, compress, concatenate, gram, truncate
-from fedray.aggregation.masks import energy, random_rows, top_rows
+from fedray.aggregation.low_rank import (
+    MIN_MEMBERSHIP,
+    LowRank,
+    cluster_update,
+    compress,
+    concatenate,
+    gram,
+    relative_error,
+    truncate,
+)
+from fedray.aggregation.masks import Mask, energy, random_rows, top_rows
 from fedray.aggregation.means import weighted_mean
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods import heads
-from fedray.methods.factors import (
-    Delta,
-    Mask,
-    join,
-    keep_rows,
-    pack_masks,
-    receive,
-    split,
-    unpack_masks,
-    zero,
-)
+from fedray.methods.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.methods.wire import Wire, WireType, decode, encode
 from fedray.randomness import keyed_seed
 from fedray.types import Client, ClientId, Vector
-
-NOBODY = 1e-3
-"""A sum of memberships below this counts as nobody: dividing by it would give a full-size update to a stray client."""
-
 
 @dataclass(frozen=True)
 class Server:
@@ -100,9 +96,11 @@ class Own:
 class FedHft:
     """clusters: J, or `auto` (by BIC, at most `max_clusters`).
     warmup_rounds: 5 means that the first refit ends the sixth round.
-    timing: `post` masks after unmasked training, `pre` trains only the kept rows. importance: `fisher` or `energy`.
+    timing: `post` masks after unmasked training, `pre` trains only the kept rows.
+    importance: `fisher` (default) or `energy`; under `pre` always `energy`.
     normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
-    server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it to `server_rank` (default the LoRA's) each round.
+    server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it to `server_rank` (default the LoRA's) each round;
+    rounds.parquet has the largest relative error of a round's truncation.
     downlink_rank: default the LoRA's. features: what is clustered, default the head where it is shared, else B_k A_k.
     wire: type of numbers on the wire. n_init: restarts of the mixture's fit.
     """
@@ -175,7 +173,7 @@ class FedHft:
     def _mixture(self, server: Server, pi: Vector) -> Mixture:
         rank = self.downlink_rank or self.lora.rank
         rest = None
-        if any(delta.rank for delta in server.deltas[0]):
+        if server.server_round:
             mixed = [
                 truncate(concatenate([(float(p), delta) for p, delta in zip(pi, target, strict=True) if p > 0]), rank)
                 for target in zip(*server.deltas, strict=True)
@@ -257,11 +255,12 @@ class FedHft:
         sent = [decode(update.payload.head) for update in updates if update.payload.head is not None]
         pi = np.stack([server.memberships[id] for id in ids])
         latest = sent if server.heads and self.features != "lora" else factors
+        grown = [self._grow(delta, factors, pi[:, j], masks) for j, delta in enumerate(server.deltas)]
         server = replace(
             server,
-            deltas=tuple(self._grow(delta, factors, pi[:, j], masks) for j, delta in enumerate(server.deltas)),
+            deltas=tuple(delta for delta, _ in grown),
             heads=tuple(
-                head if pi[:, j].sum() < NOBODY else weighted_mean(np.stack(sent), pi[:, j])
+                head if pi[:, j].sum() < MIN_MEMBERSHIP else weighted_mean(np.stack(sent), pi[:, j])
                 for j, head in enumerate(server.heads)
             ),
             features={**server.features, **dict(zip(ids, latest, strict=True))},
@@ -269,19 +268,32 @@ class FedHft:
         if server.server_round > self.warmup_rounds:
             server = self._recluster(server)
         sizes = np.sum(list(server.memberships.values()), axis=0)
-        return server, {f"cluster_{j}_size": float(size) for j, size in enumerate(sizes)}
+        metrics = {f"cluster_{j}_size": float(size) for j, size in enumerate(sizes)}
+        if self.server_state == "rank_q":
+            metrics["truncation_error"] = max(error for _, error in grown)
+        return server, metrics
 
-    def _grow(self, delta: Delta, factors: Sequence[Delta], pi: Vector, masks: Sequence[tuple[Mask, ...]]) -> Delta:
-        """Return ΔW_j + ΔU_j per target, lossless or truncated as `server_state` says. pi: [cohort]"""
-        grown = []
+    def _grow(
+        self, delta: Delta, factors: Sequence[Delta], pi: Vector, masks: Sequence[tuple[Mask, ...]]
+    ) -> tuple[Delta, float]:
+        """Return ΔW_j + ΔU_j per target, lossless or truncated as `server_state` says, and the largest relative error
+        that truncation made. pi: [cohort]"""
+        grown: list[LowRank] = []
+        error = 0.0
         for target, old in enumerate(delta):
             update = cluster_update(
                 [factor[target] for factor in factors], pi, [mask[target] for mask in masks], self.normalise
             )
+            if update.rank == 0:  # nobody in this cluster
+                grown.append(old)
+                continue
             total = concatenate([(1.0, old), (1.0, update)])
-            rank = self.server_rank or self.lora.rank
-            grown.append(compress(total) if self.server_state == "full" else truncate(total, rank))
-        return tuple(grown)
+            if self.server_state == "full":
+                grown.append(compress(total))
+                continue
+            grown.append(truncate(total, self.server_rank or self.lora.rank))
+            error = max(error, relative_error(grown[-1], total))
+        return tuple(grown), error
 
     def _recluster(self, server: Server) -> Server:
         """Outer level: refit the mixture on the latest updates and set π_k to the posteriors."""
@@ -293,7 +305,7 @@ class FedHft:
         mixture = fit_mixture(
             embed(similarity([server.features[id] for id in ids])),
             "auto" if choose else clusters,
-            seed=keyed_seed(server.seed, "mixture", server.server_round) % 2**32,
+            seed=keyed_seed(server.seed, "mixture", server.server_round),
             n_init=self.n_init,
             max_components=self.max_clusters,
         )

@@ -24,7 +24,7 @@ from fedray.adapters.reft import attach_reft
 from fedray.aggregation.geometric_median import Weiszfeld
 from fedray.aggregation.stiefel import procrustes_rotation
 from fedray.config import Head, ReftSection
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, TrainingError
 from fedray.methods import heads
 from fedray.methods.all_but_me import Rule, all_but_me, by_group, rule
 from fedray.methods.protocol import Initial, Local, Metrics, Update
@@ -33,9 +33,11 @@ from fedray.types import Client, ClientId, Vector
 
 @dataclass(frozen=True)
 class Server:
-    """latest: the shared part of every φ_j that the driver holds."""
+    """layout: of the whole φ. initial: the shared part of the φ that all start from. latest: that of every φ_j that
+    the driver holds."""
 
     layout: Layout
+    initial: Vector
     latest: Mapping[ClientId, Vector]
     head: Vector | None
 
@@ -89,6 +91,7 @@ class FedReft:
         outside = [lam for lam in (self.lam, *self.candidates) if not 0 <= lam <= 1]
         if outside or not self.candidates:
             raise ConfigError(f"fedreft: lam and candidates must lie in [0, 1] and not be empty, got {outside}")
+        self._weiszfeld()  # which checks its numbers
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = attach_reft(model, self.reft)
@@ -96,7 +99,8 @@ class FedReft:
         return adapter
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
-        return Server(initial.layouts["reft"], {}, heads.initial(self.head, initial.head())[0])
+        layout, phi = initial.layouts["reft"], initial.vectors["reft"]
+        return Server(layout, phi[self._shared(layout)], {}, heads.initial(self.head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> Own:
         return Own(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
@@ -134,13 +138,23 @@ class FedReft:
     def _choose_lambda(
         self, adapter: Adapter, phi: Vector, others: Vector, shared: npt.NDArray[np.bool_], local: Local
     ) -> float:
-        """Return the candidate with the lowest validation loss, the smallest on ties."""
+        """Return the candidate with the lowest validation loss, the smallest on ties.
+
+        Raises:
+            TrainingError: the client has no validation examples to choose by.
+        """
         if self.mixing == "fixed":
             return self.lam
         losses = {}
         for lam in sorted(set(self.candidates)):
             adapter.load("reft", mix(phi, others, shared, lam))
-            losses[lam] = local.evaluate("validation").loss
+            evaluation = local.evaluate("validation")
+            if evaluation.num_examples == 0:
+                raise TrainingError(
+                    f"client {local.client.id!r} has no validation examples to choose λ by; raise "
+                    "partition.validation_fraction, or set fedreft's mixing to fixed"
+                )
+            losses[lam] = evaluation.loss
         return min(losses, key=lambda lam: (losses[lam], lam))
 
     def _parts(self) -> set[Part]:
@@ -168,16 +182,18 @@ class FedReft:
         return ranges
 
     def _rule(self, layout: Layout) -> Rule:
-        weiszfeld = Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)
-        return by_group(rule(self.aggregate, weiszfeld), self._groups(layout))
+        return by_group(rule(self.aggregate, self._weiszfeld()), self._groups(layout))
+
+    def _weiszfeld(self) -> Weiszfeld:
+        return Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)
 
     def _aligned(self, server: Server, me: ClientId) -> Vector | None:
-        """Return φ_{-k} after rotating every other φ_j to its best fit with φ_k (the lowest id where k has none)."""
+        """Return φ_{-k} after rotating every other φ_j to its best fit with φ_k, at first the initial φ."""
         ids = [id for id in sorted(server.latest) if id != me]
         if not ids:
             return None
         layout = self._shared_layout(server.layout)
-        reference = server.latest.get(me, server.latest[ids[0]])
+        reference = server.latest.get(me, server.initial)
         points = np.stack([align(layout, server.latest[id], reference) for id in ids])
         return self._rule(server.layout).everybody(points)
 

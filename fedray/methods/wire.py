@@ -17,7 +17,7 @@ def encode(vector: Vector, dtype: WireType) -> Wire:
     """Return the vector as it travels. [d] -> [d]"""
     if dtype == "float32":
         return vector
-    bits: npt.NDArray[np.int16] = torch.from_numpy(vector).to(torch.bfloat16).view(torch.int16).numpy()
+    bits: npt.NDArray[np.int16] = torch.tensor(vector, dtype=torch.bfloat16).view(torch.int16).numpy()
     return bits
 
 
@@ -25,5 +25,4 @@ def decode(wire: Wire) -> Vector:
     """Return what arrives, as float32. [d] -> [d]"""
     if wire.dtype == np.float32:
         return wire.astype(np.float32, copy=False)
-    vector: Vector = torch.from_numpy(wire).view(torch.bfloat16).to(torch.float32).numpy()
-    return vector
+    return (wire.astype(np.int32) << 16).view(np.float32)  # bfloat16 is the upper half of float32

@@ -23,13 +23,6 @@ FAMILIES = {
     "gpt_neox": {"eos_token_id": 1, "bos_token_id": 2},
     "qwen2": {"num_key_value_heads": 1, "eos_token_id": 1, "bos_token_id": 2},
 }
-TARGETS = {
-    "bert": ("query", "value"),
-    "roberta": ("query", "value"),
-    "llama": ("q_proj", "v_proj"),
-    "gpt_neox": ("query_key_value",),
-    "qwen2": ("q_proj", "v_proj"),
-}
 
 
 def tiny(family: str, causal: bool = False, **fields: object) -> PreTrainedModel:
@@ -43,7 +36,7 @@ def tiny(family: str, causal: bool = False, **fields: object) -> PreTrainedModel
         return auto.from_config(config).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Callable[..., PreTrainedModel]:
     return tiny
 

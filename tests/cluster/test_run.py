@@ -1,0 +1,128 @@
+"""Whole experiments on real local Ray."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import ray
+
+import fedray
+from fedray.client import ClientActor
+from fedray.config import ClientsConfig, load_config
+from fedray.driver import events
+from fedray.experiment import MethodFinished, TurnFinished
+from fedray.pool import ClientPool
+from fedray.prepare import prepare
+from fedray.worker import Assignment
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "rounds": 2,
+    "method": [
+        "local",
+        "head_only",
+        "fedavg",
+        {"name": "fedavg", "label": "fedavg-reft", "adapter": "reft"},
+        "fedreft",
+        "fedalt",
+        {"name": "fedhft", "warmup_rounds": 1},
+        {"name": "fedhft", "label": "fedhft-pre", "timing": "pre", "warmup_rounds": 1},
+    ],
+    "model": {
+        "path": "random",
+        "config": {
+            "model_type": "bert",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+        "tokenizer": "bytes",
+    },
+    "data": {"source": "synthetic", "examples_per_client": 24, "max_length": 32},
+    "partition": {"kind": "by_file"},
+    "clients": {
+        "count": 4,
+        "per_round": 3,
+        "tiers": {"strong": {"share": 0.5}, "weak": {"share": 0.5, "mask_ratio": 0.5}},
+    },
+    "lora": {"dropout": 0.1},
+    "train": {"lr": 5e-3, "weight_decay": 0.1},
+}
+
+
+def test_every_method_gives_the_same_states_on_ray_and_inline(cluster: None, tmp_path: Path) -> None:
+    inline = fedray.run(TINY, runtime="inline", output=tmp_path / "inline")
+    on_ray = fedray.run(TINY, output=tmp_path / "ray")
+    one_actor = fedray.run(TINY, output=tmp_path / "one", **{"clients.actors": 1})
+
+    def states(result: fedray.RunResult) -> dict[str, str]:
+        return {summary.method: summary.state_sha256 for summary in result.summaries}
+
+    assert states(inline) == states(on_ray) == states(one_actor)
+    assert len(set(states(inline).values())) == len(TINY["method"]), "methods must differ"
+    columns = ["method", "phase", "server_round", "client", "train_loss", "aggregated_metric", "personalised_metric"]
+    tables = [
+        result.clients()[columns].sort_values(columns[:4]).reset_index(drop=True) for result in (inline, on_ray)
+    ]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_killed_actor_costs_no_update_and_no_bit(cluster: None, tmp_path: Path) -> None:
+    config = load_config({**TINY, "method": "fedalt", "rounds": 3, "name": "killed"})
+    undisturbed = fedray.run(config, output=tmp_path / "undisturbed")
+    killed = False
+    for event in events(prepare(config), tmp_path / "killed"):
+        if isinstance(event, TurnFinished) and event.server_round == 1 and not killed:
+            killed = True
+            actors = [a for a in ray.util.state.list_actors() if a.class_name == "ClientActor" and a.state == "ALIVE"]
+            os.kill(actors[0].pid, signal.SIGKILL)
+        if isinstance(event, MethodFinished):
+            assert event.summary.state_sha256 == undisturbed["fedalt"].state_sha256
+    assert killed
+    clients = pd.read_parquet(tmp_path / "killed" / "clients.parquet")
+    assert (clients[clients.phase == "train"].groupby("server_round").client.nunique() == 3).all()
+
+
+def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(cluster: None) -> None:
+    config = load_config({**TINY, "method": "fedavg"})
+    prepared = prepare(config)
+    pool = ClientPool(ClientsConfig(actors=1, max_failures=1), prepared.data.shards, cohort=1)
+    pool.setup(prepared.job(config.method[0]))
+    client = prepared.clients[0]
+    shard_that_kills = ray.put(_Bomb())
+    pool._shards[client.id] = shard_that_kills
+    with pytest.raises(fedray.errors.ClientFailure, match=rf"{client.id}.*died 2 times in round 0"):
+        list(pool.train([Assignment(client, 0, measure=False)], {client.id: None}, {}))
+    pool.close()
+
+
+def test_what_a_client_actor_asks_for_and_the_cluster_lacks_is_an_error(cluster: None, monkeypatch: Any) -> None:
+    monkeypatch.setattr("fedray.pool.START_TIMEOUT_S", 3.0)
+    prepared = prepare(load_config({**TINY, "method": "fedavg"}))
+    pool = ClientPool(ClientsConfig(num_gpus=0.5), prepared.data.shards, cohort=1)
+    with pytest.raises(fedray.errors.ConfigError, match=r"num_gpus=0\.5.*the cluster has 2 CPU"):
+        pool.setup(prepared.job(prepared.config.method[0]))
+    pool.close()
+
+
+def test_client_actors_are_not_restarted_by_ray() -> None:
+    assert ClientActor._default_options["max_restarts"] == 0  # type: ignore[attr-defined]
+
+
+class _Bomb:
+    """Kills the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os.kill, (_Here(), signal.SIGKILL)
+
+
+class _Here:
+    """The pid of the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os.getpid, ()

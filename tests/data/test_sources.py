@@ -1,0 +1,313 @@
+"""Reading: every format, every kind of mistake with its place, and generated examples."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fedray.config import Config, DataConfig
+from fedray.data.examples import Examples
+from fedray.data.sources import load_source
+from fedray.data.subsample import subsample
+from fedray.errors import DataError
+from fedray.types import Task
+
+ROWS = [{"text": "one, two", "label": "a"}, {"text": 'say "hi"\nthere', "label": "b"}, {"text": "é", "label": "a"}]
+
+
+def files(entries: dict[str, Any], **settings: Any) -> DataConfig:
+    return DataConfig.model_validate({"source": "files", "files": entries} | settings)
+
+
+def load(entries: dict[str, Any], task: Task = "classification", **settings: Any) -> Examples:
+    return load_source(files(entries, **settings), task, 0)
+
+
+def write(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def lines(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def as_csv(path: Path) -> None:
+    path.write_text('text,label\n"one, two",a\n"say ""hi""\nthere",b\né,a\n', encoding="utf-8", newline="")
+
+
+FORMATS: dict[str, Callable[[Path], object]] = {
+    "x.jsonl": lambda path: path.write_text(lines(*ROWS)),
+    "x.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "x.csv": as_csv,
+    "x.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_examples(tmp_path: Path, name: str) -> None:
+    FORMATS[name](tmp_path / name)
+    examples = load({"train": str(tmp_path / name)})
+    assert examples.table.select(["text", "label"]).to_pylist() == ROWS
+    assert examples.label_names == ("a", "b")
+
+
+def test_relative_paths_start_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "x.jsonl", lines(*ROWS))
+    monkeypatch.chdir(tmp_path)
+    assert len(load({"train": "x.jsonl"})) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([10, 9, 2], ("2", "9", "10")), ([True, False, True], ("False", "True")), (["b", "B", "a"], ("B", "a", "b"))],
+)
+def test_class_names_are_sorted_numbers_as_numbers(tmp_path: Path, labels: list[Any], expected: tuple[str]) -> None:
+    path = write(tmp_path, "x.jsonl", lines(*({"text": "t", "label": label} for label in labels)))
+    assert load({"train": path}).label_names == expected
+
+
+def test_tasks_and_clients_by_name_and_by_pattern(tmp_path: Path) -> None:
+    for name in ("boolq", "arc"):
+        for split in ("train", "test"):
+            write(tmp_path, f"{name}/{split}.jsonl", lines(*ROWS))
+    named = {n: {s: str(tmp_path / n / f"{s}.jsonl") for s in ("train", "test")} for n in ("boolq", "arc")}
+    pattern = {s: str(tmp_path / "*" / f"{s}.jsonl") for s in ("train", "test")}
+    for entries in (named, pattern):
+        examples = load(entries)
+        found = Counter(zip(examples.field("task"), examples.field("file"), examples.field("split"), strict=True))
+        assert found == {(n, n, s): 3 for n in ("boolq", "arc") for s in ("train", "test")}
+    assert set(load({"train": str(tmp_path / "boolq" / "*.jsonl")}).field("file")) == {"train", "test"}
+    one_path_each = load({"x": named["arc"]["train"], "test": named["arc"]["test"]})
+    assert Counter(one_path_each.field("split")) == {"train": 3, "test": 3}
+    assert set(one_path_each.field("file")) == {"x", "test"}
+
+
+def test_templates_fill_prompt_and_answer_and_own_columns_stay(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.jsonl", lines({"q": "2+2?", "answer": 4, "who": None}, {"q": "x", "answer": [1]}))
+    examples = load({"train": path}, "causal_lm", prompt="Q: {q} {{A}} {who}", answer="= {answer}")
+    assert examples.table["prompt"].to_pylist() == ["Q: 2+2? {A} ", "Q: x {A} "]
+    assert examples.table["answer"].to_pylist() == ["= 4", "= [1]"]
+    assert examples.values("answer").tolist() == ["4", "[1]"]
+
+
+def test_regression_labels_are_numbers_and_pairs_have_two_texts(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.csv", "a,b,score\nx,y,1.5\nz,w,-2\n")
+    examples = load({"train": path}, "regression", text="a", text_pair="b", label="score")
+    assert examples.table["label"].to_pylist() == [1.5, -2.0]
+    assert examples.table["text_pair"].to_pylist() == ["y", "w"]
+    assert examples.label_names == ()
+
+
+GOOD = lines(*ROWS)
+BAD_FILES: list[tuple[str, str | bytes, Task, dict[str, Any], list[str]]] = [
+    ("x.jsonl", GOOD + "\n{oops\n", "classification", {}, ["x.jsonl: line 5: not valid JSON"]),
+    ("x.jsonl", GOOD + "[1]\n", "classification", {}, ["x.jsonl: line 4: expected an object", "list"]),
+    ("x.jsonl", b'{"text": "a"}\n\xff\n', "classification", {}, ["x.jsonl: line 2: not UTF-8"]),
+    ("x.jsonl", GOOD + lines({"text": " ", "label": "a"}), "classification", {}, ["line 4: column 'text'", "empty"]),
+    ("x.jsonl", GOOD + lines({"label": "a"}), "classification", {}, ["line 4: column 'text'", "got nothing"]),
+    ("x.jsonl", GOOD + lines({"text": 5, "label": "a"}), "classification", {}, ["line 4: column 'text'", "got 5"]),
+    ("x.jsonl", GOOD + lines({"text": "t"}), "classification", {}, ["line 4: column 'label'", "got nothing"]),
+    ("x.jsonl", GOOD + lines({"text": "t", "label": 0.5}), "classification", {}, ["line 4", "0.5", "regression"]),
+    ("x.jsonl", GOOD + '{"text": "\\ud800", "label": "a"}', "classification", {}, ["line 4: column 'text'", "Unicode"]),
+    ("x.jsonl", GOOD, "regression", {}, ["line 1: column 'label'", "got 'a'"]),
+    ("x.jsonl", lines({"text": "t", "label": True}), "regression", {}, ["line 1: column 'label'", "got True"]),
+    ("x.jsonl", '{"text": "t", "label": NaN}', "regression", {}, ["line 1: column 'label'", "finite", "nan"]),
+    ("x.jsonl", GOOD, "classification", {"text": "txt"}, ["no column 'txt' (data.text)", "did you mean 'text'"]),
+    ("x.jsonl", GOOD, "classification", {"label": "labels"}, ["no column 'labels'", "did you mean 'label'"]),
+    ("x.jsonl", GOOD, "classification", {"text_pair": "b"}, ["no column 'b' (data.text_pair)", "text, label"]),
+    ("x.jsonl", GOOD, "causal_lm", {"prompt": "{txt}"}, ["no column 'txt' (data.prompt)", "did you mean 'text'"]),
+    ("x.jsonl", GOOD, "causal_lm", {"prompt": "{text"}, ["data.prompt", "not a template"]),
+    ("x.jsonl", GOOD, "causal_lm", {"prompt": "{text!r}"}, ["data.prompt", "a column's name"]),
+    ("x.jsonl", lines({"a": ""}), "causal_lm", {"prompt": "", "answer": "{a}"}, ["line 1", "answer", "empty"]),
+    ("x.jsonl", lines(ROWS[0]), "classification", {}, ["single class 'a'"]),
+    ("x.jsonl", "\n", "classification", {}, ["no examples", "x.jsonl"]),
+    ("x.json", "[{]", "classification", {}, ["x.json: line 1: not valid JSON"]),
+    ("x.json", json.dumps([ROWS[0], 3]), "classification", {}, ["x.json: row 2: expected an object", "int"]),
+    ("x.json", json.dumps([*ROWS, {"text": "t"}]), "classification", {}, ["x.json: row 4: column 'label'"]),
+    ("x.csv", 'text,label\n"a\nb",x\nc\n', "classification", {}, ["x.csv: line 4: 1 fields", "header has 2"]),
+    ("x.csv", 'text,label\na,x\n"b,y\n', "classification", {}, ["x.csv: line 3: not valid CSV"]),
+    ("x.csv", 'text,label\n"a\nb",x\n,y\n', "classification", {}, ["x.csv: line 4: column 'text'"]),
+    ("x.csv", "text,text\na,x\n", "classification", {}, ["line 1", "twice"]),
+    ("x.parquet", "PAR1", "classification", {}, ["x.parquet: not a valid Parquet file"]),
+    ("x.tsv", "a\tb", "classification", {}, ["x.tsv", "'.tsv'", ".jsonl, .json, .csv, .parquet"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "task", "settings", "parts"), BAD_FILES)
+def test_mistakes_in_a_file_are_located(
+    tmp_path: Path, name: str, content: str | bytes, task: Task, settings: dict[str, Any], parts: list[str]
+) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(DataError) as caught:
+        load({"train": path}, task, **settings)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "parts"),
+    [
+        ({"train": "{}/trian.jsonl"}, ["data.files.train", "no such file", "did you mean 'train.jsonl'"]),
+        ({"train": "{}/*.csv"}, ["data.files.train", "no file matches"]),
+        ({"train": "{}/train.jsonl", "tset": "{}/train.jsonl"}, ["unknown split 'tset'", "did you mean 'test'"]),
+        ({"x": {"train": "{}/train.jsonl", "dev": "d"}}, ["data.files.x", "'dev'", "train, validation, test"]),
+        ({"x": {"test": "{}/train.jsonl"}}, ["data.files.x", "no file for train"]),
+        ({"test": "{}/train.jsonl"}, ["no training examples"]),
+    ],
+)
+def test_mistakes_in_the_mapping_of_files_are_located(tmp_path: Path, entries: Any, parts: list[str]) -> None:
+    write(tmp_path, "train.jsonl", GOOD)
+    filled = json.loads(json.dumps(entries).replace("{}", tmp_path.as_posix()))
+    with pytest.raises(DataError) as caught:
+        load(filled)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+# Hub datasets, from a folder written here.
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    splits = {"train": [0, 1, 1], "dev": [1, 0], "hidden": [-1]}
+    made = {
+        name: datasets.Dataset.from_dict({"text": [f"{name} {i}" for i in range(len(labels))], "label": labels}, features)
+        for name, labels in splits.items()
+    }
+    folder = tmp_path_factory.mktemp("hub") / "answers"
+    datasets.DatasetDict(made).save_to_disk(str(folder))
+    return folder
+
+
+def hub(folder: Path | str, **splits: str) -> Examples:
+    return load_source(DataConfig(source="hub", name=str(folder), splits=splits), "classification", 0)  # type: ignore[arg-type]
+
+
+def test_a_local_dataset_folder_with_named_splits_and_classes(hub_folder: Path) -> None:
+    examples = hub(hub_folder, train="train", test="dev")
+    assert examples.table["label"].to_pylist() == ["no", "yes", "yes", "yes", "no"]
+    assert examples.field("split").tolist() == ["train"] * 3 + ["test"] * 2
+    assert set(examples.field("file")) == {"answers"}
+    assert len(hub(hub_folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "parts"),
+    [
+        ({"train": "trian"}, ["data.splits.train", "did you mean 'train'", "train, dev, hidden"]),
+        ({"test": "dev"}, ["data.splits", "serves as train"]),
+        ({"train": "train", "test": "hidden"}, ["split hidden: row 1: column 'label'", "got nothing"]),
+    ],
+)
+def test_mistakes_about_a_dataset_are_located(hub_folder: Path, splits: dict[str, str], parts: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        hub(hub_folder, **splits)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise ConnectionError("Couldn't reach 'glue' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"data\.name: the dataset 'glue'.*Couldn't reach.*source: files.*HF_HOME"):
+        hub("glue")
+
+
+# Subsampling.
+
+
+def test_limits_keep_what_they_say_by_seed_and_not_by_order(labelled: Callable[..., Examples]) -> None:
+    examples = labelled(("train", "f", "t", list("aaaabbbbbc")), ("test", "f", "t", list("abcabc")))
+
+    def kept(of: Examples, seed: int, **limits: int) -> Examples:
+        return subsample(of, files({"train": "-"}, **limits), seed)
+
+    per_class = kept(examples, 0, max_per_class=3)
+    train = per_class.field("split") == "train"
+    assert Counter(per_class.field("label")[train]) == {"a": 3, "b": 3, "c": 1}
+    both = kept(examples, 0, max_per_class=3, max_examples=5, max_test_examples=2)
+    assert Counter(both.field("split")) == {"train": 5, "test": 2}
+    assert both.label_names == ("a", "b", "c")
+    shuffled = examples.take(np.random.default_rng(0).permutation(len(examples)))
+    assert set(kept(shuffled, 0, max_examples=4).field("text")) == set(kept(examples, 0, max_examples=4).field("text"))
+    assert set(kept(examples, 1, max_examples=4).field("text")) != set(kept(examples, 0, max_examples=4).field("text"))
+
+
+def test_max_per_class_needs_classes(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.jsonl", lines({"prompt": "p", "answer": "a"}))
+    config = files({"train": path}, max_per_class=3)
+    with pytest.raises(DataError, match="max_per_class: there are no classes"):
+        subsample(load_source(config, "causal_lm", 0), config, 0)
+
+
+# Generated examples.
+
+
+def synthetic(clients: int | None = 6, **settings: Any) -> Examples:
+    config = DataConfig.model_validate({"source": "synthetic", "examples_per_client": 40} | settings)
+    return load_source(config, "classification", 1, clients)
+
+
+def rules(examples: Examples) -> dict[int, dict[str, str]]:
+    """Return the label of every topic, per group; every (group, topic) must have one."""
+    assert examples.latent_group is not None
+    found: dict[int, dict[str, str]] = {}
+    rows = zip(examples.latent_group.tolist(), examples.values("topic"), examples.field("label"), strict=True)
+    for group, topic, label in rows:
+        assert found.setdefault(group, {}).setdefault(str(topic), str(label)) == label
+    return found
+
+
+def test_groups_disagree_on_exactly_the_conflicting_classes() -> None:
+    first, second, third = rules(synthetic(groups=3, classes=8, conflict=0.5)).values()
+    for one, other in ((first, second), (second, third), (first, third)):
+        assert sum(one[topic] != other[topic] for topic in one) == 4
+    assert sorted(first.values()) == sorted(second.values())
+
+
+def test_without_conflict_all_groups_have_the_same_rule() -> None:
+    first, second = rules(synthetic(groups=2, conflict=0)).values()
+    assert first == second
+
+
+def test_clients_are_dealt_evenly_to_groups_and_classes() -> None:
+    examples = synthetic(clients=7, groups=2, classes=4)
+    assert examples.latent_group is not None
+    client_groups = {str(f): int(g) for f, g in zip(examples.field("file"), examples.latent_group, strict=True)}
+    assert sorted(Counter(client_groups.values()).values()) == [3, 4]
+    assert set(Counter(zip(examples.field("file"), examples.values("topic"), strict=True)).values()) == {10}
+
+
+def test_topics_share_no_word_but_the_common_ones_also_when_made_up() -> None:
+    examples = synthetic(classes=14)
+    words: dict[str, set[str]] = {}
+    for topic, text in zip(examples.values("topic"), examples.field("text"), strict=True):
+        words.setdefault(str(topic), set()).update(str(text).split())
+    common = set.intersection(*words.values())
+    assert len(words) == 14 and common
+    own = [word for topic in words.values() for word in topic - common]
+    assert len(own) - len(set(own)) <= 2 * len(words)
+
+
+def test_more_groups_than_conflicting_classes_and_unknown_numbers_are_refused() -> None:
+    with pytest.raises(DataError, match="data.groups: 3 groups .* got 2"):
+        synthetic(groups=3, classes=4, conflict=0.5)
+    with pytest.raises(DataError, match=r"clients\.count"):
+        synthetic(clients=None)
+
+
+def test_generated_text_serves_causal_models(configure: Callable[..., Config]) -> None:
+    config = configure({"source": "synthetic"}, task="causal_lm")
+    examples = load_source(config.data, "causal_lm", 0, 2)
+    assert set(examples.table["answer"].to_pylist()) == {"animals", "music", "food", "sport"}
+    assert examples.table["prompt"].to_pylist() == examples.values("text").tolist()

@@ -1,0 +1,237 @@
+"""What the tests of methods share: whole rounds of a tiny model in this process, and the six functions on their own.
+
+`train` runs real rounds. `Desk` is an adapter that only holds vectors and `Turn` a client's side of a round whose
+training is a function of the test: with these a method's own arithmetic shows without a model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedray.adapters.layout import Layout, Slot
+from fedray.config import Config, load_config
+from fedray.data.shards import Shard
+from fedray.federation import Federation, RoundDone
+from fedray.inline import InlinePool
+from fedray.methods.protocol import Initial, Update
+from fedray.methods.registry import build_method
+from fedray.prepare import Prepared, make_clients, prepare
+from fedray.types import Client, Evaluation, Split
+from fedray.worker import Assignment, Outcome
+
+SIZES = {"client_000": 9, "client_001": 5, "client_002": 7}
+"""Training examples of the first clients (all others have all of theirs): unequal, so that weights matter."""
+
+
+@dataclass
+class Run:
+    """A federation whose rounds the test runs one by one."""
+
+    prepared: Prepared
+    initial: Initial
+    pool: InlinePool
+    federation: Federation
+
+    @property
+    def config(self) -> Config:
+        return self.prepared.config
+
+    @property
+    def method(self) -> Any:
+        return self.federation.method
+
+    def round(self) -> RoundDone:
+        """Run one round and return what it brought."""
+        *_, done = self.federation.round()
+        assert isinstance(done, RoundDone)
+        return done
+
+    def rounds(self, number: int) -> list[RoundDone]:
+        return [self.round() for _ in range(number)]
+
+    def serve(self, *ids: str) -> dict[str, tuple[Outcome, Any]]:
+        """Let these clients take their turn in this order, without changing the federation."""
+        downlinks = self.method.configure_train(self.federation.server, self.prepared.clients)
+        clients = {client.id: client for client in self.prepared.clients}
+        assignments = [Assignment(clients[id], self.federation.server_round, measure=False, keep=True) for id in ids]
+        turns = self.pool.train(assignments, downlinks, self.federation.client_states)
+        return {outcome.update.client.id: (outcome, state) for outcome, state in turns}
+
+    def state(self, id: str) -> Any:
+        return self.federation.client_states[id]
+
+    def views(self, group: str, vector: Any) -> dict[str, Any]:
+        return self.initial.layouts[group].views(vector)
+
+
+def unequal(prepared: Prepared) -> Prepared:
+    """Cut the first clients' training examples to SIZES."""
+    shards = {
+        id: Shard(id, {**shard.tables, "train": shard.tables["train"].slice(0, SIZES.get(id))})
+        for id, shard in prepared.data.shards.items()
+    }
+    clients = make_clients(prepared.config.clients, shards, prepared.config.seed)
+    return replace(prepared, data=replace(prepared.data, shards=shards), clients=clients)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """start(method, **changes): a federation of three clients with 9, 5 and 7 examples, before its first round.
+
+    method: the entry of `config.method`. changes: overrides, with `__` for the dot in a path.
+    """
+    base = {
+        "rounds": 4,
+        "seed": 3,
+        "method": "local",
+        "model": {
+            "path": "random",
+            "tokenizer": "bytes",
+            "config": {
+                "model_type": "bert",
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 24,
+                "max_position_embeddings": 128,
+                "initializer_range": 0.2,
+            },
+        },
+        "data": {
+            "source": "synthetic",
+            "classes": 3,
+            "examples_per_client": 16,
+            "max_length": 24,
+            "cache_dir": str(tmp_path_factory.mktemp("cache")),
+        },
+        "partition": {"kind": "by_file"},
+        "clients": {"count": 3},
+        "lora": {"rank": 2, "alpha": 8.0, "dropout": 0.1},
+        "reft": {"rank": 2},
+        "train": {"epochs": 1, "batch_size": 4, "lr": 0.01, "weight_decay": 0.05, "clip": 1.0, "schedule": "linear"},
+        "evaluation": {"every": 0},
+        "device": "cpu",
+        "runtime": "inline",
+    }
+
+    def build(method: Mapping[str, Any] | str, **changes: Any) -> Run:
+        overrides = {path.replace("__", "."): value for path, value in changes.items()}
+        config = load_config(base, {**overrides, "method": method})
+        prepared = unequal(prepare(config))
+        entry = config.method[0]
+        pool = InlinePool(prepared.data.shards)
+        initial = pool.setup(prepared.job(entry))
+        return Run(
+            prepared, initial, pool, Federation(config, build_method(config, entry), prepared.clients, initial, pool)
+        )
+
+    return build
+
+
+class Desk:
+    """An adapter that only holds vectors."""
+
+    def __init__(self, initial: Initial):
+        self._layouts = dict(initial.layouts)
+        self._vectors = {name: vector.copy() for name, vector in initial.vectors.items()}
+        self.names = tuple(self._layouts)
+
+    def layout(self, name: str) -> Layout:
+        return self._layouts[name]
+
+    def read(self, name: str) -> Any:
+        return self._vectors[name].copy()
+
+    def load(self, name: str, vector: Any) -> None:
+        assert vector.shape == (self._layouts[name].size,)
+        self._vectors[name] = np.array(vector, dtype=np.float32)
+
+
+@dataclass
+class Turn:
+    """A client's side of one round: `train` calls `training` with the adapter, `evaluate` asks `loss` about it."""
+
+    client: Client
+    adapter: Desk
+    training: Callable[[Desk], None] = lambda adapter: None
+    loss: Callable[[Desk], float] = lambda adapter: 0.0
+    num_validation: int = 1
+    server_round: int = 0
+    seed: int = 0
+    evaluated: list[Split] = field(default_factory=list)
+    recorded: dict[str, Any] = field(default_factory=dict)
+
+    def train(self) -> None:
+        self.training(self.adapter)
+
+    def evaluate(self, split: Split) -> Evaluation:
+        self.evaluated.append(split)
+        return Evaluation(self.loss(self.adapter), 0.0, self.num_validation)
+
+    def record(self, name: str, value: Any) -> None:
+        self.recorded[name] = value
+
+
+@pytest.fixture
+def desk() -> type[Desk]:
+    return Desk
+
+
+@pytest.fixture
+def turn() -> type[Turn]:
+    return Turn
+
+
+@pytest.fixture
+def clients() -> Sequence[Client]:
+    """Clients a to e with 1 to 5 examples."""
+    return [Client(id, index, index + 1) for index, id in enumerate("abcde")]
+
+
+@pytest.fixture
+def paper() -> Initial:
+    """Layouts of two layers: LoRA and Rest-of-World of rank 2 on 4 → 3, mixers, LoReFT of rank 2 on 5, a head of 3.
+
+    Frozen second branches are zero, everything else is drawn; R is not orthonormal, since a Desk does not mind.
+    """
+    paths = ("layer.0.value", "layer.1.value")
+    lora = Layout(tuple(slot for path in paths for slot in (Slot(path, "A", (2, 4)), Slot(path, "B", (3, 2)))))
+    layouts = {
+        "lora": lora,
+        "rest": lora,
+        "mixer": Layout(tuple(Slot(path, "G", (2, 4)) for path in paths)),
+        "reft": Layout(
+            tuple(
+                slot
+                for path in ("layer.0", "layer.1")
+                for where in ("prefix", "suffix")
+                for slot in (
+                    Slot(f"{path}.{where}", "R", (2, 5)),
+                    Slot(f"{path}.{where}", "W", (2, 5)),
+                    Slot(f"{path}.{where}", "b", (2,)),
+                )
+            )
+        ),
+        "head": Layout((Slot("classifier.weight", "tensor", (3,)),)),
+    }
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.normal(size=layout.size).astype(np.float32) for name, layout in layouts.items()}
+    vectors["rest"][:] = 0
+    return Initial(7, layouts, vectors)
+
+
+@pytest.fixture
+def spread() -> Callable[[int, int], Any]:
+    """spread(n, d): n points, [n, d], without symmetry."""
+    return lambda n, d: np.random.default_rng(n * 1000 + d).normal(size=(n, d)).astype(np.float32)
+
+
+@pytest.fixture
+def updates() -> Callable[..., Iterator[Any]]:
+    """updates(clients, payloads): what the server gets, in the order of client ids."""
+    return lambda clients, payloads: [
+        Update(client, client.num_examples, payload) for client, payload in zip(clients, payloads, strict=True)
+    ]

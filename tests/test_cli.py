@@ -1,0 +1,112 @@
+"""The command line as a user meets it: exit codes, one message, nothing overwritten."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedray.cli import app
+
+CONFIG: dict[str, Any] = {
+    "name": "cli",
+    "rounds": 1,
+    "method": ["local", "fedalt"],
+    "model": {
+        "path": "random",
+        "config": {
+            "model_type": "bert",
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        },
+        "tokenizer": "bytes",
+    },
+    "data": {"source": "synthetic", "examples_per_client": 20, "max_length": 24},
+    "partition": {"kind": "by_file"},
+    "clients": {"count": 3},
+    "runtime": "inline",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_run_ends_with_the_table_and_where_the_results_are(config: Path, tmp_path: Path) -> None:
+    result = call("run", config, "rounds=2", "train.lr=1e-3", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"results: {tmp_path / 'out'}" in result.stdout.replace("\n", "")
+    assert "fedalt: round 2:" in result.stdout
+    summaries = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [entry["method"] for entry in summaries] == ["local", "fedalt"]
+    resolved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert (resolved["rounds"], resolved["train"]["lr"]) == (2, 1e-3)
+
+
+def test_an_output_that_holds_something_is_never_touched(config: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "out" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    result = call("run", config, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "not empty" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    assert precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rounds=0", ["rounds", "got 0", "greater than or equal to 1"]),
+        ("lora.rnk=4", ["lora.rnk", "did you mean 'rank'"]),
+        ("method=fedrelt", ["fedrelt", "did you mean 'fedreft'"]),
+        ("method=[{name: fedalt, mixr: none}]", ["mixr", "did you mean 'mixer'"]),
+        ("lora.targets=[querry]", ["querry", "did you mean 'query'"]),
+        ("reft.layers=[7]", ["7"]),
+        ("clients.per_round=4", ["per_round", "4", "3"]),
+        ("model.path=./nowhere", ["nowhere"]),
+        ("rounds", ["section.key=value"]),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(config: Path, tmp_path: Path, override: str, says: list[str]) -> None:
+    if override.startswith("reft"):
+        call_with = [override, "method=fedreft"]
+    else:
+        call_with = [override]
+    result = call("run", config, *call_with, "--output", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert all(word in result.stderr for word in says), result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    result = call("run", tmp_path / "absent.yaml")
+    assert result.exit_code == 2
+    assert "absent.yaml" in result.stderr
+
+
+def test_validate_shows_clients_and_costs_and_trains_nothing(config: Path, tmp_path: Path) -> None:
+    result = call("validate", config, f"storage_path={tmp_path / 'runs'}")
+    assert result.exit_code == 0, result.output
+    assert "the experiment is valid" in result.stdout
+    assert "fedalt" in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_params_needs_no_data_where_the_configuration_says_the_classes(config: Path) -> None:
+    result = call("params", config, "model.config.num_labels=5", "model.config.vocab_size=300", "data.libraries=[]")
+    assert result.exit_code == 0, result.output
+    # LoRA r=8 on query, value of one layer with d=16: 2·(8·16 + 16·8) = 512; head 16·5 + 5 = 85
+    assert "597" in result.stdout
