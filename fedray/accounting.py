@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.layout import Layout
 from fedray.methods.protocol import AnyMethod, Initial, Update
 from fedray.randomness import keyed_rng
 from fedray.state import leaves, num_bytes
@@ -21,7 +20,7 @@ from fedray.types import Client, Evaluation, Split, Vector
 
 @dataclass(frozen=True)
 class Cost:
-    """Per client and round, once the method is in its stride (its second round).
+    """Of one client and round, once the method is in its stride (its second round).
 
     trainable: parameters that a client trains. total: parameters of the model with all of the adapter.
     uplink, downlink: numbers sent. uplink_bytes, downlink_bytes: the same as they travel.
@@ -38,13 +37,13 @@ class Cost:
 
 
 def method_cost(method: AnyMethod, adapter: Adapter, clients: Sequence[Client], seed: int = 0) -> Cost:
-    """Walk through two rounds of `method` on shapes.
+    """Walk through two rounds of `method` on shapes; return what the last of `clients` trains and sends.
 
     adapter: the method's, attached to a model on the meta device.
     """
     shapes = Shapes(adapter)
     layouts = {name: adapter.layout(name) for name in adapter.names}
-    initial = Initial(seed, layouts, {name: np.zeros(layout.size, np.float32) for name, layout in layouts.items()})
+    initial = Initial(seed, layouts, {name: shapes.read(name) for name in layouts})
     server = method.init_server(initial, clients)
     states = {client.id: method.init_client(initial, client) for client in clients}
     for server_round in range(2):
@@ -55,7 +54,7 @@ def method_cost(method: AnyMethod, adapter: Adapter, clients: Sequence[Client], 
             payload, states[client.id] = method.train_client(shapes, states[client.id], downlinks[client.id], local)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
         server, _ = method.aggregate_train(server, updates)
-    up, down = updates[0].payload, downlinks[clients[0].id]
+    up, down = updates[-1].payload, downlinks[clients[-1].id]
     trainable, total = adapter.num_trainable(), sum(p.numel() for p in adapter.model.parameters())
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in adapter.names else "-"
     return Cost(trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
@@ -68,23 +67,19 @@ def numbers(payload: Any) -> int:
 
 
 class Shapes:
-    """An adapter that has layouts but no values: reads zeros, checks what is loaded."""
+    """An adapter that has layouts but no values: reads zeros, checks what is loaded; all else is the adapter's own."""
 
     def __init__(self, adapter: Adapter):
         self._adapter = adapter
-        self.names, self.targets = adapter.names, adapter.targets
 
-    def layout(self, name: str) -> Layout:
-        return self._adapter.layout(name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
 
     def read(self, name: str) -> Vector:
-        return np.zeros(self.layout(name).size, np.float32)
+        return np.broadcast_to(np.float32(0), self._adapter.layout(name).size)  # one number, however many are read
 
     def load(self, name: str, vector: Vector) -> None:
-        self.layout(name).items(vector)
-
-    def set_rows(self, rows: Mapping[str, npt.NDArray[np.int64]] | None) -> None:
-        self._adapter.set_rows(rows)
+        self._adapter.layout(name).items(vector)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from fedray.accounting import Cost, method_cost
-from fedray.config import ClientsConfig, Config, MethodConfig
+from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
 from fedray.errors import ConfigError
@@ -54,21 +54,26 @@ def prepare(config: Config) -> Prepared:
         raise ConfigError(f"clients.per_round: {asked} clients per round, but the data has only {len(clients)} clients")
     if config.task == "classification" and len(data.label_names) < 2:
         raise ConfigError(f"data.label: one class only ({data.label_names[0]!r}); classification needs at least two")
-    arch = architecture(config.model, config.task, len(data.label_names), data.vocab_size, data.pad_token_id)
+    model, num_labels = _split_labels(config)
+    if num_labels not in (None, len(data.label_names)):
+        raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")
+    arch = architecture(model, config.task, len(data.label_names), data.vocab_size, data.pad_token_id)
     return Prepared(config, data, clients, arch, costs(config, arch, clients))
 
 
 def costs(config: Config, arch: PretrainedConfig, clients: tuple[Client, ...]) -> dict[str, Cost]:
-    """Return what each method trains and sends, from the model's configuration alone (no weights).
+    """Return what each method trains and sends, from the model's configuration alone (no weights). Where tiers differ,
+    of a client with the largest mask_ratio.
 
     Raises:
         ConfigError: a target module or layer that the model does not have, a method that does not fit the task.
     """
+    largest = sorted(clients, key=lambda client: client.mask_ratio)[-2:]
     found = {}
     for entry in config.method:
         method = build_method(config, entry)
         adapter = method.attach(meta_backbone(arch, config.task))
-        found[entry.key] = method_cost(method, adapter, clients[:2] if len(clients) > 1 else clients * 2, config.seed)
+        found[entry.key] = method_cost(method, adapter, largest, config.seed)
     return found
 
 
@@ -79,12 +84,28 @@ def costs_from_configuration(config: Config) -> dict[str, Cost]:
     Raises:
         ConfigError: as `prepare`.
     """
-    if config.task == "classification" and "num_labels" not in config.model.config:
+    model, num_labels = _split_labels(config)
+    if config.task == "classification" and num_labels is None:
         return dict(prepare(config).costs)
-    tier, ratio = next(((name, tier.mask_ratio) for name, tier in config.clients.tiers.items()), ("default", 1.0))
-    clients = tuple(Client(f"client_{index:03d}", index, 1, tier, ratio) for index in range(2))
-    arch = architecture(config.model, config.task, config.model.config.get("num_labels", 1), None, None)
+    ratio = max((tier.mask_ratio for tier in config.clients.tiers.values()), default=1.0)
+    clients = tuple(Client(f"client_{index:03d}", index, 1, mask_ratio=ratio) for index in range(2))
+    arch = architecture(model, config.task, num_labels or 1, None, None)
     return costs(config, arch, clients)
+
+
+def _split_labels(config: Config) -> tuple[ModelConfig, int | None]:
+    """Return the model's section without the number of classes, which is no field of transformers' own, and that number.
+
+    Raises:
+        ConfigError: it is not a whole number of at least 2.
+    """
+    fields = dict(config.model.config)
+    if config.task != "classification" or "num_labels" not in fields:
+        return config.model, None
+    number = fields.pop("num_labels")
+    if type(number) is not int or number < 2:
+        raise ConfigError(f"model.config.num_labels: expected a whole number of at least 2, got {number!r}")
+    return config.model.model_copy(update={"config": fields}), number
 
 
 def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: int) -> tuple[Client, ...]:

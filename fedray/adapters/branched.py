@@ -70,7 +70,8 @@ class BranchedLinear(lora.Linear):
         for kind, (rows, columns) in shapes.items():
             getattr(self, kind)[NAME] = _zero_linear(rows, columns, device)
         self.lora_dropout[NAME] = KeyedDropout(dropout, name, context)
-        self._context, self._rest_dropout, self._mixer = context, rest_dropout, mixer
+        self._context, self._rest_dropout = context, rest_dropout
+        self._mixer = mixer if isinstance(mixer, str) else float(mixer)
         self.set_adapter(NAME)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -132,8 +133,8 @@ class BranchedLinear(lora.Linear):
 
     def _branch(self, a: str, b: str, x: Tensor) -> Tensor:
         """s · B A x."""
-        product: Tensor = self._linear(b)(self._linear(a)(x))
-        return product * self.scaling[NAME]
+        scaled: Tensor = self._linear(b)(self._linear(a)(x)) * self.scaling[NAME]
+        return scaled
 
     def _weights(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Return (w_R, w_L), each a number or [batch, tokens, 1] (FedALT, equation of the mixer)."""

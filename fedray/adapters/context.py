@@ -59,11 +59,13 @@ class ForwardContext:
         self.dropout_key = 0
         self._mixer: tuple[Tensor, Tensor] | None = None
         self._signature = inspect.signature(model.forward)
+        kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
+        self._extra = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
         model.register_forward_pre_hook(self._observe, with_kwargs=True)
 
     def _observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = self._signature.bind_partial(*args, **kwargs).arguments
-        inputs |= inputs.pop("kwargs", {})
+        inputs |= inputs.pop(self._extra, {})
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:

@@ -100,32 +100,36 @@ def _weiszfeld(gram: Matrix, weights: Matrix, settings: Weiszfeld) -> Matrix:
     c_gram = c @ gram
     stretch = np.full((len(c), 1), 2.0)
     for _ in range(settings.max_iterations):
-        step, step_gram, downhill = _step(gram, weights, c, c_gram, radius)
+        target, target_gram, downhill = _vardi_zhang(gram, weights, c, c_gram, radius)
         if (downhill <= settings.tolerance * weights.sum(axis=1)).all():
             break
-        pays = _falls_along(gram, weights, c + stretch * step, c_gram + stretch * step_gram, step, step_gram)
-        length = np.where(pays, stretch, 1)
-        c, c_gram = c + length * step, c_gram + length * step_gram
+        step, step_gram = target - c, target_gram - c_gram
+        leap, leap_gram = c + stretch * step, c_gram + stretch * step_gram
+        pays = _falls_along(gram, weights, leap, leap_gram, step, step_gram)
+        # The target as it is: c + step would keep the rounding of a hostile point's former coefficient.
+        c, c_gram = np.where(pays, leap, target), np.where(pays, leap_gram, target_gram)
         stretch = np.where(pays, 2 * stretch, 2)
     return c
 
 
-def _step(gram: Matrix, weights: Matrix, c: Matrix, c_gram: Matrix, radius: float) -> tuple[Matrix, Matrix, Matrix]:
-    """Return Vardi and Zhang's step [m, n] from c, its product with the Gram matrix, and the slope downhill [m].
+def _vardi_zhang(
+    gram: Matrix, weights: Matrix, c: Matrix, c_gram: Matrix, radius: float
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Return Vardi and Zhang's map of c as [m, n], its product with the Gram matrix, and the slope downhill [m].
 
-    With r the length of Σ_i w_i (p_i − x)/‖p_i − x‖ over the points not met and η the weight of those met, the step is
-    max(0, 1 − η/r) of Weiszfeld's, and the slope is max(0, r − η).
+    With r the length of Σ_i w_i (p_i − x)/‖p_i − x‖ over the points not met and η the weight of those met, the map goes
+    the share max(0, 1 − η/r) of the way that Weiszfeld's map would, and the slope is max(0, r − η).
     """
     distances = _distances(gram, c, c_gram)
     met = distances <= radius
     pulls = np.divide(weights, distances, out=np.zeros_like(c), where=~met)
     total = pulls.sum(axis=1, keepdims=True)
-    step = np.divide(pulls, total, out=c.copy(), where=total > 0) - c
-    step_gram = step @ gram
-    r = total[:, 0] * np.sqrt(np.maximum((step * step_gram).sum(axis=1), 0))
+    mean = np.divide(pulls, total, out=c.copy(), where=total > 0)
+    mean_gram = mean @ gram
+    r = total[:, 0] * np.sqrt(np.maximum(((mean - c) * (mean_gram - c_gram)).sum(axis=1), 0))
     downhill = np.maximum(r - (weights * met).sum(axis=1), 0)
     share = np.divide(downhill, r, out=np.zeros_like(r), where=r > 0)[:, np.newaxis]
-    return share * step, share * step_gram, downhill
+    return share * mean + (1 - share) * c, share * mean_gram + (1 - share) * c_gram, downhill
 
 
 def _falls_along(

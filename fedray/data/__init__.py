@@ -1,66 +1,6 @@
 """From a source of examples to one shard of tokenised examples per client."""
 
-import hashlib
-
-import numpy as np
-import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
-
-from fedray.config import Config
-from fedray.data.examples import Examples
-from fedray.data.partition import Partition, partition
+from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData, Shard
-from fedray.data.sources import load_source
-from fedray.data.subsample import subsample
-from fedray.data.tokenise import tokenise
-from fedray.types import SPLITS, ClientId
 
 __all__ = ["FederatedData", "Shard", "load_federated_data"]
-
-
-def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
-    """Load, subsample, partition and tokenise the configured examples.
-
-    Raises:
-        DataError: the data does not hold what the configuration says; the message says where and what to change.
-    """
-    count = config.clients.count
-    source = load_source(config.data, config.task, config.seed, count)
-    examples = subsample(source, config.data, config.seed)
-    rows = partition(examples, config.partition, count, config.seed)
-    tokens = tokenise(examples, tokenizer, config.data)
-    shards = {
-        client: Shard(client, {split: _rows(tokens, splits[split]) for split in SPLITS})
-        for client, splits in rows.items()
-    }
-    return FederatedData(
-        task=config.task,
-        shards=shards,
-        label_names=examples.label_names,
-        pad_token_id=int(tokenizer.pad_token_id),
-        vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
-        latent_group=_latent_groups(examples, rows),
-        fingerprint=_fingerprint(examples, rows),
-    )
-
-
-def _rows(tokens: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return these rows as a table of its own, without the buffers of the others."""
-    return tokens.take(rows).combine_chunks().replace_schema_metadata(None)
-
-
-def _latent_groups(examples: Examples, rows: Partition) -> dict[ClientId, int]:
-    """Return each client's planted group; none at all if a client holds examples of several."""
-    if examples.latent_group is None:
-        return {}
-    groups = {client: np.unique(examples.latent_group[splits["train"]]) for client, splits in rows.items()}
-    return {k: int(g[0]) for k, g in groups.items()} if all(len(g) == 1 for g in groups.values()) else {}
-
-
-def _fingerprint(examples: Examples, rows: Partition) -> str:
-    digest = hashlib.sha256(examples.task.encode())
-    for client, splits in rows.items():
-        for split in SPLITS:
-            digest.update(f"\x1f{client}\x1f{split}\x1f".encode())
-            digest.update(examples.digests[splits[split]].tobytes())
-    return digest.hexdigest()

@@ -37,11 +37,13 @@ def needed(config: PartitionConfig, parts: Mapping[Split, IntArray]) -> int:
 
 
 def classes_of(examples: Examples) -> IntArray:
-    """Return a number per row by which to stratify: class, rank of the regression label, or 0 throughout."""
-    if "label" not in examples.table.column_names:
-        return np.zeros(len(examples), dtype=np.int64)
-    labels = examples.table["label"].to_numpy()
-    return np.unique(labels.astype(str) if labels.dtype == object else labels, return_inverse=True)[1]
+    """Return a number per row by which to stratify: its task and, within the task, its class or regression label."""
+    tasks = np.unique(examples.values("task"), return_inverse=True)[1]
+    if examples.task == "causal_lm":
+        return tasks
+    labels = examples.table["label"].to_numpy() if examples.task == "regression" else examples.field("label")
+    values, ranks = np.unique(labels, return_inverse=True)
+    return tasks * len(values) + ranks
 
 
 def _sizes(count: int, config: PartitionConfig, parts: Mapping[Split, IntArray]) -> dict[Split, int]:

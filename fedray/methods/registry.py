@@ -50,6 +50,9 @@ def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
         method: AnyMethod = TypeAdapter(cls).validate_python({**entry.hyperparameters, **filled})
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error))) from None
+    for name, value in entry.hyperparameters.items():
+        if isinstance(value, bool) and not isinstance(getattr(method, name), bool):  # pydantic reads `true` as 1
+            raise ConfigError(f"{where}: {name}: expected a number, got {str(value).lower()}")
     return method
 
 
@@ -63,8 +66,10 @@ def _find(entry: MethodConfig, where: str) -> type[Any]:
         sys.path.append(os.getcwd())
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}: class {entry.class_!r} cannot be imported: {error}") from None
+    except Exception as error:  # whatever the user's file raises while it runs
+        raise ConfigError(
+            f"{where}: class {entry.class_!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     missing = [name for name in _FUNCTIONS if not callable(getattr(cls, name, None))]
     if missing or not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
         raise ConfigError(

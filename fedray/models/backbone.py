@@ -29,6 +29,9 @@ from fedray.types import Task
 ROPE_FIELDS = ("rope_theta", "rope_scaling")
 """Older names that transformers still reads where a configuration has `rope_parameters`."""
 
+MISSING_HEAD = "fedray_missing_head"
+"""Attribute of a loaded model, read by `missing_head`."""
+
 log = logging.getLogger(__name__)
 
 
@@ -92,15 +95,15 @@ def load_backbone(
             if not file.exists():
                 write(file, *_first_weights(model, arch, task, seed))
     backbone = meta_backbone(arch, task)
-    backbone.fedray_missing_head = adopt(backbone, file)  # type: ignore[assignment]
-    _frozen(backbone)
-    backbone.to(torch.device(device))  # type: ignore[arg-type]  # the decorated method loses its signature
-    return backbone
+    missing = adopt(backbone, file)
+    setattr(backbone, MISSING_HEAD, missing)
+    placed: PreTrainedModel = _frozen(backbone).to(torch.device(device))
+    return placed
 
 
 def missing_head(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the task head's parameters that no checkpoint had: they are to be drawn."""
-    return tuple(getattr(model, "fedray_missing_head", ()))
+    return tuple(getattr(model, MISSING_HEAD, ()))
 
 
 def _drawn_architecture(model: ModelConfig, vocab_size: int | None) -> PreTrainedConfig:

@@ -53,7 +53,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         pair="<bos> $A <eos> $B <eos>",
         special_tokens=[("<bos>", 257), ("<eos>", 258)],
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<bos>",

@@ -99,7 +99,7 @@ def test_flat_state_round_trips_bit_for_bit(make: Make, family: str) -> None:
         assert np.array_equal(adapter.read(name), vector)
 
 
-@pytest.mark.parametrize("mixer", ["adaptive", 0.3, "none", None])
+@pytest.mark.parametrize("mixer", ["adaptive", 0.3, 1, "none", None])
 def test_fedalt_formula(make: Make, family: str, batch: Batch, mixer: str | float | None) -> None:
     """y = W0 x + s α_L B A x + s α_R B_R A_R x per token, from the flat vectors and the layer's own input."""
     adapter = attach_lora(make(family), SECTION, rest_rank=3, mixer=mixer)
@@ -115,7 +115,7 @@ def test_fedalt_formula(make: Make, family: str, batch: Batch, mixer: str | floa
         alpha_rest, alpha_own = (exponentials / exponentials.sum(-1, keepdim=True)).split(1, dim=-1)
         assert alpha_own.std() > 0.01
     else:
-        alpha_own, alpha_rest = (0.3, 0.7) if mixer == 0.3 else (1.0, 1.0)
+        alpha_own, alpha_rest = {0.3: (0.3, 0.7), 1: (1.0, 0.0)}.get(mixer, (1.0, 1.0))
     expected = base(x) + SCALE * alpha_own * (x @ own[f"{path}.A"].T @ own[f"{path}.B"].T)
     expected = expected + SCALE * alpha_rest * (x @ rest[f"{path}.A"].T @ rest[f"{path}.B"].T)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)

@@ -184,7 +184,14 @@ def test_natural_clients_are_the_largest_with_safe_names(labelled: Labelled) -> 
 
 
 def test_names_stay_unique_also_where_case_does_not_count() -> None:
-    assert safe_names(["a b", "a_b", "A-b", "a?b", "", "../é"]) == ["a_b", "a_b_2", "A-b", "a_b_3", "unnamed", "unnamed_2"]
+    assert safe_names(["a b", "a_b", "A-b", "a?b", "", "../é"]) == [
+        "a_b",
+        "a_b_2",
+        "A-b",
+        "a_b_3",
+        "unnamed",
+        "unnamed_2",
+    ]
     assert safe_names(["ALL", "All"]) == ["ALL", "All_2"]
 
 
@@ -222,6 +229,13 @@ def test_carving_is_stratified_by_class(labelled: Labelled) -> None:
     assert histogram(examples, splits["test"]) == {"a": 10, "b": 10}
     assert histogram(examples, splits["validation"]) == {"a": 5, "b": 5}
     assert histogram(examples, splits["train"]) == {"a": 25, "b": 25}
+
+
+def test_carving_is_stratified_by_task_too(labelled: Labelled) -> None:
+    examples = labelled(*[("train", task, task, ["a", "b"] * 20) for task in "xyz"])
+    (splits,) = deal(examples, "mixed_task", 1, test_fraction=0.2, validation_fraction=0).values()
+    found = Counter(zip(examples.field("task")[splits["test"]], examples.field("label")[splits["test"]], strict=True))
+    assert found == {(task, label): 4 for task in "xyz" for label in "ab"}
 
 
 def test_needed_is_the_smallest_size_that_leaves_enough() -> None:
@@ -298,4 +312,7 @@ def test_no_row_twice_among_natural_clients_that_are_left_out(labelled: Labelled
     result = deal(examples, "by_file", 2)
     rows = rows_of(result)
     assert len(rows) == len(set(rows)) == 2 * 54
-    assert set(chain.from_iterable(examples.field("file")[r] for s in result.values() for r in s.values())) == {"x", "y"}
+    assert set(chain.from_iterable(examples.field("file")[r] for s in result.values() for r in s.values())) == {
+        "x",
+        "y",
+    }

@@ -48,9 +48,7 @@ def test_loaded_by_name_with_padding_and_end() -> None:
 
 
 @pytest.mark.parametrize(("eos", "sep", "expected"), [("<eos>", "<bos>", 258), (None, "<bos>", 257)])
-def test_padding_falls_back_to_the_end_token(
-    tmp_path: Path, eos: str | None, sep: str | None, expected: int
-) -> None:
+def test_padding_falls_back_to_the_end_token(tmp_path: Path, eos: str | None, sep: str | None, expected: int) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.pad_token, tokenizer.eos_token, tokenizer.sep_token = None, eos, sep
     tokenizer.save_pretrained(tmp_path)

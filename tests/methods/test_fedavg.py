@@ -1,0 +1,128 @@
+"""FedAvg: the weighted mean by hand, on LoRA and on LoReFT, whose averaged rotations must be rotations again."""
+
+import numpy as np
+import pytest
+from scipy.linalg import polar
+
+from fedray.config import LoraSection, ReftSection
+from fedray.methods.fedavg import FedAvg, OwnHead, Shared
+
+
+def fedavg(**options):
+    return FedAvg(LoraSection(rank=2), ReftSection(rank=2), **options)
+
+
+def test_weights_are_the_numbers_of_examples(paper, clients, spread, updates):
+    """a to e have 1 to 5 examples: Σ k p_k / 15, adapter and head alike. What the server held before does not count."""
+    method, points, heads = fedavg(), spread(5, 28), spread(5, 3)
+    payloads = [Shared(point, head) for point, head in zip(points, heads, strict=True)]
+    server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, payloads))
+    for found, sent in ((server.shared.adapter, points), (server.shared.head, heads)):
+        expected = (1 * sent[0] + 2 * sent[1] + 3 * sent[2] + 4 * sent[3] + 5 * sent[4]) / 15
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_uniform_weights(paper, clients, spread, updates):
+    method, points, heads = fedavg(weights="uniform"), spread(5, 28), spread(5, 3)
+    payloads = [Shared(point, head) for point, head in zip(points, heads, strict=True)]
+    server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, payloads))
+    np.testing.assert_allclose(server.shared.adapter, points.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(server.shared.head, heads.mean(axis=0), atol=1e-6)
+
+
+def test_absent_clients_do_not_count(paper, clients, spread, updates):
+    """All five train, then b (2 examples) and e (5) alone: (2 p_b + 5 p_e)/7. Where nobody comes, nothing changes."""
+    method, points = fedavg(head="local"), spread(7, 28)
+    payloads = [Shared(point, None) for point in points]
+    server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, payloads[:5]))
+    server, _ = method.aggregate_train(server, updates([clients[1], clients[4]], payloads[5:]))
+    np.testing.assert_allclose(server.shared.adapter, (2 * points[5] + 5 * points[6]) / 7, atol=1e-6)
+    assert method.aggregate_train(server, [])[0] is server
+
+
+def test_averaged_rotations_are_retracted(paper, clients, updates):
+    """Two clients of 1 and 2 examples, R and J R with J a turn by 90 degrees, W and b of opposite signs.
+
+    (1 + 2 J)ᵀ(1 + 2 J) = 5, so the mean (1 + 2 J)/3 R has the polar factor (1 + 2 J)/√5 R; W and b have the plain mean
+    (w − 2 w)/3 = −w/3.
+    """
+    layout = paper.layouts["reft"]
+    one, two = paper.vectors["reft"].copy(), paper.vectors["reft"].copy()
+    j = np.array([[0.0, -1.0], [1.0, 0.0]])
+    expected = -one / 3
+    places = zip(layout.items(one), layout.items(two), layout.items(expected), strict=True)
+    for (slot, a), (_, b), (_, mean) in places:
+        if slot.part == "R":
+            a[...] = polar(a)[0]
+            b[...] = j @ a
+            mean[...] = (np.eye(2) + 2 * j) / np.sqrt(5) @ a
+        else:
+            b[...] = -a
+    method = fedavg(adapter="reft", head="local")
+    payloads = [Shared(one, None), Shared(two, None)]
+    server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients[:2], payloads))
+    np.testing.assert_allclose(server.shared.adapter, expected, atol=1e-6)
+
+
+def test_all_receive_one_object_and_start_from_it(paper, clients, desk, turn, spread):
+    """One object, so that it is sent once per node. What the client did in its last turn is overwritten."""
+    method = fedavg()
+    down = method.configure_train(method.init_server(paper, clients), clients)
+    assert len({id(payload) for payload in down.values()}) == 1
+    adapter, seen = desk(paper), {}
+    adapter.load("lora", spread(1, 28)[0])
+    adapter.load("head", spread(1, 3)[0])
+    local = turn(clients[0], adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
+    sent, own = method.train_client(adapter, OwnHead(None), down["a"], local)
+    for group in ("lora", "head"):
+        assert np.array_equal(seen[group], paper.vectors[group])
+    assert np.array_equal(sent.adapter, paper.vectors["lora"])
+    assert own.head is None
+
+
+@pytest.mark.parametrize("adapter", ["lora", "reft"])
+def test_two_real_rounds(start, adapter):
+    """9, 5 and 7 examples; the server's next adapter from the uplinks by hand, and the next downlink is it."""
+    run = start({"name": "fedavg", "adapter": adapter})
+    layout = run.initial.layouts[adapter]
+    size = layout.size + run.initial.layouts["head"].size
+    for _ in range(2):
+        before = run.federation.server.shared
+        outcomes = run.round().outcomes
+        assert [outcome.update.num_examples for outcome in outcomes] == [9, 5, 7]
+        assert all(outcome.uplink_bytes == outcome.downlink_bytes == 4 * size for outcome in outcomes)
+        p, q, r = (outcome.update.payload for outcome in outcomes)
+        assert not np.array_equal(p.adapter, before.adapter)
+        mean = (9 * p.adapter + 5 * q.adapter + 7 * r.adapter) / 21
+        for (slot, found), (_, plain) in zip(
+            layout.items(run.federation.server.shared.adapter), layout.items(mean), strict=True
+        ):
+            np.testing.assert_allclose(found, polar(plain)[0] if slot.part == "R" else plain, atol=1e-5)
+        np.testing.assert_allclose(
+            run.federation.server.shared.head, (9 * p.head + 5 * q.head + 7 * r.head) / 21, atol=1e-6
+        )
+
+
+def test_of_one_client_is_local_training(start):
+    """With one client the mean is its own: bit for bit what it would be without a server."""
+    run, alone = (start(name, clients__count=1, data__groups=1, lora__dropout=0.2) for name in ("fedavg", "local"))
+    run.rounds(2)
+    alone.rounds(2)
+    assert np.array_equal(run.federation.server.shared.adapter, alone.state("client_000").adapter)
+    assert np.array_equal(run.federation.server.shared.head, alone.state("client_000").head)
+
+
+@pytest.mark.parametrize("head", ["local", "frozen_label_text"])
+def test_a_head_that_is_not_shared_never_travels(start, head):
+    run = start("fedavg", head=head)
+    for done in run.rounds(2):
+        for outcome in done.outcomes:
+            assert outcome.update.payload.head is None
+            assert outcome.uplink_bytes == outcome.downlink_bytes == 4 * run.initial.layouts["lora"].size
+    assert run.federation.server.shared.head is None
+    heads = [run.state(client.id).head for client in run.prepared.clients]
+    if head == "frozen_label_text":
+        assert heads == [None] * 3
+        assert np.array_equal(run.pool.worker.adapter.read("head"), run.initial.head())
+    else:
+        assert len({vector.tobytes() for vector in [*heads, run.initial.head()]}) == 4
