@@ -53,7 +53,8 @@ def method_cost(method: AnyMethod, adapter: Adapter, clients: Sequence[Client], 
             local = NoTraining(client, server_round, seed, shapes)
             payload, states[client.id] = method.train_client(shapes, states[client.id], downlinks[client.id], local)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
-        server, _ = method.aggregate_train(server, updates)
+        if server_round == 0:  # no client receives the second round's aggregate
+            server, _ = method.aggregate_train(server, updates)
     up, down = updates[-1].payload, downlinks[clients[-1].id]
     trainable, total = adapter.num_trainable(), sum(p.numel() for p in adapter.model.parameters())
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in adapter.names else "-"

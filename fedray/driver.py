@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -47,7 +48,7 @@ def events(prepared: Prepared, path: Path) -> Iterator[Event]:
         return
     own = not ray.is_initialized()
     if own:
-        start_ray()
+        start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
     try:
         driver = DriverActor.remote()  # type: ignore[attr-defined]
         try:
@@ -63,11 +64,24 @@ def events(prepared: Prepared, path: Path) -> Iterator[Event]:
             ray.shutdown()
 
 
-def start_ray() -> None:
-    """Connect to Ray, quietly; local clusters start without a dashboard."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    dashboard = None if os.environ.get("RAY_ADDRESS") else False
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
+def start_ray(**options: Any) -> None:
+    """Connect to the cluster that RAY_ADDRESS names or that runs on this machine, or start one; quietly.
+
+    Ray gives a node of its own 30 seconds to come up, which a busy machine does not always make: try again twice.
+
+    options: passed on to ray.init.
+
+    Raises:
+        FedrayError: no cluster could be reached or started.
+    """
+    for last in (False, False, True):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+            return
+        except Exception as error:  # Ray raises a bare Exception when its node does not come up
+            ray.shutdown()
+            if last or "timed out" not in str(error):
+                raise FedrayError(f"Ray: no cluster could be reached or started: {error}") from error
 
 
 def default_path(config: Config, stamp: str) -> Path:

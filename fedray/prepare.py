@@ -94,7 +94,7 @@ def costs_from_configuration(config: Config) -> dict[str, Cost]:
 
 
 def _split_labels(config: Config) -> tuple[ModelConfig, int | None]:
-    """Return the model's section without the number of classes, which is no field of transformers' own, and that number.
+    """Return the model's section without the number of classes (transformers derives it from their names), and that.
 
     Raises:
         ConfigError: it is not a whole number of at least 2.

@@ -1,7 +1,7 @@
 """Run an experiment from its YAML file, on this machine or as a Ray job.
 
-    python jobs/train.py jobs/quickstart.yaml rounds=3
-    ray job submit --working-dir . -- python jobs/train.py jobs/quickstart.yaml
+python jobs/train.py jobs/quickstart.yaml rounds=3
+ray job submit --working-dir . -- python jobs/train.py jobs/quickstart.yaml
 """
 
 import sys

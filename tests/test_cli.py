@@ -80,10 +80,7 @@ def test_an_output_that_holds_something_is_never_touched(config: Path, tmp_path:
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(config: Path, tmp_path: Path, override: str, says: list[str]) -> None:
-    if override.startswith("reft"):
-        call_with = [override, "method=fedreft"]
-    else:
-        call_with = [override]
+    call_with = [override, "method=fedreft"] if override.startswith("reft") else [override]
     result = call("run", config, *call_with, "--output", tmp_path / "out")
     assert result.exit_code == 2, result.output
     assert all(word in result.stderr for word in says), result.stderr

@@ -11,9 +11,9 @@ about the coordinate-wise median of the points and not about their mean: float64
 points when the origin lies 10⁸ times as far away as they are apart, and one hostile client can put the mean there.
 
 Weiszfeld's own map has two weaknesses. Where an iterate meets a data point it is undefined: Vardi and Zhang's map
-(PNAS 97, 2000) is used, which leaves the point unless it is the median. Close to data points it creeps: as long as it
-pays, each step is stretched twice as far as the last one (Salakhutdinov and Roweis, ICML 2003); the sum of distances
-still never grows.
+(PNAS 97, 2000) is used, which leaves the point unless it is the median. Close to data points it creeps: iterates go on
+in the direction in which its values move, each time twice as far while the sum of distances falls all the way (after
+Salakhutdinov and Roweis, ICML 2003).
 """
 
 from dataclasses import dataclass
@@ -98,17 +98,18 @@ def _weiszfeld(gram: Matrix, weights: Matrix, settings: Weiszfeld) -> Matrix:
     radius = settings.smoothing * float(np.median(np.sqrt(gram.diagonal())))
     c: Matrix = weights / weights.sum(axis=1, keepdims=True)
     c_gram = c @ gram
-    stretch = np.full((len(c), 1), 2.0)
+    last, last_gram, reach = c, c_gram, np.ones((len(c), 1))
     for _ in range(settings.max_iterations):
         target, target_gram, downhill = _vardi_zhang(gram, weights, c, c_gram, radius)
         if (downhill <= settings.tolerance * weights.sum(axis=1)).all():
             break
-        step, step_gram = target - c, target_gram - c_gram
-        leap, leap_gram = c + stretch * step, c_gram + stretch * step_gram
-        pays = _falls_along(gram, weights, leap, leap_gram, step, step_gram)
-        # The target as it is: c + step would keep the rounding of a hostile point's former coefficient.
-        c, c_gram = np.where(pays, leap, target), np.where(pays, leap_gram, target_gram)
-        stretch = np.where(pays, 2 * stretch, 2)
+        # From target to target, not from iterate to target: where points are affinely dependent, coefficients can grow
+        # without moving x, and repeated leaps from iterates would let them; those of the map's values are all >= 0.
+        step, step_gram = target - last, target_gram - last_gram
+        leap, leap_gram = target + reach * step, target_gram + reach * step_gram
+        falls = _falls_along(gram, weights, leap, leap_gram, step, step_gram)
+        c, c_gram = np.where(falls, leap, target), np.where(falls, leap_gram, target_gram)
+        last, last_gram, reach = target, target_gram, np.where(falls, 2 * reach, 1)
     return c
 
 

@@ -60,8 +60,7 @@ def energy(B: Vector, A: Vector) -> Matrix:
     if B.ndim != 2 or A.ndim != 2 or B.shape[1] != A.shape[0]:
         raise ValueError(f"expected B [d_out, q] and A [q, d_in], got {B.shape} and {A.shape}")
     wide_b, wide_a = B.astype(np.float64), A.astype(np.float64)
-    # Rounding can leave a row that A annihilates slightly below zero.
-    norms: Matrix = np.maximum(((wide_b @ (wide_a @ wide_a.T)) * wide_b).sum(axis=1), 0)
+    norms: Matrix = ((wide_b @ (wide_a @ wide_a.T)) * wide_b).sum(axis=1)
     return norms
 
 

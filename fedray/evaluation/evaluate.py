@@ -125,7 +125,7 @@ def _by_length(table: pa.Table) -> npt.NDArray[np.int64]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autograd, and every parametrization (LoReFT's rotation) computed once."""
+    """Evaluation mode, no autograd, and every parametrization (LoReFT's rotation) computed once for all batches."""
     was_training = model.training
     model.eval()
     try:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fedray.models.labels import labelled
 from fedray.types import Task
 
 IGNORED = -100
@@ -83,23 +84,16 @@ def _logits_at(model: nn.Module, batch: Mapping[str, torch.Tensor], where: torch
     """Logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
 
     The output layer gets only those positions: with a vocabulary of 128,000 tokens the logits of a whole batch are
-    larger than the model, and the prompt's are never looked at. Labels enter the forward pass, since an adapter's hooks
-    see from them where the prompt ends, and leave it before the model computes a loss of its own.
+    larger than the model, and the prompt's are never looked at.
     """
-
-    def without_labels(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {name: value for name, value in kwargs.items() if name != "labels"}
 
     def only_scored(_: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
         return (args[0][where].unsqueeze(0),)
 
-    output_layer = model.get_output_embeddings()  # type: ignore[operator]  # a transformers PreTrainedModel
-    handles = [
-        model.register_forward_pre_hook(without_labels, with_kwargs=True),  # runs after the adapter's, which are older
-        output_layer.register_forward_pre_hook(only_scored),
-    ]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    handle = model.get_output_embeddings().register_forward_pre_hook(only_scored)  # type: ignore[operator]
     try:
-        return model(**batch, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+        with labelled(batch["labels"]):  # an adapter's hooks see from them where the prompt ends
+            return model(**inputs, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()

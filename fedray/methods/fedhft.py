@@ -25,8 +25,8 @@ import numpy.typing as npt
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.layout import Layout
 from fedray.adapters.draws import draw_lora
+from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
 from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
 from fedray.aggregation.low_rank import (
@@ -49,6 +49,7 @@ from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.methods.wire import Wire, WireType, decode, encode
 from fedray.randomness import keyed_seed
 from fedray.types import Client, ClientId, Vector
+
 
 @dataclass(frozen=True)
 class Server:

@@ -4,7 +4,20 @@ A method is a frozen dataclass whose fields are its hyperparameters. It may also
 (LoraSection), `reft` (ReftSection) and `head` (Head), which are then filled from the configuration's sections.
 It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
 
-The smallest method, which federates how many examples the clients have:
+The smallest method, which federates how many examples the clients have and trains nothing:
+
+    from dataclasses import dataclass
+
+    from fedray.adapters.lora import attach_lora
+    from fedray.config import LoraSection
+
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    @dataclass(frozen=True)
+    class Total:
+        examples: int
 
     @dataclass(frozen=True)
     class Count:
@@ -14,7 +27,7 @@ The smallest method, which federates how many examples the clients have:
             return attach_lora(model, self.lora)
 
         def init_server(self, initial, clients):
-            return Total(examples=0)
+            return Total(0)
 
         def init_client(self, initial, client):
             return Nothing()
@@ -23,7 +36,7 @@ The smallest method, which federates how many examples the clients have:
             return {client.id: Nothing() for client in cohort}
 
         def train_client(self, adapter, client_state, downlink, local):
-            return Total(examples=local.client.num_examples), client_state
+            return Total(local.client.num_examples), client_state
 
         def aggregate_train(self, server, updates):
             return Total(server.examples + sum(update.payload.examples for update in updates)), {}

@@ -66,9 +66,7 @@ def test_every_method_gives_the_same_states_on_ray_and_inline(cluster: None, tmp
     assert states(inline) == states(on_ray) == states(one_actor)
     assert len(set(states(inline).values())) == len(TINY["method"]), "methods must differ"
     columns = ["method", "phase", "server_round", "client", "train_loss", "aggregated_metric", "personalised_metric"]
-    tables = [
-        result.clients()[columns].sort_values(columns[:4]).reset_index(drop=True) for result in (inline, on_ray)
-    ]
+    tables = [result.clients()[columns].sort_values(columns[:4]).reset_index(drop=True) for result in (inline, on_ray)]
     pd.testing.assert_frame_equal(*tables)
 
 

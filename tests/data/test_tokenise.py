@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from fedray.config import DataConfig, ModelConfig
 import fedray.data.tokenise as module
+from fedray.config import DataConfig, ModelConfig
 from fedray.data.examples import Block, Examples, assemble
 from fedray.data.tokenise import tokenise
 from fedray.errors import DataError

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from fedray.adapters.reft import attach_reft
 from fedray.config import ReftSection, TrainConfig
@@ -160,6 +161,16 @@ def test_loreft_stays_orthonormal_under_weight_decay(backbone, trainer):
     assert np.abs(adapter.read("reft") - before).max() > 0.01
 
 
+def test_rotations_are_computed_once_per_micro_batch(backbone, trainer):
+    """pyreft reads R twice per forward pass, and computing it is most of an intervention's cost."""
+    adapter = attach_reft(backbone("classification"), ReftSection(rank=2, layers=(0,), positions="l1"), seed=1)
+    (rotate_layer,) = (module for module in adapter.model.modules() if parametrize.is_parametrized(module))
+    calls = []
+    rotate_layer.parametrizations.weight[0].register_forward_hook(lambda *_: calls.append(1))
+    trainer(adapter, num_examples=6, batch_size=2, max_steps=3).train()
+    assert len(calls) == 3
+
+
 def test_interventions_of_a_language_model_end_at_its_prompt(backbone, trainer, examples):
     """`l1` edits the prompt's last token, which only the labels tell: transformers' own loss sees the same."""
     adapter = attach_reft(backbone("causal_lm"), ReftSection(rank=2, positions="l1"), seed=1)
@@ -175,7 +186,7 @@ def test_interventions_of_a_language_model_end_at_its_prompt(backbone, trainer, 
         (11, {"batch_size": 4}, 3),  # 4 + 4 + 3
         (11, {"batch_size": 4, "accumulation": 2}, 2),  # (4 + 4) + 3
         (11, {"batch_size": 4, "epochs": 2.5}, 8),  # 7.5, rounded up
-        (300, {"batch_size": 10, "epochs": 0.1}, 3),  # 0.1 · 30 is 3.0000000000000004 in floats
+        (50, {"batch_size": 1, "epochs": 1.1}, 55),  # 1.1 · 50 is 55.00000000000001 in floats
         (2, {"batch_size": 8, "epochs": 0.01}, 1),
         (100, {"batch_size": 1, "max_steps": 7}, 7),
         (3, {"batch_size": 1, "max_steps": 7}, 3),

@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from torch.nn.utils import parametrize
 
 from fedray.adapters.lora import attach_lora
-from fedray.config import LoraSection
+from fedray.adapters.reft import attach_reft
+from fedray.config import LoraSection, ReftSection
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
 from fedray.randomness import keyed_rng
@@ -113,3 +115,13 @@ def test_without_a_mixer_nothing_is_recorded(adapt, trainer):
     local = trainer(adapt(), measure=True)
     local.train()
     assert local.report.recorded == {}
+
+
+def test_rotations_are_computed_once_per_evaluation(backbone, trainer):
+    """Six test examples in batches of 4 and 2: the second batch needs no rotation of its own."""
+    adapter = attach_reft(backbone("classification"), ReftSection(rank=2, layers=(0,), positions="l1"), seed=1)
+    (rotate_layer,) = (module for module in adapter.model.modules() if parametrize.is_parametrized(module))
+    calls = []
+    rotate_layer.parametrizations.weight[0].register_forward_hook(lambda *_: calls.append(1))
+    trainer(adapter).evaluate("test")
+    assert len(calls) == 1
