@@ -35,7 +35,7 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Folder of the results; must be empty or not exist.")] = None,
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
-    console = Console()
+    console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.api import RunResult, run_folder, start
@@ -54,7 +54,7 @@ def run(
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check an experiment, its data and its model without training; show its clients and what each method costs."""
-    console = Console()
+    console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.prepare import prepare
@@ -69,13 +69,19 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def params(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print what each method trains and sends, from the model's configuration alone (no weights)."""
-    console = Console()
+    console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.prepare import costs_from_configuration
         from fedray.report import cost_table
 
         console.print(cost_table(costs_from_configuration(loaded)))
+
+
+def _console() -> Console:
+    """Return the terminal, or a wide sheet where there is none (job logs, pipes)."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 @contextmanager

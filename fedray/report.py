@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -68,14 +69,12 @@ class LiveProgress:
             self._bars.advance(self._tasks[event.method])
         elif isinstance(event, RoundFinished):
             at = "final pass" if event.final else f"round {event.server_round + 1}"
-            scores = (
-                f"aggregated {percent(event.aggregated, self._metric)}, "
-                f"personalised {percent(event.personalised, self._metric)}"
-                if event.personalised is not None
-                else f"loss {event.train_loss:.3f}"
-            )
-            self._bars.update(self._tasks[event.method], at=at, scores=scores)
-            self._plain(f"{event.method}: {at}: loss {event.train_loss:.3f}, {scores}, {event.seconds:.1f} s")
+            shown = f"loss {event.train_loss:.3f}"
+            if event.personalised is not None:
+                before, after = (percent(value, self._metric) for value in (event.aggregated, event.personalised))
+                shown += f", aggregated {before}, personalised {after}"
+            self._bars.update(self._tasks[event.method], at=at, scores=shown)
+            self._plain(f"{event.method}: {at}: {shown}, {event.seconds:.1f} s")
         elif isinstance(event, MethodFinished):
             self._bars.update(self._tasks[event.summary.method], at="done")
 
@@ -87,19 +86,11 @@ class LiveProgress:
 def summary_table(summaries: Sequence[Summary]) -> Table:
     """Return the comparison: one row per method."""
     metric = summaries[0].metric_name
-    table = Table(title=f"{metric} on each client's own test examples, after {summaries[0].rounds} rounds")
-    for title in (
-        "method",
-        "head",
-        "personalised mean",
-        "worst client",
-        "aggregated mean",
-        "trainable",
-        "up",
-        "down",
-        "time",
-    ):
-        table.add_column(title, justify="left" if title in ("method", "head") else "right")
+    table = _table(
+        f"{metric} on each client's own test examples, after {summaries[0].rounds} rounds",
+        ("method", "head"),
+        ("personalised\nmean", "worst\nclient", "aggregated\nmean", "trainable\nparameters", "up", "down", "time"),
+    )
     for entry in summaries:
         table.add_row(
             entry.method,
@@ -117,15 +108,15 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
 
 def cost_table(costs: Mapping[str, Cost]) -> Table:
     """Return what each method trains and sends per client and round."""
-    table = Table(title="per client and round")
-    for title in ("method", "head", "trainable", "of total", "numbers up", "numbers down", "bytes up", "bytes down"):
-        table.add_column(title, justify="left" if title in ("method", "head") else "right")
+    numbers = ("trainable", "of all", "total", "numbers up", "numbers down", "bytes up", "bytes down")
+    table = _table("per client and round", ("method", "head"), numbers)
     for method, cost in costs.items():
         table.add_row(
             method,
             cost.head,
             f"{cost.trainable:,}",
-            f"{100 * cost.trainable / cost.total:.4f} % of {cost.total:,}",
+            f"{100 * cost.trainable / cost.total:.4f} %",
+            f"{cost.total:,}",
             f"{cost.uplink:,}",
             f"{cost.downlink:,}",
             f"{cost.uplink_bytes:,}",
@@ -136,11 +127,20 @@ def cost_table(costs: Mapping[str, Cost]) -> Table:
 
 def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
     """Return each client's tier and examples."""
-    table = Table(title=f"{len(clients)} clients, {len(data.label_names)} classes" if data.label_names else None)
-    for title in ("client", "tier", "train", "validation", "test"):
-        table.add_column(title, justify="left" if title in ("client", "tier") else "right")
+    classes = f", {len(data.label_names)} classes" if data.label_names else ""
+    table = _table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
     for client in clients:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
         table.add_row(client.id, client.tier, *counts)
+    return table
+
+
+def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Return an empty table: columns of words to the left, of numbers to the right, narrow enough for a laptop."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    for name in words:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -4,8 +4,8 @@ DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
 DIR/summary.json        one entry per finished method
-DIR/adapters/METHOD/    server.safetensors, and per client ID.safetensors (the trained adapter that the client took
-                        home) and ID.state.safetensors (its private state after the last round)
+DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
+                        adapter that it took home) and states/ID.safetensors (its private state after the last round)
 """
 
 import json
@@ -81,11 +81,10 @@ class RunFolder:
         """Write a finished method's states and adapters, and its entry of the summary."""
         folder = self.path / "adapters" / summary.method
         for name, state in states.items():
-            stem = name.removeprefix("client/")
-            self._write_tensors(folder / (f"{stem}.state" if stem != name else stem), arrays(state))
+            self._write_tensors(folder / name.replace("client/", "states/"), arrays(state))
         for outcome in final:
             if outcome.tensors is not None:
-                self._write_tensors(folder / outcome.update.client.id, dict(outcome.tensors))
+                self._write_tensors(folder / "clients" / outcome.update.client.id, dict(outcome.tensors))
         self._summaries.append(summary)
         self._write_text("summary.json", json.dumps([asdict(entry) for entry in self._summaries], indent=2) + "\n")
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.mixture import GaussianMixture
 
-from fedray.aggregation.points import BLOCK, Matrix, check_points, column_blocks, gram_about
+from fedray.aggregation.points import BLOCK, Matrix, check_points, gram_about
 from fedray.types import Vector
 
 VARIANCE_FLOOR = 3e-3
@@ -55,10 +55,7 @@ def gram_of(points: Vector, block: int = BLOCK) -> Matrix:
         ValueError: no points, or a point that is not finite.
     """
     check_points(points, least=1)
-    first = points[0].astype(np.float64)
-    # About the first point, so that identical points give exact zeros.
-    offsets = [(points[:, columns] - first[columns]).mean(axis=0) for columns in column_blocks(len(first), block)]
-    return gram_about(points, first + np.concatenate(offsets), block)
+    return gram_about(points, points.mean(axis=0, dtype=np.float64), block)
 
 
 def embed(gram: Matrix, max_components: int = 16) -> Matrix:

@@ -11,9 +11,9 @@ about the coordinate-wise median of the points and not about their mean: float64
 points when the origin lies 10⁸ times as far away as they are apart, and one hostile client can put the mean there.
 
 Weiszfeld's own map has two weaknesses. Where an iterate meets a data point it is undefined: Vardi and Zhang's map
-(PNAS 97, 2000) is used, which leaves the point unless it is the median. Close to data points it creeps: iterates go on
-in the direction in which its values move, each time twice as far while the sum of distances falls all the way (after
-Salakhutdinov and Roweis, ICML 2003).
+(PNAS 97, 2000) is used, which leaves the point unless it is the median. Close to data points it creeps: from each value
+of the map the iterate goes on by as much again as the value has moved since the last one, if the sum of distances falls
+all the way (Polyak's momentum, safeguarded by convexity).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedray.aggregation.means import leave_one_out_means, weighted_mean
+from fedray.aggregation.means import leave_one_out_means
 from fedray.aggregation.points import BLOCK, Matrix, check_points, check_weights, column_blocks, gram_about
 from fedray.types import Vector
 
@@ -54,15 +54,13 @@ def geometric_median(
 
     points: [n, d]. weights: [n], >= 0; None means equal weights. Returns [d], good to 1e-6 of the points' scale; where
     a data point all but is the median, the sum of distances is flat and good to 1e-7. Two points of equal weight have
-    every point between them as a median: their mean is returned.
+    every point between them as a median: the iterates start, and stay, at their mean.
 
     Raises:
         ValueError: no points, a point that is not finite, or weights that are negative or sum to zero.
     """
     check_points(points, least=1)
     checked = check_weights(weights, len(points))
-    if len(points) <= 2 and (checked == checked[0]).all():
-        return weighted_mean(points)
     median: Vector = _medians(points, checked[np.newaxis], settings, block)[0]
     return median
 
@@ -98,18 +96,18 @@ def _weiszfeld(gram: Matrix, weights: Matrix, settings: Weiszfeld) -> Matrix:
     radius = settings.smoothing * float(np.median(np.sqrt(gram.diagonal())))
     c: Matrix = weights / weights.sum(axis=1, keepdims=True)
     c_gram = c @ gram
-    last, last_gram, reach = c, c_gram, np.ones((len(c), 1))
+    last, last_gram = c, c_gram
     for _ in range(settings.max_iterations):
         target, target_gram, downhill = _vardi_zhang(gram, weights, c, c_gram, radius)
         if (downhill <= settings.tolerance * weights.sum(axis=1)).all():
             break
         # From target to target, not from iterate to target: where points are affinely dependent, coefficients can grow
-        # without moving x, and repeated leaps from iterates would let them; those of the map's values are all >= 0.
+        # without moving x, and leaps upon leaps would let them; the map's values start from weighted means each time.
         step, step_gram = target - last, target_gram - last_gram
-        leap, leap_gram = target + reach * step, target_gram + reach * step_gram
+        leap, leap_gram = target + step, target_gram + step_gram
         falls = _falls_along(gram, weights, leap, leap_gram, step, step_gram)
         c, c_gram = np.where(falls, leap, target), np.where(falls, leap_gram, target_gram)
-        last, last_gram, reach = target, target_gram, np.where(falls, 2 * reach, 1)
+        last, last_gram = target, target_gram
     return c
 
 

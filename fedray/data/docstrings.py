@@ -34,8 +34,24 @@ LARGE_FILE = 60_000
 FORMAT = "1"
 """Changes whenever the same source would give other texts."""
 SKIPPED_FOLDERS = frozenset(
-    ("__pycache__", "test", "tests", "testing", "_vendor", "vendor", "vendored", "third_party", "thirdparty")
-    + ("thirdparty_files", "externals", "site-packages", "dist-packages", "lib2to3", "idlelib", "turtledemo")
+    (
+        "__pycache__",
+        "test",
+        "tests",
+        "testing",
+        "_vendor",
+        "vendor",
+        "vendored",
+        "third_party",
+        "thirdparty",
+        "thirdparty_files",
+        "externals",
+        "site-packages",
+        "dist-packages",
+        "lib2to3",
+        "idlelib",
+        "turtledemo",
+    )
 )
 _SECTION = re.compile(
     r"^\s*(args?|arguments?|parameters?|params|returns?|raises|yields?|examples?|notes?|attributes|see also|references|"

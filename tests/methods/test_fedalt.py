@@ -252,7 +252,8 @@ def test_what_a_layer_computes(start, spread, mixer):
     softmax of G x with R in row 0. s = 8 / 2."""
     run = start({"name": "fedalt", **mixer})
     adapter = run.pool.worker.adapter
-    vectors = {name: spread(1, adapter.layout(name).size)[0] for name in adapter.names if name != "head"}
+    names = [name for name in adapter.names if name != "head"]
+    vectors = {name: spread(k + 1, adapter.layout(name).size)[k] for k, name in enumerate(names)}  # no two alike
     assert ("mixer" in vectors) == (mixer["mixer"] == "adaptive")
     for name, vector in vectors.items():
         adapter.load(name, vector)

@@ -1,0 +1,184 @@
+"""From an entry of `method:` to a method, and everything that can be wrong with one."""
+
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedray.config import Config, load_config
+from fedray.errors import ConfigError
+from fedray.experiment import MethodFinished, run_experiment
+from fedray.federation import Federation, RoundDone
+from fedray.inline import InlinePool
+from fedray.methods import protocol
+from fedray.methods.protocol import AnyMethod
+from fedray.methods.registry import METHODS, build_method
+from fedray.prepare import prepare
+
+
+def configure(method: Mapping[str, Any] | str, **changes: Any) -> Config:
+    base = {
+        "rounds": 3,
+        "method": method,
+        "model": {
+            "path": "random",
+            "tokenizer": "bytes",
+            "config": {
+                "model_type": "bert",
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "max_position_embeddings": 64,
+            },
+        },
+        "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 16},
+        "partition": {"kind": "by_file"},
+        "clients": {"count": 3},
+        "evaluation": {"every": 0},
+        "device": "cpu",
+        "runtime": "inline",
+    }
+    return load_config(base, changes)
+
+
+def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
+    config = configure(method, **changes)
+    return build_method(config, config.method[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
+    built: Any = build({"name": name, "lora": {"rank": 3}, "reft": {"rank": 5}, "head": "local"}, **{"lora.alpha": 7})
+    assert type(built) is METHODS[name]
+    if hasattr(built, "lora"):
+        assert (built.lora.rank, built.lora.alpha) == (3, 7)
+    if hasattr(built, "reft"):
+        assert built.reft.rank == 5
+    assert built.head == "local"
+
+
+def test_hyperparameters_are_set_and_read_as_their_types() -> None:
+    built: Any = build({"name": "fedreft", "candidates": [0, 1], "lam": 1, "aggregate": "mean"})
+    assert built.candidates == (0.0, 1.0)
+    assert (type(built.lam), built.aggregate) == (float, "mean")
+    auto: Any = build({"name": "fedhft", "clusters": "auto"})
+    assert auto.clusters == "auto"
+
+
+def refused(method: Mapping[str, Any] | str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(method)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "fedhtf",
+            "method 'fedhtf': unknown method (did you mean 'fedhft'?); "
+            "allowed: local, head_only, fedavg, fedreft, fedalt, fedhft",
+        ),
+        ("zzz", "method 'zzz': unknown method; allowed: local, head_only, fedavg, fedreft, fedalt, fedhft"),
+        (
+            {"name": "fedavg", "weight": "uniform"},
+            "method 'fedavg': unknown hyperparameter 'weight' (did you mean 'weights'?); allowed: adapter, weights",
+        ),
+        (
+            {"name": "fedavg", "weights": "unifrom"},
+            "method 'fedavg': weights: got 'unifrom': Input should be 'examples' or 'uniform' (did you mean 'uniform'?)",
+        ),
+        ({"name": "fedhft", "label": "mine", "n_init": "many"}, "method 'mine': n_init: got 'many': "),
+        ({"name": "fedhft", "n_init": True}, "method 'fedhft': n_init: expected a number, got true"),
+        ({"name": "fedhft", "clusters": True}, "method 'fedhft': clusters: expected a number, got true"),
+        ({"name": "fedhft", "n_init": 2.5}, "method 'fedhft': n_init: got 2.5: "),
+        ({"name": "fedhft", "clusters": 0}, "fedhft.clusters: expected `auto` or at least 1, got 0"),
+        ({"name": "fedalt", "trim": 0.5}, "fedalt.trim: expected a share in [0, 0.5), got 0.5"),
+    ],
+)
+def test_mistakes_are_named(method: Mapping[str, Any] | str, message: str) -> None:
+    assert refused(method).startswith(message)
+
+
+# ---------------------------------------------------------------- classes of the user's own
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of somebody who keeps methods of his own in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return tmp_path
+
+
+def documented() -> str:
+    """The method that fedray.methods.protocol shows."""
+    assert protocol.__doc__ is not None
+    return textwrap.dedent(protocol.__doc__.partition("trains nothing:\n")[2])
+
+
+def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
+    """Three clients with 12 examples each: a quarter for testing leaves 9, and round(0.15 · 9) = 1 for validation
+    leaves 8 to train on. Three rounds count 3 · 3 · 8 = 72, and the final pass adds none. Nothing is an array, so
+    nothing counts as sent; it trains a LoRA of 2 targets · 2 · 8 · 16 = 512 and the head of 4 · 16 + 4 = 68."""
+    (folder / "counting_methods.py").write_text(documented())
+    config = configure({"class": "counting_methods.Count"}, **{"data.cache_dir": str(folder / "cache")})
+    prepared = prepare(config)
+    assert [client.num_examples for client in prepared.clients] == [8, 8, 8]
+    entry, pool = config.method[0], InlinePool(prepared.data.shards)
+    initial = pool.setup(prepared.job(entry))
+    federation = Federation(config, build_method(config, entry), prepared.clients, initial, pool)
+    done = [event for event in federation.run() if isinstance(event, RoundDone)]
+    assert [len(event.outcomes) for event in done] == [3, 3, 3, 3]
+    assert federation.server.examples == 72
+    *_, finished = run_experiment(prepared, pool, folder / "run")
+    assert isinstance(finished, MethodFinished)
+    summary = finished.summary
+    assert (summary.method, summary.head) == ("Count", "-")
+    assert (summary.trainable_parameters, summary.uplink_bytes, summary.downlink_bytes) == (580, 0, 0)
+
+
+def test_a_class_has_hyperparameters_of_its_own(folder: Path) -> None:
+    code = documented().replace("    lora: LoraSection\n", "    lora: LoraSection\n    step: int = 1\n")
+    (folder / "stepping.py").write_text(code)
+    built: Any = build({"class": "stepping.Count", "step": 5, "lora": {"rank": 3}})
+    assert (built.step, built.lora.rank) == (5, 3)
+    assert "unknown hyperparameter 'stap' (did you mean 'step'?); allowed: step" in refused(
+        {"class": "stepping.Count", "stap": 5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "message"),
+    [
+        (None, "absent.Mine", "ModuleNotFoundError: No module named 'absent'"),
+        (None, "Mine", "cannot be imported: ValueError: "),
+        (None, ".absent.Mine", "cannot be imported: "),
+        ("", "broken.Mine", "AttributeError: module 'broken' has no attribute 'Mine'"),
+        ("def f(:", "broken.Mine", "SyntaxError: "),
+        ("1 / 0", "broken.Mine", "ZeroDivisionError: division by zero"),
+        ("Mine = 7", "broken.Mine", "broken.Mine must be a dataclass with the functions of .*; missing: attach, "),
+        ("def Mine(): pass", "broken.Mine", "must be a dataclass with the functions of "),
+    ],
+)
+def test_classes_that_are_not_there(folder: Path, code: str | None, name: str, message: str) -> None:
+    if code is not None:
+        (folder / "broken.py").write_text(code)
+    with pytest.raises(ConfigError, match=f"^method 'Mine': .*{message}"):
+        build({"class": name})
+
+
+@pytest.mark.parametrize("function", ["attach", "init_server", "configure_train", "aggregate_train"])
+def test_a_class_that_lacks_a_function(folder: Path, function: str) -> None:
+    (folder / "lacking.py").write_text(documented().replace(f"def {function}(", f"def {function}_("))
+    assert refused({"class": "lacking.Count"}).endswith(f"missing: {function}")
+
+
+def test_a_class_that_is_no_dataclass(folder: Path) -> None:
+    (folder / "plain.py").write_text(documented().replace("@dataclass(frozen=True)\nclass Count", "class Count"))
+    assert refused({"class": "plain.Count"}).endswith("missing: @dataclass(frozen=True)")
