@@ -52,8 +52,6 @@ def prepare(config: Config) -> Prepared:
     clients = make_clients(config.clients, data.shards, config.seed)
     if (asked := config.clients.per_round) and asked > len(clients):
         raise ConfigError(f"clients.per_round: {asked} clients per round, but the data has only {len(clients)} clients")
-    if config.task == "classification" and len(data.label_names) < 2:
-        raise ConfigError(f"data.label: one class only ({data.label_names[0]!r}); classification needs at least two")
     model, num_labels = _split_labels(config)
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")

@@ -91,7 +91,7 @@ class RunFolder:
     def _write_tensors(self, path: Path, tensors: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary)
+        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path.with_name(path.name + ".safetensors"))
 
     def _write_table(self, name: str, rows: list[Row]) -> None:

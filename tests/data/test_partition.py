@@ -65,11 +65,13 @@ def test_every_example_goes_to_one_client_and_split_and_minima_hold(
     shards = {"classes_per_client": 3 if clients == 1 else 2}
     result = deal(examples, kind, clients, seed, alpha=alpha, min_examples=least, **shards)
     assert rows_of(result) == list(range(len(examples)))
-    assert len(result) == clients and list(result) == sorted(result)
+    assert len(result) == clients
+    assert list(result) == sorted(result)
     split = examples.field("split")
     for splits in result.values():
         assert len(splits["train"]) >= least
-        assert len(splits["validation"]) >= 1 and len(splits["test"]) >= 1
+        assert len(splits["validation"]) >= 1
+        assert len(splits["test"]) >= 1
         for name in SPLITS:
             official = (split == name).any()
             assert set(split[splits[name]]) == {name if official else "train"}
@@ -110,7 +112,8 @@ def test_small_alpha_is_more_skewed_than_large(labelled: Labelled) -> None:
             values.append(-(share * np.log(share)).sum())
         return float(np.mean(values))
 
-    assert entropy(0.05) < 0.6 < 0.9 < entropy(1.0) + 0.2 and entropy(1.0) < entropy(1000.0)
+    assert entropy(0.05) < 0.6 < 0.9 < entropy(1.0) + 0.2
+    assert entropy(1.0) < entropy(1000.0)
     assert entropy(1000.0) > 1.09
 
 
@@ -265,7 +268,8 @@ def test_apportioned_counts_are_neighbours_of_the_exact_ones(weights: list[float
     share = (share / share.sum())[:, None]
     counts = apportion(share, np.array([size]), np.random.default_rng(seed))
     assert counts.sum() == size
-    assert (np.abs(counts - share * size) < 1 + 1e-9).all() and (counts >= 0).all()
+    assert (np.abs(counts - share * size) < 1 + 1e-9).all()
+    assert (counts >= 0).all()
 
 
 def test_dirichlet_reaches_its_minimum_by_repair_and_says_when_it_cannot(labelled: Labelled) -> None:

@@ -48,7 +48,8 @@ def test_texts_are_cut_at_the_end_and_labels_are_indices(tmp_path: Path, tokeniz
 def test_regression_labels_are_float32(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = config(tmp_path)
     table = tokenise(examples(data, "regression", text=["a", "b"], label=[0.5, "2"]), tokenizer, data)
-    assert table["labels"].to_pylist() == [0.5, 2.0] and table["labels"].type == pa.float32()
+    assert table["labels"].to_pylist() == [0.5, 2.0]
+    assert table["labels"].type == pa.float32()
 
 
 def test_pairs_have_token_types_where_the_tokenizer_makes_them(
@@ -120,7 +121,8 @@ def test_the_same_content_is_tokenised_once_and_mapped_from_the_file(
     first = tokenise(content, tokenizer, data)
     allocated = pa.total_allocated_bytes()
     again = tokenise(content, byte_tokenizer(), data)
-    assert again.equals(first) and len(calls) == 1
+    assert again.equals(first)
+    assert len(calls) == 1
     assert pa.total_allocated_bytes() - allocated < again["labels"].nbytes + 128  # the tokens are the file's pages
     assert [path.suffix for path in (tmp_path / "tokens").iterdir()] == [".arrow"]
 
@@ -162,7 +164,8 @@ def test_a_damaged_cache_file_is_built_anew(
     assert damaged != intact
     path.write_bytes(damaged)
     assert tokenise(content, tokenizer, data).to_pydict() == expected
-    assert len(calls) == 2 and path.read_bytes() == intact
+    assert len(calls) == 2
+    assert path.read_bytes() == intact
 
 
 def test_a_cache_folder_that_cannot_be_written_names_its_setting(

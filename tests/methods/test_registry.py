@@ -90,7 +90,8 @@ def refused(method: Mapping[str, Any] | str) -> str:
         ),
         (
             {"name": "fedavg", "weights": "unifrom"},
-            "method 'fedavg': weights: got 'unifrom': Input should be 'examples' or 'uniform' (did you mean 'uniform'?)",
+            "method 'fedavg': weights: got 'unifrom': Input should be 'examples' or 'uniform' "
+            "(did you mean 'uniform'?)",
         ),
         ({"name": "fedhft", "label": "mine", "n_init": "many"}, "method 'mine': n_init: got 'many': "),
         ({"name": "fedhft", "n_init": True}, "method 'fedhft': n_init: expected a number, got true"),

@@ -1,0 +1,308 @@
+"""What a run leaves on disk, recomputed from its own tables and from its states."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from fedray.config import load_config
+from fedray.errors import ConfigError
+from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnFinished, run_experiment
+from fedray.federation import Federation
+from fedray.inline import InlinePool
+from fedray.methods.registry import build_method
+from fedray.prepare import prepare
+from fedray.state import arrays, sha256
+from fedray.tracking import RunFolder, check_free
+
+ROUNDS, CLIENTS, COHORT = 2, 4, 3
+METHODS = ["local", "hft", "fedreft", "fedalt"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Four methods, two rounds of three of four clients; the synthetic clients have unequal test splits."""
+    folder = tmp_path_factory.mktemp("run")
+    config = load_config(
+        {
+            "name": "tiny",
+            "rounds": ROUNDS,
+            "seed": 5,
+            "method": ["local", {"name": "fedhft", "label": "hft", "clusters": 3}, "fedreft", "fedalt"],
+            "model": {
+                "path": "random",
+                "tokenizer": "bytes",
+                "config": {
+                    "model_type": "bert",
+                    "hidden_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 16,
+                    "max_position_embeddings": 64,
+                    "initializer_range": 0.2,
+                },
+            },
+            "data": {
+                "source": "synthetic",
+                "examples_per_client": 30,
+                "max_length": 32,
+                "cache_dir": str(folder / "cache"),
+            },
+            "partition": {"kind": "dirichlet", "alpha": 2.0, "test_fraction": 0.3},
+            "clients": {
+                "count": CLIENTS,
+                "per_round": COHORT,
+                "tiers": {"strong": {"share": 0.5}, "weak": {"share": 0.5, "mask_ratio": 0.5}},
+            },
+            "lora": {"rank": 2},
+            "reft": {"rank": 2},
+            "train": {"batch_size": 8, "lr": 0.02},
+            "device": "cpu",
+            "runtime": "inline",
+        }
+    )
+    prepared = prepare(config)
+    path = folder / "deep" / "result"
+    events = list(run_experiment(prepared, InlinePool(prepared.data.shards), path))
+    return SimpleNamespace(
+        path=path,
+        config=config,
+        prepared=prepared,
+        events=events,
+        rounds=pd.read_parquet(path / "rounds.parquet"),
+        clients=pd.read_parquet(path / "clients.parquet"),
+        summaries={entry["method"]: entry for entry in json.loads((path / "summary.json").read_text())},
+    )
+
+
+def test_the_files(run: SimpleNamespace) -> None:
+    """Nothing temporary is left. Clients that never took part have no private state, but took an adapter home."""
+    found = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    trained = {method: set(_turns(run, method, "train").client) for method in METHODS}
+    ids = {client.id for client in run.prepared.clients}
+    assert found == {
+        "config.yaml",
+        "rounds.parquet",
+        "clients.parquet",
+        "summary.json",
+        *(f"adapters/{method}/server.safetensors" for method in METHODS),
+        *(f"adapters/{method}/clients/{id}.safetensors" for method in METHODS for id in ids),
+        *(f"adapters/{method}/states/{id}.safetensors" for method in METHODS for id in trained[method]),
+    }
+
+
+def test_the_configuration_reads_back(run: SimpleNamespace) -> None:
+    assert load_config(run.path / "config.yaml") == run.config
+
+
+def _turns(run: SimpleNamespace, method: str, phase: str) -> pd.DataFrame:
+    return run.clients[(run.clients.method == method) & (run.clients.phase == phase)]
+
+
+def test_one_row_per_method_round_and_client(run: SimpleNamespace) -> None:
+    cohorts = {}
+    for method in METHODS:
+        turns, final = _turns(run, method, "train"), _turns(run, method, "final")
+        assert sorted(final.client) == [client.id for client in run.prepared.clients]
+        assert set(final.server_round) == {ROUNDS}
+        cohorts[method] = [tuple(turns[turns.server_round == t].client) for t in range(ROUNDS)]
+        assert [len(cohort) for cohort in cohorts[method]] == [COHORT] * ROUNDS
+        rows = run.rounds[run.rounds.method == method]
+        assert rows.phase.tolist() == ["train"] * ROUNDS + ["final"]
+        assert rows.server_round.tolist() == [*range(ROUNDS), ROUNDS]
+        assert rows.clients.tolist() == [COHORT] * ROUNDS + [CLIENTS]
+    assert len(set(map(str, cohorts.values()))) == 1
+
+
+def test_a_clients_row(run: SimpleNamespace) -> None:
+    """Examples are those of its shard, one epoch in batches of 8 are ⌈n / 8⌉ steps, metrics lie in [0, 1], and every
+    method fills its own columns only: λ, the mixer's mean, mask size, memberships."""
+    clients = {client.id: client for client in run.prepared.clients}
+    for row in run.clients.itertuples():
+        shard = run.prepared.data.shards[row.client]
+        assert (row.num_examples, row.test_examples) == (shard.num_examples("train"), shard.num_examples("test"))
+        assert row.steps == -(-row.num_examples // 8)
+        assert row.tier == clients[row.client].tier
+        assert row.seconds > 0
+        assert row.train_loss > 0
+        for metric in (row.aggregated_metric, row.personalised_metric):
+            assert 0 <= metric <= 1
+            assert metric * row.test_examples == pytest.approx(round(metric * row.test_examples))
+        assert row.aggregated_loss > 0
+        assert row.personalised_loss > 0
+    used = {
+        column: set(run.clients[run.clients[column].notna()].method)
+        for column in ("lam", "mixer_mean", "mask_size", "clusters")
+    }
+    assert used == {"lam": {"fedreft"}, "mixer_mean": {"fedalt"}, "mask_size": {"hft"}, "clusters": {"hft"}}
+    hft = run.clients[run.clients.method == "hft"]
+    # q and v of one layer, 16 rows each: 32 where all are kept, 16 at ρ = 0.5.
+    assert dict(zip(hft.tier, hft.mask_size, strict=True)) == {"strong": 32, "weak": 16}
+    assert all(np.allclose(pi, [1 / 3] * 3) for pi in hft.clusters)
+    lam = run.clients[run.clients.method == "fedreft"].lam
+    assert set(lam) <= {0, 0.25, 0.5, 0.75, 1}
+    assert run.clients.mixer_mean.dropna().between(0, 1, inclusive="neither").all()
+
+
+def test_a_rounds_row_is_the_mean_of_its_clients(run: SimpleNamespace) -> None:
+    for row in run.rounds.itertuples():
+        turns = _turns(run, row.method, row.phase)
+        turns = turns[turns.server_round == row.server_round]
+        tested = turns[turns.test_examples > 0]
+        assert row.train_loss == pytest.approx(turns.train_loss.mean())
+        assert row.aggregated_mean == pytest.approx(tested.aggregated_metric.mean())
+        assert row.personalised_mean == pytest.approx(tested.personalised_metric.mean())
+        weighted = (tested.personalised_metric * tested.test_examples).sum() / tested.test_examples.sum()
+        assert row.personalised_weighted_mean == pytest.approx(weighted)
+        assert (row.personalised_min, row.personalised_max) == (
+            tested.personalised_metric.min(),
+            tested.personalised_metric.max(),
+        )
+        assert (row.uplink_bytes, row.downlink_bytes) == (turns.uplink_bytes.sum(), turns.downlink_bytes.sum())
+        assert row.seconds > turns.seconds.sum() * 0.99
+    sizes = run.rounds[(run.rounds.method == "hft") & (run.rounds.phase == "train")]
+    assert sizes[["cluster_0_size", "cluster_1_size", "cluster_2_size"]].to_numpy() == pytest.approx(CLIENTS / 3)
+
+
+def test_the_summary_follows_from_the_clients_table(run: SimpleNamespace) -> None:
+    assert list(run.summaries) == METHODS
+    tests = {row.client: row.test_examples for row in run.clients.itertuples()}
+    assert len(set(tests.values())) > 1, "the weighted mean would be the plain one"
+    for method, entry in run.summaries.items():
+        train, final = _turns(run, method, "train"), _turns(run, method, "final")
+        assert {name: entry[name] for name in ("method", "seed", "rounds", "clients", "metric_name")} == {
+            "method": method,
+            "seed": 5,
+            "rounds": ROUNDS,
+            "clients": CLIENTS,
+            "metric_name": "accuracy",
+        }
+        assert entry["head"] == ("local" if method == "local" else "shared")
+        assert entry["aggregated_mean"] == pytest.approx(final.aggregated_metric.mean())
+        assert entry["personalised_mean"] == pytest.approx(final.personalised_metric.mean())
+        weighted = np.average(final.personalised_metric, weights=final.test_examples)
+        assert entry["personalised_weighted_mean"] == pytest.approx(weighted)
+        assert entry["personalised_worst"] == final.personalised_metric.min()
+        assert (entry["uplink_bytes"], entry["downlink_bytes"]) == (
+            train.uplink_bytes.sum(),
+            train.downlink_bytes.sum(),
+        )
+        assert entry["trainable_parameters"] == run.prepared.costs[method].trainable
+        assert entry["wall_seconds"] > train.seconds.sum()
+
+
+def test_bytes_are_what_the_accounting_says(run: SimpleNamespace) -> None:
+    """A full client's uplink; in round 0 nobody has anything to send down but heads (FedHFT: and π)."""
+    turns = run.clients[(run.clients.phase == "train") & (run.clients.tier == "strong")]
+    head = 4 * (4 * 16 + 4)
+    for method, cost in run.prepared.costs.items():
+        mine = turns[turns.method == method]
+        assert set(mine.uplink_bytes) == {cost.uplink_bytes}
+        assert set(mine[mine.server_round == 1].downlink_bytes) <= {cost.downlink_bytes}
+    first = run.clients[(run.clients.phase == "train") & (run.clients.server_round == 0)]
+    down = first.groupby("method").downlink_bytes.agg(set).to_dict()
+    assert down == {"local": {0}, "fedreft": {head}, "fedalt": {head}, "hft": {head + 4 * 3}}
+
+
+def test_states_and_their_hash_can_be_made_again(run: SimpleNamespace) -> None:
+    """The same experiment in a federation of its own: state_sha256 is over its states, and the files hold them."""
+    for index, method in enumerate(METHODS):
+        entry = run.config.method[index]
+        pool = InlinePool(run.prepared.data.shards)
+        initial = pool.setup(run.prepared.job(entry))
+        federation = Federation(run.config, build_method(run.config, entry), run.prepared.clients, initial, pool)
+        for _ in range(ROUNDS):
+            list(federation.round())
+        *_, final = federation.take_home()
+        states = federation.states()
+        assert run.summaries[method]["state_sha256"] == sha256(states)
+        folder = run.path / "adapters" / method
+        _same(load_file(folder / "server.safetensors"), arrays(states.pop("server")))
+        for name, state in states.items():
+            _same(load_file(folder / "states" / f"{name.removeprefix('client/')}.safetensors"), arrays(state))
+        for outcome in final.outcomes:  # type: ignore[union-attr]
+            assert outcome.tensors
+            _same(load_file(folder / "clients" / f"{outcome.update.client.id}.safetensors"), dict(outcome.tensors))
+
+
+def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert found[name].tobytes() == np.ascontiguousarray(value).tobytes()
+
+
+def test_the_events_tell_the_whole_story(run: SimpleNamespace) -> None:
+    turns = ROUNDS * COHORT + CLIENTS
+    for method in METHODS:
+        mine = [e for e in run.events if getattr(e, "method", None) == method or _summary_of(e) == method]
+        started, *rest, finished = mine
+        assert started == MethodStarted(method, ROUNDS, turns)
+        assert isinstance(finished, MethodFinished)
+        assert sum(isinstance(event, TurnFinished) for event in rest) == turns
+        rounds = [event for event in rest if isinstance(event, RoundFinished)]
+        assert [event.final for event in rounds] == [False] * ROUNDS + [True]
+        assert rounds[-1].personalised == pytest.approx(run.summaries[method]["personalised_mean"])
+
+
+def _summary_of(event: Any) -> str | None:
+    return event.summary.method if isinstance(event, MethodFinished) else None
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path, run: SimpleNamespace) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=f"output {tmp_path}: exists and is not empty; name another folder"):
+        RunFolder(tmp_path, run.config)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_is_no_folder(tmp_path: Path, run: SimpleNamespace) -> None:
+    path = tmp_path / "result"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        RunFolder(path, run.config)
+    assert path.read_text() == "mine"
+
+
+def test_new_and_empty_folders_are_free(tmp_path: Path, run: SimpleNamespace) -> None:
+    check_free(tmp_path)
+    check_free(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    RunFolder(tmp_path, run.config)
+    RunFolder(tmp_path / "a" / "b", run.config)
+    assert load_config(tmp_path / "a" / "b" / "config.yaml") == run.config
+
+
+def test_a_client_may_have_any_name(tmp_path: Path, run: SimpleNamespace) -> None:
+    """One called `server`, or `x.state` beside an `x`, overwrites nobody."""
+    folder = RunFolder(tmp_path, run.config)
+    states = {name: {"value": np.array([n])} for n, name in enumerate(["server", "client/server", "client/x"])}
+    outcomes: list[Any] = [
+        SimpleNamespace(update=SimpleNamespace(client=SimpleNamespace(id=id)), tensors={"value": np.array([n])})
+        for n, id in enumerate(["server", "x", "x.state"], start=3)
+    ]
+    finished = next(event.summary for event in run.events if isinstance(event, MethodFinished))
+    folder.finish(finished, states, outcomes)
+    values = sorted(int(load_file(path)["value"][0]) for path in tmp_path.rglob("*.safetensors"))
+    assert values == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_run_that_was_ended_keeps_the_rounds_that_it_finished(tmp_path: Path, run: SimpleNamespace) -> None:
+    events = run_experiment(run.prepared, InlinePool(run.prepared.data.shards), tmp_path)
+    for event in events:
+        if isinstance(event, RoundFinished):
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert len(pd.read_parquet(tmp_path / "rounds.parquet")) == 1
+    assert len(pd.read_parquet(tmp_path / "clients.parquet")) == COHORT
+    assert not (tmp_path / "summary.json").exists()
+    assert not list(tmp_path.glob("*.tmp"))
