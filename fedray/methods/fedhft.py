@@ -9,7 +9,8 @@ j and row i
 Outer level: after `warmup_rounds` the driver refits a Gaussian mixture on the clients' latest updates at the end of
 each round, and sets π_k to client k's posterior.
 
-Choices where the paper is open: A of the fresh LoRA is drawn from (seed, round), equal for all clients; the Fisher
+Choices where the paper is open: A of the fresh LoRA is one draw for all clients and rounds, so that what
+the rounds add up stays close to one row space and the downlink's truncation loses little; the Fisher
 importance of an output is the mean squared gradient over the local examples; under `pre` the importance is the energy
 of what the client can know before training (its downlink and its previous update); J by BIC is kept from the first
 refit that finds more than one group; posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank`
@@ -191,7 +192,7 @@ class FedHft:
         adapter.set_rows(None)
         layout, rest_layout = adapter.layout("lora"), adapter.layout("rest")
         rest = np.zeros(rest_layout.size, np.float32) if downlink.rest is None else decode(downlink.rest)
-        fresh = draw_lora(layout, local.seed, "fresh", local.server_round)
+        fresh = draw_lora(layout, local.seed, "fresh")
         masks: tuple[Mask, ...]
         if self.timing == "pre":
             previous = () if client_state.previous is None else split(layout, client_state.previous)

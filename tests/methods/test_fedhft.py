@@ -150,7 +150,7 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
                 mixed = sum(pi[k, j] * W[j][target] for j in range(clusters))
                 down[f"{target}.B"], down[f"{target}.A"] = dense_truncation(mixed, downlink_rank)
             adapter.load("rest", rest.flatten(down))
-            adapter.load("lora", draw_lora(lora, setting.seed, "fresh", t))
+            adapter.load("lora", draw_lora(lora, setting.seed, "fresh"))
             adapter.load("head", sum(pi[k, j] * heads[j] for j in range(clusters)).astype(np.float32))
             LocalTrainer(adapter, run.pool.shards[client.id], client, t, setting, measure=False).train()
             views = lora.views(adapter.read("lora"))
