@@ -255,7 +255,7 @@ def test_local_heads_stay_with_their_clients(start: Callable[..., Run], timing: 
 def test_clients_start_every_round_from_their_mixture_with_a_fresh_lora(
     start: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B = 0, and A the same for all clients but new in every round; W0 + Σ_j π_kj ΔW_j is the frozen branch."""
+    """B = 0, and A the same for all clients and rounds; W0 + Σ_j π_kj ΔW_j is the frozen branch."""
     run = start({"downlink_rank": WIDTH})
     run.plant([[1, 0], [0, 1], [0.5, 0.5], [0.5, 0.5]])
     seen: list[dict[str, Any]] = []
@@ -275,9 +275,7 @@ def test_clients_start_every_round_from_their_mixture_with_a_fresh_lora(
     assert len(seen) == 8
     assert all(not entry["rest"].any() for entry in seen[:4])
     assert all(not delta.B.any() for entry in seen for delta in split(lora, entry["lora"]))
-    for half in (parts[:4], parts[4:]):
-        assert all(np.array_equal(entry["A"], half[0]["A"]) and entry["A"].any() for entry in half)
-    assert np.abs(parts[0]["A"] - parts[4]["A"]).min() > 0
+    assert all(np.array_equal(entry["A"], parts[0]["A"]) and entry["A"].any() for entry in parts)
     assert {frozenset(entry["trainable"]) for entry in seen} == {frozenset({"lora", "head"})}
     by_size = sorted(run.prepared.clients, key=lambda client: (-client.num_examples, client.id))
     for client, entry in zip(by_size, seen[4:], strict=True):
