@@ -36,10 +36,12 @@ class Cost:
     head: str
 
 
-def method_cost(method: AnyMethod, adapter: Adapter, clients: Sequence[Client], seed: int = 0) -> Cost:
+def method_cost(
+    method: AnyMethod, adapter: Adapter, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
+) -> Cost:
     """Walk through two rounds of `method` on shapes; return what the last of `clients` trains and sends.
 
-    adapter: the method's, attached to a model on the meta device.
+    adapter: the method's, attached to a model on the meta device. validation_examples: what every client has of them.
     """
     shapes = Shapes(adapter)
     layouts = {name: adapter.layout(name) for name in adapter.names}
@@ -50,15 +52,15 @@ def method_cost(method: AnyMethod, adapter: Adapter, clients: Sequence[Client], 
         downlinks = method.configure_train(server, clients)
         updates = []
         for client in clients:
-            local = NoTraining(client, server_round, seed, shapes)
+            local = NoTraining(client, server_round, seed, shapes, validation_examples)
             payload, states[client.id] = method.train_client(shapes, states[client.id], downlinks[client.id], local)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, updates)
     up, down = updates[-1].payload, downlinks[clients[-1].id]
-    trainable, total = adapter.num_trainable(), sum(p.numel() for p in adapter.model.parameters())
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in adapter.names else "-"
-    return Cost(trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
+    total = sum(parameter.numel() for parameter in adapter.model.parameters())
+    return Cost(local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
 
 
 def numbers(payload: Any) -> int:
@@ -83,20 +85,22 @@ class Shapes:
         self._adapter.layout(name).items(vector)
 
 
-@dataclass(frozen=True)
+@dataclass
 class NoTraining:
-    """A client whose training changes nothing."""
+    """A client whose training changes nothing. trainable: parameters that it would have trained."""
 
     client: Client
     server_round: int
     seed: int
     shapes: Shapes
+    validation_examples: int
+    trainable: int = 0
 
     def train(self) -> None:
-        return None
+        self.trainable = self.shapes.num_trainable()
 
     def evaluate(self, split: Split) -> Evaluation:
-        return Evaluation(0.0, 0.0, 1)
+        return Evaluation(0.0, 0.0, self.validation_examples)
 
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:
         layout = self.shapes.layout("lora")

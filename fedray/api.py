@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from fedray.config import Config, load_config
 from fedray.driver import default_path, events
 from fedray.experiment import Event
 from fedray.prepare import prepare
 from fedray.tracking import Summary, check_free
+
+SECTIONS = tuple(
+    name
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,10 @@ def start(config: Config, path: Path) -> Iterator[Event]:
     yield from events(prepare(config), path)
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested mappings as dotted paths, so that train={"lr": 1e-3} keeps the section's other fields."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{key}.")
+def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted paths: train={"lr": 1e-3} changes one field of its section and keeps the others."""
+    for name, value in overrides.items():
+        if isinstance(value, Mapping) and name in SECTIONS:
+            yield from ((f"{name}.{field}", entry) for field, entry in value.items())
         else:
-            yield f"{prefix}{key}", value
+            yield name, value

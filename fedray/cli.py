@@ -94,7 +94,7 @@ def _reported() -> Iterator[None]:
     except FedrayError as error:
         _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
-        _fail("interrupted; finished rounds are in the run's folder", 130)
+        _fail("interrupted; the rounds that were finished are kept", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -137,14 +137,14 @@ class ClientsConfig(Section):
     """Cohort size; default all."""
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     """CPUs of one client actor; may be a fraction."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of one client actor; may be a fraction."""
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of one client actor; may be a fraction. Default: an equal share of the cluster's, 0 where it has none."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
     threads: PositiveInt = 1
     """Threads of torch per client actor."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a client is run again elsewhere in a round after its actor or an exception ended it."""
+    """How often a client is run again elsewhere in a round after the actor that trained it died."""
     tiers: dict[str, TierConfig] = {}
     """Capacity tiers by name; clients are dealt to them by seed. Default: one tier, `default`."""
 
@@ -287,7 +287,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where a client actor has a GPU, else cpu."""
+    """auto: cuda where there is one, else cpu."""
     runtime: Literal["ray", "inline"] = "ray"
     """inline: everything in this process, without Ray, one client after another; the same numbers."""
     storage_path: str = "runs"
@@ -327,8 +327,12 @@ class Config(Section):
             raise ValueError(
                 "partition.column: the partition `by_column` needs the column whose values are the clients"
             )
+        if self.device == "cuda" and self.clients.num_gpus == 0:
+            raise ValueError("device: `cuda` needs clients.num_gpus above 0 (or left out), got 0")
         for entry in self.method:
-            self.section_for(entry)
+            head = self.section_for(entry).head
+            if head == "frozen_label_text" and self.task == "regression":
+                raise ValueError(f"method {entry.key!r}: head {head!r} needs label names; a regression has none")
         return self
 
     def section_for(self, entry: MethodConfig) -> "MethodSections":

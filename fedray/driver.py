@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from fedray.config import Config
 from fedray.errors import FedrayError
@@ -25,13 +26,16 @@ class DriverActor:
         """Yield the experiment's events; a FedrayError that ends it comes as the last one, as itself."""
         config = prepared.config
         cohort = config.clients.per_round or len(prepared.clients)
-        pool = ClientPool(config.clients, prepared.data.shards, cohort)
+        clients = config.clients if config.device != "cpu" else config.clients.model_copy(update={"num_gpus": 0.0})
+        pool: ClientPool | None = None
         try:
+            pool = ClientPool(clients, prepared.data.shards, cohort)
             yield from run_experiment(prepared, pool, path)
         except FedrayError as error:
             yield error
         finally:
-            pool.close()
+            if pool is not None:
+                pool.close()
 
 
 def events(prepared: Prepared, path: Path) -> Iterator[Event]:
@@ -53,7 +57,10 @@ def events(prepared: Prepared, path: Path) -> Iterator[Event]:
         driver = DriverActor.remote()  # type: ignore[attr-defined]
         try:
             for ref in driver.run.remote(ray.put(prepared), path.resolve()):
-                event = ray.get(ref)
+                try:
+                    event = ray.get(ref)
+                except RayError as error:
+                    raise FedrayError(f"the driver ended: {str(error).strip().splitlines()[-1]}") from error
                 if isinstance(event, FedrayError):
                     raise event
                 yield event

@@ -24,7 +24,7 @@ class TrainingError(FedrayError):
 
 
 class ClientFailure(FedrayError):
-    """A client failed more often than `clients.max_failures` allows; the message lists each attempt's cause."""
+    """A client failed more often than `clients.max_failures` allows; the message has the last cause."""
 
 
 def nearest(name: str, allowed: Iterable[object]) -> str:

@@ -5,7 +5,7 @@ bits: every draw is keyed, outcomes come in any order and are reduced in the ord
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -96,6 +96,7 @@ class Federation:
         outcomes: dict[ClientId, Outcome] = {}
         assignments = self._assign(self.clients, measure=True, keep=True)
         for outcome, _ in self.pool.train(assignments, downlinks, self.client_states):
+            outcome = replace(outcome, uplink_bytes=0)
             outcomes[outcome.update.client.id] = outcome
             yield ClientDone(self.server_round, outcome)
         ordered = tuple(outcomes[id] for id in sorted(outcomes))

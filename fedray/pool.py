@@ -20,7 +20,7 @@ from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Outcome
 
 START_TIMEOUT_S = 120.0
-"""How long to wait for the first actor before saying that the cluster has no room for it."""
+"""How long to wait for actors to start; those that the cluster has no room for until then are given up."""
 
 
 class ClientPool:
@@ -28,30 +28,29 @@ class ClientPool:
 
     shards: every client's shard; put into the object store once.
     cohort: the most clients that can be trained at a time; more actors would idle.
+
+    Raises:
+        ConfigError: the cluster has no room for one client actor.
     """
 
     def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohort: int):
         self._clients = clients
         self._shards = {id: ray.put(shard) for id, shard in shards.items()}
         self._job: Any = None
-        self._actors: list[Any] = [self._start() for _ in range(self._size(cohort))]
+        size = self._size(cohort)
+        gpus = _cluster().get("GPU", 0.0)
+        self._num_gpus = clients.num_gpus if clients.num_gpus is not None else int(1e4 * gpus / size) / 1e4
+        self._actors = self._start_together(size)
 
     def setup(self, job: Job) -> Initial:
-        """Make every actor ready for a method and return the common starting point, drawn by the first.
-
-        Raises:
-            ConfigError: the cluster has no room for one client actor.
-        """
+        """Make every actor ready for a method and return the common starting point, drawn by the first."""
         self._job = ray.put(job)
         ready = [actor.setup.remote(self._job) for actor in self._actors]
-        done, _ = ray.wait(ready, num_returns=1, timeout=START_TIMEOUT_S)
-        if not done:
-            raise ConfigError(
-                f"clients: no client actor could start in {START_TIMEOUT_S:.0f} s; each asks for num_cpus="
-                f"{self._clients.num_cpus:g} and num_gpus={self._clients.num_gpus:g}, the cluster has "
-                f"{_readable(_cluster())}"
-            )
-        self._get(ready)
+        for actor, ref in zip(list(self._actors), ready, strict=True):
+            try:
+                self._get(ref)
+            except RayActorError:
+                self._replace(actor)
         initial: Initial = self._get(self._actors[0].initial.remote())
         return initial
 
@@ -111,15 +110,31 @@ class ClientPool:
             room = min(room, resources.get("GPU", 0) / self._clients.num_gpus)
         return max(1, min(int(room + 1e-9), cohort))
 
+    def _start_together(self, size: int) -> list[Any]:
+        actors = [self._start() for _ in range(size)]
+        up = [actor.__ray_ready__.remote() for actor in actors]
+        done, _ = ray.wait(up, num_returns=size, timeout=START_TIMEOUT_S)
+        for actor, ref in zip(actors, up, strict=True):
+            if ref not in done:
+                ray.kill(actor)
+        if not done:
+            raise ConfigError(
+                f"clients: no client actor could start in {START_TIMEOUT_S:.0f} s; each asks for num_cpus="
+                f"{self._clients.num_cpus:g} and num_gpus={self._num_gpus:g}, the cluster has {_readable(_cluster())}"
+            )
+        return [actor for actor, ref in zip(actors, up, strict=True) if ref in done]
+
     def _start(self) -> Any:
         return ClientActor.options(  # type: ignore[attr-defined]
-            num_cpus=self._clients.num_cpus, num_gpus=self._clients.num_gpus
+            num_cpus=self._clients.num_cpus, num_gpus=self._num_gpus
         ).remote()
 
     def _replace(self, dead: Any) -> Any:
+        """Return a new actor that is ready for the method. The old one is ended: it may only have been out of reach."""
+        ray.kill(dead)
         actor = self._start()
         self._actors = [actor if other is dead else other for other in self._actors]
-        actor.setup.remote(self._job)  # queued before the first client; a failure shows in that client's result
+        self._get(actor.setup.remote(self._job))
         return actor
 
     def _get(self, refs: Any) -> Any:

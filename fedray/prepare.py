@@ -12,7 +12,7 @@ from fedray.accounting import Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, TrainingError
 from fedray.evaluation.metrics import check_metric
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, meta_backbone
@@ -56,10 +56,13 @@ def prepare(config: Config) -> Prepared:
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")
     arch = architecture(model, config.task, len(data.label_names), data.vocab_size, data.pad_token_id)
-    return Prepared(config, data, clients, arch, costs(config, arch, clients))
+    fewest = min(shard.num_examples("validation") for shard in data.shards.values())
+    return Prepared(config, data, clients, arch, costs(config, arch, clients, fewest))
 
 
-def costs(config: Config, arch: PretrainedConfig, clients: tuple[Client, ...]) -> dict[str, Cost]:
+def costs(
+    config: Config, arch: PretrainedConfig, clients: tuple[Client, ...], validation_examples: int = 1
+) -> dict[str, Cost]:
     """Return what each method trains and sends, from the model's configuration alone (no weights). Where tiers differ,
     of a client with the largest mask_ratio.
 
@@ -71,7 +74,10 @@ def costs(config: Config, arch: PretrainedConfig, clients: tuple[Client, ...]) -
     for entry in config.method:
         method = build_method(config, entry)
         adapter = method.attach(meta_backbone(arch, config.task))
-        found[entry.key] = method_cost(method, adapter, largest, config.seed)
+        try:
+            found[entry.key] = method_cost(method, adapter, largest, config.seed, validation_examples)
+        except TrainingError as error:  # what training needs and the data does not have
+            raise ConfigError(f"method {entry.key!r}: {error}") from None
     return found
 
 
@@ -87,7 +93,9 @@ def costs_from_configuration(config: Config) -> dict[str, Cost]:
         return dict(prepare(config).costs)
     ratio = max((tier.mask_ratio for tier in config.clients.tiers.values()), default=1.0)
     clients = tuple(Client(f"client_{index:03d}", index, 1, mask_ratio=ratio) for index in range(2))
-    arch = architecture(model, config.task, num_labels or 1, None, None)
+    drawn = model.path == "random" and "vocab_size" not in model.config
+    vocab_size = len(load_tokenizer(model)) if drawn else None
+    arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
     return costs(config, arch, clients)
 
 

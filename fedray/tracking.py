@@ -113,6 +113,9 @@ def check_free(path: Path) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"output {path}: exists and is not empty; name another folder with --output")
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"output {path}: {parent} cannot be written to; name another folder with --output")
 
 
 def client_row(outcome: Outcome) -> Row:

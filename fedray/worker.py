@@ -64,6 +64,8 @@ class Worker:
 
     def setup(self, job: Job) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
+        for name in ("adapter", "method", "_initial"):  # two base models at once may not fit
+            vars(self).pop(name, None)
         config = job.config
         set_threads(config.clients.threads)
         self.device = resolve_device(config)
@@ -104,6 +106,8 @@ class Worker:
         trainer = LocalTrainer(self.adapter, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
+        if assignment.keep and self.adapter.targets:
+            self.adapter.set_rows(None)  # what is kept is whole, whatever rows the client trained
         outcome = Outcome(
             update=Update(client, shard.num_examples(), payload),
             report=trainer.report,
@@ -129,9 +133,7 @@ class Worker:
 
 
 def resolve_device(config: Config) -> str:
-    """Return cuda or cpu; `auto` means cuda where this process has a GPU and its clients ask for one."""
+    """Return cuda or cpu; `auto` means cuda where this process has a GPU and its clients are not told to do without."""
     if config.device != "auto":
         return config.device
-    return (
-        "cuda" if torch.cuda.is_available() and (config.clients.num_gpus > 0 or config.runtime == "inline") else "cpu"
-    )
+    return "cuda" if config.clients.num_gpus != 0 and torch.cuda.is_available() else "cpu"

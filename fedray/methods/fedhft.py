@@ -192,7 +192,7 @@ class FedHft:
         adapter.set_rows(None)
         layout, rest_layout = adapter.layout("lora"), adapter.layout("rest")
         rest = np.zeros(rest_layout.size, np.float32) if downlink.rest is None else decode(downlink.rest)
-        fresh = draw_lora(layout, local.seed, "fresh")
+        fresh = draw_lora(layout, local.seed)
         masks: tuple[Mask, ...]
         if self.timing == "pre":
             previous = () if client_state.previous is None else split(layout, client_state.previous)
@@ -208,6 +208,7 @@ class FedHft:
         local.train()
 
         kept = adapter.read("lora")
+        adapter.set_rows(None)  # what the client takes home has all rows
         if self.timing == "post":
             trained = split(layout, kept)
             masks = self._masks_after(tuple(adapter.targets), trained, local)

@@ -44,6 +44,10 @@ def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
     for name in entry.hyperparameters:
         if name not in own:
             raise ConfigError(f"{where}: unknown hyperparameter {name!r}{nearest(name, own)}; allowed: {choices(own)}")
+    for name in ("lora", "reft"):
+        if getattr(entry, name) and name not in fields:
+            used = [section for section in SECTIONS if section in fields]
+            raise ConfigError(f"{where}: has no use for the section {name!r}; it reads {choices(used)}")
     sections = config.section_for(entry)
     filled = {name: getattr(sections, name) for name in SECTIONS if name in fields}
     try:

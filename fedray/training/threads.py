@@ -1,8 +1,10 @@
 """Threads of torch, the same wherever clients train: float sums depend on how they are split among threads."""
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 def set_threads(threads: int) -> None:
-    """Let torch use exactly `threads` threads per operation in this process."""
+    """Let torch and numpy's linear algebra use exactly `threads` threads per operation in this process."""
     torch.set_num_threads(threads)
+    threadpool_limits(threads)

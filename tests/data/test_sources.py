@@ -296,7 +296,7 @@ def test_topics_share_no_words_also_when_made_up() -> None:
     examples = synthetic(classes=14)
     words: dict[str, set[str]] = {}
     for topic, text in zip(examples.values("topic"), examples.field("text"), strict=True):
-        words.setdefault(str(topic), set()).update(set(str(text).split()) - set(COMMON))
+        words.setdefault(str(topic), set()).update(set(str(text).split()) - set(COMMON.split()))
     own = Counter(word for topic in words.values() for word in topic)
     assert len(words) == 14
     assert set(own.values()) == {1}

@@ -126,7 +126,7 @@ def documented() -> str:
 def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     """Three clients with 12 examples each: a quarter for testing leaves 9, and round(0.15 · 9) = 1 for validation
     leaves 8 to train on. Three rounds count 3 · 3 · 8 = 72, and the final pass adds none. Nothing is an array, so
-    nothing counts as sent; it trains a LoRA of 2 targets · 2 · 8 · 16 = 512 and the head of 4 · 16 + 4 = 68."""
+    nothing counts as sent, and nothing is ever trained."""
     (folder / "counting_methods.py").write_text(documented())
     config = configure({"class": "counting_methods.Count"}, **{"data.cache_dir": str(folder / "cache")})
     prepared = prepare(config)
@@ -141,7 +141,7 @@ def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     assert isinstance(finished, MethodFinished)
     summary = finished.summary
     assert (summary.method, summary.head) == ("Count", "-")
-    assert (summary.trainable_parameters, summary.uplink_bytes, summary.downlink_bytes) == (580, 0, 0)
+    assert (summary.trainable_parameters, summary.uplink_bytes, summary.downlink_bytes) == (0, 0, 0)
 
 
 def test_a_class_has_hyperparameters_of_its_own(folder: Path) -> None:
