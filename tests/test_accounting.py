@@ -25,9 +25,10 @@ TINY = {
     "max_position_embeddings": POSITIONS,
     "num_labels": CLASSES,
 }
-BERT_BASE = {"model_type": "bert", "num_labels": 2}
+BERT_BASE = {"model_type": "bert", "vocab_size": 30522, "num_labels": 2}
 BERT_LARGE = {
     "model_type": "bert",
+    "vocab_size": 30522,
     "hidden_size": 1024,
     "num_hidden_layers": 24,
     "num_attention_heads": 16,

@@ -52,13 +52,20 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
-    built: Any = build({"name": name, "lora": {"rank": 3}, "reft": {"rank": 5}, "head": "local"}, **{"lora.alpha": 7})
+    """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
+    fields = METHODS[name].__dataclass_fields__
+    own = {section: {"rank": 3} for section in ("lora", "reft") if section in fields}
+    built: Any = build({"name": name, "head": "local", **own}, **{"lora.alpha": 7, "reft.dropout": 0.2})
     assert type(built) is METHODS[name]
-    if hasattr(built, "lora"):
+    assert own
+    if "lora" in own:
         assert (built.lora.rank, built.lora.alpha) == (3, 7)
-    if hasattr(built, "reft"):
-        assert built.reft.rank == 5
+    if "reft" in own:
+        assert (built.reft.rank, built.reft.dropout) == (3, 0.2)
     assert built.head == "local"
+    for other in {"lora", "reft"} - set(own):
+        with pytest.raises(ConfigError, match=f"^method '{name}': has no use for the section '{other}'; it reads "):
+            build({"name": name, other: {"rank": 3}})
 
 
 def test_hyperparameters_are_set_and_read_as_their_types() -> None:
