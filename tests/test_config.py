@@ -139,12 +139,15 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
     methods = draw(st.lists(METHOD, min_size=1, max_size=3))
     for index, method in enumerate(methods):
         method["label"] = f"{index}-{draw(WORD)}"
-    required = {"rounds": draw(COUNT), "method": methods, "data": {"source": "docstrings"}}
+    required: dict[str, Any] = {"rounds": draw(COUNT), "method": methods, "data": {"source": "docstrings"}}
     required["model"] = {"path": "random", "config": {"model_type": "bert", "x": draw(TREE)}, "tokenizer": draw(TEXT)}
+    tasks = ["classification", "causal_lm"]
+    if all(method.get("head") != "frozen_label_text" for method in methods):
+        tasks.append("regression")  # it has no label names
     optional = some(
         name=WORD,
         seed=st.integers(0, 2**63),
-        task=st.sampled_from(["classification", "regression", "causal_lm"]),
+        task=st.sampled_from(tasks),
         data=some(name=TEXT, prompt=TEXT, libraries=st.lists(TEXT, max_size=2)).map({"source": "docstrings"}.__or__),
         partition=some(alpha=NUMBER, column=st.none() | TEXT, test_fraction=FRACTION),
         clients=CLIENTS,
