@@ -103,9 +103,17 @@ def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(cluste
 def test_what_a_client_actor_asks_for_and_the_cluster_lacks_is_an_error(cluster: None, monkeypatch: Any) -> None:
     monkeypatch.setattr("fedray.pool.START_TIMEOUT_S", 3.0)
     prepared = prepare(load_config({**TINY, "method": "fedavg"}))
-    pool = ClientPool(ClientsConfig(num_gpus=0.5), prepared.data.shards, cohort=1)
     with pytest.raises(fedray.errors.ConfigError, match=r"num_gpus=0\.5.*the cluster has 2 CPU"):
-        pool.setup(prepared.job(prepared.config.method[0]))
+        ClientPool(ClientsConfig(num_gpus=0.5), prepared.data.shards, cohort=1)
+
+
+def test_actors_that_the_cluster_has_no_room_for_are_given_up(cluster: None, monkeypatch: Any) -> None:
+    """Four actors of one CPU each are asked for on two CPUs: two serve."""
+    monkeypatch.setattr("fedray.pool.START_TIMEOUT_S", 20.0)
+    prepared = prepare(load_config({**TINY, "method": "fedavg"}))
+    pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, cohort=4)
+    pool.setup(prepared.job(prepared.config.method[0]))
+    assert len(pool._actors) == 2
     pool.close()
 
 
