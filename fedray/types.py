@@ -17,6 +17,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Task = Literal["classification", "regression", "causal_lm"]
 
+IGNORED = -100
+"""Label of a token on which no loss is taken, as in torch and transformers."""
+
 
 @dataclass(frozen=True)
 class Client:

@@ -106,8 +106,6 @@ class Worker:
         trainer = LocalTrainer(self.adapter, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
-        if assignment.keep and self.adapter.targets:
-            self.adapter.set_rows(None)  # what is kept is whole, whatever rows the client trained
         outcome = Outcome(
             update=Update(client, shard.num_examples(), payload),
             report=trainer.report,

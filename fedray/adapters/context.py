@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.models.labels import current_labels
+from fedray.types import IGNORED
 
 
 class Batch:
@@ -43,7 +44,7 @@ class Batch:
         example without prompt), else all non-padding tokens."""
         if self.labels is None:
             return self.valid
-        prompt = self.valid & (self.labels == -100)
+        prompt = self.valid & (self.labels == IGNORED)
         return torch.where(prompt.any(dim=1, keepdim=True), prompt, self.valid)
 
 

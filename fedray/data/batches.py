@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from fedray.data.tokenise import IGNORED
+from fedray.types import IGNORED
 
 Indices = npt.NDArray[np.integer]
 

@@ -17,11 +17,11 @@ from fedray.data.cache import replacing
 from fedray.data.examples import Examples
 from fedray.errors import DataError
 from fedray.models.tokenizer import end_token_id
+from fedray.types import IGNORED
 
 FORMAT = "1"
 """Changes whenever the same input would give other tokens or another file."""
 CHECKSUM = b"crc32"
-IGNORED = -100
 CHUNK = 4096
 TOKENS = pa.list_(pa.int32())
 Ids = Sequence[int]

@@ -16,10 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedray.models.labels import labelled
-from fedray.types import Task
-
-IGNORED = -100
-"""Label of a token on which no loss is taken."""
+from fedray.types import IGNORED, Task
 
 
 @dataclass(frozen=True)
