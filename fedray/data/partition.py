@@ -13,7 +13,7 @@ from fedray.config import PartitionConfig
 from fedray.data.carve import carve, classes_of, needed
 from fedray.data.deal import Plan, apportion, columns_of, fill, repair
 from fedray.data.examples import Examples, IntArray
-from fedray.data.plans import NOBODY, draw_plan, numbered, safe_names
+from fedray.data.plans import NOBODY, client_names, draw_plan, safe_names
 from fedray.errors import DataError, choices
 from fedray.randomness import keyed_rng
 from fedray.types import SPLITS, ClientId, Split
@@ -57,7 +57,7 @@ def _dealt(
     least = needed(config, parts)
     plan, counts = _drawn(examples, train, config, num_clients, seed, least)
     counts = repair(counts, least, plan.shares, plan.allowed())
-    clients = numbered(len(counts))
+    clients = client_names(examples, train, config, len(counts))
     _check_train(clients, counts.sum(axis=1), least, config, len(train))
     owner = np.full(len(examples), NOBODY)
     rng = keyed_rng(seed, "fill", config.kind)

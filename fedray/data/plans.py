@@ -46,6 +46,14 @@ def draw_plan(
     return Plan(strata, holders(sizes, num_clients, config.classes_per_client, rng), free=False)
 
 
+def client_names(examples: Examples, train: IntArray, config: PartitionConfig, count: int) -> list[ClientId]:
+    """Return the clients' names: their task's (distinct_task; alpha, beta, alpha_2, ...), else numbered."""
+    if config.kind == "distinct_task":
+        tasks = np.unique(examples.values("task")[train])
+        return safe_names([str(tasks[index % len(tasks)]) for index in range(count)])
+    return numbered(count)
+
+
 def numbered(count: int) -> list[ClientId]:
     """Return client_000, client_001, ...: as wide as sorting by name needs."""
     width = max(3, len(str(count - 1)))

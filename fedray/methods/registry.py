@@ -53,7 +53,7 @@ def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
     try:
         method: AnyMethod = TypeAdapter(cls).validate_python({**entry.hyperparameters, **filled})
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error))) from None
+        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, Config))) from None
     for name, value in entry.hyperparameters.items():
         if isinstance(value, bool) and not isinstance(getattr(method, name), bool):  # pydantic reads `true` as 1
             raise ConfigError(f"{where}: {name}: expected a number, got {str(value).lower()}")

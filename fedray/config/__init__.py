@@ -1,0 +1,36 @@
+"""The configuration of an experiment: YAML (or a dict) into frozen, fully checked models.
+
+What can be checked from the text alone is checked here; what needs the data or the model is checked by
+`fedray.prepare`, also before any actor starts.
+"""
+
+from fedray.config.clients import ClientsConfig, TierConfig
+from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
+from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
+from fedray.config.load import dump_yaml, load_config, parse_overrides, to_mapping
+from fedray.config.section import Section, describe
+from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
+from fedray.config.yaml import parse_yaml
+
+__all__ = [
+    "ClientsConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "Head",
+    "LoraSection",
+    "MethodConfig",
+    "MethodSections",
+    "ModelConfig",
+    "PartitionConfig",
+    "ReftSection",
+    "Section",
+    "TierConfig",
+    "TrainConfig",
+    "describe",
+    "dump_yaml",
+    "load_config",
+    "parse_overrides",
+    "parse_yaml",
+    "to_mapping",
+]

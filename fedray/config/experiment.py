@@ -1,0 +1,144 @@
+"""An experiment: the sections together with the methods that it compares."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedray.config.clients import ClientsConfig
+from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
+from fedray.config.section import PositiveInt, Section, describe
+from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
+from fedray.types import Task
+
+Head = Literal["shared", "local", "frozen_label_text"]
+
+
+class MethodConfig(BaseModel):
+    """One method of the comparison: its name, sections that override the common ones, and its own hyperparameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, use_attribute_docstrings=True)
+
+    name: str | None = None
+    """Name of a built-in method."""
+    class_: str | None = Field(default=None, alias="class")
+    """`module.Class` of a method of your own."""
+    label: str | None = None
+    """Name in tables and folders; default the method's name. Needed when one method occurs twice."""
+    head: Head | None = None
+    lora: dict[str, Any] = {}
+    reft: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if (self.name is None) == (self.class_ is None):
+            raise ValueError("a method needs either `name` (built in) or `class` (module.Class of your own)")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Unique name of this entry within the experiment."""
+        return self.label or self.name or (self.class_ or "").rsplit(".", 1)[-1]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The keys that belong to the method itself."""
+        return dict(self.model_extra or {})
+
+
+class Config(Section):
+    """An experiment: one federation, trained by one or more methods."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the experiment; part of its folder's name."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Keys every random draw."""
+    rounds: PositiveInt
+    """Rounds T of federated training."""
+    method: tuple[MethodConfig, ...]
+    """A name, a mapping with `name` and hyperparameters, or a list of these to compare."""
+    task: Task = "classification"
+    """classification and regression read a label with a task head; causal_lm continues text and has no head."""
+    head: Head = "shared"
+    """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names."""
+    model: ModelConfig
+    data: DataConfig
+    partition: PartitionConfig = PartitionConfig()
+    clients: ClientsConfig = ClientsConfig()
+    lora: LoraSection = LoraSection()
+    reft: ReftSection = ReftSection()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one, else cpu."""
+    runtime: Literal["ray", "inline"] = "ray"
+    """inline: everything in this process, without Ray, one client after another; the same numbers."""
+    storage_path: str = "runs"
+    """Folder in which the folders of runs are made."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        keys = [entry.key for entry in self.method]
+        if not keys:
+            raise ValueError("method: name at least one method")
+        for key in keys:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
+                raise ValueError(
+                    f"method: {key!r} cannot name a folder; give this entry a `label` of letters and digits"
+                )
+            if keys.count(key) > 1:
+                raise ValueError(
+                    f"method: {key!r} occurs {keys.count(key)} times; give each entry a `label` of its own"
+                )
+        if self.model.path == "random" and "model_type" not in self.model.config:
+            raise ValueError(
+                "model.config: a random model needs `model_type` (for example bert, llama, gpt_neox, qwen2)"
+            )
+        if self.model.path == "random" and self.model.tokenizer is None:
+            raise ValueError("model.tokenizer: a random model has none of its own; name one, for example `bytes`")
+        if self.data.source == "hub" and not self.data.name:
+            raise ValueError("data.name: the source `hub` needs the name of a dataset")
+        if self.data.source == "files" and not self.data.files:
+            raise ValueError("data.files: the source `files` needs at least {train: PATH}")
+        if self.partition.kind == "by_column" and not self.partition.column:
+            raise ValueError(
+                "partition.column: the partition `by_column` needs the column whose values are the clients"
+            )
+        if self.device == "cuda" and self.clients.num_gpus == 0:
+            raise ValueError("device: `cuda` needs clients.num_gpus above 0 (or left out), got 0")
+        for entry in self.method:
+            head = self.section_for(entry).head
+            if head == "frozen_label_text" and self.task == "regression":
+                raise ValueError(f"method {entry.key!r}: head {head!r} needs label names; a regression has none")
+        return self
+
+    def section_for(self, entry: MethodConfig) -> "MethodSections":
+        """Return the common sections with this method's overrides applied.
+
+        Raises:
+            ValueError: an override does not fit its section.
+        """
+        sections: dict[str, Any] = {}
+        for name, common in (("lora", self.lora), ("reft", self.reft), ("train", self.train)):
+            try:
+                sections[name] = type(common).model_validate(common.model_dump() | getattr(entry, name))
+            except ValidationError as error:
+                mistakes = "; ".join(f"{name}.{line}" for line in describe(error, type(common)))
+                raise ValueError(f"method {entry.key!r}: {mistakes}") from None
+        return MethodSections(head=entry.head or self.head, **sections)
+
+
+class MethodSections(Section):
+    """What one method of the comparison uses of the common sections."""
+
+    head: Head
+    lora: LoraSection
+    reft: ReftSection
+    train: TrainConfig

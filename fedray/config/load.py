@@ -1,0 +1,113 @@
+"""From a file, a mapping or the command line to a checked configuration, and back to YAML."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from fedray.config.experiment import Config
+from fedray.config.section import Section, describe
+from fedray.config.yaml import parse_yaml, to_yaml
+from fedray.errors import ConfigError
+
+
+def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a configuration from a file, a mapping or another configuration, and apply dotted overrides.
+
+    overrides: {"section.key": value}; the path of a list element is its index ("method.0.head").
+
+    Raises:
+        ConfigError: missing file, malformed YAML, unknown key, wrong type, out of range. The message says where, what
+            came, what is allowed, and the nearest valid name.
+    """
+    if isinstance(source, Config):
+        where, raw = "configuration", to_mapping(source)
+    elif isinstance(source, Mapping):
+        where, raw = "configuration", _plain(source)
+    else:
+        where = str(source)
+        try:
+            raw = parse_yaml(Path(source).read_text(encoding="utf-8"), where)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
+    for path, value in (overrides or {}).items():
+        _override(raw, path, _plain(value))
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, Config))) from None
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Turn `section.key=value` arguments into overrides; values are YAML.
+
+    Raises:
+        ConfigError: an argument without `=`.
+    """
+    overrides = {}
+    for argument in arguments:
+        path, equals, value = argument.partition("=")
+        if not equals or not path:
+            raise ConfigError(
+                f"override {argument!r}: expected section.key=value, for example rounds=10 or train.lr=1e-3"
+            )
+        overrides[path] = parse_yaml(value, f"override {path}")
+    return overrides
+
+
+def to_mapping(config: Section) -> dict[str, Any]:
+    """Return a configuration as plain YAML values."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def dump_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return to_yaml(to_mapping(config))
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy of a value from Python as YAML could have held it.
+
+    Raises:
+        ConfigError: YAML could not have held it.
+    """
+    if isinstance(value, BaseModel):
+        return to_mapping(value) if isinstance(value, Section) else value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ConfigError(
+        f"configuration: {value!r} is of type {type(value).__name__}; allowed: text, numbers, lists, mappings, null"
+    )
+
+
+def _override(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set one dotted path in a nested mapping, in place."""
+    target: Any = raw
+    *parents, last = path.split(".")
+    for part in parents:
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise ConfigError(f"override {path}: {part!r} is not an index below {len(target)}")
+            target = target[int(part)]
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+        else:
+            raise ConfigError(f"override {path}: {part!r} lies inside a plain value, not a section")
+    if isinstance(target, list) and last.isdigit() and int(last) < len(target):
+        target[int(last)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise ConfigError(f"override {path}: {last!r} lies inside a plain value, not a section")
