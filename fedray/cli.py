@@ -44,9 +44,12 @@ def run(
 
         path = run_folder(loaded, output)
         console.print("reading data and model configuration ...", highlight=False)
-        with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
-            for event in start(loaded, path):
-                progress(event)
+        try:
+            with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
+                for event in start(loaded, path):
+                    progress(event)
+        except KeyboardInterrupt:
+            _fail(f"interrupted; the rounds that were finished are kept in {path}", 130)
         console.print(summary_table(RunResult.load(path).summaries))
         console.print(f"results: {path}", highlight=False, soft_wrap=True)
 
@@ -94,7 +97,7 @@ def _reported() -> Iterator[None]:
     except FedrayError as error:
         _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
-        _fail("interrupted; the rounds that were finished are kept", 130)
+        _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:

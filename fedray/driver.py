@@ -83,7 +83,7 @@ def start_ray(**options: Any) -> None:
     """
     for last in (False, False, True):
         try:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             return
         except Exception as error:  # Ray raises a bare Exception when its node does not come up
             ray.shutdown()

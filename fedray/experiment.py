@@ -104,6 +104,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folde
         downlink_bytes=downlink,
         wall_seconds=perf_counter() - started,
         state_sha256=sha256(states),
+        data_sha256=prepared.data.fingerprint,
     )
     folder.finish(summary, states, final)
     yield MethodFinished(summary)

@@ -4,7 +4,7 @@
 bits: every draw is keyed, outcomes come in any order and are reduced in the order of client ids.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -78,14 +78,11 @@ class Federation:
         cohort = sample_cohort(self.clients, self.config, self.server_round)
         downlinks = self.method.configure_train(self.server, cohort)
         measure = self.config.evaluation.every > 0 and self.server_round % self.config.evaluation.every == 0
-        outcomes: dict[ClientId, Outcome] = {}
-        for outcome, state in self.pool.train(self._assign(cohort, measure), downlinks, self.client_states):
-            outcomes[outcome.update.client.id] = outcome
-            self.client_states[outcome.update.client.id] = state
-            yield ClientDone(self.server_round, outcome)
-        ordered = tuple(outcomes[id] for id in sorted(outcomes))
-        self.server, metrics = self.method.aggregate_train(self.server, [outcome.update for outcome in ordered])
-        yield RoundDone(self.server_round, ordered, metrics, perf_counter() - started)
+        finished = yield from self._train(self._assign(cohort, measure), downlinks)
+        outcomes = tuple(outcome for outcome, _ in finished)
+        self.client_states |= {outcome.update.client.id: state for outcome, state in finished}
+        self.server, metrics = self.method.aggregate_train(self.server, [outcome.update for outcome in outcomes])
+        yield RoundDone(self.server_round, outcomes, metrics, perf_counter() - started)
         self.server_round += 1
 
     def take_home(self) -> Iterator[ClientDone | RoundDone]:
@@ -93,19 +90,24 @@ class Federation:
         (`personalised`). Nothing is sent up, and neither the server's nor a client's state changes."""
         started = perf_counter()
         downlinks = self.method.configure_train(self.server, self.clients)
-        outcomes: dict[ClientId, Outcome] = {}
-        assignments = self._assign(self.clients, measure=True, keep=True)
-        for outcome, _ in self.pool.train(assignments, downlinks, self.client_states):
-            outcome = replace(outcome, uplink_bytes=0)
-            outcomes[outcome.update.client.id] = outcome
-            yield ClientDone(self.server_round, outcome)
-        ordered = tuple(outcomes[id] for id in sorted(outcomes))
-        yield RoundDone(self.server_round, ordered, {}, perf_counter() - started, final=True)
+        finished = yield from self._train(self._assign(self.clients, measure=True, keep=True), downlinks)
+        outcomes = tuple(replace(outcome, uplink_bytes=0) for outcome, _ in finished)
+        yield RoundDone(self.server_round, outcomes, {}, perf_counter() - started, final=True)
 
     def states(self) -> dict[str, Any]:
         """Return the server's state as "server", and each trained client's as "client/ID"."""
         clients = {f"client/{id}": self.pool.fetch(self.client_states[id]) for id in sorted(self.client_states)}
         return {"server": self.server, **clients}
+
+    def _train(
+        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
+    ) -> Generator[ClientDone, None, list[tuple[Outcome, Handle]]]:
+        """Yield clients as they finish; return their outcomes and next states in the order of client ids."""
+        finished: dict[ClientId, tuple[Outcome, Handle]] = {}
+        for outcome, state in self.pool.train(assignments, downlinks, self.client_states):
+            finished[outcome.update.client.id] = (outcome, state)
+            yield ClientDone(self.server_round, outcome)
+        return [finished[id] for id in sorted(finished)]
 
     def _assign(self, cohort: Sequence[Client], measure: bool, keep: bool = False) -> list[Assignment]:
         """Largest clients first, so that nobody waits for one that began last."""

@@ -13,9 +13,9 @@ from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
 from fedray.errors import ConfigError, TrainingError
-from fedray.evaluation.metrics import check_metric
+from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.methods.registry import build_method
-from fedray.models.backbone import architecture, meta_backbone
+from fedray.models.backbone import architecture, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
 from fedray.types import Client, ClientId
@@ -73,7 +73,9 @@ def costs(
     found = {}
     for entry in config.method:
         method = build_method(config, entry)
-        adapter = method.attach(meta_backbone(arch, config.task))
+        model = meta_backbone(arch, config.task)
+        _check_length(config, max_positions(model))
+        adapter = method.attach(model)
         try:
             found[entry.key] = method_cost(method, adapter, largest, config.seed, validation_examples)
         except TrainingError as error:  # what training needs and the data does not have
@@ -97,6 +99,18 @@ def costs_from_configuration(config: Config) -> dict[str, Cost]:
     vocab_size = len(load_tokenizer(model)) if drawn else None
     arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
     return costs(config, arch, clients)
+
+
+def _check_length(config: Config, positions: int | None) -> None:
+    """Raises:
+    ConfigError: the longest example, or what is generated after it, has more tokens than the model has positions.
+    """
+    generated = config.evaluation.max_new_tokens if config.evaluation.metric in GENERATED else 0
+    if positions is not None and config.data.max_length + generated > positions:
+        after = f", and evaluation.max_new_tokens {generated} after it" if generated else ""
+        raise ConfigError(
+            f"data.max_length: {config.data.max_length}{after}, but the model reads at most {positions} tokens"
+        )
 
 
 def _split_labels(config: Config) -> tuple[ModelConfig, int | None]:

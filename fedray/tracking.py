@@ -9,6 +9,7 @@ DIR/adapters/METHOD/    server.safetensors (the server's state), and per client 
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,8 @@ Row = dict[str, Any]
 class Summary:
     """One method's result. aggregated, personalised: metric on each client's test split in the final pass, right after
     aggregation and after the next local training; `weighted`: by test examples; `worst`: the client with the worst.
-    uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. wall_seconds: with it."""
+    uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. wall_seconds: with it.
+    state_sha256: of the final server and client states. data_sha256: of the examples and who holds which."""
 
     method: str
     seed: int
@@ -51,6 +53,7 @@ class Summary:
     downlink_bytes: int
     wall_seconds: float
     state_sha256: str
+    data_sha256: str
 
 
 class RunFolder:
@@ -86,7 +89,8 @@ class RunFolder:
             if outcome.tensors is not None:
                 self._write_tensors(folder / "clients" / outcome.update.client.id, dict(outcome.tensors))
         self._summaries.append(summary)
-        self._write_text("summary.json", json.dumps([asdict(entry) for entry in self._summaries], indent=2) + "\n")
+        entries = [{name: _strict(value) for name, value in asdict(entry).items()} for entry in self._summaries]
+        self._write_text("summary.json", json.dumps(entries, indent=2, allow_nan=False) + "\n")
 
     def _write_tensors(self, path: Path, tensors: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +175,11 @@ def _evaluation(moment: str, evaluation: Evaluation | None) -> Row:
         f"{moment}_loss": evaluation.loss if evaluation else None,
         f"{moment}_metric": evaluation.metric if evaluation else None,
     }
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN and no infinity: an undefined score is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float | None:

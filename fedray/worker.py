@@ -13,6 +13,7 @@ from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
 from fedray.adapters.heads import label_text_head
 from fedray.config import Config, MethodConfig
 from fedray.data.shards import Shard
+from fedray.evaluation.metrics import GENERATED
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
 from fedray.models.backbone import load_backbone, missing_head
@@ -74,9 +75,9 @@ class Worker:
         model = load_backbone(
             config.model, job.architecture, config.task, config.seed, self.device, config.data.cache_dir
         )
-        generates = config.evaluation.metric in ("exact_match", "rouge_l")
+        generating = config.evaluation.metric in GENERATED
         texts = sections.head == "frozen_label_text" and config.task == "classification"
-        tokenizer = load_tokenizer(config.model) if generates or texts else None
+        tokenizer = load_tokenizer(config.model) if generating or texts else None
         # The label texts are embedded before the adapter is attached: by the backbone alone.
         label_head = label_text_head(model, tokenizer, job.label_names) if texts else None
         self.adapter = self.method.attach(model)
@@ -87,7 +88,7 @@ class Worker:
             pad_token_id=job.pad_token_id,
             evaluation=config.evaluation,
             device=self.device,
-            tokenizer=tokenizer if generates else None,
+            tokenizer=tokenizer if generating else None,
         )
         self._initial = self._draw_initial(config, label_head)
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here

@@ -170,6 +170,7 @@ def test_a_given_number_of_classes_must_be_the_datas(configure: Callable[..., An
         ({"method": "fedreft", "reft__layers": [0, 2]}, "reft.layers: no block 2; the model has blocks 0 to 1"),
         ({"method": "fedreft", "reft__rank": 17}, "reft.rank: 17 is above the model's hidden size 16"),
         ({"evaluation__metric": "pearson"}, "evaluation.metric: "),
+        ({"data__max_length": 65}, "data.max_length: 65, but the model reads at most 64 tokens"),
         ({"clients__count": None}, "clients.count: the source `synthetic` plants clients; say how many"),
         ({"partition__min_examples": 13}, "partition by_file: every client needs 20 examples, so that 13 remain for "),
         ({"model__config__hidden_sise": 8}, "model.config.hidden_sise: bert has no such field (did you mean 'hidden_"),
@@ -189,6 +190,16 @@ def test_what_does_not_fit_says_where(configure: Callable[..., Any], changes: di
     with pytest.raises(ConfigError) as caught:
         prepare(configure(**changes))
     assert str(caught.value).startswith(message)
+
+
+def test_what_is_generated_needs_positions_too(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
+    """40 tokens of prompt and answer and 32 generated ones are 72; the model reads 64."""
+    changes = files("ab", "ab", "ab") | {"task": "causal_lm", "data__prompt": "{text}", "data__answer": "{label}"}
+    prepare(configure(**changes, data__max_length=32, evaluation__metric="exact_match"))
+    with pytest.raises(
+        ConfigError, match=r"^data.max_length: 40, and evaluation.max_new_tokens 32 after it, but .* 64 t"
+    ):
+        prepare(configure(**changes, data__max_length=40, evaluation__metric="exact_match"))
 
 
 def test_more_clients_per_round_than_the_data_has(configure: Callable[..., Any], files: Callable[..., Any]) -> None:

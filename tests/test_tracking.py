@@ -1,6 +1,8 @@
 """What a run leaves on disk, recomputed from its own tables and from its states."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +100,15 @@ def test_the_files(run: SimpleNamespace) -> None:
 
 def test_the_configuration_reads_back(run: SimpleNamespace) -> None:
     assert load_config(run.path / "config.yaml") == run.config
+
+
+def test_an_undefined_score_is_null(tmp_path: Path, run: SimpleNamespace) -> None:
+    """JSON has no NaN and no infinity; perplexity, for one, can overflow."""
+    folder = RunFolder(tmp_path / "run", run.config)
+    summary = next(event.summary for event in run.events if isinstance(event, MethodFinished))
+    folder.finish(replace(summary, personalised_mean=math.nan, personalised_worst=math.inf), {}, ())
+    (entry,) = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert entry == {**vars(summary), "personalised_mean": None, "personalised_worst": None}
 
 
 def _turns(run: SimpleNamespace, method: str, phase: str) -> pd.DataFrame:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedray.adapters.adapter import Adapter
-from fedray.adapters.context import ForwardContext
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.layout import Slot
 from fedray.errors import ConfigError
@@ -49,22 +47,7 @@ def head_group(model: nn.Module) -> Group | None:
     return Group("head", entries) if entries else None
 
 
-def attach_head(model: nn.Module) -> Adapter:
-    """Return the adapter that is only the task head.
-
-    Raises:
-        ConfigError: the model has none.
-    """
-    model.requires_grad_(False)
-    head = head_group(model)
-    if head is None:
-        raise ConfigError(f"{type(model).__name__} has no task head; choose a task with classes, or another method")
-    adapter = Adapter(model, [head], ForwardContext(model))
-    adapter.set_trainable("head")
-    return adapter
-
-
-def label_text_head(model: nn.Module, tokenizer: Any, label_names: Sequence[str], kept: Vector | None = None) -> Vector:
+def label_text_head(model: nn.Module, tokenizer: Any, label_names: Sequence[str]) -> Vector:
     """Return the head whose last linear layer holds embeddings of the label names (`head: frozen_label_text`).
 
     Row c is LABEL_TEXT_SCALE · (f_c − f̄) / (‖f_c − f̄‖ · mean_j ‖f_j − f̄‖), with f_c the layer's own input when the
@@ -74,7 +57,6 @@ def label_text_head(model: nn.Module, tokenizer: Any, label_names: Sequence[str]
     Args:
         tokenizer: the model's, a transformers tokenizer.
         label_names: in the order of the classes.
-        kept: the head's other values; default those of the model.
 
     Raises:
         ConfigError: the last layer has not one row per label, or two labels have the same features.
@@ -86,8 +68,6 @@ def label_text_head(model: nn.Module, tokenizer: Any, label_names: Sequence[str]
             f"head: frozen_label_text needs a last linear layer with one row per label; {type(model).__name__} has "
             f"{linears[-1].out_features if linears else 'no linear layer'} for {len(label_names)} labels"
         )
-    if kept is not None:
-        head.load(kept)
     texts = [name.replace("_", " ").replace("-", " ") for name in label_names]
     centred = _label_features(model, linears[-1], tokenizer, texts)
     centred = centred - centred.mean(0)

@@ -137,17 +137,6 @@ def cluster_update(
     return concatenate(terms) if terms else LowRank.zeros(*factors[0].shape)
 
 
-def inner(x: LowRank, y: LowRank) -> float:
-    """Return ⟨x, y⟩ = trace((B_xᵀ B_y)(A_y A_xᵀ)), the sum over all entries of the two products' product.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if x.shape != y.shape:
-        raise ValueError(f"expected two updates of one shape, got {x.shape} and {y.shape}")
-    return float(((x.B.T.astype(np.float64) @ y.B) * (x.A.astype(np.float64) @ y.A.T)).sum())
-
-
 def gram(clients: Sequence[Sequence[LowRank]]) -> Matrix:
     """Return [K, K] in float64: G_kl = Σ_targets ⟨x_k, x_l⟩. Not centred: see `clustering.centre_gram`.
 

@@ -21,6 +21,7 @@ from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods import heads
 from fedray.methods.all_but_me import RuleName, all_but_me, rule
+from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
 
@@ -79,6 +80,8 @@ class FedAlt:
             raise ConfigError(f"fedalt.alpha: expected a weight in [0, 1], got {self.alpha}")
         if not 0 <= self.trim < 0.5:
             raise ConfigError(f"fedalt.trim: expected a share in [0, 0.5), got {self.trim}")
+        needs(self, "alpha", self.mixer == "fixed", "mixer: fixed")
+        needs(self, "trim", self.rest == "trimmed_mean", "rest: trimmed_mean")
 
     def attach(self, model: nn.Module) -> Adapter:
         mixer = self.alpha if self.mixer == "fixed" else self.mixer

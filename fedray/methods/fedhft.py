@@ -46,6 +46,7 @@ from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods import heads
 from fedray.methods.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
+from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.methods.wire import Wire, WireType, decode, encode
 from fedray.randomness import keyed_seed
@@ -137,6 +138,8 @@ class FedHft:
                 raise ConfigError(f"fedhft.{name}: expected at least 1, got {value}")
         if self.warmup_rounds < 0:
             raise ConfigError(f"fedhft.warmup_rounds: expected at least 0, got {self.warmup_rounds}")
+        needs(self, "server_rank", self.server_state == "rank_q", "server_state: rank_q")
+        needs(self, "max_clusters", self.clusters == "auto", "clusters: auto")
 
     def attach(self, model: nn.Module) -> Adapter:
         rank = self.downlink_rank or self.lora.rank

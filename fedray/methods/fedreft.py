@@ -27,6 +27,7 @@ from fedray.config import Head, ReftSection
 from fedray.errors import ConfigError, TrainingError
 from fedray.methods import heads
 from fedray.methods.all_but_me import Rule, all_but_me, by_group, rule
+from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
 
@@ -91,6 +92,8 @@ class FedReft:
         outside = [lam for lam in (self.lam, *self.candidates) if not 0 <= lam <= 1]
         if outside or not self.candidates:
             raise ConfigError(f"fedreft: lam and candidates must lie in [0, 1] and not be empty, got {outside}")
+        needs(self, "lam", self.mixing == "fixed", "mixing: fixed")
+        needs(self, "candidates", self.mixing == "adaptive", "mixing: adaptive")
         self._weiszfeld()  # which checks its numbers
 
     def attach(self, model: nn.Module) -> Adapter:

@@ -57,7 +57,23 @@ def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
     for name, value in entry.hyperparameters.items():
         if isinstance(value, bool) and not isinstance(getattr(method, name), bool):  # pydantic reads `true` as 1
             raise ConfigError(f"{where}: {name}: expected a number, got {str(value).lower()}")
+    _check_effect(method, entry, where)
     return method
+
+
+def _check_effect(method: AnyMethod, entry: MethodConfig, where: str) -> None:
+    """Refuse what this entry itself asks for and the method would not do.
+
+    Raises:
+        ConfigError: a section of the adapter that it does not train, a head that it treats otherwise.
+    """
+    adapter = getattr(method, "adapter", None)
+    for name in ("lora", "reft"):
+        if getattr(entry, name) and adapter in ("lora", "reft") and adapter != name:
+            raise ConfigError(f"{where}: has no use for the section {name!r} without `adapter: {name}`")
+    effective = getattr(method, "effective_head", entry.head)
+    if entry.head is not None and effective != entry.head:
+        raise ConfigError(f"{where}: head: {entry.head}: this method's head is always {effective!r}; leave it out")
 
 
 def _find(entry: MethodConfig, where: str) -> type[Any]:

