@@ -19,6 +19,7 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import load_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
+from fedray.training.engine import TorchEngine
 from fedray.training.setting import Setting
 from fedray.training.threads import set_threads
 from fedray.training.trainer import ClientReport, LocalTrainer
@@ -65,7 +66,7 @@ class Worker:
 
     def setup(self, job: Job) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
-        for name in ("adapter", "method", "_initial"):  # two base models at once may not fit
+        for name in ("engine", "adapter", "method", "_initial"):  # two base models at once may not fit
             vars(self).pop(name, None)
         config = job.config
         set_threads(config.clients.threads)
@@ -81,6 +82,7 @@ class Worker:
         # The label texts are embedded before the adapter is attached: by the backbone alone.
         label_head = label_text_head(model, tokenizer, job.label_names) if texts else None
         self.adapter = self.method.attach(model)
+        self.engine = TorchEngine(self.adapter)
         self.setting = Setting(
             task=config.task,
             train=sections.train,
@@ -104,7 +106,7 @@ class Worker:
         Returns: the outcome and the client's next state.
         """
         client = assignment.client
-        trainer = LocalTrainer(self.adapter, shard, client, assignment.server_round, self.setting, assignment.measure)
+        trainer = LocalTrainer(self.engine, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
         outcome = Outcome(

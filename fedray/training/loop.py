@@ -1,4 +1,4 @@
-"""The training loop of one client in one round, in plain torch.
+"""The training loop of one client in one round, whatever the engine.
 
 The client's training examples are shuffled anew for every epoch and cut into micro-batches of `batch_size`;
 `accumulation` of those make one optimizer step (the last step of an epoch may have fewer). The gradient of a step is
@@ -13,13 +13,13 @@ from itertools import count, islice
 import pyarrow as pa
 import torch
 
-from fedray.adapters.adapter import Adapter
 from fedray.config import TrainConfig
 from fedray.data.batches import batches
 from fedray.errors import TrainingError
 from fedray.evaluation.losses import num_units, score
 from fedray.randomness import keyed_rng, keyed_seed
-from fedray.training.optimizer import RoundOptimizer
+from fedray.training.engine import Engine
+from fedray.training.optimizer import Schedule
 from fedray.training.setting import Setting
 from fedray.types import ClientId
 
@@ -43,23 +43,24 @@ def total_steps(num_examples: int, train: TrainConfig) -> int:
     return min(steps, train.max_steps or steps)
 
 
-def train_steps(
-    adapter: Adapter, table: pa.Table, client: ClientId, server_round: int, setting: Setting
-) -> list[float]:
-    """Train the adapter's trainable groups on the table; return the mean loss of every step.
+def train_steps(engine: Engine, table: pa.Table, client: ClientId, server_round: int, setting: Setting) -> list[float]:
+    """Train the engine's adapter, its trainable groups, on the table; return the mean loss of every step.
 
     Raises:
         TrainingError: a step without answer tokens, or a loss or a trained value that is not finite.
     """
+    adapter = engine.adapter
     num_steps = total_steps(table.num_rows, setting.train)
-    optimizer = RoundOptimizer(adapter.trainable_groups(), setting.train, server_round, num_steps)
+    schedule = Schedule(setting.train, server_round, num_steps)
     losses: list[torch.Tensor] = []
     adapter.model.train()  # only the adapter's dropout acts: the base model's probabilities are zero
+    engine.begin(schedule)
     for index, step in enumerate(islice(_steps(table, client, server_round, setting), num_steps)):
-        losses.append(_backward(adapter, step, index, client, server_round, setting))
-        optimizer.step()
+        losses.append(_backward(engine, step, index, client, server_round, setting))
+        engine.step()
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == num_steps:
-            _check_finite(losses, optimizer, client, server_round)
+            rates = schedule.rates(adapter.trainable_groups(), index)
+            _check_finite(losses, engine.finite(), rates, client, server_round)
     adapter.model.eval()
     return torch.stack(losses).tolist()
 
@@ -82,27 +83,29 @@ def _steps(table: pa.Table, client: ClientId, server_round: int, setting: Settin
 
 
 def _backward(
-    adapter: Adapter, step: Step, index: int, client: ClientId, server_round: int, setting: Setting
+    engine: Engine, step: Step, index: int, client: ClientId, server_round: int, setting: Setting
 ) -> torch.Tensor:
     """Leave the step's gradient in the parameters; return its mean loss, a scalar that may still be in flight."""
     losses = []
     for micro, batch in enumerate(step.micro_batches):
-        adapter.set_dropout_key(keyed_seed(setting.seed, "dropout", server_round, client, index, micro))
-        loss = score(adapter.model, batch, setting.task).losses.sum() / step.num_units
-        loss.backward()  # type: ignore[no-untyped-call]
+        engine.adapter.set_dropout_key(keyed_seed(setting.seed, "dropout", server_round, client, index, micro))
+        loss = score(engine.adapter.model, batch, setting.task).losses.sum() / step.num_units
+        engine.backward(loss, last=micro + 1 == len(step.micro_batches))
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
-def _check_finite(losses: list[torch.Tensor], optimizer: RoundOptimizer, client: ClientId, server_round: int) -> None:
+def _check_finite(
+    losses: list[torch.Tensor], values_finite: bool, rates: list[float], client: ClientId, server_round: int
+) -> None:
     """A loss can be finite while its gradient is not, so the trained values are looked at, too."""
     finite = torch.stack(losses).isfinite().tolist()
-    if all(finite) and torch.stack(torch._foreach_norm(optimizer.parameters, math.inf)).isfinite().all():
+    if all(finite) and values_finite:
         return
     step = finite.index(False) if False in finite else len(losses) - 1
     what = "the loss is" if False in finite else "the loss is finite, but the trained values are"
-    rates = ", ".join(f"{rate:.3g}" for rate in sorted(set(optimizer.learning_rates(step))))
+    shown = ", ".join(f"{rate:.3g}" for rate in sorted(set(rates)))
     raise TrainingError(
         f"client {client!r}, round {server_round}, step {step}: {what} not finite "
-        f"(learning rate {rates}); lower train.lr, or set train.clip"
+        f"(learning rate {shown}); lower train.lr, or set train.clip"
     )

@@ -5,6 +5,7 @@ transformers' `get_linear_schedule_with_warmup` without warmup: the first step h
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,33 +14,47 @@ from fedray.adapters.adapter import TrainableGroup
 from fedray.config import TrainConfig
 
 
-class RoundOptimizer:
-    """AdamW or SGD over an adapter's trainable groups for `num_steps` steps.
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rates of one round of `num_steps` steps. The group named `head` has `head_lr`."""
 
-    Weight decay is decoupled (θ ← θ - lr · weight_decay · θ) for both; groups that must not decay get none.
-    The group named `head` has `head_lr`.
+    train: TrainConfig
+    server_round: int
+    num_steps: int
+
+    def rates(self, groups: Sequence[TrainableGroup], step: int) -> list[float]:
+        """Return the rates of step 0 to `num_steps` - 1, one per group."""
+        linear = self.train.schedule == "linear"
+        factor = (self.num_steps - step) / self.num_steps if linear else 1.0
+        decay = self.train.round_decay**self.server_round
+        return [decay * _configured_rate(group, self.train) * factor for group in groups]
+
+
+def weight_decays(groups: Sequence[TrainableGroup], train: TrainConfig) -> list[float]:
+    """Return each group's decoupled weight decay; groups that must not decay get none."""
+    return [train.weight_decay if group.weight_decay else 0.0 for group in groups]
+
+
+class RoundOptimizer:
+    """AdamW or SGD over an adapter's trainable groups.
+
+    Weight decay is decoupled (θ ← θ - lr · weight_decay · θ) for both.
     """
 
-    def __init__(self, groups: Sequence[TrainableGroup], train: TrainConfig, server_round: int, num_steps: int) -> None:
-        self._train = train
-        self._num_steps = num_steps
+    def __init__(self, groups: Sequence[TrainableGroup], schedule: Schedule) -> None:
+        self._groups = groups
+        self._schedule = schedule
+        self._train = schedule.train
         self._steps = 0
-        decay = train.round_decay**server_round
-        self._peaks = [decay * _configured_rate(group, train) for group in groups]
-        self._optimizer = _build(groups, train)
+        self._optimizer = _build(groups, self._train)
         self.parameters: list[torch.Tensor] = [parameter for group in groups for parameter in group.parameters]
-
-    def learning_rates(self, step: int) -> list[float]:
-        """Return the rates of step 0 to `num_steps` - 1, one per group."""
-        linear = self._train.schedule == "linear"
-        factor = (self._num_steps - step) / self._num_steps if linear else 1.0
-        return [peak * factor for peak in self._peaks]
 
     def step(self) -> None:
         """Clip the gradients, move the parameters, drop the gradients."""
         if self._train.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self._train.clip)
-        for group, lr in zip(self._optimizer.param_groups, self.learning_rates(self._steps), strict=True):
+        rates = self._schedule.rates(self._groups, self._steps)
+        for group, lr in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
             self._decay_for_sgd(group)
         self._optimizer.step()
@@ -59,9 +74,11 @@ def _configured_rate(group: TrainableGroup, train: TrainConfig) -> float:
 
 def _build(groups: Sequence[TrainableGroup], train: TrainConfig) -> torch.optim.Optimizer:
     """Fused: one call per group; for an adapter's many small tensors on a CPU a fifth of foreach's time."""
-    decays = [train.weight_decay if group.weight_decay else 0.0 for group in groups]
     key = "decay" if train.optimizer == "sgd" else "weight_decay"
-    options = [{"params": list(group.parameters), key: decay} for group, decay in zip(groups, decays, strict=True)]
+    options = [
+        {"params": list(group.parameters), key: decay}
+        for group, decay in zip(groups, weight_decays(groups, train), strict=True)
+    ]
     if train.optimizer == "sgd":
         return torch.optim.SGD(options, lr=train.lr, momentum=train.momentum, fused=True)
     return torch.optim.AdamW(options, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)

@@ -10,12 +10,12 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from fedray.adapters.adapter import Adapter
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
 from fedray.evaluation.metrics import default_metric
 from fedray.randomness import keyed_rng
+from fedray.training.engine import Engine
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import train_steps
 from fedray.training.setting import Setting
@@ -48,12 +48,13 @@ class LocalTrainer:
     """
 
     def __init__(
-        self, adapter: Adapter, shard: Shard, client: Client, server_round: int, setting: Setting, measure: bool
+        self, engine: Engine, shard: Shard, client: Client, server_round: int, setting: Setting, measure: bool
     ) -> None:
         self.client = client
         self.server_round = server_round
         self.seed = setting.seed
-        self._adapter = adapter
+        self._engine = engine
+        self._adapter = engine.adapter
         self._shard = shard
         self._setting = setting
         self._measure = measure
@@ -94,7 +95,7 @@ class LocalTrainer:
             self._aggregated = self.evaluate("test")
         started = perf_counter()
         self._losses = train_steps(
-            self._adapter, self._shard.tables["train"], self.client.id, self.server_round, self._setting
+            self._engine, self._shard.tables["train"], self.client.id, self.server_round, self._setting
         )
         self._seconds = perf_counter() - started
         if self._measure:

@@ -7,6 +7,7 @@ from fedray.adapters.lora import attach_lora
 from fedray.errors import ConfigError
 from fedray.models.backbone import load_backbone
 from fedray.state import sha256
+from fedray.training.engine import TorchEngine
 from fedray.training.loop import train_steps
 
 METHODS = [
@@ -36,7 +37,7 @@ def test_local_is_training_alone(start, head):
         alone.load("head", run.initial.head())
         table = run.prepared.data.shards[client.id].tables["train"]
         for server_round in range(3):
-            train_steps(alone, table, client.id, server_round, run.pool.worker.setting)
+            train_steps(TorchEngine(alone), table, client.id, server_round, run.pool.worker.setting)
         assert np.array_equal(run.state(client.id).adapter, alone.read("lora"))
         assert np.array_equal(run.state(client.id).head, alone.read("head"))
         assert not np.array_equal(alone.read("lora"), run.initial.vectors["lora"])

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedray.adapters.lora import attach_lora
 from fedray.config import EvaluationConfig, LoraSection, TrainConfig
 from fedray.data.shards import Shard
+from fedray.training.engine import TorchEngine
 from fedray.training.setting import Setting
 from fedray.training.trainer import LocalTrainer
 from fedray.types import Client
@@ -132,6 +133,6 @@ def trainer():
             evaluation=EvaluationConfig(batch_size=4),
         )
         identity = Client(id=client, index=0, num_examples=num_examples)
-        return LocalTrainer(adapter, Shard(client, tables), identity, server_round, setting, measure)
+        return LocalTrainer(TorchEngine(adapter), Shard(client, tables), identity, server_round, setting, measure)
 
     return build

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedray.adapters.adapter import TrainableGroup
 from fedray.config import TrainConfig
-from fedray.training.optimizer import RoundOptimizer
+from fedray.training.optimizer import RoundOptimizer, Schedule
 
 
 def make_groups(seed=0):
@@ -34,7 +34,7 @@ def gradients(steps, seed=1):
 
 def run(train, steps, server_round=0):
     groups, parameters, _ = make_groups()
-    optimizer = RoundOptimizer(groups, train, server_round, steps)
+    optimizer = RoundOptimizer(groups, Schedule(train, server_round, steps))
     for step in gradients(steps):
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = torch.tensor(gradient, dtype=torch.float32)
@@ -100,7 +100,7 @@ def test_without_gradient_only_decaying_groups_shrink(kind):
     before = [parameter.detach().clone() for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    RoundOptimizer(groups, TrainConfig(optimizer=kind, lr=0.1, weight_decay=0.5), 0, 1).step()
+    RoundOptimizer(groups, Schedule(TrainConfig(optimizer=kind, lr=0.1, weight_decay=0.5), 0, 1)).step()
     torch.testing.assert_close(parameters[0].detach(), before[0] * 0.95)
     assert torch.equal(parameters[1].detach(), before[1])
     torch.testing.assert_close(parameters[2].detach(), before[2] * 0.95)
@@ -110,11 +110,11 @@ def test_linear_schedule_by_hand():
     """Four steps: the full rate, then 3/4, 2/4, 1/4 of it; round 2 with round_decay 1/2 has a quarter of that."""
     groups, _, _ = make_groups()
     train = TrainConfig(lr=0.1, head_lr=1.0, schedule="linear", round_decay=0.5)
-    first, third = (RoundOptimizer(groups, train, server_round, 4) for server_round in (0, 2))
-    assert [first.learning_rates(step) for step in range(4)] == [
+    first, third = (Schedule(train, server_round, 4) for server_round in (0, 2))
+    assert [first.rates(groups, step) for step in range(4)] == [
         pytest.approx([0.1 * f, 0.1 * f, f]) for f in (1.0, 0.75, 0.5, 0.25)
     ]
-    assert third.learning_rates(1) == pytest.approx([0.01875, 0.01875, 0.1875])
+    assert third.rates(groups, 1) == pytest.approx([0.01875, 0.01875, 0.1875])
 
 
 def test_the_schedule_is_that_of_transformers():
@@ -123,23 +123,23 @@ def test_the_schedule_is_that_of_transformers():
     groups, parameters, _ = make_groups()
     theirs = torch.optim.SGD(parameters, lr=0.3)
     scheduler = get_linear_schedule_with_warmup(theirs, 0, 7)
-    ours = RoundOptimizer(groups, TrainConfig(lr=0.3, schedule="linear"), 0, 7)
+    ours = Schedule(TrainConfig(lr=0.3, schedule="linear"), 0, 7)
     for step in range(7):
-        assert ours.learning_rates(step)[0] == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        assert ours.rates(groups, step)[0] == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
         theirs.step()
         scheduler.step()
 
 
 def test_the_head_has_the_common_rate_by_default():
     groups, _, _ = make_groups()
-    assert RoundOptimizer(groups, TrainConfig(lr=0.3), 0, 5).learning_rates(4) == [0.3, 0.3, 0.3]
+    assert Schedule(TrainConfig(lr=0.3), 0, 5).rates(groups, 4) == [0.3, 0.3, 0.3]
 
 
 def test_gradients_are_gone_after_a_step():
     groups, parameters, _ = make_groups()
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    RoundOptimizer(groups, TrainConfig(), 0, 1).step()
+    RoundOptimizer(groups, Schedule(TrainConfig(), 0, 1)).step()
     assert all(parameter.grad is None for parameter in parameters)
 
 
@@ -147,5 +147,5 @@ def test_a_parameter_without_gradient_stays():
     groups, parameters, _ = make_groups()
     before = parameters[2].detach().clone()
     parameters[0].grad = torch.ones_like(parameters[0])
-    RoundOptimizer(groups, TrainConfig(lr=0.1), 0, 1).step()
+    RoundOptimizer(groups, Schedule(TrainConfig(lr=0.1), 0, 1)).step()
     assert torch.equal(parameters[2].detach(), before)
