@@ -3,7 +3,7 @@
 Whatever is wrong with an experiment shows here, as one ConfigError.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -12,7 +12,7 @@ from fedray.accounting import Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
-from fedray.errors import ConfigError, TrainingError
+from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, max_positions, meta_backbone
@@ -129,29 +129,44 @@ def _split_labels(config: Config) -> tuple[ModelConfig, int | None]:
 
 
 def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: int) -> tuple[Client, ...]:
-    """Return the clients in the order of their ids, each dealt to a tier by seed."""
-    ids = sorted(shards)
-    tiers = _deal_tiers(config, len(ids), seed)
+    """Return the clients in the order of their ids: those that a tier lists in that tier, the others by seed.
+
+    Raises:
+        ConfigError: a tier lists a client that there is not, or nobody has a place for the others.
+    """
+    tiers = _deal_tiers(config, sorted(shards), seed)
     return tuple(
         Client(
             id=id,
             index=index,
             num_examples=shards[id].num_examples("train"),
-            tier=tier,
-            mask_ratio=config.tiers[tier].mask_ratio if config.tiers else 1.0,
+            tier=tiers[id],
+            mask_ratio=config.tier(tiers[id]).mask_ratio,
+            lora_rank=config.tier(tiers[id]).lora_rank,
+            reft_layers=config.tier(tiers[id]).reft_layers,
         )
-        for index, (id, tier) in enumerate(zip(ids, tiers, strict=True))
+        for index, id in enumerate(sorted(shards))
     )
 
 
-def _deal_tiers(config: ClientsConfig, count: int, seed: int) -> list[str]:
-    """Return a tier per client: each tier's share, the rest by largest remainders, shuffled by seed."""
+def _deal_tiers(config: ClientsConfig, ids: Sequence[ClientId], seed: int) -> dict[ClientId, str]:
+    """Return each client's tier: each tier's share of those not listed, the rest by largest remainders, shuffled by
+    seed."""
     if not config.tiers:
-        return ["default"] * count
-    exact = {name: tier.share * count for name, tier in config.tiers.items()}
+        return dict.fromkeys(ids, "default")
+    listed = {id: name for name, tier in config.tiers.items() for id in tier.clients}
+    for id, name in listed.items():
+        if id not in ids:
+            raise ConfigError(
+                f"clients.tiers.{name}.clients: no client {id!r}{nearest(id, ids)}; there are {choices(ids)}"
+            )
+    others = [id for id in ids if id not in listed]
+    exact = {name: tier.share * len(others) for name, tier in config.tiers.items() if tier.share is not None}
+    if others and not exact:
+        raise ConfigError(f"clients.tiers: no tier lists {choices(others)}; list them, or give one tier share: 1")
     sizes = {name: int(share) for name, share in exact.items()}
-    for name in sorted(exact, key=lambda name: (sizes[name] - exact[name], name))[: count - sum(sizes.values())]:
+    for name in sorted(exact, key=lambda name: (sizes[name] - exact[name], name))[: len(others) - sum(sizes.values())]:
         sizes[name] += 1
     names = [name for name, size in sizes.items() for _ in range(size)]
-    order = keyed_rng(seed, "tiers").permutation(count)
-    return [names[index] for index in order]
+    order = keyed_rng(seed, "tiers").permutation(len(others))
+    return listed | {id: names[index] for id, index in zip(others, order, strict=True)}

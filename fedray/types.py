@@ -29,6 +29,8 @@ class Client:
     num_examples: training examples of the client (n_k).
     tier: name of its capacity tier.
     mask_ratio: ρ_k in (0, 1], the share of output rows that its tier can hold (FedHFT).
+    lora_rank: r_k, the LoRA rank that its tier can hold; None: the common one.
+    reft_layers: the blocks whose output its tier edits; None: the common ones.
     """
 
     id: ClientId
@@ -36,6 +38,8 @@ class Client:
     num_examples: int
     tier: str = "default"
     mask_ratio: float = 1.0
+    lora_rank: int | None = None
+    reft_layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

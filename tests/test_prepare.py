@@ -60,6 +60,20 @@ def test_clients_come_in_the_order_of_their_ids_with_what_their_tier_has() -> No
     assert {client.mask_ratio for client in deal(3, {})} == {1.0}
 
 
+def test_a_tier_may_list_its_clients() -> None:
+    """Of eight clients two are listed; the six others are dealt by shares, 3 and 3."""
+    tiers = {"phone": {"clients": ["c03", "c00"]}, "a": {"share": 0.5}, "b": {"share": 0.5}}
+    clients = deal(8, tiers)
+    assert [client.id for client in clients if client.tier == "phone"] == ["c00", "c03"]
+    assert Counter(client.tier for client in clients) == {"phone": 2, "a": 3, "b": 3}
+    only = {"phone": {"clients": ["c00", "c01"]}}
+    assert {client.tier for client in deal(2, only)} == {"phone"}
+    with pytest.raises(ConfigError, match="no tier lists c02; list them, or give one tier share: 1"):
+        deal(3, only)
+    with pytest.raises(ConfigError, match=r"tiers.phone.clients: no client 'c01'.*there are c00"):
+        deal(1, only)
+
+
 def test_the_seed_deals_the_tiers() -> None:
     def dealt(seed: int) -> list[str]:
         return [client.tier for client in deal(20, share(0.5, 0.5), seed)]

@@ -4,7 +4,7 @@ What can be checked from the text alone is checked here; what needs the data or 
 `fedray.prepare`, also before any actor starts.
 """
 
-from fedray.config.clients import ClientsConfig, TierConfig
+from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, parse_overrides, to_mapping
@@ -22,7 +22,9 @@ __all__ = [
     "MethodConfig",
     "MethodSections",
     "ModelConfig",
+    "OffloadConfig",
     "PartitionConfig",
+    "Precision",
     "ReftSection",
     "Section",
     "TierConfig",

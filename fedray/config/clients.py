@@ -1,18 +1,98 @@
 """The section `clients`: how many there are, on what they run, and how strong they are."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
-from fedray.config.section import PositiveInt, Section
+from fedray.config.section import Fraction, PositiveInt, Section
 from fedray.errors import choices
+
+Precision = Literal["float32", "bfloat16", "float16"]
+ROUNDING = 1e-6
+"""Shares that differ from 1 by less than this are rounding."""
+
+
+class OffloadConfig(Section):
+    """What the engine `deepspeed` keeps off the device."""
+
+    optimizer: Literal["none", "cpu"] = "none"
+    """Where Adam's moments and step are computed and kept (ZeRO-2)."""
+    params: Literal["none", "cpu", "nvme"] = "none"
+    """Where all weights are kept between their uses; cpu and nvme include the optimizer (ZeRO-3)."""
+    path: str | None = None
+    """params: nvme: folder on the fast disk."""
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if self.params == "nvme" and not self.path:
+            raise ValueError("params: nvme needs `path`, a folder on the fast disk")
+        if self.path and self.params != "nvme":
+            raise ValueError(f"path: only params: nvme writes to a folder, got params: {self.params}")
+        return self
 
 
 class TierConfig(Section):
-    share: Annotated[float, Field(gt=0, le=1)]
-    """Share of all clients that belong to this tier; the shares of all tiers add up to 1."""
+    """One kind of device: what it can hold and how it is reached. What is left out is that of all clients."""
+
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the clients that no tier lists; the shares of all tiers add up to 1."""
+    clients: tuple[str, ...] = ()
+    """Ids of the clients of this tier, instead of a share."""
+    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    """CPUs of one client actor; may be a fraction. Default: clients.num_cpus."""
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of one client actor; may be a fraction. Default: clients.num_gpus."""
+    memory: ByteSize | None = None
+    """Host memory of one client actor that Ray reserves, in bytes or as `4GB`."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Further Ray resources of one client actor, by name."""
+    actors: PositiveInt | None = None
+    """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
+    precision: Precision | None = None
+    """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """What moves the parameters."""
+    offload: OffloadConfig = OffloadConfig()
+    """deepspeed: `none`, or what is kept off the device."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """deepspeed: a configuration of DeepSpeed's own that is merged over fedray's."""
+    activation_checkpointing: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest again."""
+    lora_rank: PositiveInt | None = None
+    """LoRA rank r_k of this tier, at most lora.rank: the first r_k of the common rank's components."""
     mask_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """FedHFT's ρ: share of output rows that a client of this tier can hold."""
+    reft_layers: tuple[int, ...] | None = None
+    """Blocks whose output is edited on this tier; default and superset: reft.layers."""
+    batch_size: PositiveInt | None = None
+    """Examples per micro-batch; default train.batch_size."""
+    accumulation: PositiveInt | None = None
+    """Micro-batches per optimizer step; default train.accumulation."""
+    speed: Annotated[float, Field(gt=0)] = 1.0
+    """Speed of the device relative to the one that step times are measured on; 0.25 takes four times as long."""
+    up_mbps: Annotated[float, Field(gt=0)] | None = None
+    """Uplink in megabits (10^6) per second; default: transfers cost no time."""
+    down_mbps: Annotated[float, Field(gt=0)] | None = None
+    """Downlink in megabits (10^6) per second; default: transfers cost no time."""
+    latency_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds before each transfer begins."""
+    dropout: Fraction = 0.0
+    """Probability that a client of this tier, asked to take part in a round, drops out of it."""
+
+    @field_validator("offload", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return {} if value == "none" else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.share is None) == (not self.clients):
+            raise ValueError("a tier needs either `share` or `clients` (a list of ids)")
+        if self.engine == "torch" and self.offload != OffloadConfig():
+            raise ValueError("offload: needs engine: deepspeed, got engine: torch")
+        if self.engine == "torch" and self.deepspeed:
+            raise ValueError("deepspeed: needs engine: deepspeed, got engine: torch")
+        return self
 
 
 class ClientsConfig(Section):
@@ -35,11 +115,26 @@ class ClientsConfig(Section):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        total = sum(tier.share for tier in self.tiers.values())
-        if self.tiers and abs(total - 1) > 1e-6:
+        shares = [tier.share for tier in self.tiers.values() if tier.share is not None]
+        if shares and abs(sum(shares) - 1) > ROUNDING:
             raise ValueError(
-                f"the shares of the tiers {choices(self.tiers)} add up to {total:g}; they must add up to 1"
+                f"the shares of the tiers {choices(self.tiers)} add up to {sum(shares):g}; they must add up to 1"
             )
+        listed = [id for tier in self.tiers.values() for id in tier.clients]
+        if twice := sorted({id for id in listed if listed.count(id) > 1}):
+            raise ValueError(f"tiers: {choices(twice)} listed twice; a client belongs to one tier")
         if self.count and self.per_round and self.per_round > self.count:
             raise ValueError(f"per_round is {self.per_round}, but there are only {self.count} clients (clients.count)")
         return self
+
+    def tier(self, name: str) -> TierConfig:
+        """Return the tier of that name with what it leaves out filled in from all clients; without tiers, the only
+        one, `default`."""
+        tier = self.tiers[name] if self.tiers else TierConfig(share=1.0)
+        common = {field: getattr(self, field) for field in ("num_cpus", "num_gpus", "actors")}
+        return tier.model_copy(update={f: value for f, value in common.items() if getattr(tier, f) is None})
+
+    @property
+    def tier_names(self) -> tuple[str, ...]:
+        """Names of all tiers, in the configuration's order."""
+        return tuple(self.tiers) or ("default",)

@@ -4,7 +4,8 @@ Every target linear of client k computes y = W0 x + s α_L(x) B^L A^L x + s α_R
 (α_R, α_L) = softmax(G x). Unlike FedAvg, the aggregate never overwrites the individual LoRA: the driver sends
 A_k^R, B_k^R = mean of the others' A_j^L, B_j^L (factors averaged separately, unweighted), the client trains L and G.
 
-Choices: an absent client counts with its latest update; a client that never trained counts in nobody's rest of world.
+Choices: an absent client counts with its latest update; a client that never trained counts in nobody's rest of world;
+where tiers hold LoRAs of different rank, a component is averaged over those who hold it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora, draw_mixer
+from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods import heads
 from fedray.methods.all_but_me import RuleName, all_but_me, rule
+from fedray.methods.capacity import own_layout, spread, take
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
@@ -28,8 +31,11 @@ from fedray.types import Client, ClientId, Vector
 
 @dataclass(frozen=True)
 class Server:
-    """latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained."""
+    """latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in the layout of
+    `own`."""
 
+    layout: Layout
+    own: Mapping[ClientId, Layout]
     latest: Mapping[ClientId, Vector]
     head: Vector | None
 
@@ -91,7 +97,9 @@ class FedAlt:
         return adapter
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
-        return Server({}, heads.initial(self.head, initial.head())[0])
+        layout = initial.layouts["lora"]
+        own = {client.id: own_layout(layout, client) for client in clients}
+        return Server(layout, own, {}, heads.initial(self.head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> Own:
         lora, mixer = initial.vectors["lora"], initial.vectors.get("mixer")
@@ -102,8 +110,13 @@ class FedAlt:
         return Own(lora, mixer, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
-        rest = all_but_me(server.latest, [client.id for client in cohort], rule(self.rest, trim=self.trim))
-        return {client.id: RestOfWorld(rest[client.id], server.head) for client in cohort}
+        latest = {id: spread(server.layout, server.own[id], lora) for id, lora in server.latest.items()}
+        rest = all_but_me(latest, [client.id for client in cohort], rule(self.rest, trim=self.trim))
+        return {client.id: RestOfWorld(self._held(server, client, rest[client.id]), server.head) for client in cohort}
+
+    def _held(self, server: Server, client: Client, rest: Vector | None) -> Vector | None:
+        """Return what the client can hold of its rest of world, zero where nobody else holds anything."""
+        return None if rest is None else np.nan_to_num(take(server.layout, server.own[client.id], rest))
 
     def train_client(
         self, adapter: Adapter, client_state: Own, downlink: RestOfWorld, local: Local

@@ -1,22 +1,22 @@
 """FedAvg (McMahan et al., 2017) on LoRA (= FedIT, Zhang et al., 2023) or on LoReFT (FedReFT's ablation baseline).
 
 Every client of the cohort starts from the server's adapter, trains it, and sends it back; the server takes the mean,
-weighted by num_examples. Averaged rotations of LoReFT are retracted to the Stiefel manifold (polar factor).
+weighted by num_examples. Averaged rotations of LoReFT are retracted to the Stiefel manifold (polar factor). Where tiers
+hold parts of the adapter (`fedray.methods.capacity`), a value is averaged over those who hold it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
 from fedray.adapters.rotations import retract_rotations
-from fedray.aggregation.means import weighted_mean
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
+from fedray.methods.capacity import held_mean, own_layout, take
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
 
@@ -61,7 +61,12 @@ class FedAvg:
         return OwnHead(heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Shared]:
-        return {client.id: server.shared for client in cohort}
+        own = {client.id: own_layout(server.layout, client) for client in cohort}
+        sent = {
+            layout: replace(server.shared, adapter=take(server.layout, layout, server.shared.adapter))
+            for layout in set(own.values())
+        }
+        return {id: sent[layout] for id, layout in own.items()}
 
     def train_client(
         self, adapter: Adapter, client_state: OwnHead, downlink: Shared, local: Local
@@ -76,6 +81,7 @@ class FedAvg:
         if not updates:
             return server, {}
         weights = [update.num_examples if self.weights == "examples" else 1 for update in updates]
-        mean = weighted_mean(np.stack([update.payload.adapter for update in updates]), np.array(weights))
+        held = [(own_layout(server.layout, update.client), update.payload.adapter) for update in updates]
+        mean = held_mean(server.layout, server.shared.adapter, held, weights)
         head = heads.average(server.shared.head, [update.payload.head for update in updates], weights)
         return Server(server.layout, Shared(retract_rotations(server.layout, mean), head)), {}

@@ -14,7 +14,7 @@ the rounds add up stays close to one row space and the downlink's truncation los
 importance of an output is the mean squared gradient over the local examples; under `pre` the importance is the energy
 of what the client can know before training (its downlink and its previous update); J by BIC is kept from the first
 refit that finds more than one group; posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank`
-for every client.
+for every client, by default to the rank of its own LoRA, which its tier may make smaller.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,6 +45,7 @@ from fedray.aggregation.means import weighted_mean
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods import heads
+from fedray.methods.capacity import own_layout
 from fedray.methods.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
@@ -104,7 +105,8 @@ class FedHft:
     normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
     server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it to `server_rank` (default the LoRA's) each round;
     rounds.parquet has the largest relative error of a round's truncation.
-    downlink_rank: default the LoRA's. features: what is clustered, default the head where it is shared, else B_k A_k.
+    downlink_rank: default the client's own LoRA's.
+    features: what is clustered, default the head where it is shared, else B_k A_k.
     wire: type of numbers on the wire. n_init: restarts of the mixture's fit.
     """
 
@@ -168,15 +170,16 @@ class FedHft:
         return Own(None, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Mixture]:
-        made: dict[bytes, Mixture] = {}
+        made: dict[tuple[bytes, int], Mixture] = {}
+        received = {}
         for client in cohort:
-            pi = server.memberships[client.id]
-            if pi.tobytes() not in made:
-                made[pi.tobytes()] = self._mixture(server, pi)
-        return {client.id: made[server.memberships[client.id].tobytes()] for client in cohort}
+            pi, rank = server.memberships[client.id], self.downlink_rank or client.lora_rank or self.lora.rank
+            if (pi.tobytes(), rank) not in made:
+                made[pi.tobytes(), rank] = self._mixture(server, pi, rank)
+            received[client.id] = made[pi.tobytes(), rank]
+        return received
 
-    def _mixture(self, server: Server, pi: Vector) -> Mixture:
-        rank = self.downlink_rank or self.lora.rank
+    def _mixture(self, server: Server, pi: Vector, rank: int) -> Mixture:
         rest = None
         if server.server_round:
             mixed = [
@@ -255,7 +258,7 @@ class FedHft:
         ids = [update.client.id for update in updates]
         masks = [unpack_masks(server.layout, update.payload.masks) for update in updates]
         factors = [
-            receive(server.layout, decode(update.payload.factors), mask)
+            receive(own_layout(server.layout, update.client), decode(update.payload.factors), mask)
             for update, mask in zip(updates, masks, strict=True)
         ]
         sent = [decode(update.payload.head) for update in updates if update.payload.head is not None]

@@ -26,7 +26,8 @@ from fedray.aggregation.stiefel import procrustes_rotation
 from fedray.config import Head, ReftSection
 from fedray.errors import ConfigError, TrainingError
 from fedray.methods import heads
-from fedray.methods.all_but_me import Rule, all_but_me, by_group, rule
+from fedray.methods.all_but_me import Rule, all_but_me, rule
+from fedray.methods.capacity import own_layout, spread, take
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
@@ -34,10 +35,11 @@ from fedray.types import Client, ClientId, Vector
 
 @dataclass(frozen=True)
 class Server:
-    """layout: of the whole φ. initial: the shared part of the φ that all start from. latest: that of every φ_j that
-    the driver holds."""
+    """layout: of what is shared of φ. own: of what each client holds of that. initial: the φ that all start from.
+    latest: every φ_j that the driver holds, in the layout of `own`."""
 
     layout: Layout
+    own: Mapping[ClientId, Layout]
     initial: Vector
     latest: Mapping[ClientId, Vector]
     head: Vector | None
@@ -45,7 +47,8 @@ class Server:
 
 @dataclass(frozen=True)
 class AllButMe:
-    """Downlink. others: the shared part of φ_{-k}, or None while nobody else has trained."""
+    """Downlink. others: the shared part of φ_{-k}, NaN where nobody else holds a layer's intervention; None while
+    nobody else has trained."""
 
     others: Vector | None
     head: Vector | None
@@ -102,8 +105,12 @@ class FedReft:
         return adapter
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
-        layout, phi = initial.layouts["reft"], initial.vectors["reft"]
-        return Server(layout, phi[self._shared(layout)], {}, heads.initial(self.head, initial.head())[0])
+        layout = self._shared_layout(initial.layouts["reft"])
+        own = {client.id: own_layout(layout, client) for client in clients}
+        if self.align == "procrustes" and any(part != layout for part in own.values()):
+            raise ConfigError("fedreft.align: `procrustes` needs every tier to edit the same layers (reft_layers)")
+        phi = initial.vectors["reft"][self._shared(initial.layouts["reft"])]
+        return Server(layout, own, phi, {}, heads.initial(self.head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> Own:
         return Own(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
@@ -113,8 +120,12 @@ class FedReft:
         if self.align == "procrustes":
             others = {id: self._aligned(server, id) for id in wanted}
         else:
-            others = all_but_me(server.latest, wanted, self._rule(server.layout))
-        return {id: AllButMe(others[id], server.head) for id in wanted}
+            latest = {id: spread(server.layout, server.own[id], phi) for id, phi in server.latest.items()}
+            others = all_but_me(latest, wanted, self._rule(), self._groups(server.layout))
+        return {id: AllButMe(self._held(server, id, others[id]), server.head) for id in wanted}
+
+    def _held(self, server: Server, id: ClientId, others: Vector | None) -> Vector | None:
+        return None if others is None else take(server.layout, server.own[id], others)
 
     def train_client(
         self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local
@@ -173,8 +184,7 @@ class FedReft:
         return Layout(tuple(slot for slot in layout.slots if slot.part in self._parts()))
 
     def _groups(self, layout: Layout) -> list[slice]:
-        """Return the ranges of the shared vector that are aggregated on their own."""
-        layout = self._shared_layout(layout)
+        """Return the ranges of a shared vector that are aggregated on their own."""
         if self.granularity == "all":
             return [slice(0, layout.size)]
         ranges, start = [], 0
@@ -184,8 +194,8 @@ class FedReft:
             start += size
         return ranges
 
-    def _rule(self, layout: Layout) -> Rule:
-        return by_group(rule(self.aggregate, self._weiszfeld()), self._groups(layout))
+    def _rule(self) -> Rule:
+        return rule(self.aggregate, self._weiszfeld())
 
     def _weiszfeld(self) -> Weiszfeld:
         return Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)
@@ -195,16 +205,16 @@ class FedReft:
         ids = [id for id in sorted(server.latest) if id != me]
         if not ids:
             return None
-        layout = self._shared_layout(server.layout)
         reference = server.latest.get(me, server.initial)
-        points = np.stack([align(layout, server.latest[id], reference) for id in ids])
-        return self._rule(server.layout).everybody(points)
+        aligned = {id: align(server.layout, server.latest[id], reference) for id in ids}
+        return all_but_me(aligned, [me], self._rule(), self._groups(server.layout))[me]
 
 
 def mix(phi: Vector, others: Vector, shared: npt.NDArray[np.bool_], lam: float) -> Vector:
-    """Return (1 − λ) φ + λ φ_{-k} on the shared values, φ elsewhere; the adapter retracts R when it loads it. [d]"""
+    """Return (1 − λ) φ + λ φ_{-k} on the shared values that others hold, φ elsewhere; the adapter retracts R when it
+    loads it. [d]"""
     mixed = phi.copy()
-    mixed[shared] = (1 - lam) * phi[shared] + lam * others
+    mixed[shared] = np.where(np.isnan(others), phi[shared], (1 - lam) * phi[shared] + lam * others)
     return mixed
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from fedray.methods.all_but_me import all_but_me, by_group, rule
+from fedray.methods.all_but_me import all_but_me, rule
 
 
 def plainly(latest, me, aggregate):
@@ -99,18 +99,34 @@ def test_only_those_who_are_asked_for_and_in_any_order(spread):
     assert all(np.array_equal(some[id], every[id]) for id in some)
 
 
-def test_by_group_is_each_range_on_its_own(spread):
+def test_groups_are_aggregated_each_on_its_own(spread):
     points = spread(5, 5)
-    median, groups = rule("geometric_median"), [slice(0, 2), slice(2, 5)]
-    grouped = by_group(median, groups)
-    np.testing.assert_allclose(
-        grouped.everybody(points),
-        np.concatenate([median_by_optimiser(points[:, group].astype(np.float64)) for group in groups]),
-        atol=1e-5,
-    )
-    for k, row in enumerate(grouped.leave_one_out(points)):
-        others = np.delete(points, k, axis=0).astype(np.float64)
-        np.testing.assert_allclose(
-            row, np.concatenate([median_by_optimiser(others[:, group]) for group in groups]), atol=1e-5
-        )
-    assert np.abs(grouped.everybody(points) - median.everybody(points)).max() > 1e-3
+    latest = dict(zip("abcde", points, strict=True))
+    groups = [slice(0, 2), slice(2, 5)]
+    grouped = all_but_me(latest, [*latest, "new"], rule("geometric_median"), groups)
+    for id in grouped:
+        others = np.array([latest[other] for other in latest if other != id], np.float64)
+        expected = np.concatenate([median_by_optimiser(others[:, group]) for group in groups])
+        np.testing.assert_allclose(grouped[id], expected, atol=1e-5)
+    whole = all_but_me(latest, ["new"], rule("geometric_median"))["new"]
+    assert np.abs(grouped["new"] - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "plain"), [("mean", mean), ("geometric_median", median_by_optimiser)])
+def test_what_some_do_not_hold_is_aggregated_over_those_who_do(spread, name, plain):
+    """Values 0 and 1 are everybody's, 2 and 3 those of a, b, c and e, 4 is held by e alone, 5 by nobody."""
+    points = spread(5, 6)
+    points[[3], 2:4] = np.nan
+    points[:4, 4] = np.nan
+    points[:, 5] = np.nan
+    latest = dict(zip("abcde", points, strict=True))
+    found = all_but_me(latest, [*latest, "new"], rule(name))
+    for id in found:
+        rows = [row for row, other in enumerate("abcde") if other != id]
+        np.testing.assert_allclose(found[id][:2], plain(points[rows, :2].astype(np.float64)), atol=1e-5)
+        assert np.isnan(found[id][5])
+        if id != "d":  # which has no use for them
+            rows = [row for row in rows if row != 3]
+            np.testing.assert_allclose(found[id][2:4], plain(points[rows, 2:4].astype(np.float64)), atol=1e-5)
+    assert found["new"][4] == points[4, 4]
+    assert all(np.isnan(found[id][4]) for id in "abcde")

@@ -1,0 +1,93 @@
+"""Clients that hold only a part of the common adapter: the first r_k components of every LoRA, the interventions of
+some layers. What a client holds has a layout of its own, whose values have places in the common vector.
+
+Zero-padding and truncating LoRA factors is HetLoRA's way (arXiv 2401.06432) for the cohort's common adapter; here a
+value counts only for those who hold it, so that a component that few clients train does not shrink towards zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from fedray.adapters.layout import Layout, Slot
+from fedray.aggregation.means import weighted_mean
+from fedray.types import Client, Vector
+
+Places = npt.NDArray[np.int64]
+
+
+@lru_cache(maxsize=256)
+def _own(common: Layout, lora_rank: int | None, reft_layers: tuple[int, ...] | None) -> Layout:
+    slots: list[Slot] = []
+    for slot in common.slots:
+        shape = slot.shape
+        if slot.part == "A" and lora_rank is not None:
+            shape = (min(shape[0], lora_rank), shape[1])
+        if slot.part == "B" and lora_rank is not None:
+            shape = (shape[0], min(shape[1], lora_rank))
+        if slot.part not in ("R", "P", "W", "b") or reft_layers is None or block_of(slot) in reft_layers:
+            slots.append(replace(slot, shape=shape))
+    own = Layout(tuple(slots))
+    return common if own == common else own
+
+
+def own_layout(common: Layout, client: Client) -> Layout:
+    """Return the layout of what the client holds of a common one (that itself where it is everything)."""
+    return _own(common, client.lora_rank, client.reft_layers)
+
+
+@lru_cache(maxsize=256)
+def places(common: Layout, own: Layout) -> Places | None:
+    """Return where the values of `own` lie in a common vector, [own.size]; None: everywhere, in order."""
+    if own is common or own == common:
+        return None
+    starts = {slot.name: (slot, start) for slot, start in zip(common.slots, common.offsets, strict=True)}
+    found = []
+    for part in own.slots:
+        slot, start = starts[part.name]
+        inside = np.arange(slot.size).reshape(slot.shape)[tuple(slice(size) for size in part.shape)]
+        found.append(start + inside.reshape(-1))
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def take(common: Layout, own: Layout, vector: Vector) -> Vector:
+    """Return the held values of a common vector: itself where everything is held. [common.size] -> [own.size]"""
+    where = places(common, own)
+    return vector if where is None else vector[where]
+
+
+def spread(common: Layout, own: Layout, values: Vector) -> Vector:
+    """Return held values in their places, NaN elsewhere: themselves where everything is held. [own.size] ->
+    [common.size]"""
+    where = places(common, own)
+    if where is None:
+        return values
+    vector = np.full(common.size, np.nan, np.float32)
+    vector[where] = values
+    return vector
+
+
+def block_of(slot: Slot) -> int:
+    """Return the index of the block that an intervention's slot belongs to: its module is BLOCKS.INDEX.WHERE."""
+    return int(slot.module.rsplit(".", 2)[-2])
+
+
+def held_mean(
+    common: Layout, previous: Vector, held: Sequence[tuple[Layout, Vector]], weights: Sequence[float]
+) -> Vector:
+    """Return the weighted mean of each value over those who hold it; the previous one where nobody does. [common.size]
+
+    held: each client's own layout and its values. weights: how much each counts.
+    """
+    if all(places(common, own) is None for own, _ in held):
+        return weighted_mean(np.stack([vector for _, vector in held]), np.asarray(weights)) if held else previous
+    total, weight = np.zeros(common.size), np.zeros(common.size)
+    for (own, vector), share in zip(held, weights, strict=True):
+        where = places(common, own)
+        where = np.arange(common.size) if where is None else where
+        total[where] += share * vector.astype(np.float64)
+        weight[where] += share
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), previous).astype(np.float32)
