@@ -20,7 +20,7 @@ from fedray.types import Client, Evaluation, Split, Vector
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one client and round, once the method is in its stride (its second round).
+    """Of one client of a tier and one round, once the method is in its stride (its second round).
 
     trainable: parameters that a client trains. total: parameters of the model with all of the adapter.
     uplink, downlink: numbers sent. uplink_bytes, downlink_bytes: the same as they travel.
@@ -36,31 +36,49 @@ class Cost:
     head: str
 
 
-def method_cost(
-    method: AnyMethod, adapter: Adapter, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
-) -> Cost:
-    """Walk through two rounds of `method` on shapes; return what the last of `clients` trains and sends.
+@dataclass(frozen=True)
+class Attached:
+    """A method with its adapter on a model on the meta device."""
 
-    adapter: the method's, attached to a model on the meta device. validation_examples: what every client has of them.
+    method: AnyMethod
+    adapter: Adapter
+
+
+def method_cost(
+    whole: Attached, held: Attached, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
+) -> Cost:
+    """Walk through two rounds on shapes; return what the last of `clients`, all of one tier, trains and sends.
+
+    whole: the method as the driver has it. held: as the tier's devices have it; the same object where that is all.
+    validation_examples: what every client has of them.
     """
-    shapes = Shapes(adapter)
-    layouts = {name: adapter.layout(name) for name in adapter.names}
-    initial = Initial(seed, layouts, {name: shapes.read(name) for name in layouts})
-    server = method.init_server(initial, clients)
-    states = {client.id: method.init_client(initial, client) for client in clients}
+    method, shapes = whole.method, Shapes(held.adapter)
+    common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
+    server = method.init_server(common, clients)
+    states = {client.id: held.method.init_client(initial, client) for client in clients}
     for server_round in range(2):
         downlinks = method.configure_train(server, clients)
         updates = []
         for client in clients:
             local = NoTraining(client, server_round, seed, shapes, validation_examples)
-            payload, states[client.id] = method.train_client(shapes, states[client.id], downlinks[client.id], local)  # type: ignore[arg-type]
+            turn = (shapes, states[client.id], downlinks[client.id], local)
+            payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, updates)
     up, down = updates[-1].payload, downlinks[clients[-1].id]
-    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in adapter.names else "-"
-    total = sum(parameter.numel() for parameter in adapter.model.parameters())
+    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
+    total = sum(parameter.numel() for parameter in held.adapter.model.parameters())
     return Cost(local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
+
+
+def _zeros(adapter: Adapter, seed: int) -> Initial:
+    shapes = Shapes(adapter)
+    return Initial(
+        seed,
+        {name: shapes.layout(name) for name in shapes.names},
+        {name: shapes.read(name) for name in shapes.names},
+    )
 
 
 def numbers(payload: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from fedray.config import Config
+from fedray.config import ClientsConfig, Config
 from fedray.errors import FedrayError
 from fedray.experiment import Event, run_experiment
 from fedray.inline import InlinePool
@@ -25,17 +25,22 @@ class DriverActor:
     def run(self, prepared: Prepared, path: Path) -> Iterator[Event | FedrayError]:
         """Yield the experiment's events; a FedrayError that ends it comes as the last one, as itself."""
         config = prepared.config
-        cohort = config.clients.per_round or len(prepared.clients)
-        clients = config.clients if config.device != "cpu" else config.clients.model_copy(update={"num_gpus": 0.0})
+        clients = config.clients if config.device != "cpu" else without_gpus(config.clients)
         pool: ClientPool | None = None
         try:
-            pool = ClientPool(clients, prepared.data.shards, cohort)
+            pool = ClientPool(clients, prepared.data.shards, prepared.cohorts())
             yield from run_experiment(prepared, pool, path)
         except FedrayError as error:
             yield error
         finally:
             if pool is not None:
                 pool.close()
+
+
+def without_gpus(clients: ClientsConfig) -> ClientsConfig:
+    """Return the section with actors that ask for no GPU, for experiments on CPUs."""
+    tiers = {name: tier.model_copy(update={"num_gpus": 0.0}) for name, tier in clients.tiers.items()}
+    return clients.model_copy(update={"num_gpus": 0.0, "tiers": tiers})
 
 
 def events(prepared: Prepared, path: Path) -> Iterator[Event]:

@@ -1,6 +1,6 @@
 """An experiment: each method of the comparison in turn, on identical data, partition, initial weights and cohorts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +19,12 @@ from fedray.worker import Job, Outcome
 
 
 class MethodPool(Pool, Protocol):
-    """A pool that can be made ready for one method after another."""
+    """A pool that can be made ready for one method after another.
 
-    def setup(self, job: Job) -> Initial: ...
+    setup: takes the method's job on each tier that has clients.
+    """
+
+    def setup(self, jobs: Mapping[str, Job]) -> Initial: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folde
     config, started = prepared.config, perf_counter()
     cohort = config.clients.per_round or len(prepared.clients)
     yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients))
-    initial = pool.setup(prepared.job(entry))
+    initial = pool.setup(prepared.jobs(entry))
     federation = Federation(config, build_method(config, entry), prepared.clients, initial, pool)
     uplink = downlink = 0
     final: tuple[Outcome, ...] = ()
@@ -93,13 +96,13 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folde
         seed=config.seed,
         rounds=config.rounds,
         clients=len(prepared.clients),
-        head=prepared.costs[entry.key].head,
+        head=next(iter(prepared.costs[entry.key].values())).head,
         metric_name=metric,
         aggregated_mean=measured["aggregated_mean"],
         personalised_mean=measured["personalised_mean"],
         personalised_weighted_mean=measured["personalised_weighted_mean"],
         personalised_worst=measured["personalised_min" if higher_is_better(metric) else "personalised_max"],
-        trainable_parameters=prepared.costs[entry.key].trainable,
+        trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
         uplink_bytes=uplink,
         downlink_bytes=downlink,
         wall_seconds=perf_counter() - started,

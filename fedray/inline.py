@@ -10,24 +10,26 @@ from fedray.worker import Assignment, Job, Outcome, Worker
 
 
 class InlinePool:
-    """A pool of one worker; a handle is the state itself."""
+    """A pool of one worker per tier; a handle is the state itself."""
 
     def __init__(self, shards: Mapping[ClientId, Shard]):
         self.shards = shards
-        self.worker = Worker()
+        self.workers: dict[str, Worker] = {}
 
-    def setup(self, job: Job) -> Initial:
-        """Make the worker ready for a method and return the common starting point."""
-        self.worker.setup(job)
-        return self.worker.initial()
+    def setup(self, jobs: Mapping[str, Job]) -> Initial:
+        """Make a worker per tier ready for a method and return the common starting point."""
+        self.workers = {tier: self.workers.get(tier, Worker()) for tier in jobs}
+        for tier, job in jobs.items():
+            self.workers[tier].setup(job)
+        return next(iter(self.workers.values())).initial()
 
     def train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, Any]
     ) -> Iterator[tuple[Outcome, Any]]:
         """Yield outcomes and next states in the order of the assignments."""
         for assignment in assignments:
-            id = assignment.client.id
-            yield self.worker.train(assignment, downlinks[id], states.get(id), self.shards[id])
+            id, worker = assignment.client.id, self.workers[assignment.client.tier]
+            yield worker.train(assignment, downlinks[id], states.get(id), self.shards[id])
 
     def fetch(self, handle: Any) -> Any:
         return handle

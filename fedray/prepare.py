@@ -3,12 +3,13 @@
 Whatever is wrong with an experiment shows here, as one ConfigError.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig
 
-from fedray.accounting import Cost, method_cost
+from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
@@ -21,6 +22,9 @@ from fedray.randomness import keyed_rng
 from fedray.types import Client, ClientId
 from fedray.worker import Job
 
+TierCosts = Mapping[str, Cost]
+"""By name of the tier."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -30,11 +34,18 @@ class Prepared:
     data: FederatedData
     clients: tuple[Client, ...]
     architecture: PretrainedConfig
-    costs: Mapping[str, Cost]
+    costs: Mapping[str, TierCosts]
 
-    def job(self, entry: MethodConfig) -> Job:
-        """Return what a worker needs for one method."""
-        return Job(self.config, entry, self.architecture, self.data.label_names, self.data.pad_token_id)
+    def jobs(self, entry: MethodConfig) -> dict[str, Job]:
+        """Return what a worker needs for one method, by the tier that it serves."""
+        job = Job(self.config, entry, self.architecture, self.data.label_names, self.data.pad_token_id)
+        return {tier: replace(job, tier=tier) for tier in self.cohorts()}
+
+    def cohorts(self) -> dict[str, int]:
+        """Return the most clients of each tier that a round can have; tiers without clients are left out."""
+        sizes = Counter(client.tier for client in self.clients)
+        largest = self.config.clients.per_round or len(self.clients)
+        return {name: min(sizes[name], largest) for name in self.config.clients.tier_names if sizes[name]}
 
 
 def prepare(config: Config) -> Prepared:
@@ -43,6 +54,7 @@ def prepare(config: Config) -> Prepared:
     Raises:
         ConfigError: the configuration, the data or the model do not fit together.
     """
+    _check_precision(config)
     if config.evaluation.metric:
         check_metric(config.evaluation.metric, config.task)
     for entry in config.method:
@@ -56,36 +68,47 @@ def prepare(config: Config) -> Prepared:
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")
     arch = architecture(model, config.task, len(data.label_names), data.vocab_size, data.pad_token_id)
+    _check_length(config, max_positions(meta_backbone(arch, config.task)))
     fewest = min(shard.num_examples("validation") for shard in data.shards.values())
     return Prepared(config, data, clients, arch, costs(config, arch, clients, fewest))
 
 
 def costs(
     config: Config, arch: PretrainedConfig, clients: tuple[Client, ...], validation_examples: int = 1
-) -> dict[str, Cost]:
-    """Return what each method trains and sends, from the model's configuration alone (no weights). Where tiers differ,
-    of a client with the largest mask_ratio.
+) -> dict[str, TierCosts]:
+    """Return what each method trains and sends on each tier that has clients, from the model's configuration alone
+    (no weights).
 
     Raises:
         ConfigError: a target module or layer that the model does not have, a method that does not fit the task.
     """
-    largest = sorted(clients, key=lambda client: client.mask_ratio)[-2:]
-    found = {}
+    found: dict[str, TierCosts] = {}
     for entry in config.method:
-        method = build_method(config, entry)
-        model = meta_backbone(arch, config.task)
-        _check_length(config, max_positions(model))
-        adapter = method.attach(model)
-        try:
-            found[entry.key] = method_cost(method, adapter, largest, config.seed, validation_examples)
-        except TrainingError as error:  # what training needs and the data does not have
-            raise ConfigError(f"method {entry.key!r}: {error}") from None
+        whole = _attached(config, arch, entry, None)
+        by_tier = {}
+        for tier in config.clients.tier_names:
+            mine = [client for client in clients if client.tier == tier][-2:]
+            if not mine:
+                continue
+            if len(mine) == 1 < len(clients):  # others there are: let them be like this one
+                mine = [replace(mine[0], id=next(c.id for c in clients if c.id != mine[0].id)), *mine]
+            held = _attached(config, arch, entry, tier) if build_method(config, entry, tier) != whole.method else whole
+            try:
+                by_tier[tier] = method_cost(whole, held, mine, config.seed, validation_examples)
+            except TrainingError as error:  # what training needs and the data does not have
+                raise ConfigError(f"method {entry.key!r}: {error}") from None
+        found[entry.key] = by_tier
     return found
 
 
-def costs_from_configuration(config: Config) -> dict[str, Cost]:
-    """Return what each method trains and sends, without data where the model's configuration says enough: causal_lm,
-    regression, or `model.config.num_labels`.
+def _attached(config: Config, arch: PretrainedConfig, entry: MethodConfig, tier: str | None) -> Attached:
+    method = build_method(config, entry, tier)
+    return Attached(method, method.attach(meta_backbone(arch, config.task)))
+
+
+def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
+    """Return what each method trains and sends on each tier, without data where the model's configuration says enough:
+    causal_lm, regression, or `model.config.num_labels`.
 
     Raises:
         ConfigError: as `prepare`.
@@ -93,12 +116,22 @@ def costs_from_configuration(config: Config) -> dict[str, Cost]:
     model, num_labels = _split_labels(config)
     if config.task == "classification" and num_labels is None:
         return dict(prepare(config).costs)
-    ratio = max((tier.mask_ratio for tier in config.clients.tiers.values()), default=1.0)
-    clients = tuple(Client(f"client_{index:03d}", index, 1, mask_ratio=ratio) for index in range(2))
+    names = [name for name in config.clients.tier_names for _ in range(2)]
+    clients = tuple(_client(config.clients, f"client_{i:03d}", i, 1, name) for i, name in enumerate(names))
     drawn = model.path == "random" and "vocab_size" not in model.config
     vocab_size = len(load_tokenizer(model)) if drawn else None
     arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
     return costs(config, arch, clients)
+
+
+def _check_precision(config: Config) -> None:
+    """Raises:
+    ConfigError: a tier without GPU would compute in float16.
+    """
+    for name in config.clients.tier_names:
+        tier = config.clients.tier(name)
+        if (tier.precision or config.model.dtype) == "float16" and (config.device == "cpu" or tier.num_gpus == 0):
+            raise ConfigError(f"tier {name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
 
 
 def _check_length(config: Config, positions: int | None) -> None:
@@ -136,17 +169,14 @@ def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: 
     """
     tiers = _deal_tiers(config, sorted(shards), seed)
     return tuple(
-        Client(
-            id=id,
-            index=index,
-            num_examples=shards[id].num_examples("train"),
-            tier=tiers[id],
-            mask_ratio=config.tier(tiers[id]).mask_ratio,
-            lora_rank=config.tier(tiers[id]).lora_rank,
-            reft_layers=config.tier(tiers[id]).reft_layers,
-        )
+        _client(config, id, index, shards[id].num_examples("train"), tiers[id])
         for index, id in enumerate(sorted(shards))
     )
+
+
+def _client(config: ClientsConfig, id: ClientId, index: int, num_examples: int, tier: str) -> Client:
+    device = config.tier(tier)
+    return Client(id, index, num_examples, tier, device.mask_ratio, device.lora_rank, device.reft_layers)
 
 
 def _deal_tiers(config: ClientsConfig, ids: Sequence[ClientId], seed: int) -> dict[ClientId, str]:

@@ -106,22 +106,25 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
-def cost_table(costs: Mapping[str, Cost]) -> Table:
-    """Return what each method trains and sends per client and round."""
+def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
+    """Return what each method trains and sends per client and round; one row for all tiers where they do not differ."""
     numbers = ("trainable", "of all", "total", "numbers up", "numbers down", "bytes up", "bytes down")
-    table = _table("per client and round", ("method", "head"), numbers)
-    for method, cost in costs.items():
-        table.add_row(
-            method,
-            cost.head,
-            f"{cost.trainable:,}",
-            f"{100 * cost.trainable / cost.total:.4f} %",
-            f"{cost.total:,}",
-            f"{cost.uplink:,}",
-            f"{cost.downlink:,}",
-            f"{cost.uplink_bytes:,}",
-            f"{cost.downlink_bytes:,}",
-        )
+    table = _table("per client and round", ("method", "tier", "head"), numbers)
+    for method, by_tier in costs.items():
+        rows = by_tier if len(set(by_tier.values())) > 1 else {"all": next(iter(by_tier.values()))}
+        for tier, cost in rows.items():
+            table.add_row(
+                method,
+                tier,
+                cost.head,
+                f"{cost.trainable:,}",
+                f"{100 * cost.trainable / cost.total:.4f} %",
+                f"{cost.total:,}",
+                f"{cost.uplink:,}",
+                f"{cost.downlink:,}",
+                f"{cost.uplink_bytes:,}",
+                f"{cost.downlink_bytes:,}",
+            )
     return table
 
 

@@ -36,7 +36,8 @@ class Summary:
     """One method's result. aggregated, personalised: metric on each client's test split in the final pass, right after
     aggregation and after the next local training; `weighted`: by test examples; `worst`: the client with the worst.
     uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. wall_seconds: with it.
-    state_sha256: of the final server and client states. data_sha256: of the examples and who holds which."""
+    trainable_parameters: of a client; where tiers differ, the most. state_sha256: of the final server and client
+    states. data_sha256: of the examples and who holds which."""
 
     method: str
     seed: int

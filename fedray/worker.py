@@ -1,25 +1,28 @@
 """One frozen base model and one adapter, serving many virtual clients one after another. Plain Python: `ClientActor`
 is this class as a Ray actor, and the inline runtime calls it directly."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
+from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
 from fedray.adapters.heads import label_text_head
-from fedray.config import Config, MethodConfig
+from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
+from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
-from fedray.models.backbone import load_backbone, missing_head
+from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
-from fedray.training.engine import TorchEngine
+from fedray.training.engine import make_engine
 from fedray.training.setting import Setting
 from fedray.training.threads import set_threads
 from fedray.training.trainer import ClientReport, LocalTrainer
@@ -28,13 +31,14 @@ from fedray.types import Client, Vector
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to serve one method: everything that is the same for all clients and rounds."""
+    """What a worker needs to know to serve one method on one tier: all that is the same for its clients and rounds."""
 
     config: Config
     entry: MethodConfig
     architecture: PretrainedConfig
     label_names: tuple[str, ...]
     pad_token_id: int
+    tier: str = "default"
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,20 @@ class Worker:
         """Map the base weights, attach the method's adapter, and forget the method before."""
         for name in ("engine", "adapter", "method", "_initial"):  # two base models at once may not fit
             vars(self).pop(name, None)
-        config = job.config
+        config, self._job = job.config, job
         set_threads(config.clients.threads)
-        self.device = resolve_device(config)
-        sections = config.section_for(job.entry)
-        self.method = build_method(config, job.entry)
-        model = load_backbone(
-            config.model, job.architecture, config.task, config.seed, self.device, config.data.cache_dir
-        )
+        tier = config.clients.tier(job.tier)
+        self.device = resolve_device(config, tier)
+        sections = config.section_for(job.entry, job.tier)
+        self.method = build_method(config, job.entry, job.tier)
+        model = _load_model(job, tier, self.device)
         generating = config.evaluation.metric in GENERATED
         texts = sections.head == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
         # The label texts are embedded before the adapter is attached: by the backbone alone.
         label_head = label_text_head(model, tokenizer, job.label_names) if texts else None
         self.adapter = self.method.attach(model)
-        self.engine = TorchEngine(self.adapter)
+        self.engine = make_engine(self.adapter, sections.train, tier, self.device)
         self.setting = Setting(
             task=config.task,
             train=sections.train,
@@ -92,13 +95,19 @@ class Worker:
             device=self.device,
             tokenizer=tokenizer if generating else None,
         )
-        self._initial = self._draw_initial(config, label_head)
+        head = self._first_head(config.seed, label_head)
+        self._initial = draw_initial(self.adapter, config.seed, head)
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
             self.adapter.load(name, self._initial.vectors[name])
 
     def initial(self) -> Initial:
-        """Return the common starting point; the same on every worker."""
-        return self._initial
+        """Return the common starting point, whatever part of it this tier holds; the same on every worker."""
+        job = self._job
+        method = build_method(job.config, job.entry)
+        if method == self.method:
+            return self._initial
+        whole = method.attach(meta_backbone(job.architecture, job.config.task))
+        return draw_initial(whole, job.config.seed, self._initial.head())
 
     def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
         """Run one client's turn. state: its private state, None on its first turn.
@@ -118,23 +127,50 @@ class Worker:
         )
         return outcome, after
 
-    def _draw_initial(self, config: Config, label_head: Vector | None) -> Initial:
-        adapter, seed = self.adapter, config.seed
-        layouts = {name: adapter.layout(name) for name in adapter.names}
-        draws = {"lora": draw_lora, "mixer": draw_mixer, "reft": draw_reft}
-        vectors = {
-            name: draws[name](layout, seed) if name in draws else np.zeros(layout.size, np.float32)
-            for name, layout in layouts.items()
-        }
-        if "head" in layouts:
-            std = getattr(adapter.model.config, "initializer_range", 0.02)
-            drawn = draw_head(layouts["head"], adapter.read("head"), missing_head(adapter.model), seed, std)
-            vectors["head"] = drawn if label_head is None else label_head
-        return Initial(seed, layouts, vectors)
+    def _first_head(self, seed: int, label_head: Vector | None) -> Vector | None:
+        """Return the first task head: the label texts', else the model's own with what its checkpoint lacked drawn."""
+        if label_head is not None or "head" not in self.adapter.names:
+            return label_head
+        std = getattr(self.adapter.model.config, "initializer_range", 0.02)
+        kept = self.adapter.read("head")
+        return draw_head(self.adapter.layout("head"), kept, missing_head(self.adapter.model), seed, std)
 
 
-def resolve_device(config: Config) -> str:
+def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
+    """Return the first values of the adapter's groups, drawn by seed; frozen second branches are zero. Layouts suffice:
+    the adapter may be that of a model on the meta device.
+
+    head: the first task head, where there is one.
+    """
+    layouts = {name: adapter.layout(name) for name in adapter.names}
+    draws = {"lora": draw_lora, "mixer": draw_mixer, "reft": draw_reft}
+    vectors = {
+        name: draws[name](layout, seed) if name in draws else np.zeros(layout.size, np.float32)
+        for name, layout in layouts.items()
+    }
+    return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})
+
+
+def _load_model(job: Job, tier: TierConfig, device: str) -> PreTrainedModel:
+    """Return the frozen base model as the tier's devices hold it.
+
+    Raises:
+        ConfigError: float16 where there is no GPU, or checkpointing that the model does not support.
+    """
+    section, architecture = job.config.model, copy.deepcopy(job.architecture)
+    if tier.precision is not None:
+        section = section.model_copy(update={"dtype": tier.precision})
+        architecture.dtype = getattr(torch, tier.precision)
+    if section.dtype == "float16" and device == "cpu":
+        raise ConfigError(f"tier {job.tier!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
+    model = load_backbone(section, architecture, job.config.task, job.config.seed, device, job.config.data.cache_dir)
+    if tier.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def resolve_device(config: Config, tier: TierConfig) -> str:
     """Return cuda or cpu; `auto` means cuda where this process has a GPU and its clients are not told to do without."""
     if config.device != "auto":
         return config.device
-    return "cuda" if config.clients.num_gpus != 0 and torch.cuda.is_available() else "cpu"
+    return "cuda" if tier.num_gpus != 0 and torch.cuda.is_available() else "cpu"

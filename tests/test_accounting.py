@@ -1,12 +1,13 @@
 """What methods train and send, against formulas written here and the figures of the papers (METHODS, section 1)."""
 
 import tracemalloc
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 import fedray.prepare
-from fedray.accounting import Cost, method_cost
+from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.methods.registry import build_method
@@ -74,6 +75,12 @@ LLAMA_2_7B = {
 
 def cost(model: dict[str, Any], method: Any, **changes: Any) -> Cost:
     """What `fedray params` prints for one method, from a configuration alone."""
+    (found,) = costs(model, method, **changes).values()
+    return found
+
+
+def costs(model: dict[str, Any], method: Any, **changes: Any) -> Mapping[str, Cost]:
+    """The same by tier."""
     base = {
         "rounds": 1,
         "task": "classification" if "num_labels" in model else "causal_lm",
@@ -83,10 +90,9 @@ def cost(model: dict[str, Any], method: Any, **changes: Any) -> Cost:
         "lora": {"rank": 2},
         "reft": {"rank": 2},
     }
-    (found,) = costs_from_configuration(
-        load_config(base, {path.replace("__", "."): value for path, value in changes.items()})
-    ).values()
-    return found
+    config = load_config(base, {path.replace("__", "."): value for path, value in changes.items()})
+    (by_tier,) = costs_from_configuration(config).values()
+    return by_tier
 
 
 # ---------------------------------------------------------------- figures of the papers
@@ -269,11 +275,38 @@ def test_methods_that_only_have_tokens_have_no_head() -> None:
         cost(model, "head_only")
 
 
-def test_the_largest_tier_is_counted() -> None:
-    """Under `pre` ρ = 0.5 keeps 8 of 16 rows: 4 · (32 + 16) + 51 train instead of 4 · 64 + 51."""
+def test_every_tier_is_counted() -> None:
+    """Under `pre` ρ = 0.5 keeps 8 of 16 rows: 4 · (32 + 16) + 51 train instead of 4 · 64 + 51; ρ = 0.25 keeps 4."""
     tiers = {"weak": {"share": 0.5, "mask_ratio": 0.25}, "strong": {"share": 0.5, "mask_ratio": 0.5}}
-    found = cost(TINY, {"name": "fedhft", "timing": "pre"}, clients__tiers=tiers)
-    assert (found.trainable, found.uplink) == (4 * 48 + 51, 4 * 48 + 51)
+    found = costs(TINY, {"name": "fedhft", "timing": "pre"}, clients__tiers=tiers)
+    assert {tier: (cost.trainable, cost.uplink) for tier, cost in found.items()} == {
+        "weak": (4 * 40 + 51, 4 * 40 + 51),
+        "strong": (4 * 48 + 51, 4 * 48 + 51),
+    }
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg", "fedalt", "fedhft"])
+def test_a_tier_trains_and_sends_its_own_rank(method: str) -> None:
+    """q and v of two layers: 4 · 2 · 16 · r_k for the LoRA, 51 for the head; FedALT trains 4 · 32 for its mixers. What
+    comes down is of the same rank, with π of two clusters for FedHFT."""
+    tiers = {"weak": {"share": 0.5, "lora_rank": 1}, "strong": {"share": 0.5}}
+    found = costs(TINY, method, clients__tiers=tiers)
+    for tier, rank in (("weak", 1), ("strong", 2)):
+        lora, mixers = 4 * 2 * 16 * rank, 4 * 2 * 16 if method == "fedalt" else 0
+        sent = 0 if method == "local" else lora + 51
+        assert (found[tier].trainable, found[tier].uplink) == (lora + mixers + 51, sent)
+        assert found[tier].downlink == sent + (2 if method == "fedhft" else 0)
+
+
+@pytest.mark.parametrize("method", ["fedreft", {"name": "fedavg", "adapter": "reft"}])
+def test_a_tier_trains_and_sends_the_interventions_of_its_layers(method: Any) -> None:
+    """Prefix and suffix of a layer: 2 · (2 · 2 · 16 + 2) = 132, and the head's 51."""
+    tiers = {"weak": {"share": 0.5, "reft_layers": [1]}, "strong": {"share": 0.5}}
+    found = costs(TINY, method, clients__tiers=tiers)
+    assert {tier: (c.trainable, c.uplink, c.downlink) for tier, c in found.items()} == {
+        "weak": (132 + 51,) * 3,
+        "strong": (2 * 132 + 51,) * 3,
+    }
 
 
 def test_all_numbers_belong_to_one_client() -> None:
@@ -295,7 +328,8 @@ def test_all_numbers_belong_to_one_client() -> None:
     arch = architecture(config.model, "classification", CLASSES, None, None)
     for ratios, rows in (((1.0, 0.5), 8), ((0.5, 1.0), 16)):
         clients = [Client(f"client_{k}", k, 5, mask_ratio=ratio) for k, ratio in enumerate(ratios)]
-        found = method_cost(method, method.attach(meta_backbone(arch, "classification")), clients)
+        attached = Attached(method, method.attach(meta_backbone(arch, "classification")))
+        found = method_cost(attached, attached, clients)
         expected = 4 * (2 * 16 + 2 * rows) + HEAD
         assert (found.trainable, found.uplink) == (expected, expected)
 

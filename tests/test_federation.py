@@ -234,7 +234,7 @@ def trained(pool_class: type[InlinePool], cache: str, **changes: Any) -> tuple[F
     config = configure(data__cache_dir=cache, rounds=2, clients__per_round=3, **changes)
     prepared = prepare(config)
     pool = pool_class(prepared.data.shards)
-    initial = pool.setup(prepared.job(config.method[0]))
+    initial = pool.setup(prepared.jobs(config.method[0]))
     method = build_method(config, config.method[0])
     federation = Federation(config, method, prepared.clients, initial, pool)
     return federation, [event for event in federation.run() if isinstance(event, RoundDone)]

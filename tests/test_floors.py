@@ -28,6 +28,7 @@ FLOORS = (
         "worker",
         "federation",
         "inline",
+        "packing",
         "prepare",
         "checkpoint",
         "tracking",

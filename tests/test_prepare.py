@@ -139,19 +139,19 @@ def test_what_fits_together(configure: Callable[..., Any]) -> None:
     assert [client.id for client in prepared.clients] == sorted(prepared.data.shards)
     assert list(prepared.costs) == ["local", "mine"]
     assert prepared.architecture.num_labels == len(prepared.data.label_names) == 4
-    job = prepared.job(config.method[1])
+    job = prepared.jobs(config.method[1])["default"]
     assert (job.entry.key, job.label_names, job.pad_token_id) == ("mine", prepared.data.label_names, 256)
 
 
 def test_costs_need_data_only_where_the_number_of_classes_is_not_given(configure: Callable[..., Any]) -> None:
     """LoRA r = 8 on q and v of two layers: 2·2·8·32 = 1024; 4 classes · 17 = 68, or 7 · 17 = 119 as given."""
-    assert costs_from_configuration(configure())["fedavg"].trainable == 1024 + 68
+    assert costs_from_configuration(configure())["fedavg"]["default"].trainable == 1024 + 68
     nowhere = {"data__source": "files", "data__files": {"train": "/nowhere.jsonl"}, "model__config__num_labels": 7}
-    assert costs_from_configuration(configure(**nowhere))["fedavg"].trainable == 1024 + 119
+    assert costs_from_configuration(configure(**nowhere))["fedavg"]["default"].trainable == 1024 + 119
     for task, trainable in (("regression", 1024 + 17), ("causal_lm", 1024)):
         nowhere = {"data__source": "files", "data__files": {"train": "/nowhere.jsonl"}, "task": task}
         causal = {"model__config__is_decoder": True} if task == "causal_lm" else {}
-        assert costs_from_configuration(configure(**nowhere, **causal))["fedavg"].trainable == trainable
+        assert costs_from_configuration(configure(**nowhere, **causal))["fedavg"]["default"].trainable == trainable
     with pytest.raises(ConfigError, match="data.files.train: no such file: /nowhere.jsonl"):
         costs_from_configuration(configure(data__source="files", data__files={"train": "/nowhere.jsonl"}))
 
@@ -236,16 +236,20 @@ def test_a_missing_column(configure: Callable[..., Any], files: Callable[..., An
         prepare(configure(**files("ab", "ba"), data__label="lable"))
 
 
-def test_the_costs_are_those_of_the_largest_tier(configure: Callable[..., Any]) -> None:
-    """Whoever the seed deals to it. q and v, r = 2: `pre` with ρ = 0.5 trains 4 · (32 + 16) + 68."""
+def test_the_costs_are_those_of_each_tier(configure: Callable[..., Any]) -> None:
+    """Whoever the seed deals to it. q and v, r = 2: `pre` trains 4 · (32 + 2·⌈16ρ⌉) + 68. With r_k = 1 it is half as
+    much: 4 · (16 + ⌈16ρ⌉) + 68."""
     tiers = {"weak": {"share": 0.7, "mask_ratio": 0.25}, "strong": {"share": 0.3, "mask_ratio": 0.5}}
+    tiers["tiny"] = {"clients": ["client_000"], "lora_rank": 1, "mask_ratio": 0.25}
     method = {"name": "fedhft", "timing": "pre"}
     for seed in range(3):
-        prepared = prepare(configure(method=method, lora__rank=2, clients__tiers=tiers, seed=seed))
-        assert prepared.costs["fedhft"].trainable == 4 * 48 + 68
+        costs = prepare(configure(method=method, lora__rank=2, clients__tiers=tiers, seed=seed)).costs["fedhft"]
+        found = {tier: cost.trainable for tier, cost in costs.items()}
+        assert found.items() <= {"weak": 4 * 40 + 68, "strong": 4 * 48 + 68, "tiny": 4 * 20 + 68}.items()
+        assert {"weak", "tiny"} <= set(found)
 
 
 def test_a_single_client_has_no_others(configure: Callable[..., Any]) -> None:
     """FedALT's downlink is then only the head, 4 · 17 numbers."""
     prepared = prepare(configure(method="fedalt", clients__count=1))
-    assert prepared.costs["fedalt"].downlink == 68
+    assert prepared.costs["fedalt"]["default"].downlink == 68

@@ -203,7 +203,7 @@ def test_the_summary_follows_from_the_clients_table(run: SimpleNamespace) -> Non
             train.uplink_bytes.sum(),
             train.downlink_bytes.sum(),
         )
-        assert entry["trainable_parameters"] == run.prepared.costs[method].trainable
+        assert entry["trainable_parameters"] == max(c.trainable for c in run.prepared.costs[method].values())
         assert entry["wall_seconds"] > train.seconds.sum()
 
 
@@ -211,7 +211,8 @@ def test_bytes_are_what_the_accounting_says(run: SimpleNamespace) -> None:
     """A full client's uplink; in round 0 nobody has anything to send down but heads (FedHFT: and π)."""
     turns = run.clients[(run.clients.phase == "train") & (run.clients.tier == "strong")]
     head = 4 * (4 * 16 + 4)
-    for method, cost in run.prepared.costs.items():
+    for method, by_tier in run.prepared.costs.items():
+        cost = by_tier["strong"]
         mine = turns[turns.method == method]
         assert set(mine.uplink_bytes) == {cost.uplink_bytes}
         assert set(mine[mine.server_round == 1].downlink_bytes) <= {cost.downlink_bytes}
@@ -225,7 +226,7 @@ def test_states_and_their_hash_can_be_made_again(run: SimpleNamespace) -> None:
     for index, method in enumerate(METHODS):
         entry = run.config.method[index]
         pool = InlinePool(run.prepared.data.shards)
-        initial = pool.setup(run.prepared.job(entry))
+        initial = pool.setup(run.prepared.jobs(entry))
         federation = Federation(run.config, build_method(run.config, entry), run.prepared.clients, initial, pool)
         for _ in range(ROUNDS):
             list(federation.round())

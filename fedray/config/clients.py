@@ -100,8 +100,9 @@ class ClientsConfig(Section):
     """Number of clients K. by_column, by_file: taken from the data; given, the `count` largest are kept."""
     per_round: PositiveInt | None = None
     """Cohort size; default all."""
-    num_cpus: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs of one client actor; may be a fraction."""
+    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    """CPUs of one client actor; may be a fraction. Default: 1, or an equal share where there are more tiers than CPUs
+    in the cluster."""
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     """GPUs of one client actor; may be a fraction. Default: an equal share of the cluster's, 0 where it has none."""
     actors: PositiveInt | None = None

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from fedray.config.clients import Precision
 from fedray.config.section import Fraction, PositiveInt, Section
 
 
@@ -17,8 +18,8 @@ class ModelConfig(Section):
     """Hub id, local folder, `package:NAME`, or `bytes` (one token per UTF-8 byte). Default: the model's own."""
     revision: str | None = None
     """Git revision on the hub."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the frozen base weights; adapters are always float32."""
+    dtype: Precision = "float32"
+    """Type of the frozen base weights; adapters are always float32. A tier may have its own (`precision`)."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off unless you know its author."""
 

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedray.config.clients import ClientsConfig
+from fedray.config.clients import ClientsConfig, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.section import PositiveInt, Section, describe
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
+from fedray.errors import choices
 from fedray.types import Task
 
 Head = Literal["shared", "local", "frozen_label_text"]
@@ -114,16 +115,20 @@ class Config(Section):
         if self.device == "cuda" and self.clients.num_gpus == 0:
             raise ValueError("device: `cuda` needs clients.num_gpus above 0 (or left out), got 0")
         for entry in self.method:
+            for name in self.clients.tier_names:
+                self.section_for(entry, name)
             head = self.section_for(entry).head
             if head == "frozen_label_text" and self.task == "regression":
                 raise ValueError(f"method {entry.key!r}: head {head!r} needs label names; a regression has none")
         return self
 
-    def section_for(self, entry: MethodConfig) -> "MethodSections":
-        """Return the common sections with this method's overrides applied.
+    def section_for(self, entry: MethodConfig, tier: str | None = None) -> "MethodSections":
+        """Return the common sections with this method's overrides applied, and with what a tier's devices can hold.
+
+        The LoRA branch keeps its scale alpha / rank on every tier, so that equal components mean the same everywhere.
 
         Raises:
-            ValueError: an override does not fit its section.
+            ValueError: an override does not fit its section, or a tier holds more than there is.
         """
         sections: dict[str, Any] = {}
         for name, common in (("lora", self.lora), ("reft", self.reft), ("train", self.train)):
@@ -132,7 +137,13 @@ class Config(Section):
             except ValidationError as error:
                 mistakes = "; ".join(f"{name}.{line}" for line in describe(error, type(common)))
                 raise ValueError(f"method {entry.key!r}: {mistakes}") from None
-        return MethodSections(head=entry.head or self.head, **sections)
+        common_sections = MethodSections(head=entry.head or self.head, **sections)
+        if tier is None:
+            return common_sections
+        try:
+            return common_sections.on(self.clients.tier(tier))
+        except ValueError as error:
+            raise ValueError(f"clients.tiers.{tier}.{error} of method {entry.key!r}") from None
 
 
 class MethodSections(Section):
@@ -142,3 +153,21 @@ class MethodSections(Section):
     lora: LoraSection
     reft: ReftSection
     train: TrainConfig
+
+    def on(self, tier: TierConfig) -> Self:
+        """Return what a client of the tier uses.
+
+        Raises:
+            ValueError: the tier holds more than there is.
+        """
+        lora, reft, train = self.lora, self.reft, self.train
+        if (rank := tier.lora_rank) is not None:
+            if rank > lora.rank:
+                raise ValueError(f"lora_rank: {rank} is above lora.rank {lora.rank}")
+            lora = lora.model_copy(update={"rank": rank, "alpha": lora.alpha * rank / lora.rank})
+        if (layers := tier.reft_layers) is not None:
+            if reft.layers != "all" and (extra := sorted(set(layers) - set(reft.layers))):
+                raise ValueError(f"reft_layers: {choices(extra)} are not among reft.layers {choices(reft.layers)}")
+            reft = reft.model_copy(update={"layers": layers})
+        own = {name: value for name in ("batch_size", "accumulation") if (value := getattr(tier, name)) is not None}
+        return self.model_copy(update={"lora": lora, "reft": reft, "train": train.model_copy(update=own)})

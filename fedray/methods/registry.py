@@ -30,8 +30,10 @@ SECTIONS = ("lora", "reft", "head")
 """Fields that are filled from the configuration's sections where a method declares them."""
 
 
-def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
+def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -> AnyMethod:
     """Return the method of one entry of `config.method`, its hyperparameters checked.
+
+    tier: on whose devices it trains; None: the whole method, as the driver has it.
 
     Raises:
         ConfigError: unknown method or hyperparameter, wrong type or value, a class that cannot be imported or that
@@ -48,7 +50,7 @@ def build_method(config: Config, entry: MethodConfig) -> AnyMethod:
         if getattr(entry, name) and name not in fields:
             used = [section for section in SECTIONS if section in fields]
             raise ConfigError(f"{where}: has no use for the section {name!r}; it reads {choices(used)}")
-    sections = config.section_for(entry)
+    sections = config.section_for(entry, tier)
     filled = {name: getattr(sections, name) for name in SECTIONS if name in fields}
     try:
         method: AnyMethod = TypeAdapter(cls).validate_python({**entry.hyperparameters, **filled})

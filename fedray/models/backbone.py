@@ -115,6 +115,17 @@ def load_backbone(
     return placed
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let the model keep only its blocks' inputs while training, and compute the rest again in the backward pass.
+
+    Raises:
+        ConfigError: transformers cannot do that for this architecture.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not support it; leave it out")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def missing_head(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the task head's parameters that no checkpoint had: they are to be drawn."""
     return tuple(getattr(model, MISSING_HEAD, ()))

@@ -9,7 +9,11 @@ from typing import Protocol
 import torch
 
 from fedray.adapters.adapter import Adapter
+from fedray.config import TierConfig, TrainConfig
 from fedray.training.optimizer import RoundOptimizer, Schedule
+
+FLOAT16_LOSS_SCALE = 1024.0
+"""Constant, so that no step is skipped and a client's result depends on nobody before it."""
 
 
 class Engine(Protocol):
@@ -37,20 +41,28 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Plain torch."""
+    """Plain torch.
 
-    def __init__(self, adapter: Adapter) -> None:
+    loss_scale: gradients are computed of the loss times this, and divided by it before they are clipped: those that
+    pass through a float16 model would vanish otherwise.
+    """
+
+    def __init__(self, adapter: Adapter, loss_scale: float = 1.0) -> None:
         self.adapter = adapter
+        self._loss_scale = loss_scale
         self._optimizer: RoundOptimizer | None = None
 
     def begin(self, schedule: Schedule) -> None:
         self._optimizer = RoundOptimizer(self.adapter.trainable_groups(), schedule)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if self._loss_scale == 1 else loss * self._loss_scale).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
-        self._begun().step()
+        optimizer = self._begun()
+        if self._loss_scale != 1:
+            torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self._loss_scale)
+        optimizer.step()
 
     def finite(self) -> bool:
         largest = torch._foreach_norm(self._begun().parameters, math.inf)
@@ -60,3 +72,9 @@ class TorchEngine:
         if self._optimizer is None:
             raise RuntimeError("begin() comes first")
         return self._optimizer
+
+
+def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str) -> Engine:
+    """Return the tier's engine for this adapter."""
+    dtype = next(parameter.dtype for parameter in adapter.model.parameters() if not parameter.requires_grad)
+    return TorchEngine(adapter, FLOAT16_LOSS_SCALE if dtype == torch.float16 else 1.0)

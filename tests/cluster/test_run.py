@@ -49,7 +49,10 @@ TINY: dict[str, Any] = {
     "clients": {
         "count": 4,
         "per_round": 3,
-        "tiers": {"strong": {"share": 0.5}, "weak": {"share": 0.5, "mask_ratio": 0.5}},
+        "tiers": {
+            "strong": {"share": 0.5},
+            "weak": {"share": 0.5, "mask_ratio": 0.5, "lora_rank": 4, "reft_layers": [1]},
+        },
     },
     "lora": {"dropout": 0.1},
     "train": {"lr": 5e-3, "weight_decay": 0.1},
@@ -88,10 +91,10 @@ def test_a_killed_actor_costs_no_update_and_no_bit(cluster: None, tmp_path: Path
 
 
 def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(cluster: None) -> None:
-    config = load_config({**TINY, "method": "fedavg"})
+    config = load_config({**TINY, "method": "fedavg", "clients": {"count": 4}})
     prepared = prepare(config)
-    pool = ClientPool(ClientsConfig(actors=1, max_failures=1), prepared.data.shards, cohort=1)
-    pool.setup(prepared.job(config.method[0]))
+    pool = ClientPool(ClientsConfig(actors=1, max_failures=1), prepared.data.shards, {"default": 1})
+    pool.setup(prepared.jobs(config.method[0]))
     client = prepared.clients[0]
     shard_that_kills = ray.put(_Bomb())
     pool._shards[client.id] = shard_that_kills
@@ -100,25 +103,64 @@ def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(cluste
     pool.close()
 
 
-def test_what_a_client_actor_asks_for_and_the_cluster_lacks_is_an_error(cluster: None, monkeypatch: Any) -> None:
-    monkeypatch.setattr("fedray.pool.START_TIMEOUT_S", 3.0)
-    prepared = prepare(load_config({**TINY, "method": "fedavg"}))
-    with pytest.raises(fedray.errors.ConfigError, match=r"num_gpus=0\.5.*the cluster has 2 CPU"):
-        ClientPool(ClientsConfig(num_gpus=0.5), prepared.data.shards, cohort=1)
+@pytest.mark.parametrize(
+    ("tiers", "message"),
+    [
+        (
+            {"big": {"share": 1.0, "num_gpus": 2.5}},
+            r"tier 'big' fits on no node: it asks for 1 CPU, 2\.5 GPU; the cluster's nodes have 2 CPU, 2 GPU",
+        ),
+        ({"odd": {"share": 1.0, "resources": {"tpu": 1}}}, r"it asks for 1 CPU, 1 tpu; the cluster's nodes have 2 CPU"),
+        (
+            {"a": {"share": 0.5, "num_cpus": 1}, "b": {"share": 0.5, "num_cpus": 1.5}},
+            r"\(a: 1 CPU; b: 1\.5 CPU\) does not fit into the cluster at a time, which has 2 CPU.*fractions",
+        ),
+    ],
+)
+def test_what_the_cluster_can_never_give_is_said_at_once(cluster: None, tiers: dict[str, Any], message: str) -> None:
+    with pytest.raises(fedray.errors.ConfigError, match=message):
+        ClientPool(ClientsConfig.model_validate({"tiers": tiers}), {}, dict.fromkeys(tiers, 1))
+
+
+def test_eight_actors_of_a_quarter_share_two_gpus(cluster: None) -> None:
+    """Ray itself books the fractions: nothing of the two GPUs is left, and a ninth actor has no room."""
+    config = ClientsConfig(num_gpus=0.25, num_cpus=0.1)
+    pool = ClientPool(config, {}, {"default": 100})
+    try:
+        assert len(pool._actors["default"]) == 8
+        assert ray.available_resources().get("GPU", 0.0) == 0.0
+        ids = ray.get([actor.__ray_call__.remote(_gpu_ids) for actor in pool._actors["default"]])
+        assert sorted(gpu for (gpu,) in ids) == [0] * 4 + [1] * 4
+    finally:
+        pool.close()
+
+
+def test_tiers_get_actors_of_their_own(cluster: None) -> None:
+    """Asked for by `actors`, or one after another to the tier with the most clients."""
+    tiers = {"many": {"share": 0.7, "num_cpus": 0.25}, "few": {"share": 0.3, "num_cpus": 0.5, "actors": 1}}
+    pool = ClientPool(ClientsConfig.model_validate({"tiers": tiers}), {}, {"many": 4, "few": 2})
+    try:
+        assert {tier: len(actors) for tier, actors in pool._actors.items()} == {"many": 4, "few": 1}
+    finally:
+        pool.close()
 
 
 def test_actors_that_the_cluster_has_no_room_for_are_given_up(cluster: None, monkeypatch: Any) -> None:
     """Four actors of one CPU each are asked for on two CPUs: two serve."""
     monkeypatch.setattr("fedray.pool.START_TIMEOUT_S", 20.0)
-    prepared = prepare(load_config({**TINY, "method": "fedavg"}))
-    pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, cohort=4)
-    pool.setup(prepared.job(prepared.config.method[0]))
-    assert len(pool._actors) == 2
+    prepared = prepare(load_config({**TINY, "method": "fedavg", "clients": {"count": 4}}))
+    pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, {"default": 4})
+    pool.setup(prepared.jobs(prepared.config.method[0]))
+    assert len(pool._actors["default"]) == 2
     pool.close()
 
 
 def test_client_actors_are_not_restarted_by_ray() -> None:
     assert ClientActor._default_options["max_restarts"] == 0  # type: ignore[attr-defined]
+
+
+def _gpu_ids(actor: Any) -> list[int]:
+    return [int(gpu) for gpu in ray.get_gpu_ids()]
 
 
 class _Bomb:

@@ -20,7 +20,7 @@ from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
 from fedray.prepare import Prepared, make_clients, prepare
 from fedray.types import Client, Evaluation, Split
-from fedray.worker import Assignment, Outcome
+from fedray.worker import Assignment, Outcome, Worker
 
 SIZES = {"client_000": 9, "client_001": 5, "client_002": 7}
 """Training examples of the first clients (all others have all of theirs): unequal, so that weights matter."""
@@ -38,6 +38,12 @@ class Run:
     @property
     def config(self) -> Config:
         return self.prepared.config
+
+    @property
+    def worker(self) -> Worker:
+        """The one that serves everybody, where there is one tier."""
+        (worker,) = self.pool.workers.values()
+        return worker
 
     @property
     def method(self) -> Any:
@@ -123,7 +129,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         prepared = unequal(prepare(config))
         entry = config.method[0]
         pool = InlinePool(prepared.data.shards)
-        initial = pool.setup(prepared.job(entry))
+        initial = pool.setup(prepared.jobs(entry))
         return Run(
             prepared, initial, pool, Federation(config, build_method(config, entry), prepared.clients, initial, pool)
         )

@@ -251,7 +251,7 @@ def test_what_a_layer_computes(start, spread, mixer):
     """y = W0 x + s (w_L B A x + w_R B_R A_R x): fixed α has weights α and 1 − α, none has 1 and 1, adaptive the
     softmax of G x with R in row 0. s = 8 / 2."""
     run = start({"name": "fedalt", **mixer})
-    adapter = run.pool.worker.adapter
+    adapter = run.worker.adapter
     names = [name for name in adapter.names if name != "head"]
     vectors = {name: spread(k + 1, adapter.layout(name).size)[k] for k, name in enumerate(names)}  # no two alike
     assert ("mixer" in vectors) == (mixer["mixer"] == "adaptive")
@@ -350,7 +350,7 @@ def test_a_local_head_stays_with_its_client(start):
 
 def test_a_frozen_head_never_moves_and_never_travels(start):
     run = start("fedalt", head="frozen_label_text")
-    adapter = run.pool.worker.adapter
+    adapter = run.worker.adapter
     for done in run.rounds(2):
         assert all(outcome.update.payload.head is None for outcome in done.outcomes)
         assert np.array_equal(adapter.read("head"), run.initial.head())

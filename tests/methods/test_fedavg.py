@@ -123,6 +123,6 @@ def test_a_head_that_is_not_shared_never_travels(start, head):
     heads = [run.state(client.id).head for client in run.prepared.clients]
     if head == "frozen_label_text":
         assert heads == [None] * 3
-        assert np.array_equal(run.pool.worker.adapter.read("head"), run.initial.head())
+        assert np.array_equal(run.worker.adapter.read("head"), run.initial.head())
     else:
         assert len({vector.tobytes() for vector in [*heads, run.initial.head()]}) == 4

@@ -49,7 +49,7 @@ class Run:
 
     @property
     def adapter(self) -> Adapter:
-        return self.pool.worker.adapter
+        return next(iter(self.pool.workers.values())).adapter
 
     def round(self) -> RoundDone:
         *_, done = self.federation.round()
@@ -106,7 +106,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         config = load_config(config, {"method": entry})
         prepared = prepare(config)
         pool = InlinePool(prepared.data.shards)
-        initial = pool.setup(prepared.job(config.method[0]))
+        initial = pool.setup(prepared.jobs(config.method[0]))
         method = build_method(config, config.method[0])
         return Run(prepared, initial, pool, Federation(config, method, prepared.clients, initial, pool))
 
@@ -139,7 +139,7 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
     pi: [K, J]. Returns ΔW [J][target] and the heads [J].
     """
     clusters = pi.shape[1]
-    clients, adapter, setting = run.prepared.clients, run.adapter, run.pool.worker.setting
+    clients, adapter, setting = run.prepared.clients, run.adapter, next(iter(run.pool.workers.values())).setting
     lora, rest = adapter.layout("lora"), adapter.layout("rest")
     W = [{target: np.zeros((WIDTH, WIDTH)) for target in TARGETS} for _ in range(clusters)]
     heads = [run.initial.vectors["head"].astype(np.float64) for _ in range(clusters)]
@@ -221,7 +221,7 @@ def test_what_travels_is_counted_as_derived_by_hand(start: Callable[..., Run]) -
         assert {outcome.downlink_bytes for outcome in first.outcomes} == {51 * size + 8}
         assert {outcome.downlink_bytes for outcome in second.outcomes} == {435 * size + 8}
         assert {outcome.report.recorded["mask_size"] for outcome in second.outcomes} == {20}
-        cost = run.prepared.costs["fedhft"]
+        (cost,) = run.prepared.costs["fedhft"].values()
         assert (cost.uplink_bytes, cost.downlink_bytes) == (219 * size + 8, 435 * size + 8)
         assert (cost.uplink, cost.downlink) == (219, 437)
 
@@ -304,7 +304,7 @@ def test_pre_trains_only_the_rows_that_it_keeps(start: Callable[..., Run], monke
         monkeypatch.setattr(LocalTrainer, "train", look)
         done = run.round()
         run.round()
-        assert run.prepared.costs["fedhft"].trainable == (219 if timing == "pre" else 307)
+        assert next(iter(run.prepared.costs["fedhft"].values())).trainable == (219 if timing == "pre" else 307)
         assert {outcome.uplink_bytes for outcome in done.outcomes} == {219 * 4 + 8}
     assert counts == {
         "pre": {(219, frozenset({(2, 16), (5, 2), (3, 16)}))},

@@ -327,7 +327,7 @@ def test_the_mixture_is_retracted_when_it_is_loaded(start, turn):
     means of W and b."""
     run = start({"name": "fedreft", "mixing": "fixed", "lam": 0.5, "aggregate": "mean"}, train__lr=0.1)
     run.round()
-    adapter, client, seen = run.pool.worker.adapter, run.prepared.clients[0], []
+    adapter, client, seen = run.worker.adapter, run.prepared.clients[0], []
     down = run.method.configure_train(run.federation.server, [client])[client.id]
     own = run.state(client.id)
     run.method.train_client(adapter, own, down, turn(client, adapter, lambda a: seen.append(a.read("reft"))))
@@ -379,7 +379,7 @@ def test_every_client_starts_from_the_head_that_is_its_own_or_the_servers(paper,
 
 def test_a_frozen_head_never_moves_and_never_travels(start):
     run = start({"name": "fedreft", "mixing": "fixed"}, head="frozen_label_text")
-    adapter = run.pool.worker.adapter
+    adapter = run.worker.adapter
     for done in run.rounds(2):
         assert all(outcome.update.payload.head is None for outcome in done.outcomes)
         assert all(outcome.uplink_bytes == 4 * 264 for outcome in done.outcomes)

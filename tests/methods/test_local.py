@@ -37,7 +37,7 @@ def test_local_is_training_alone(start, head):
         alone.load("head", run.initial.head())
         table = run.prepared.data.shards[client.id].tables["train"]
         for server_round in range(3):
-            train_steps(TorchEngine(alone), table, client.id, server_round, run.pool.worker.setting)
+            train_steps(TorchEngine(alone), table, client.id, server_round, run.worker.setting)
         assert np.array_equal(run.state(client.id).adapter, alone.read("lora"))
         assert np.array_equal(run.state(client.id).head, alone.read("head"))
         assert not np.array_equal(alone.read("lora"), run.initial.vectors["lora"])
@@ -52,7 +52,7 @@ def test_local_sends_nothing(start, head, adapter):
     assert run.federation.server.head is None
     assert (run.state("client_000").head is None) == (head == "frozen_label_text")
     if head == "frozen_label_text":
-        assert np.array_equal(run.pool.worker.adapter.read("head"), run.initial.head())
+        assert np.array_equal(run.worker.adapter.read("head"), run.initial.head())
 
 
 @pytest.mark.parametrize("head", ["shared", "local"])
@@ -75,7 +75,7 @@ def test_head_only_adapters_are_nobody_elses(start, turn):
     """A client begins its second turn with the adapter that it ended its first with, and with everybody's head."""
     run = start("head_only")
     run.round()
-    adapter, client, seen = run.pool.worker.adapter, run.prepared.clients[1], {}
+    adapter, client, seen = run.worker.adapter, run.prepared.clients[1], {}
     down = run.method.configure_train(run.federation.server, [client])[client.id]
     local = turn(client, adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
     run.method.train_client(adapter, run.state(client.id), down, local)

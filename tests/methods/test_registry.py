@@ -167,7 +167,7 @@ def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     prepared = prepare(config)
     assert [client.num_examples for client in prepared.clients] == [8, 8, 8]
     entry, pool = config.method[0], InlinePool(prepared.data.shards)
-    initial = pool.setup(prepared.job(entry))
+    initial = pool.setup(prepared.jobs(entry))
     federation = Federation(config, build_method(config, entry), prepared.clients, initial, pool)
     done = [event for event in federation.run() if isinstance(event, RoundDone)]
     assert [len(event.outcomes) for event in done] == [3, 3, 3, 3]

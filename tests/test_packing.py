@@ -1,0 +1,97 @@
+"""How many actors of each tier fit on a cluster."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedray.config import ClientsConfig
+from fedray.packing import allot, fit_together, fits, requests, share_gpus
+
+
+def asked(**tiers: dict[str, float]) -> dict[str, dict[str, float]]:
+    return tiers
+
+
+def test_eight_quarters_fill_two_gpus() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}]
+    quarter = asked(a={"CPU": 0.5, "GPU": 0.25})
+    assert allot(quarter, {"a": 100}, {"a": None}, nodes) == {"a": 8}
+    assert allot(quarter, {"a": 3}, {"a": None}, nodes) == {"a": 3}, "no more than there are clients for"
+    assert allot(asked(a={"CPU": 0.5, "GPU": 0.3}), {"a": 100}, {"a": None}, nodes) == {"a": 6}
+
+
+def test_ten_tenths_are_one() -> None:
+    """In floats ten times 0.1 is less than 1, and three times more than 0.3."""
+    for part, whole in ((0.1, 1.0), (0.1, 0.3)):
+        found = allot(asked(a={"CPU": part}), {"a": 100}, {"a": None}, [{"CPU": whole}])
+        assert found == {"a": round(whole / part)}
+
+
+def test_an_actor_lies_on_one_node() -> None:
+    """Two nodes of half a GPU hold no actor of 0.75."""
+    nodes = [{"CPU": 4.0, "GPU": 0.5}, {"CPU": 4.0, "GPU": 0.5}]
+    assert not any(fits({"CPU": 1.0, "GPU": 0.75}, node) for node in nodes)
+    assert fits({"CPU": 1.0, "GPU": 0.5}, nodes[0])
+    assert not fits({"CPU": 1.0, "tpu": 1.0}, nodes[0])
+    assert allot(asked(a={"CPU": 1.0, "GPU": 0.3}), {"a": 9}, {"a": None}, nodes) == {"a": 2}
+
+
+def test_actors_go_where_most_clients_wait() -> None:
+    """Six CPUs, 30 and 10 clients: after one each, the others go to a until 30/4 < 10/1, then to b, then to a: 4 and 2.
+    A tier with a number of its own keeps it."""
+    one = asked(a={"CPU": 1.0}, b={"CPU": 1.0})
+    assert allot(one, {"a": 30, "b": 10}, {"a": None, "b": None}, [{"CPU": 6.0}]) == {"a": 4, "b": 2}
+    assert allot(one, {"a": 30, "b": 10}, {"a": 1, "b": None}, [{"CPU": 6.0}]) == {"a": 1, "b": 5}
+
+
+def test_tiers_must_fit_together() -> None:
+    three = asked(a={"CPU": 1.0}, b={"CPU": 1.0}, c={"CPU": 1.0})
+    assert not fit_together(three, [{"CPU": 2.0}])
+    assert fit_together(three, [{"CPU": 2.0}, {"CPU": 1.0}])
+
+
+def test_what_an_actor_asks_for() -> None:
+    """Three tiers on two CPUs share them: 2/3 each, rounded down to ten-thousandths."""
+    tiers: dict[str, Any] = {
+        "a": {"share": 0.5},
+        "b": {"share": 0.25, "num_cpus": 0.5, "num_gpus": 0.25, "memory": "2GB", "resources": {"fast": 1}},
+        "c": {"share": 0.25},
+    }
+    clients = ClientsConfig.model_validate({"tiers": tiers})
+    found = requests(clients, ["a", "b", "c"], [{"CPU": 2.0}])
+    assert found["a"] == found["c"] == {"CPU": 0.6666, "GPU": 0.0, "memory": 0.0}
+    assert found["b"] == {"CPU": 0.5, "GPU": 0.25, "memory": 2e9, "fast": 1.0}
+    assert fit_together(found, [{"CPU": 2.0, "GPU": 1.0, "memory": 1e10, "fast": 1.0}])
+    assert requests(clients, ["a"], [{"CPU": 64.0}])["a"]["CPU"] == 1.0
+    assert requests(ClientsConfig(num_cpus=2.0), ["default"], [{"CPU": 64.0}])["default"]["CPU"] == 2.0
+
+
+def test_gpus_that_nobody_asked_for_are_shared() -> None:
+    """Two GPUs, one actor with 0.5: three others get 0.5 each; no actor gets more than one."""
+    one = asked(a={"GPU": 0.5}, b={})
+    assert share_gpus(2.0, one, {"a": 1, "b": 3}, ["b"]) == 0.5
+    assert share_gpus(8.0, one, {"a": 1, "b": 3}, ["b"]) == 1.0
+    assert share_gpus(0.0, asked(b={}), {"b": 3}, ["b"]) == 0.0
+    assert share_gpus(0.25, one, {"a": 1, "b": 3}, ["b"]) == 0.0
+    assert share_gpus(1.0, asked(b={}), {"b": 3}, ["b"]) * 3 <= 1.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 20)), min_size=1, max_size=4),
+    st.lists(st.integers(1, 80), min_size=1, max_size=3),
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_allotted_has_room_and_nothing_more_would(parts: list[tuple[int, int]], sizes: list[int]) -> None:
+    """Tenths of CPUs and GPUs. Beyond the one actor that every tier needs, no node is overfull in total, and every tier
+    either has an actor per client or no node has room for one more by itself alone."""
+    tiers = {f"t{i}": {"CPU": cpu / 10, "GPU": gpu / 10} for i, (cpu, gpu) in enumerate(parts)}
+    nodes = [{"CPU": size / 10, "GPU": 4.0} for size in sizes]
+    most = dict.fromkeys(tiers, 7)
+    found = allot(tiers, most, dict.fromkeys(tiers), nodes)
+    assert all(1 <= found[name] <= 7 for name in tiers)
+    if fit_together(tiers, nodes):
+        for resource in ("CPU", "GPU"):
+            used = sum(found[name] * tiers[name][resource] for name in tiers)
+            assert used <= sum(node[resource] for node in nodes) + 1e-9
