@@ -1,8 +1,10 @@
 """How many client actors of each tier fit on a cluster's nodes, and how they are dealt to the tiers.
 
-Amounts are counted in ten-thousandths, as Ray counts them: four actors of 0.25 GPUs fill one GPU exactly.
+Amounts are counted in ten-thousandths, as Ray counts them: four actors of 0.25 GPUs fill one GPU exactly. A fraction of
+a GPU lies on one GPU: two of them hold four actors of 0.4, not five.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from fedray.config import ClientsConfig
@@ -31,13 +33,13 @@ def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amoun
 
 def fits(asked: Amounts, node: Amounts) -> bool:
     """Return whether one actor has room on an otherwise empty node."""
-    return all(_units(amount) <= _units(node.get(name, 0.0)) for name, amount in asked.items())
+    return _Room(node).place(asked)
 
 
 def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> bool:
     """Return whether one actor of every tier has room at the same time."""
-    free = [{name: _units(amount) for name, amount in node.items()} for node in nodes]
-    return all(_place(amounts, free) for amounts in asked.values())
+    rooms = [_Room(node) for node in nodes]
+    return all(_place(amounts, rooms) for amounts in asked.values())
 
 
 def allot(
@@ -48,15 +50,15 @@ def allot(
 
     most: the clients of each tier that a round can have; more actors would idle.
     """
-    free = [{name: _units(amount) for name, amount in node.items()} for node in nodes]
+    rooms = [_Room(node) for node in nodes]
     sizes = {name: fixed[name] or 1 for name in asked}
     for name, size in sizes.items():
         for _ in range(size):
-            _place(asked[name], free)
+            _place(asked[name], rooms)
     growing = {name for name in asked if fixed[name] is None}
     while growing:
         name = max(growing, key=lambda name: (most[name] / sizes[name], name))
-        if sizes[name] < most[name] and _place(asked[name], free):
+        if sizes[name] < most[name] and _place(asked[name], rooms):
             sizes[name] += 1
         else:
             growing.remove(name)
@@ -64,21 +66,50 @@ def allot(
 
 
 def share_gpus(gpus: float, asked: Mapping[str, Amounts], sizes: Mapping[str, int], sharing: Sequence[str]) -> float:
-    """Return the fraction of a GPU for each actor of the tiers that share what the others leave, at most 1."""
+    """Return the fraction of a GPU for each actor of the tiers that share what the others leave: one part of a GPU on
+    which as many of them lie as must, at most a whole one."""
     left = gpus - sum(asked[name].get("GPU", 0.0) * size for name, size in sizes.items() if name not in sharing)
     actors = sum(sizes[name] for name in sharing)
-    return min(1.0, max(0, int(UNIT * left / actors)) / UNIT) if actors else 0.0
+    if not actors or left <= 0:
+        return 0.0
+    whole = int(left + 1e-9)
+    share = 1 / math.ceil(actors / whole) if whole else left / actors
+    return int(UNIT * share + 1e-6) / UNIT
 
 
-def _place(asked: Amounts, free: list[dict[str, int]]) -> bool:
-    """Take one actor's room from the first node that has it; return whether there was one."""
-    wanted = {name: _units(amount) for name, amount in asked.items() if amount}
-    for node in free:
-        if all(node.get(name, 0) >= amount for name, amount in wanted.items()):
-            for name, amount in wanted.items():
-                node[name] -= amount
-            return True
-    return False
+class _Room:
+    """What is left of a node."""
+
+    def __init__(self, node: Amounts) -> None:
+        self._free = {name: _units(amount) for name, amount in node.items() if name != "GPU"}
+        self._gpus = [UNIT] * int(node.get("GPU", 0.0))
+
+    def place(self, asked: Amounts) -> bool:
+        """Take an actor's room, if there is all of it; return whether there was."""
+        wanted = {name: _units(amount) for name, amount in asked.items() if amount and name != "GPU"}
+        gpus = self._fullest(_units(asked.get("GPU", 0.0)))
+        if gpus is None or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
+            return False
+        for name, amount in wanted.items():
+            self._free[name] -= amount
+        for index, amount in gpus.items():
+            self._gpus[index] -= amount
+        return True
+
+    def _fullest(self, wanted: int) -> dict[int, int] | None:
+        """Return what to take of which GPU: whole ones, or a part of the fullest that has it; None: no room."""
+        if wanted >= UNIT:
+            whole = [index for index, free in enumerate(self._gpus) if free == UNIT][: wanted // UNIT]
+            return dict.fromkeys(whole, UNIT) if len(whole) * UNIT == wanted else None
+        able = [(free, index) for index, free in enumerate(self._gpus) if free >= wanted]
+        if wanted == 0 or not able:
+            return {} if wanted == 0 else None
+        return {min(able)[1]: wanted}
+
+
+def _place(asked: Amounts, rooms: Sequence[_Room]) -> bool:
+    """Take one actor's room on the first node that has it; return whether there was one."""
+    return any(room.place(asked) for room in rooms)
 
 
 def _units(amount: float) -> int:

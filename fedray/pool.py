@@ -209,7 +209,8 @@ def _total(nodes: Sequence[Amounts]) -> Amounts:
 
 def _readable(amounts: Amounts) -> str:
     """Return `2 CPU, 0.5 GPU`; Ray's own bookkeeping resources are left out."""
-    shown = {name: f"{amount:g} {name}" for name, amount in amounts.items() if amount}
-    if amounts.get("memory"):
+    names = [name for name in ("CPU", "GPU", *sorted(amounts)) if amounts.get(name)]
+    shown = {name: f"{amounts[name]:g} {name}" for name in names if ":" not in name and "store" not in name}
+    if "memory" in shown:
         shown["memory"] = f"{amounts['memory'] / 1e9:.3g} GB memory"
-    return ", ".join(text for name, text in shown.items() if ":" not in name and "store" not in name) or "nothing"
+    return ", ".join(shown.values()) or "nothing"

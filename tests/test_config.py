@@ -128,7 +128,10 @@ TIERS = st.sampled_from([(8,), (4, 4), (1, 7), (2, 2, 4)]).flatmap(
 )
 CLIENTS = st.integers(1, 1000).flatmap(
     lambda count: some(
-        count=st.just(count), per_round=st.integers(1, count), num_gpus=st.floats(0, 8), tiers=st.just({}) | TIERS
+        count=st.just(count),
+        per_round=st.integers(1, count),
+        num_gpus=st.floats(0, 1) | st.sampled_from([2.0, 8.0]),
+        tiers=st.just({}) | TIERS,
     )
 )
 

@@ -19,7 +19,10 @@ def test_eight_quarters_fill_two_gpus() -> None:
     quarter = asked(a={"CPU": 0.5, "GPU": 0.25})
     assert allot(quarter, {"a": 100}, {"a": None}, nodes) == {"a": 8}
     assert allot(quarter, {"a": 3}, {"a": None}, nodes) == {"a": 3}, "no more than there are clients for"
-    assert allot(asked(a={"CPU": 0.5, "GPU": 0.3}), {"a": 100}, {"a": None}, nodes) == {"a": 6}
+    for part, per_gpu in ((0.3, 3), (0.4, 2), (0.5, 2), (0.6, 1), (1, 1)):
+        found = allot(asked(a={"CPU": 0.5, "GPU": part}), {"a": 100}, {"a": None}, nodes)
+        assert found == {"a": 2 * per_gpu}, f"a fraction of {part} lies on one GPU"
+    assert allot(asked(a={"GPU": 2.0}), {"a": 100}, {"a": None}, nodes) == {"a": 1}
 
 
 def test_ten_tenths_are_one() -> None:
@@ -69,9 +72,11 @@ def test_what_an_actor_asks_for() -> None:
 
 
 def test_gpus_that_nobody_asked_for_are_shared() -> None:
-    """Two GPUs, one actor with 0.5: three others get 0.5 each; no actor gets more than one."""
+    """Five actors on two GPUs are three on one of them: 1/3 each. With one actor of 0.5, one whole GPU is left for
+    three others. No actor gets more than one."""
     one = asked(a={"GPU": 0.5}, b={})
-    assert share_gpus(2.0, one, {"a": 1, "b": 3}, ["b"]) == 0.5
+    assert share_gpus(2.0, asked(b={}), {"b": 5}, ["b"]) == 0.3333
+    assert share_gpus(2.0, one, {"a": 1, "b": 3}, ["b"]) == 0.3333
     assert share_gpus(8.0, one, {"a": 1, "b": 3}, ["b"]) == 1.0
     assert share_gpus(0.0, asked(b={}), {"b": 3}, ["b"]) == 0.0
     assert share_gpus(0.25, one, {"a": 1, "b": 3}, ["b"]) == 0.0
@@ -79,7 +84,7 @@ def test_gpus_that_nobody_asked_for_are_shared() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 20)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 40), st.sampled_from([0, 1, 3, 4, 5, 7, 10, 20])), min_size=1, max_size=4),
     st.lists(st.integers(1, 80), min_size=1, max_size=3),
 )
 @pytest.mark.filterwarnings("error")
@@ -92,6 +97,8 @@ def test_what_is_allotted_has_room_and_nothing_more_would(parts: list[tuple[int,
     found = allot(tiers, most, dict.fromkeys(tiers), nodes)
     assert all(1 <= found[name] <= 7 for name in tiers)
     if fit_together(tiers, nodes):
+        parts_of_gpus = [n for n, amounts in tiers.items() if 0.5 < amounts["GPU"] <= 1 for _ in range(found[n])]
+        assert len(parts_of_gpus) <= 4 * len(nodes)
         for resource in ("CPU", "GPU"):
             used = sum(found[name] * tiers[name][resource] for name in tiers)
             assert used <= sum(node[resource] for node in nodes) + 1e-9

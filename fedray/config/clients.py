@@ -2,11 +2,19 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import AfterValidator, ByteSize, Field, field_validator, model_validator
 
 from fedray.config.section import Fraction, PositiveInt, Section
 from fedray.errors import choices
 
+
+def _whole_above_one(amount: float) -> float:
+    if amount > 1 and amount != int(amount):
+        raise ValueError("above 1, GPUs come whole")
+    return amount
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 Precision = Literal["float32", "bfloat16", "float16"]
 ROUNDING = 1e-6
 """Shares that differ from 1 by less than this are rounding."""
@@ -40,7 +48,7 @@ class TierConfig(Section):
     """Ids of the clients of this tier, instead of a share."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """CPUs of one client actor; may be a fraction. Default: clients.num_cpus."""
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Gpus | None = None
     """GPUs of one client actor; may be a fraction. Default: clients.num_gpus."""
     memory: ByteSize | None = None
     """Host memory of one client actor that Ray reserves, in bytes or as `4GB`."""
@@ -103,7 +111,7 @@ class ClientsConfig(Section):
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """CPUs of one client actor; may be a fraction. Default: 1, or an equal share where there are more tiers than CPUs
     in the cluster."""
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Gpus | None = None
     """GPUs of one client actor; may be a fraction. Default: an equal share of the cluster's, 0 where it has none."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""

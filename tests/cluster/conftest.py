@@ -11,8 +11,8 @@ from fedray.driver import start_ray
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Two CPUs, and two GPUs that exist in Ray's books only. Unix socket paths are short, so the folder cannot lie under
-    pytest's own."""
+    """Two CPUs, and two GPUs that exist in Ray's books only. Unix socket paths are short, so the folder cannot
+    lie under pytest's own."""
     folder = f"/tmp/fedray-test-{os.getpid()}"
     start_ray(
         address="local",

@@ -107,8 +107,8 @@ def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(cluste
     ("tiers", "message"),
     [
         (
-            {"big": {"share": 1.0, "num_gpus": 2.5}},
-            r"tier 'big' fits on no node: it asks for 1 CPU, 2\.5 GPU; the cluster's nodes have 2 CPU, 2 GPU",
+            {"big": {"share": 1.0, "num_gpus": 3}},
+            r"tier 'big' fits on no node: it asks for 1 CPU, 3 GPU; the cluster's nodes have 2 CPU, 2 GPU",
         ),
         ({"odd": {"share": 1.0, "resources": {"tpu": 1}}}, r"it asks for 1 CPU, 1 tpu; the cluster's nodes have 2 CPU"),
         (
