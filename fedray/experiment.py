@@ -1,21 +1,25 @@
 """An experiment: each method of the comparison in turn, on identical data, partition, initial weights and cohorts."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
 
+from fedray.calibration import calibrated
 from fedray.config import MethodConfig
 from fedray.evaluation.metrics import default_metric, higher_is_better
-from fedray.federation import ClientDone, Federation, Pool, RoundDone
+from fedray.federation import ClientDone, Pool
 from fedray.methods.protocol import Initial
-from fedray.methods.registry import build_method
 from fedray.prepare import Prepared
 from fedray.state import sha256
 from fedray.tracking import RunFolder, Summary, means, round_row
 from fedray.training.threads import set_threads
 from fedray.worker import Job, Outcome
+
+TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "simulated_seconds")
+"""Columns of a round that add up to the summary's."""
 
 
 class MethodPool(Pool, Protocol):
@@ -49,7 +53,7 @@ class RoundFinished:
     final: bool
     aggregated: float | None
     personalised: float | None
-    train_loss: float
+    train_loss: float | None
     seconds: float
 
 
@@ -64,6 +68,7 @@ Event = MethodStarted | TurnFinished | RoundFinished | MethodFinished
 def run_experiment(prepared: Prepared, pool: MethodPool, path: Path) -> Iterator[Event]:
     """Run every method, write the run's folder as it goes, and yield what happens."""
     set_threads(prepared.config.clients.threads)
+    prepared = calibrated(prepared)
     folder = RunFolder(path, prepared.config)
     for entry in prepared.config.method:
         yield from _run_method(prepared, entry, pool, folder)
@@ -74,20 +79,28 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folde
     cohort = config.clients.per_round or len(prepared.clients)
     yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients))
     initial = pool.setup(prepared.jobs(entry))
-    federation = Federation(config, build_method(config, entry), prepared.clients, initial, pool)
-    uplink = downlink = 0
+    federation = prepared.federation(entry, initial, pool)
+    totals: Counter[str] = Counter()
     final: tuple[Outcome, ...] = ()
     for event in federation.run():
         if isinstance(event, ClientDone):
             yield TurnFinished(entry.key, event.server_round, event.outcome.update.client.id)
             continue
         folder.record(entry.key, event)
+        row = round_row(event, config.clients)
         if event.final:
             final = event.outcomes
         else:
-            uplink += sum(outcome.uplink_bytes for outcome in event.outcomes)
-            downlink += sum(outcome.downlink_bytes for outcome in event.outcomes)
-        yield _round_finished(entry.key, event)
+            totals.update({name: row[name] for name in TOTALS})
+        yield RoundFinished(
+            entry.key,
+            event.server_round,
+            event.final,
+            row["aggregated_mean"],
+            row["personalised_mean"],
+            row["train_loss"],
+            event.seconds,
+        )
     states = federation.states()
     metric = config.evaluation.metric or default_metric(config.task)
     measured = means(final)
@@ -103,24 +116,10 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folde
         personalised_weighted_mean=measured["personalised_weighted_mean"],
         personalised_worst=measured["personalised_min" if higher_is_better(metric) else "personalised_max"],
         trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
-        uplink_bytes=uplink,
-        downlink_bytes=downlink,
+        **{name: totals[name] for name in TOTALS},
         wall_seconds=perf_counter() - started,
         state_sha256=sha256(states),
         data_sha256=prepared.data.fingerprint,
     )
     folder.finish(summary, states, final)
     yield MethodFinished(summary)
-
-
-def _round_finished(method: str, done: RoundDone) -> RoundFinished:
-    row = round_row(done)
-    return RoundFinished(
-        method,
-        done.server_round,
-        done.final,
-        row["aggregated_mean"],
-        row["personalised_mean"],
-        row["train_loss"],
-        done.seconds,
-    )

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedray.config import Config
+from fedray.config import Config, TrainConfig
+from fedray.devices import Attendance, attend, cohort_size
 from fedray.methods.protocol import AnyMethod, Initial, Metrics
 from fedray.randomness import keyed_rng
+from fedray.state import num_bytes
 from fedray.types import Client, ClientId
 from fedray.worker import Assignment, Outcome
 
@@ -46,12 +48,14 @@ class ClientDone:
 
 @dataclass(frozen=True)
 class RoundDone:
-    """A round was aggregated. outcomes: in the order of client ids. final: the last pass, nothing is sent up."""
+    """A round was aggregated. outcomes: in the order of client ids. attendance: who was asked and came (None in the
+    final pass, to which everybody comes). final: the last pass, nothing is sent up."""
 
     server_round: int
     outcomes: tuple[Outcome, ...]
     metrics: Metrics
     seconds: float
+    attendance: Attendance | None = None
     final: bool = False
 
 
@@ -59,10 +63,22 @@ class Federation:
     """One method on one population of clients.
 
     The state is `server_round`, `server` and `client_states` (handles of those who have trained), nothing else.
+
+    train, up_bytes: by tier, how a client trains with this method and how many bytes it sends.
     """
 
-    def __init__(self, config: Config, method: AnyMethod, clients: Sequence[Client], initial: Initial, pool: Pool):
+    def __init__(
+        self,
+        config: Config,
+        method: AnyMethod,
+        clients: Sequence[Client],
+        initial: Initial,
+        pool: Pool,
+        train: Mapping[str, TrainConfig],
+        up_bytes: Mapping[str, int],
+    ):
         self.config, self.method, self.clients, self.pool = config, method, tuple(clients), pool
+        self.train, self.up_bytes = train, up_bytes
         self.server_round = 0
         self.server = method.init_server(initial, self.clients)
         self.client_states: dict[ClientId, Handle] = {}
@@ -78,11 +94,12 @@ class Federation:
         cohort = sample_cohort(self.clients, self.config, self.server_round)
         downlinks = self.method.configure_train(self.server, cohort)
         measure = self.config.evaluation.every > 0 and self.server_round % self.config.evaluation.every == 0
-        finished = yield from self._train(self._assign(cohort, measure), downlinks)
+        attendance = self._attend(cohort, downlinks)
+        finished = yield from self._train(self._assign(attendance.present, measure), downlinks)
         outcomes = tuple(outcome for outcome, _ in finished)
         self.client_states |= {outcome.update.client.id: state for outcome, state in finished}
         self.server, metrics = self.method.aggregate_train(self.server, [outcome.update for outcome in outcomes])
-        yield RoundDone(self.server_round, outcomes, metrics, perf_counter() - started)
+        yield RoundDone(self.server_round, outcomes, metrics, perf_counter() - started, attendance)
         self.server_round += 1
 
     def take_home(self) -> Iterator[ClientDone | RoundDone]:
@@ -98,6 +115,18 @@ class Federation:
         """Return the server's state as "server", and each trained client's as "client/ID"."""
         clients = {f"client/{id}": self.pool.fetch(self.client_states[id]) for id in sorted(self.client_states)}
         return {"server": self.server, **clients}
+
+    def _attend(self, cohort: Sequence[Client], downlinks: Mapping[ClientId, Any]) -> Attendance:
+        return attend(
+            self.config.clients,
+            self.config.seed,
+            self.server_round,
+            cohort,
+            len(self.clients),
+            self.train,
+            {client.id: num_bytes(downlinks[client.id]) for client in cohort},
+            self.up_bytes,
+        )
 
     def _train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
@@ -117,6 +146,6 @@ class Federation:
 
 def sample_cohort(clients: Sequence[Client], config: Config, server_round: int) -> list[Client]:
     """Return the round's cohort in the order of client ids, drawn without replacement by (seed, round)."""
-    size = config.clients.per_round or len(clients)
+    size = cohort_size(config.clients, len(clients))
     chosen = keyed_rng(config.seed, "cohort", server_round).choice(len(clients), size=size, replace=False)
     return [clients[index] for index in np.sort(chosen)]

@@ -82,7 +82,8 @@ class _Room:
 
     def __init__(self, node: Amounts) -> None:
         self._free = {name: _units(amount) for name, amount in node.items() if name != "GPU"}
-        self._gpus = [UNIT] * int(node.get("GPU", 0.0))
+        whole, part = divmod(_units(node.get("GPU", 0.0)), UNIT)
+        self._gpus = [UNIT] * whole + [part] * (part > 0)
 
     def place(self, asked: Amounts) -> bool:
         """Take an actor's room, if there is all of it; return whether there was."""

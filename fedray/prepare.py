@@ -13,8 +13,11 @@ from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
+from fedray.devices import cohort_size
 from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
+from fedray.federation import Federation, Pool
+from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
@@ -41,10 +44,23 @@ class Prepared:
         job = Job(self.config, entry, self.architecture, self.data.label_names, self.data.pad_token_id)
         return {tier: replace(job, tier=tier) for tier in self.cohorts()}
 
+    def federation(self, entry: MethodConfig, initial: Initial, pool: Pool) -> Federation:
+        """Return the federation of one method, before its first round."""
+        costs = self.costs[entry.key]
+        return Federation(
+            self.config,
+            build_method(self.config, entry),
+            self.clients,
+            initial,
+            pool,
+            {tier: self.config.section_for(entry, tier).train for tier in costs},
+            {tier: cost.uplink_bytes for tier, cost in costs.items()},
+        )
+
     def cohorts(self) -> dict[str, int]:
         """Return the most clients of each tier that a round can have; tiers without clients are left out."""
         sizes = Counter(client.tier for client in self.clients)
-        largest = self.config.clients.per_round or len(self.clients)
+        largest = cohort_size(self.config.clients, len(self.clients))
         return {name: min(sizes[name], largest) for name in self.config.clients.tier_names if sizes[name]}
 
 

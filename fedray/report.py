@@ -69,14 +69,15 @@ class LiveProgress:
             self._bars.advance(self._tasks[event.method])
         elif isinstance(event, RoundFinished):
             at = "final pass" if event.final else f"round {event.server_round + 1}"
-            shown = f"loss {event.train_loss:.3f}"
+            shown = "nobody came" if event.train_loss is None else f"loss {event.train_loss:.3f}"
             if event.personalised is not None:
                 before, after = (percent(value, self._metric) for value in (event.aggregated, event.personalised))
                 shown += f", aggregated {before}, personalised {after}"
             self._bars.update(self._tasks[event.method], at=at, scores=shown)
             self._plain(f"{event.method}: {at}: {shown}, {event.seconds:.1f} s")
         elif isinstance(event, MethodFinished):
-            self._bars.update(self._tasks[event.summary.method], at="done")
+            task = self._tasks[event.summary.method]
+            self._bars.update(task, completed=self._bars.tasks[task].total, at="done")  # some may never have come
 
     def _plain(self, line: str) -> None:
         if not self._console.is_terminal:

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from fedray.config import Config, dump_yaml
+from fedray.config import ClientsConfig, Config, dump_yaml
+from fedray.devices import device_seconds
 from fedray.errors import ConfigError
 from fedray.federation import RoundDone
 from fedray.state import arrays
-from fedray.types import Evaluation
+from fedray.types import ClientId, Evaluation
 from fedray.worker import Outcome
 
 Row = dict[str, Any]
@@ -35,7 +36,9 @@ Row = dict[str, Any]
 class Summary:
     """One method's result. aggregated, personalised: metric on each client's test split in the final pass, right after
     aggregation and after the next local training; `weighted`: by test examples; `worst`: the client with the worst.
-    uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. wall_seconds: with it.
+    uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. late, dropped_out: clients that
+    were asked and not aggregated, likewise. simulated_seconds: of all rounds on the tiers' devices. wall_seconds: on
+    this machine, the final pass included.
     trainable_parameters: of a client; where tiers differ, the most. state_sha256: of the final server and client
     states. data_sha256: of the examples and who holds which."""
 
@@ -52,6 +55,9 @@ class Summary:
     trainable_parameters: int
     uplink_bytes: int
     downlink_bytes: int
+    late: int
+    dropped_out: int
+    simulated_seconds: float
     wall_seconds: float
     state_sha256: str
     data_sha256: str
@@ -66,6 +72,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Config):
         self.path = path
+        self._config = config
         self._rounds: list[Row] = []
         self._clients: list[Row] = []
         self._summaries: list[Summary] = []
@@ -76,8 +83,12 @@ class RunFolder:
     def record(self, method: str, done: RoundDone) -> None:
         """Append a round (or the final pass) and its clients, and write both tables."""
         phase = "final" if done.final else "train"
-        self._rounds.append({"method": method, "phase": phase, **round_row(done)})
-        self._clients.extend({"method": method, "phase": phase, **client_row(outcome)} for outcome in done.outcomes)
+        self._rounds.append({"method": method, "phase": phase, **round_row(done, self._config.clients)})
+        simulated = client_seconds(self._config.clients, done)
+        self._clients.extend(
+            {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
+            for outcome in done.outcomes
+        )
         self._write_table("rounds.parquet", self._rounds)
         self._write_table("clients.parquet", self._clients)
 
@@ -123,7 +134,28 @@ def check_free(path: Path) -> None:
         raise ConfigError(f"output {path}: {parent} cannot be written to; name another folder with --output")
 
 
-def client_row(outcome: Outcome) -> Row:
+def client_seconds(clients: ClientsConfig, done: RoundDone) -> dict[ClientId, float]:
+    """Return each client's simulated seconds: with the calibrated cost where there is one, else as measured here."""
+    arrivals = {} if done.attendance is None else done.attendance.arrivals
+    return {
+        client.id: arrivals[client.id]
+        if client.id in arrivals
+        else device_seconds(
+            clients.tier(client.tier), outcome.report.seconds, outcome.downlink_bytes, outcome.uplink_bytes
+        )
+        for outcome in done.outcomes
+        for client in [outcome.update.client]
+    }
+
+
+def round_seconds(clients: ClientsConfig, done: RoundDone) -> float:
+    """Return the round's simulated seconds: until the last update that was waited for."""
+    if done.attendance is not None and done.attendance.seconds is not None:
+        return done.attendance.seconds
+    return max(client_seconds(clients, done).values(), default=0.0)
+
+
+def client_row(outcome: Outcome, simulated_seconds: float) -> Row:
     """Return a client's row of clients.parquet."""
     report, client = outcome.report, outcome.update.client
     return {
@@ -133,6 +165,7 @@ def client_row(outcome: Outcome) -> Row:
         "num_examples": report.num_examples,
         "steps": report.steps,
         "seconds": report.seconds,
+        "simulated_seconds": simulated_seconds,
         "train_loss": report.train_loss,
         **_evaluation("aggregated", report.aggregated),
         **_evaluation("personalised", report.personalised),
@@ -143,12 +176,15 @@ def client_row(outcome: Outcome) -> Row:
     }
 
 
-def round_row(done: RoundDone) -> Row:
+def round_row(done: RoundDone, clients: ClientsConfig) -> Row:
     """Return a round's row of rounds.parquet: means over its clients."""
     losses = [outcome.report.train_loss for outcome in done.outcomes]
     return {
         "server_round": done.server_round,
         "clients": len(done.outcomes),
+        "late": len(done.attendance.late) if done.attendance else 0,
+        "dropped_out": len(done.attendance.dropped_out) if done.attendance else 0,
+        "simulated_seconds": round_seconds(clients, done),
         "train_loss": float(np.mean(losses)) if losses else None,
         **means(done.outcomes),
         "uplink_bytes": sum(outcome.uplink_bytes for outcome in done.outcomes),

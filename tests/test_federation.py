@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedray.config import Config, load_config
+from fedray.config import Config, TrainConfig, load_config
 from fedray.federation import ClientDone, Federation, RoundDone, sample_cohort
 from fedray.inline import InlinePool
 from fedray.methods.protocol import Update
-from fedray.methods.registry import build_method
 from fedray.prepare import prepare
 from fedray.state import sha256
 from fedray.training.trainer import ClientReport
@@ -99,7 +98,8 @@ class Stage:
 
 def stage(pool: Stage, sizes: Sequence[int] = (3, 9, 5, 9, 1), **changes: Any) -> Federation:
     clients = [Client(f"c{index}", index, size) for index, size in enumerate(sizes)]
-    return Federation(configure(**changes), Counting(), clients, "initial", pool)  # type: ignore[arg-type]
+    train, up_bytes = {"default": TrainConfig()}, {"default": 0}
+    return Federation(configure(**changes), Counting(), clients, "initial", pool, train, up_bytes)  # type: ignore[arg-type]
 
 
 def rounds_of(federation: Federation) -> list[RoundDone]:
@@ -235,8 +235,7 @@ def trained(pool_class: type[InlinePool], cache: str, **changes: Any) -> tuple[F
     prepared = prepare(config)
     pool = pool_class(prepared.data.shards)
     initial = pool.setup(prepared.jobs(config.method[0]))
-    method = build_method(config, config.method[0])
-    federation = Federation(config, method, prepared.clients, initial, pool)
+    federation = prepared.federation(config.method[0], initial, pool)
     return federation, [event for event in federation.run() if isinstance(event, RoundDone)]
 
 

@@ -29,6 +29,8 @@ FLOORS = (
         "federation",
         "inline",
         "packing",
+        "devices",
+        "calibration",
         "prepare",
         "checkpoint",
         "tracking",

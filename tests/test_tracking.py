@@ -15,9 +15,7 @@ from safetensors.numpy import load_file
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnFinished, run_experiment
-from fedray.federation import Federation
 from fedray.inline import InlinePool
-from fedray.methods.registry import build_method
 from fedray.prepare import prepare
 from fedray.state import arrays, sha256
 from fedray.tracking import RunFolder, check_free
@@ -227,7 +225,7 @@ def test_states_and_their_hash_can_be_made_again(run: SimpleNamespace) -> None:
         entry = run.config.method[index]
         pool = InlinePool(run.prepared.data.shards)
         initial = pool.setup(run.prepared.jobs(entry))
-        federation = Federation(run.config, build_method(run.config, entry), run.prepared.clients, initial, pool)
+        federation = run.prepared.federation(entry, initial, pool)
         for _ in range(ROUNDS):
             list(federation.round())
         *_, final = federation.take_home()

@@ -119,6 +119,13 @@ class ClientsConfig(Section):
     """Threads of torch per client actor."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a client is run again elsewhere in a round after the actor that trained it died."""
+    over_selection: Annotated[float, Field(ge=0)] = 0.0
+    """A round asks this share more than `per_round`, and takes the `per_round` whose updates would arrive first."""
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Simulated seconds after which a round takes no more updates."""
+    example_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds in which the reference device (speed 1) trains on one example, for deadlines and over-selection. Default:
+    measured once at the start of the run, and kept in its config.yaml."""
     tiers: dict[str, TierConfig] = Field(default_factory=dict)
     """Capacity tiers by name; clients are dealt to them by seed. Default: one tier, `default`."""
 
@@ -134,7 +141,14 @@ class ClientsConfig(Section):
             raise ValueError(f"tiers: {choices(twice)} listed twice; a client belongs to one tier")
         if self.count and self.per_round and self.per_round > self.count:
             raise ValueError(f"per_round is {self.per_round}, but there are only {self.count} clients (clients.count)")
+        if self.over_selection and not self.per_round:
+            raise ValueError("over_selection: needs per_round; without it every client is asked anyway")
         return self
+
+    @property
+    def needs_example_seconds(self) -> bool:
+        """Whether who is aggregated depends on simulated time."""
+        return self.deadline_s is not None or self.over_selection > 0
 
     def tier(self, name: str) -> TierConfig:
         """Return the tier of that name with what it leaves out filled in from all clients; without tiers, the only

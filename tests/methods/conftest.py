@@ -17,7 +17,6 @@ from fedray.data.shards import Shard
 from fedray.federation import Federation, RoundDone
 from fedray.inline import InlinePool
 from fedray.methods.protocol import Initial, Update
-from fedray.methods.registry import build_method
 from fedray.prepare import Prepared, make_clients, prepare
 from fedray.types import Client, Evaluation, Split
 from fedray.worker import Assignment, Outcome, Worker
@@ -130,9 +129,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         entry = config.method[0]
         pool = InlinePool(prepared.data.shards)
         initial = pool.setup(prepared.jobs(entry))
-        return Run(
-            prepared, initial, pool, Federation(config, build_method(config, entry), prepared.clients, initial, pool)
-        )
+        return Run(prepared, initial, pool, prepared.federation(entry, initial, pool))
 
     return build
 

@@ -21,7 +21,6 @@ from fedray.inline import InlinePool
 from fedray.methods.factors import join, keep_rows, pack_masks, split, unpack_masks
 from fedray.methods.fedhft import FedHft, MaskedUpdate, Mixture, Own, Server, similarity
 from fedray.methods.protocol import Initial, Update
-from fedray.methods.registry import build_method
 from fedray.methods.wire import decode, encode
 from fedray.prepare import Prepared, prepare
 from fedray.randomness import keyed_rng
@@ -107,8 +106,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         prepared = prepare(config)
         pool = InlinePool(prepared.data.shards)
         initial = pool.setup(prepared.jobs(config.method[0]))
-        method = build_method(config, config.method[0])
-        return Run(prepared, initial, pool, Federation(config, method, prepared.clients, initial, pool))
+        return Run(prepared, initial, pool, prepared.federation(config.method[0], initial, pool))
 
     return build
 

@@ -11,7 +11,7 @@ import pytest
 from fedray.config import Config, load_config
 from fedray.errors import ConfigError
 from fedray.experiment import MethodFinished, run_experiment
-from fedray.federation import Federation, RoundDone
+from fedray.federation import RoundDone
 from fedray.inline import InlinePool
 from fedray.methods import protocol
 from fedray.methods.protocol import AnyMethod
@@ -168,7 +168,7 @@ def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     assert [client.num_examples for client in prepared.clients] == [8, 8, 8]
     entry, pool = config.method[0], InlinePool(prepared.data.shards)
     initial = pool.setup(prepared.jobs(entry))
-    federation = Federation(config, build_method(config, entry), prepared.clients, initial, pool)
+    federation = prepared.federation(entry, initial, pool)
     done = [event for event in federation.run() if isinstance(event, RoundDone)]
     assert [len(event.outcomes) for event in done] == [3, 3, 3, 3]
     assert federation.server.examples == 72

@@ -1,0 +1,97 @@
+"""Simulated device time: when a client's update would arrive, were it trained on its tier's device. Nothing sleeps.
+
+    t_k = latency + 8 · bytes_down / (10⁶ · down_mbps) + examples · example_seconds / speed
+        + latency + 8 · bytes_up / (10⁶ · up_mbps)
+
+Who comes in time follows from `clients.example_seconds`, which the resolved configuration holds, never from how fast
+this machine happened to be. A client that drops out or would be late does not train in that round: its private state
+stays as it was.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedray.config import ClientsConfig, TierConfig, TrainConfig
+from fedray.randomness import keyed_rng
+from fedray.types import Client, ClientId
+
+
+@dataclass(frozen=True)
+class Attendance:
+    """What became of a round's cohort. present: who trains and is aggregated. late: whose update would have come after
+    the deadline, or after enough others. dropped_out: who left. arrivals: simulated seconds of those present and late,
+    empty where no cost was calibrated. seconds: of the whole round, likewise None."""
+
+    present: tuple[Client, ...]
+    late: tuple[Client, ...]
+    dropped_out: tuple[Client, ...]
+    arrivals: Mapping[ClientId, float]
+    seconds: float | None
+
+
+def device_seconds(tier: TierConfig, training: float, down_bytes: int, up_bytes: int) -> float:
+    """Return a client's seconds from being asked to its update's arrival. training: seconds on the reference device."""
+    return (
+        _transfer(down_bytes, tier.down_mbps, tier.latency_s)
+        + training / tier.speed
+        + _transfer(up_bytes, tier.up_mbps, tier.latency_s)
+    )
+
+
+def examples_trained(num_examples: int, train: TrainConfig) -> float:
+    """Return how many examples a client goes through in a round, repetitions included."""
+    longest = math.inf if train.max_steps is None else train.max_steps * train.batch_size * train.accumulation
+    return min(train.epochs * num_examples, longest)
+
+
+def cohort_size(clients: ClientsConfig, total: int) -> int:
+    """Return how many clients a round asks: `per_round`, and `over_selection` of that on top, as far as there are."""
+    return min(total, math.ceil((clients.per_round or total) * (1 + clients.over_selection) - 1e-9))
+
+
+def attend(
+    clients: ClientsConfig,
+    seed: int,
+    server_round: int,
+    cohort: Sequence[Client],
+    total: int,
+    train: Mapping[str, TrainConfig],
+    down_bytes: Mapping[ClientId, int],
+    up_bytes: Mapping[str, int],
+) -> Attendance:
+    """Return who of a cohort is there in time.
+
+    total: number of all clients. train, up_bytes: by tier, what a client does and sends. down_bytes: what each client
+    receives.
+    """
+    staying: list[Client] = []
+    leaving: list[Client] = []
+    for client in cohort:
+        chance = clients.tier(client.tier).dropout
+        left = chance > 0 and keyed_rng(seed, "dropout of clients", server_round, client.id).random() < chance
+        (leaving if left else staying).append(client)
+    if clients.example_seconds is None:
+        return Attendance(tuple(staying), (), tuple(leaving), {}, None)
+    seconds = {
+        client.id: device_seconds(
+            clients.tier(client.tier),
+            clients.example_seconds * examples_trained(client.num_examples, train[client.tier]),
+            down_bytes[client.id],
+            up_bytes[client.tier],
+        )
+        for client in staying
+    }
+    deadline = math.inf if clients.deadline_s is None else clients.deadline_s
+    wanted = clients.per_round or total
+    in_time = sorted((seconds[client.id], client.id) for client in staying if seconds[client.id] <= deadline)[:wanted]
+    chosen = {id for _, id in in_time}
+    present = tuple(client for client in staying if client.id in chosen)
+    late = tuple(client for client in staying if client.id not in chosen)
+    last = max((arrival for arrival, _ in in_time), default=0.0)
+    waited = deadline if len(present) < min(wanted, len(cohort)) and deadline < math.inf else last
+    return Attendance(present, late, tuple(leaving), seconds, waited)
+
+
+def _transfer(num_bytes: int, mbps: float | None, latency: float) -> float:
+    return latency + (0.0 if mbps is None else 8 * num_bytes / (1e6 * mbps))
