@@ -148,6 +148,8 @@ def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
         name: draws[name](layout, seed) if name in draws else np.zeros(layout.size, np.float32)
         for name, layout in layouts.items()
     }
+    if "full" in layouts:
+        vectors["full"] = adapter.read("full")  # the model itself
     return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})
 
 

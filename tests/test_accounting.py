@@ -191,6 +191,8 @@ def test_fedhfts_communication_against_full_fine_tuning(
     assert found.uplink == up
     assert found.uplink_bytes == 4 * up + (0 if rho == 1 else layers * 2 * d // 8)
     assert round(base / up, 1) == ratio
+    everything = cost(model, {"name": "fedavg", "adapter": "full"})
+    assert (everything.trainable, everything.uplink, everything.downlink, everything.total) == (base,) * 4
     assert found.total == base + 2 * (layers * 2 * 32 * 2 * d)  # both branches
     assert found.trainable == (up if timing == "pre" else layers * 2 * 32 * 2 * d + 2 * (d + 1))
 

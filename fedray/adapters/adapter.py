@@ -33,8 +33,8 @@ class Adapter:
     """The adapter of one model.
 
     Groups: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights), "reft" (interventions),
-    "head" (task head); an adapter has those that its method attached. Layouts and counts also work on a model on the
-    meta device; `read` and `load` need values.
+    "head" (task head), "full" (every parameter of the base model); an adapter has those that its method attached.
+    Layouts and counts also work on a model on the meta device; `read` and `load` need values.
 
     Args:
         model: the model with the adapter's modules in it.

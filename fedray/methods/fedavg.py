@@ -1,4 +1,5 @@
-"""FedAvg (McMahan et al., 2017) on LoRA (= FedIT, Zhang et al., 2023) or on LoReFT (FedReFT's ablation baseline).
+"""FedAvg (McMahan et al., 2017) on LoRA (= FedIT, Zhang et al., 2023), on LoReFT (FedReFT's ablation baseline), or on
+the whole model (full fine-tuning, the denominator of every ratio).
 
 Every client of the cohort starts from the server's adapter, trains it, and sends it back; the server takes the mean,
 weighted by num_examples. Averaged rotations of LoReFT are retracted to the Stiefel manifold (polar factor). Where tiers
@@ -42,7 +43,8 @@ class OwnHead:
 
 @dataclass(frozen=True)
 class FedAvg:
-    """adapter: what is trained and averaged. weights: `examples` (n_k, the paper) or `uniform`."""
+    """adapter: what is trained and averaged; `full` is the whole model.
+    weights: `examples` (n_k, the paper) or `uniform`."""
 
     lora: LoraSection
     reft: ReftSection

@@ -4,12 +4,13 @@ import dataclasses
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from fedray.config import Config, MethodConfig, describe
 from fedray.errors import ConfigError, choices, nearest
+from fedray.methods.adapters import AdapterKind
 from fedray.methods.fedalt import FedAlt
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.fedhft import FedHft
@@ -71,7 +72,7 @@ def _check_effect(method: AnyMethod, entry: MethodConfig, where: str) -> None:
     """
     adapter = getattr(method, "adapter", None)
     for name in ("lora", "reft"):
-        if getattr(entry, name) and adapter in ("lora", "reft") and adapter != name:
+        if getattr(entry, name) and adapter in get_args(AdapterKind) and adapter != name:
             raise ConfigError(f"{where}: has no use for the section {name!r} without `adapter: {name}`")
     effective = getattr(method, "effective_head", entry.head)
     if entry.head is not None and effective != entry.head:

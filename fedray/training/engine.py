@@ -76,5 +76,5 @@ class TorchEngine:
 
 def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str) -> Engine:
     """Return the tier's engine for this adapter."""
-    dtype = next(parameter.dtype for parameter in adapter.model.parameters() if not parameter.requires_grad)
-    return TorchEngine(adapter, FLOAT16_LOSS_SCALE if dtype == torch.float16 else 1.0)
+    half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
+    return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0)

@@ -126,3 +126,18 @@ def test_a_head_that_is_not_shared_never_travels(start, head):
         assert np.array_equal(run.worker.adapter.read("head"), run.initial.head())
     else:
         assert len({vector.tobytes() for vector in [*heads, run.initial.head()]}) == 4
+
+
+def test_full_fine_tuning_averages_the_whole_model(start):
+    """Weighted by examples; the next round starts from there, and the file that other processes map keeps its bits."""
+    run = start({"name": "fedavg", "adapter": "full"})
+    before = run.initial.vectors["full"]
+    done = run.round()
+    sent = np.stack([outcome.update.payload.adapter for outcome in done.outcomes]).astype(np.float64)
+    sizes = np.array([outcome.update.num_examples for outcome in done.outcomes])
+    expected = (sizes[:, None] * sent).sum(0) / sizes.sum()
+    np.testing.assert_allclose(run.federation.server.shared.adapter, expected, atol=1e-6)
+    assert np.abs(expected - before).max() > 1e-3
+    again = start({"name": "fedavg", "adapter": "full"})
+    assert np.array_equal(again.initial.vectors["full"], before)
+    run.round()
