@@ -52,6 +52,7 @@ def method_cost(
     whole: the method as the driver has it. held: as the tier's devices have it; the same object where that is all.
     validation_examples: what every client has of them.
     """
+    total = sum(parameter.numel() for parameter in held.adapter.model.parameters())  # before rows are masked
     method, shapes = whole.method, Shapes(held.adapter)
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
@@ -68,17 +69,13 @@ def method_cost(
             server, _ = method.aggregate_train(server, updates)
     up, down = updates[-1].payload, downlinks[clients[-1].id]
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
-    total = sum(parameter.numel() for parameter in held.adapter.model.parameters())
     return Cost(local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
 
 
 def _zeros(adapter: Adapter, seed: int) -> Initial:
-    shapes = Shapes(adapter)
-    return Initial(
-        seed,
-        {name: shapes.layout(name) for name in shapes.names},
-        {name: shapes.read(name) for name in shapes.names},
-    )
+    layouts = {name: adapter.whole_layout(name) for name in adapter.names}
+    zero = np.float32(0)  # one number, however many are read
+    return Initial(seed, layouts, {name: np.broadcast_to(zero, layout.size) for name, layout in layouts.items()})
 
 
 def numbers(payload: Any) -> int:

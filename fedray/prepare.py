@@ -22,6 +22,7 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
+from fedray.training.deepspeed_config import engine_config
 from fedray.types import Client, ClientId
 from fedray.worker import Job
 
@@ -71,6 +72,7 @@ def prepare(config: Config) -> Prepared:
         ConfigError: the configuration, the data or the model do not fit together.
     """
     _check_precision(config)
+    _check_engines(config)
     if config.evaluation.metric:
         check_metric(config.evaluation.metric, config.task)
     for entry in config.method:
@@ -148,6 +150,18 @@ def _check_precision(config: Config) -> None:
         tier = config.clients.tier(name)
         if (tier.precision or config.model.dtype) == "float16" and (config.device == "cpu" or tier.num_gpus == 0):
             raise ConfigError(f"tier {name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
+
+
+def _check_engines(config: Config) -> None:
+    """Raises:
+    ConfigError: a tier's `deepspeed` contradicts other settings, or cannot do what a method's section `train` says.
+    """
+    for name in config.clients.tier_names:
+        tier = config.clients.tier(name)
+        if tier.engine == "deepspeed":
+            for entry in config.method:
+                train = config.section_for(entry, name).train
+                engine_config(train, tier.offload, tier.deepspeed, f"clients.tiers.{name}.deepspeed")
 
 
 def _check_length(config: Config, positions: int | None) -> None:

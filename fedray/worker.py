@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
-from fedray.adapters.heads import label_text_head
+from fedray.adapters.heads import float_head, label_text_head
 from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
@@ -70,6 +70,8 @@ class Worker:
 
     def setup(self, job: Job) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
+        if (last := vars(self).get("engine")) is not None:
+            last.close()
         for name in ("engine", "adapter", "method", "_initial"):  # two base models at once may not fit
             vars(self).pop(name, None)
         config, self._job = job.config, job
@@ -85,7 +87,6 @@ class Worker:
         # The label texts are embedded before the adapter is attached: by the backbone alone.
         label_head = label_text_head(model, tokenizer, job.label_names) if texts else None
         self.adapter = self.method.attach(model)
-        self.engine = make_engine(self.adapter, sections.train, tier, self.device)
         self.setting = Setting(
             task=config.task,
             train=sections.train,
@@ -99,6 +100,7 @@ class Worker:
         self._initial = draw_initial(self.adapter, config.seed, head)
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
             self.adapter.load(name, self._initial.vectors[name])
+        self.engine = make_engine(self.adapter, sections.train, tier, self.device)
 
     def initial(self) -> Initial:
         """Return the common starting point, whatever part of it this tier holds; the same on every worker."""
@@ -165,7 +167,10 @@ def _load_model(job: Job, tier: TierConfig, device: str) -> PreTrainedModel:
         architecture.dtype = getattr(torch, tier.precision)
     if section.dtype == "float16" and device == "cpu":
         raise ConfigError(f"tier {job.tier!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
-    model = load_backbone(section, architecture, job.config.task, job.config.seed, device, job.config.data.cache_dir)
+    # ZeRO-3 moves parameters to the device one by one: the whole model may be larger than that.
+    place = device if tier.offload.params == "none" else "cpu"
+    model = load_backbone(section, architecture, job.config.task, job.config.seed, place, job.config.data.cache_dir)
+    float_head(model)
     if tier.activation_checkpointing:
         checkpoint_activations(model)
     return model

@@ -1,8 +1,9 @@
 """An adapter as methods see it: named groups of parameters inside a frozen model, each one flat vector."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
 
 Rows = Mapping[str, npt.NDArray[np.int64]]
+Gathering = Callable[[Sequence[nn.Parameter], bool], AbstractContextManager[Any]]
+"""Given parameters and whether they will be written: a context in which they have their values (`Adapter.bind`)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Adapter:
         groups: by name, in a fixed order.
         context: shared with the adapter's modules.
         targets: LoRA layers by their path in the model.
+
+    varying_rows: whether its method calls `set_rows` for every client, with as many rows each time; the method sets it
+    when it attaches the adapter, and who makes an engine lets those rows exist before.
     """
 
     def __init__(
@@ -52,8 +58,11 @@ class Adapter:
     ):
         self.model = model
         self.targets: Mapping[str, BranchedLinear] = targets or {}
+        self.varying_rows = False
         self._groups = {group.name: group for group in groups}
+        self._whole = {group.name: group.layout for group in groups}
         self._context = context
+        self._gathering: Gathering | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,9 +72,16 @@ class Adapter:
         """Return the layout of a group. Raises KeyError, naming the groups there are."""
         return self._group(name).layout
 
+    def whole_layout(self, name: str) -> Layout:
+        """Return the layout of a group with all rows of every B, whichever exist now (`set_rows`)."""
+        self._group(name)
+        return self._whole[name]
+
     def read(self, name: str) -> Vector:
         """Return a copy of a group's values, [layout(name).size]."""
-        return self._group(name).read()
+        group = self._group(name)
+        with self._gathered(group.parameters(), False):
+            return group.read()
 
     def load(self, name: str, vector: Vector) -> None:
         """Copy a vector into a group.
@@ -73,15 +89,29 @@ class Adapter:
         Raises:
             ValueError: wrong length, or a value that is not finite.
         """
-        self._group(name).load(vector)
+        group = self._group(name)
+        with self._gathered(group.parameters(), True):
+            group.load(vector)
 
     def tensors(self) -> dict[str, Vector]:
-        """Return every slot of every group by "group.module.part"."""
-        return {
-            f"{group.name}.{name}": view
-            for group in self._groups.values()
-            for name, view in group.layout.views(group.read()).items()
+        """Return every slot of every group by "group.module.part". Rows of B that do not exist are zero."""
+        found = {
+            f"{name}.{slot}": view
+            for name, group in self._groups.items()
+            for slot, view in group.layout.views(self.read(name)).items()
         }
+        for path, layer in self.targets.items():
+            if layer.rows is not None:
+                kept = found[f"lora.{path}.B"]
+                whole = np.zeros((layer.d_out, kept.shape[1]), np.float32)
+                whole[layer.rows] = kept
+                found[f"lora.{path}.B"] = whole
+        return found
+
+    def bind(self, gathering: Gathering | None) -> None:
+        """Let an engine hold the parameters, or (None) let go of them: no parameter is replaced meanwhile, and values
+        are read and written in the engine's context."""
+        self._gathering = gathering
 
     def set_trainable(self, *names: str) -> None:
         """Let exactly these groups train. "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA)."""
@@ -107,7 +137,8 @@ class Adapter:
 
     def num_trainable(self) -> int:
         """Return how many parameters train."""
-        return sum(parameter.numel() for group in self.trainable_groups() for parameter in group.parameters)
+        entries = [entry for group in self._groups.values() for entry in group.entries]
+        return sum(entry.slot.size for entry in entries if entry.parameter.requires_grad)
 
     def set_dropout_key(self, key: int) -> None:
         """Key the dropout masks of the following forward passes; set it anew for every micro-batch."""
@@ -117,26 +148,36 @@ class Adapter:
         """Let only some rows of every B exist (FedHFT's `pre` masks): B becomes [m, r], its output is scattered into
         d_out. The values of the kept rows stay; rows that come (back) are zero. None restores the whole B.
 
-        Parameters and layout("lora") are new afterwards.
+        Where the number of rows changes, parameters and layout("lora") are new afterwards.
 
         Args:
             rows: by target path, sorted distinct row indices below d_out.
 
         Raises:
-            ValueError: the paths are not exactly the targets', or the indices are not as described.
+            ValueError: the paths are not exactly the targets', the indices are not as described, or their number
+                changes while an engine holds the parameters.
         """
         if rows is not None and set(rows) != set(self.targets):
             raise ValueError(f"rows for {choices(sorted(rows))}; the targets are {choices(self.targets)}")
-        for path, layer in self.targets.items():
-            layer.set_rows(None if rows is None else rows[path])
-        self._groups["lora"] = Group(
-            "lora", (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
-        )
+        if self._gathering is not None:
+            for path, layer in self.targets.items():
+                wanted = layer.d_out if rows is None else len(rows[path])
+                if wanted != layer.num_rows:
+                    raise ValueError(f"{wanted} rows of {path}, but the engine was made for {layer.num_rows}")
+        with self._gathered([layer.own_b for layer in self.targets.values()], True):
+            replaced = [layer.set_rows(None if rows is None else rows[path]) for path, layer in self.targets.items()]
+        if any(replaced):
+            self._groups["lora"] = Group(
+                "lora", (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
+            )
 
     def mixer_mean(self) -> float | None:
         """Return the mean α_L over layers and non-padding tokens of the forward passes in evaluation mode since the
         last call; None if there were none, or there is no mixer."""
         return self._context.take_mixer_mean()
+
+    def _gathered(self, parameters: Sequence[nn.Parameter], writing: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if self._gathering is None else self._gathering(parameters, writing)
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:

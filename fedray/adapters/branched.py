@@ -40,7 +40,8 @@ class BranchedLinear(lora.Linear):
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # peft walks over adapter_layer_names in here, so the dicts must exist before.
         self.lora_rest_A, self.lora_rest_B, self.lora_mixer = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self._rows: Tensor | None = None
+        self._rows: Tensor | None
+        self.register_buffer("_rows", None, persistent=False)  # moves with the layer, and is in no checkpoint
         super().update_layer(adapter_name, *args, **kwargs)
 
     def complete(
@@ -83,13 +84,35 @@ class BranchedLinear(lora.Linear):
         """Raises NotImplementedError: the base weight is shared between clients and never changes."""
         raise NotImplementedError("the base weight is shared between clients; nothing is merged into it")
 
-    def set_rows(self, rows: npt.NDArray[np.int64] | None) -> None:
+    @property
+    def d_out(self) -> int:
+        """How many rows the whole B has. From peft's layer: the base weight itself may be partitioned, and so empty."""
+        return cast(int, self.out_features)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64] | None:
+        """Which rows of B exist, None: all."""
+        return None if self._rows is None else self._rows.cpu().numpy()
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows of B exist."""
+        return self.d_out if self._rows is None else len(self._rows)
+
+    @property
+    def own_b(self) -> nn.Parameter:
+        """B of the individual branch."""
+        return cast(nn.Parameter, self._linear("lora_B").weight)
+
+    def set_rows(self, rows: npt.NDArray[np.int64] | None) -> bool:
         """Let only these rows of B exist (None: all); see `Adapter.set_rows`.
+
+        Returns: whether B is a new parameter. With as many rows as before it is the same one, with other values.
 
         Raises:
             ValueError: not sorted distinct indices below d_out.
         """
-        old, d_out, index = self._linear("lora_B").weight, self._base_weight().shape[0], None
+        old, d_out, index = self.own_b, self.d_out, None
         if rows is not None:
             array = np.asarray(rows)
             if array.ndim != 1 or len(array) == 0 or (np.diff(array) <= 0).any() or array[0] < 0:
@@ -101,8 +124,13 @@ class BranchedLinear(lora.Linear):
         if self._rows is not None:
             whole = old.new_zeros(d_out, old.shape[1]).index_copy(0, self._rows, old.detach())
         kept = whole if index is None else whole.index_select(0, index)
-        self._linear("lora_B").weight = nn.Parameter(kept.clone(), requires_grad=old.requires_grad)
+        replaced = len(kept) != len(old)
+        if replaced:
+            self._linear("lora_B").weight = nn.Parameter(kept.clone(), requires_grad=old.requires_grad)
+        else:
+            old.data.copy_(kept)
         self._rows = index
+        return replaced
 
     def own_entries(self, path: str) -> Iterator[Entry]:
         """Yield A and B of the individual branch; `path` is the layer's path in the model."""
@@ -122,7 +150,7 @@ class BranchedLinear(lora.Linear):
         y: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
-        x = x.to(self._linear("lora_A").weight.dtype)
+        x = x.float()  # the adapter's own type
         dropped = self.lora_dropout[NAME](x)
         own = self._scatter(self._branch("lora_A", "lora_B", dropped))
         if NAME not in self.lora_rest_A:
@@ -151,7 +179,7 @@ class BranchedLinear(lora.Linear):
         """[..., m] to [..., d_out], zero outside the rows that exist."""
         if self._rows is None:
             return y
-        return y.new_zeros(*y.shape[:-1], self._base_weight().shape[0]).index_copy(-1, self._rows, y)
+        return y.new_zeros(*y.shape[:-1], self.d_out).index_copy(-1, self._rows, y)
 
     def _linear(self, kind: str) -> nn.Linear:
         return cast(nn.Linear, getattr(self, kind)[NAME])

@@ -28,6 +28,7 @@ class Entry:
         return np.asarray(self.parameter.detach().float().cpu().numpy())
 
     def write(self, tensor: Vector) -> None:
+        """Copy a tensor into the parameter, in place: an engine may hold its memory, too."""
         self.parameter.data.copy_(torch.from_numpy(tensor))
 
 

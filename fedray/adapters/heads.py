@@ -37,6 +37,19 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def float_head(model: nn.Module) -> None:
+    """Let the task head compute and be kept in float32, whatever the type of the base model: it is trained, and small
+    updates would be lost in half precision."""
+
+    def widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)
+
+    for module in head_modules(model).values():
+        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+            module.float()
+            module.register_forward_pre_hook(widen)
+
+
 def head_group(model: nn.Module) -> Group | None:
     """Return the head as a group, one slot of part "tensor" per parameter, or None where the model has none."""
     entries = [

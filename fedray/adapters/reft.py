@@ -48,17 +48,21 @@ class RotationEntry(Entry):
     rotate_layer: nn.Module | None = None
 
     def read(self) -> Vector:
-        assert self.rotate_layer is not None
-        weight = self.rotate_layer.weight
-        assert isinstance(weight, Tensor)
-        return np.ascontiguousarray(weight.detach().T.cpu().numpy())
+        with torch.no_grad():
+            weight: Tensor = self._parametrization.forward(self.parameter)
+        return np.ascontiguousarray(weight.T.cpu().numpy())
 
     def write(self, tensor: Vector) -> None:
         """Assign the nearest rotation: the parametrization would silently normalise anything else its own way."""
-        assert self.rotate_layer is not None
         value = torch.from_numpy(retract(tensor)).to(self.parameter.device)
-        with torch.no_grad():
-            self.rotate_layer.weight = value.T.contiguous()  # runs the parametrization's right_inverse
+        self.parameter.data.copy_(self._parametrization.right_inverse(value.T.contiguous()))
+
+    @property
+    def _parametrization(self) -> Any:
+        """The map from the raw tensor to Rᵀ. Called by its methods: assigning `rotate_layer.weight` would give the raw
+        tensor other memory than an engine knows of, and calling modules runs the hooks of one that partitions them."""
+        assert self.rotate_layer is not None
+        return cast(Any, self.rotate_layer).parametrizations.weight[0]
 
 
 def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Adapter:
@@ -159,6 +163,8 @@ def _rotate_layer(layer_class: Any, width: int, rank: int, device: torch.device)
     if device.type != "meta":
         layer.weight = nn.Parameter(torch.eye(width, rank, dtype=torch.float32, device=device))
         parametrizations.orthogonal(layer, orthogonal_map="householder", use_trivialization=False)
+        raw = cast(Any, layer).parametrizations.weight.original
+        raw.data = raw.data.contiguous()  # LAPACK leaves columns, which no engine can put into one flat buffer
     return layer
 
 

@@ -129,7 +129,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), parametrize.cached():
+        # Not inference_mode: an engine that gathers partitioned parameters (ZeRO-3) would make inference tensors of
+        # them, and those that it keeps gathered could not be trained afterwards.
+        with torch.no_grad(), parametrize.cached():
             yield
     finally:
         model.train(was_training)

@@ -148,6 +148,7 @@ class FedHft:
         adapter = attach_lora(model, self.lora, rest_rank=rank, rest_dropout=False, mixer=None)
         if self.features == "head":
             heads.require_head("fedhft with features: head", adapter)
+        adapter.varying_rows = self.timing == "pre"
         adapter.set_trainable(*heads.trainable(self.head, adapter, "lora"))
         return adapter
 
@@ -195,8 +196,7 @@ class FedHft:
     def train_client(
         self, adapter: Adapter, client_state: Own, downlink: Mixture, local: Local
     ) -> tuple[MaskedUpdate, Own]:
-        adapter.set_rows(None)
-        layout, rest_layout = adapter.layout("lora"), adapter.layout("rest")
+        layout, rest_layout = adapter.whole_layout("lora"), adapter.layout("rest")
         rest = np.zeros(rest_layout.size, np.float32) if downlink.rest is None else decode(downlink.rest)
         fresh = draw_lora(layout, local.seed)
         masks: tuple[Mask, ...]
@@ -214,7 +214,6 @@ class FedHft:
         local.train()
 
         kept = adapter.read("lora")
-        adapter.set_rows(None)  # what the client takes home has all rows
         if self.timing == "post":
             trained = split(layout, kept)
             masks = self._masks_after(tuple(adapter.targets), trained, local)

@@ -6,10 +6,13 @@ An engine serves one adapter for as long as that lives; `begin` makes it as good
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from fedray.adapters.adapter import Adapter
+from fedray.aggregation.masks import row_count
 from fedray.config import TierConfig, TrainConfig
+from fedray.training.deepspeed import DeepSpeedEngine
 from fedray.training.optimizer import RoundOptimizer, Schedule
 
 FLOAT16_LOSS_SCALE = 1024.0
@@ -37,6 +40,10 @@ class Engine(Protocol):
 
     def finite(self) -> bool:
         """Return whether every trained value is finite."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the adapter, which is not used any more."""
         ...
 
 
@@ -68,13 +75,32 @@ class TorchEngine:
         largest = torch._foreach_norm(self._begun().parameters, math.inf)
         return bool(torch.stack(largest).isfinite().all())
 
+    def close(self) -> None:
+        self._optimizer = None
+
     def _begun(self) -> RoundOptimizer:
         if self._optimizer is None:
             raise RuntimeError("begin() comes first")
         return self._optimizer
 
 
-def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str) -> Engine:
-    """Return the tier's engine for this adapter."""
-    half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
-    return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0)
+def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str | torch.device) -> Engine:
+    """Return the tier's engine for the adapter, which has its method's first values and trainable groups by now.
+
+    Where the method masks rows for every client (`varying_rows`), the first ⌈ρ · d_out⌉ rows of each B exist from now
+    on, with the values they have, and layout("lora") is new: an engine needs parameters that stay.
+
+    Args:
+        train: with the tier's batch_size and accumulation.
+
+    Raises:
+        ConfigError: the tier's `deepspeed` contradicts other settings, or the machine lacks what its `offload` needs.
+    """
+    if adapter.varying_rows:
+        adapter.set_rows(
+            {path: np.arange(row_count(layer.d_out, tier.mask_ratio)) for path, layer in adapter.targets.items()}
+        )
+    if tier.engine == "torch":
+        half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
+        return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0)
+    return DeepSpeedEngine(adapter, train, tier.offload, tier.deepspeed, device)

@@ -46,7 +46,7 @@ class RoundOptimizer:
         self._schedule = schedule
         self._train = schedule.train
         self._steps = 0
-        self._optimizer = _build(groups, self._train)
+        self._optimizer = build_optimizer(groups, self._train)
         self.parameters: list[torch.Tensor] = [parameter for group in groups for parameter in group.parameters]
 
     def step(self) -> None:
@@ -56,24 +56,29 @@ class RoundOptimizer:
         rates = self._schedule.rates(self._groups, self._steps)
         for group, lr in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
-            self._decay_for_sgd(group)
+            decay_for_sgd(group)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps += 1
-
-    def _decay_for_sgd(self, group: dict[str, Any]) -> None:
-        """torch's SGD would add the decay to the gradient, and so to its momentum; its AdamW decouples it by itself."""
-        if self._train.optimizer == "sgd" and group["decay"]:
-            with torch.no_grad():
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
 
 
 def _configured_rate(group: TrainableGroup, train: TrainConfig) -> float:
     return train.head_lr if group.name == "head" and train.head_lr is not None else train.lr
 
 
-def _build(groups: Sequence[TrainableGroup], train: TrainConfig) -> torch.optim.Optimizer:
-    """Fused: one call per group; for an adapter's many small tensors on a CPU a fifth of foreach's time."""
+def decay_for_sgd(group: dict[str, Any]) -> None:
+    """Decay a group of a `build_optimizer` before its step. torch's SGD would add the decay to the gradient, and so to
+    its momentum; its AdamW decouples it by itself, and its groups have no `decay`."""
+    if group.get("decay"):
+        with torch.no_grad():
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
+
+
+def build_optimizer(groups: Sequence[TrainableGroup], train: TrainConfig) -> torch.optim.Optimizer:
+    """Return AdamW or SGD with one parameter group per group.
+
+    Fused: one call per group; for an adapter's many small tensors on a CPU a fifth of foreach's time.
+    """
     key = "decay" if train.optimizer == "sgd" else "weight_decay"
     options = [
         {"params": list(group.parameters), key: decay}

@@ -372,3 +372,22 @@ def test_mixer_draw() -> None:
     vector = draw_mixer(layout, 0)
     assert 0.9 / 20 < np.abs(vector).max() <= 1 / 20
     assert np.array_equal(vector, draw_mixer(layout, 0))
+
+
+def test_as_many_rows_as_before_keep_the_parameter(make: Make) -> None:
+    """An engine holds it. Row 4 stays, row 9 comes in as zeros; 1 and 9 are gone from what goes home."""
+    adapter = attach_lora(make("bert"), SECTION)
+    fill(adapter)
+    whole, layout = adapter.read("lora"), adapter.layout("lora")
+    adapter.set_rows(dict.fromkeys(adapter.targets, np.array([1, 4])))
+    parameters = [layer.own_b for layer in adapter.targets.values()]
+    adapter.set_rows(dict.fromkeys(adapter.targets, np.array([4, 9])))
+    assert all(layer.own_b is b for layer, b in zip(adapter.targets.values(), parameters, strict=True))
+    assert adapter.whole_layout("lora") == layout
+    home = adapter.tensors()
+    for slot, view in layout.items(whole):
+        if slot.part == "B":
+            view[np.setdiff1d(np.arange(16), [4])] = 0
+        assert np.array_equal(home[f"lora.{slot.name}"], view)
+    adapter.set_rows(None)
+    assert np.array_equal(adapter.read("lora"), whole)

@@ -1,0 +1,114 @@
+"""The configuration of a DeepSpeed engine: what follows from a tier and the section `train`, and the user's own merged
+over it. Nothing here imports deepspeed, so that a configuration can be checked before anything starts."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedray.config import TrainConfig
+from fedray.config.clients import OffloadConfig
+from fedray.errors import ConfigError
+
+AUTO = "auto"
+"""What configurations written for transformers' Trainer have where it fills in a value; here fedray does."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A value that follows from another setting. source: which, as it stands in an error message."""
+
+    value: Any
+    source: str
+
+
+def zero_stage(offload: OffloadConfig) -> int:
+    """Return the ZeRO stage: 0 nothing is offloaded, 2 the optimizer, 3 the parameters, too."""
+    if offload.params != "none":
+        return 3
+    return 2 if offload.optimizer == "cpu" else 0
+
+
+def engine_config(
+    train: TrainConfig, offload: OffloadConfig, raw: Mapping[str, Any], where: str = "deepspeed"
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration. A pure function, for validation as well as for the engine.
+
+    Args:
+        raw: the user's own; merged in at any depth.
+        where: the setting that holds `raw`, for messages, e.g. `clients.tiers.weak.deepspeed`.
+
+    Raises:
+        ConfigError: a key of `raw` contradicts what the tier or the section `train` says, or acts on what fedray does
+            without DeepSpeed; or an optimizer that cannot be offloaded.
+    """
+    if train.optimizer != "adamw" and zero_stage(offload) > 0:
+        raise ConfigError(
+            f"train.optimizer: {train.optimizer} cannot be combined with {_show(offload)}, which computes AdamW on the "
+            "CPU; use train.optimizer: adamw, or offload: none"
+        )
+    merged: dict[str, Any] = {}
+    _merge(merged, raw, _fixed(train, offload), where, "")
+    for key, fixed in _fixed(train, offload).items():  # DeepSpeed's own default is off
+        if fixed.value not in (None, False, "none"):
+            _put(merged, key, fixed.value)
+    return merged
+
+
+def _fixed(train: TrainConfig, offload: OffloadConfig) -> dict[str, Fixed]:
+    """Return what follows from other settings by dotted key; value None: the key must not be there."""
+    stage, shown = zero_stage(offload), _show(offload)
+    folder = offload.path if offload.params == "nvme" else None
+    optimizer = "cpu" if stage else "none"
+    precision = "the base model's type (model.dtype, or the tier's precision) and float32 adapters"
+    found = {
+        "train_micro_batch_size_per_gpu": Fixed(train.batch_size, f"train.batch_size: {train.batch_size}"),
+        "gradient_accumulation_steps": Fixed(train.accumulation, f"train.accumulation: {train.accumulation}"),
+        "train_batch_size": Fixed(
+            train.batch_size * train.accumulation,
+            f"train.batch_size: {train.batch_size} times train.accumulation: {train.accumulation}",
+        ),
+        "gradient_clipping": Fixed(train.clip or 0.0, f"train.clip: {'null' if train.clip is None else train.clip}"),
+        "optimizer": Fixed(None, f"train.optimizer: {train.optimizer}"),
+        "scheduler": Fixed(None, f"train.schedule: {train.schedule}"),
+        "zero_optimization.stage": Fixed(stage, f"{shown}, which needs stage {stage}"),
+        "zero_optimization.offload_optimizer.device": Fixed(optimizer, f"{shown}, which needs {optimizer}"),
+        "zero_optimization.offload_param.device": Fixed(offload.params, f"{shown}, which needs {offload.params}"),
+        "zero_optimization.offload_param.nvme_path": Fixed(folder, f"offload.path: {folder}"),
+        "zero_optimization.cpu_offload": Fixed(None, shown),
+        "zero_optimization.cpu_offload_param": Fixed(None, shown),
+    }
+    for section in ("fp16", "bf16", "bfloat16", "amp", "torch_autocast"):
+        found[f"{section}.enabled"] = Fixed(False, precision)
+    return found
+
+
+def _merge(into: dict[str, Any], raw: Mapping[str, Any], fixed: Mapping[str, Fixed], where: str, prefix: str) -> None:
+    for name, value in raw.items():
+        key = f"{prefix}{name}"
+        if key in fixed:
+            _check(key, value, fixed[key], where)
+        elif isinstance(value, Mapping):
+            _merge(into.setdefault(name, {}), value, fixed, where, f"{key}.")
+        elif any(other.startswith(f"{key}.") for other in fixed):
+            raise ConfigError(f"{where}.{key}: expected a mapping, got {value!r}")
+        else:
+            into[name] = copy.deepcopy(value)
+
+
+def _check(key: str, value: Any, fixed: Fixed, where: str) -> None:
+    if value not in (fixed.value, AUTO):
+        shown = str(value).lower() if isinstance(value, bool) else value
+        raise ConfigError(f"{where}.{key}: {shown} contradicts {fixed.source}; leave it out, or change the other")
+
+
+def _put(into: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        into = into.setdefault(name, {})
+    into[last] = value
+
+
+def _show(offload: OffloadConfig) -> str:
+    set_fields = [f"{name}: {value}" for name, value in offload.model_dump().items() if value not in ("none", None)]
+    return f"offload {{{', '.join(set_fields)}}}" if set_fields else "offload: none"
