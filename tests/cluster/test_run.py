@@ -74,6 +74,44 @@ def test_every_method_gives_the_same_states_on_ray_and_inline(cluster: None, tmp
     pd.testing.assert_frame_equal(*tables)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # the first use on a machine builds DeepSpeed's extensions
+def test_tiers_with_three_engines_give_the_same_states_on_ray_and_inline(cluster: None, tmp_path: Path) -> None:
+    """Plain torch, ZeRO-2 with the optimizer on the CPU, ZeRO-3 with all parameters there; one actor each, or all three
+    in this process, which also serves other tests' engines."""
+    tiers = {
+        "strong": {"share": 0.34},
+        "middling": {
+            "share": 0.33,
+            "engine": "deepspeed",
+            "offload": {"optimizer": "cpu"},
+            "lora_rank": 4,
+            "mask_ratio": 0.5,
+        },
+        "weak": {
+            "share": 0.33,
+            "engine": "deepspeed",
+            "offload": {"params": "cpu"},
+            "activation_checkpointing": True,
+            "lora_rank": 2,
+            "mask_ratio": 0.25,
+            "reft_layers": [1],
+            "batch_size": 4,
+            "accumulation": 2,
+        },
+    }
+    hft = {"name": "fedhft", "timing": "pre", "warmup_rounds": 0}
+    clients = {"count": 6, "threads": 1, "tiers": tiers}
+    config = {**TINY, "method": ["fedavg", "fedreft", "fedalt", hft], "clients": clients}
+    inline = fedray.run(config, runtime="inline", output=tmp_path / "inline")
+    on_ray = fedray.run(config, output=tmp_path / "ray")
+    for mine, theirs in zip(inline.summaries, on_ray.summaries, strict=True):
+        assert mine.state_sha256 == theirs.state_sha256, mine.method
+    trained = on_ray.clients().query("phase == 'train'")
+    assert trained.groupby(["method", "tier"]).client.nunique().eq(2).all()
+    assert trained.train_loss.notna().all()
+
+
 def test_a_killed_actor_costs_no_update_and_no_bit(cluster: None, tmp_path: Path) -> None:
     config = load_config({**TINY, "method": "fedalt", "rounds": 3, "name": "killed"})
     undisturbed = fedray.run(config, output=tmp_path / "undisturbed")

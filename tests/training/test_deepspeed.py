@@ -25,6 +25,8 @@ from fedray.training.loop import train_steps
 from fedray.training.optimizer import Schedule
 from fedray.training.setting import Setting
 
+pytestmark = pytest.mark.timeout(1800)  # the first use on a machine builds DeepSpeed's extensions
+
 OFFLOADS = {0: OffloadConfig(), 2: OffloadConfig(optimizer="cpu"), 3: OffloadConfig(params="cpu")}
 RAW = {3: {"zero_optimization": {"stage3_param_persistence_threshold": 0}}}
 STAGES = pytest.mark.parametrize("stage", OFFLOADS)
