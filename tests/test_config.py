@@ -378,6 +378,26 @@ def test_an_unknown_key_lists_what_is_allowed_and_claims_no_likeness() -> None:
             {"phone": {"share": 0.5}, "laptop": {"share": 0.4}},
             "the shares of the tiers phone, laptop add up to 0.9; they must add up to 1",
         ),
+        *[
+            ("clients.tiers", {"phone": {"share": 1, **tier}}, expected)
+            for tier, expected in (
+                ({"clients": ["ann"]}, "clients.tiers.phone: a tier needs either `share` or `clients`"),
+                ({"share": None}, "clients.tiers.phone: a tier needs either `share` or `clients`"),
+                ({"offload": {"params": "cpu"}}, "phone: offload: needs engine: deepspeed, got engine: torch"),
+                ({"deepspeed": {"zero_optimization": {}}}, "phone: deepspeed: needs engine: deepspeed"),
+                ({"engine": "deepspeed", "offload": {"params": "nvme"}}, "params: nvme needs `path`"),
+                ({"engine": "deepspeed", "offload": {"path": "/fast"}}, "path: only params: nvme writes to a folder"),
+                ({"engine": "deepsped"}, "clients.tiers.phone.engine: got 'deepsped': "),
+                ({"precision": "float8"}, "clients.tiers.phone.precision: got 'float8': "),
+                ({"mask_ratio": 0}, "clients.tiers.phone.mask_ratio: got 0: "),
+                ({"num_gpus": 1.5}, "clients.tiers.phone.num_gpus: above 1, GPUs come whole"),
+                ({"memory": "much"}, "clients.tiers.phone.memory: got 'much': "),
+                ({"dropout": 1}, "clients.tiers.phone.dropout: got 1: "),
+                ({"lora_rank": 9}, "clients.tiers.phone.lora_rank: 9 is above lora.rank 8 of method"),
+            )
+        ],
+        ("clients", {"tiers": {n: {"clients": ["ann"]} for n in "ab"}}, "tiers: ann listed twice; a client belongs to"),
+        ("clients", {"over_selection": 0.3}, "over_selection: needs per_round"),
         ("model", {"path": "random", "tokenizer": "bytes"}, "model.config: a random model needs `model_type`"),
         ("model", {"path": "random", "config": {"model_type": "bert"}}, "model.tokenizer: a random model has none"),
         ("data", {"source": "hub"}, "data.name: the source `hub` needs"),

@@ -184,6 +184,30 @@ def test_a_given_number_of_classes_must_be_the_datas(configure: Callable[..., An
         ({"method": "fedreft", "reft__layers": [0, 2]}, "reft.layers: no block 2; the model has blocks 0 to 1"),
         ({"method": "fedreft", "reft__rank": 17}, "reft.rank: 17 is above the model's hidden size 16"),
         ({"evaluation__metric": "pearson"}, "evaluation.metric: "),
+        (
+            {"clients__tiers": {"weak": {"share": 1, "precision": "float16"}}, "device": "cpu"},
+            "tier 'weak': float16 needs a GPU; on a CPU use bfloat16 or float32",
+        ),
+        (
+            {
+                "clients__tiers": {
+                    "weak": {
+                        "share": 1,
+                        "engine": "deepspeed",
+                        "offload": {"params": "cpu"},
+                        "deepspeed": {"zero_optimization": {"stage": 1}},
+                    }
+                }
+            },
+            "clients.tiers.weak.deepspeed.zero_optimization.stage: 1 contradicts offload {params: cpu}, which needs st",
+        ),
+        (
+            {
+                "train__optimizer": "sgd",
+                "clients__tiers": {"weak": {"share": 1, "engine": "deepspeed", "offload": {"optimizer": "cpu"}}},
+            },
+            "train.optimizer: sgd cannot be combined with offload {optimizer: cpu}",
+        ),
         ({"data__max_length": 65}, "data.max_length: 65, but the model reads at most 64 tokens"),
         ({"clients__count": None}, "clients.count: the source `synthetic` plants clients; say how many"),
         ({"partition__min_examples": 13}, "partition by_file: every client needs 20 examples, so that 13 remain for "),
