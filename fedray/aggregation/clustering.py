@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from sklearn.mixture import GaussianMixture
 
@@ -85,8 +86,9 @@ def fit_mixture(
     embedding: [K, c] from `embed`. num_components: J, or `auto`: the J with the lowest BIC from 1 to max_components and
     at most K / 3, as groups of one or two clients fit any noise. seed: of the starts. n_init: starts, best one kept.
 
-    Returns posteriors [K, J]. There are never more groups than distinct points: further components stay empty (zero
-    columns, at the end). If all points are identical every client belongs to all J equally (`auto`: J = 1).
+    Returns posteriors [K, J]; components are numbered in the order of their first clients. There are never more groups
+    than distinct points: further components stay empty (zero columns, at the end). If all points are identical every
+    client belongs to all J equally (`auto`: J = 1).
 
     Raises:
         ValueError: num_components, n_init or max_components below 1, or no clients.
@@ -136,8 +138,17 @@ def _fit(x: Matrix, J: int, seed: int, n_init: int) -> Mixture:
         random_state=seed % 2**32,
     ).fit(x[:, :read])
     posteriors = np.zeros((len(x), J))
-    posteriors[:, :fitted] = mixture.predict_proba(x[:, :read])
+    found = mixture.predict_proba(x[:, :read])
+    posteriors[:, :fitted] = found[:, _by_first_client(found)]
     return Mixture(posteriors, float(mixture.bic(x[:, :read])) + _gaussian_bic(x[:, read:]), J)
+
+
+def _by_first_client(posteriors: Matrix) -> npt.NDArray[np.intp]:
+    """Return the components in the order of the first client that belongs most to each, those of nobody last: starts
+    that end in the same groups number them differently, and rounding decides which start wins."""
+    mine = posteriors.argmax(axis=1)[:, None] == np.arange(posteriors.shape[1])
+    first = np.where(mine.any(axis=0), mine.argmax(axis=0), len(posteriors))
+    return np.argsort(first, kind="stable")
 
 
 def _gaussian_bic(x: Matrix) -> float:

@@ -219,3 +219,13 @@ def test_matching_when_the_number_of_clusters_changes():
 def test_matching_needs_the_same_clients():
     with pytest.raises(ValueError, match="same clients"):
         match_components(np.ones((3, 1)), np.ones((4, 1)))
+
+
+def test_components_are_numbered_by_their_first_clients():
+    """Whatever the start: the group of client 0 is component 0, the first client that is not in it has component 1."""
+    points, groups = planted(4, (5, 5, 5), 300, 1.5)
+    order = np.random.default_rng(1).permutation(len(groups))
+    seen = list(dict.fromkeys(np.asarray(groups)[order].tolist()))
+    for seed in range(5):
+        found = fit_mixture(embed(gram_of(points[order])), 3, seed=seed).posteriors.argmax(axis=1)
+        assert found.tolist() == [seen.index(group) for group in np.asarray(groups)[order].tolist()]
