@@ -1,5 +1,6 @@
 """ClientActor: a worker as a Ray actor."""
 
+import os
 from typing import Any
 
 import ray
@@ -13,10 +14,14 @@ from fedray.worker import Assignment, Job, Outcome, Worker
 class ClientActor:
     """One frozen base model and one adapter on a share of a node, serving any client.
 
+    gpus: its share of a GPU; without one it does not see any.
+
     It keeps nothing between two clients: state and shard come as references and the next state goes back as one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: float) -> None:
+        if gpus == 0:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that asked for none
         self.worker = Worker()
 
     def setup(self, job: Job) -> None:

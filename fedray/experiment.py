@@ -1,34 +1,23 @@
 """An experiment: each method of the comparison in turn, on identical data, partition, initial weights and cohorts."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
 
 from fedray.calibration import calibrated
 from fedray.config import MethodConfig
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.federation import ClientDone, Pool
-from fedray.methods.protocol import Initial
 from fedray.prepare import Prepared
 from fedray.state import sha256
 from fedray.tracking import RunFolder, Summary, means, round_row
 from fedray.training.threads import set_threads
-from fedray.worker import Job, Outcome
+from fedray.worker import Outcome
 
 TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "simulated_seconds")
 """Columns of a round that add up to the summary's."""
-
-
-class MethodPool(Pool, Protocol):
-    """A pool that can be made ready for one method after another.
-
-    setup: takes the method's job on each tier that has clients.
-    """
-
-    def setup(self, jobs: Mapping[str, Job]) -> Initial: ...
 
 
 @dataclass(frozen=True)
@@ -65,16 +54,16 @@ class MethodFinished:
 Event = MethodStarted | TurnFinished | RoundFinished | MethodFinished
 
 
-def run_experiment(prepared: Prepared, pool: MethodPool, path: Path) -> Iterator[Event]:
+def run_experiment(prepared: Prepared, pool: Pool, path: Path) -> Iterator[Event]:
     """Run every method, write the run's folder as it goes, and yield what happens."""
     set_threads(prepared.config.clients.threads)
-    prepared = calibrated(prepared)
+    prepared = calibrated(prepared, pool)
     folder = RunFolder(path, prepared.config)
     for entry in prepared.config.method:
         yield from _run_method(prepared, entry, pool, folder)
 
 
-def _run_method(prepared: Prepared, entry: MethodConfig, pool: MethodPool, folder: RunFolder) -> Iterator[Event]:
+def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
     cohort = config.clients.per_round or len(prepared.clients)
     yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients))

@@ -17,13 +17,17 @@ from fedray.methods.protocol import AnyMethod, Initial, Metrics
 from fedray.randomness import keyed_rng
 from fedray.state import num_bytes
 from fedray.types import Client, ClientId
-from fedray.worker import Assignment, Outcome
+from fedray.worker import Assignment, Job, Outcome
 
 Handle = Any
 """A client's state, or a reference to it; only the pool looks inside."""
 
 
 class Pool(Protocol):
+    def setup(self, jobs: Mapping[str, Job]) -> Initial:
+        """Make ready for a method, given its job on each tier that has clients; return the common starting point."""
+        ...
+
     def train(
         self,
         assignments: Sequence[Assignment],

@@ -4,8 +4,7 @@ Amounts are counted in ten-thousandths, as Ray counts them: four actors of 0.25 
 a GPU lies on one GPU: two of them hold four actors of 0.4, not five.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedray.config import ClientsConfig
 
@@ -19,7 +18,7 @@ def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amoun
     """Return what one actor of each tier asks for.
 
     Where `num_cpus` is left out it is 1, or an equal share of the CPUs where there are fewer of them than tiers.
-    GPUs that were not asked for are dealt later (`share_gpus`), when the number of actors is known.
+    GPUs that were not asked for are dealt later (`allot_with_gpus`), when the number of actors is known.
     """
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     fair = min(1.0, int(UNIT * cpus / len(tiers)) / UNIT) or 1.0
@@ -39,42 +38,61 @@ def fits(asked: Amounts, node: Amounts) -> bool:
 def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> bool:
     """Return whether one actor of every tier has room at the same time."""
     rooms = [_Room(node) for node in nodes]
-    return all(_place(amounts, rooms) for amounts in asked.values())
+    return all(_place(asked[name], rooms) for name in _largest_first(asked))
 
 
 def allot(
-    asked: Mapping[str, Amounts], most: Mapping[str, int], fixed: Mapping[str, int | None], nodes: Sequence[Amounts]
+    asked: Mapping[str, Amounts],
+    most: Mapping[str, int],
+    fixed: Mapping[str, int | None],
+    nodes: Sequence[Amounts],
+    elastic: bool = False,
 ) -> dict[str, int]:
-    """Return the number of actors of each tier: the fixed one, else at least one, and then one after another to the
-    tier with the most clients per actor, as long as one of the nodes has room.
+    """Return the number of actors of each tier: at least one; then up to the fixed numbers, and then one after another
+    to the tier with the most clients per actor, as long as one of the nodes has room.
 
     most: the clients of each tier that a round can have; more actors would idle.
+    elastic: whether nodes can be added, so that fixed numbers need no room yet.
     """
     rooms = [_Room(node) for node in nodes]
-    sizes = {name: fixed[name] or 1 for name in asked}
-    for name, size in sizes.items():
-        for _ in range(size):
-            _place(asked[name], rooms)
-    growing = {name for name in asked if fixed[name] is None}
-    while growing:
-        name = max(growing, key=lambda name: (most[name] / sizes[name], name))
-        if sizes[name] < most[name] and _place(asked[name], rooms):
-            sizes[name] += 1
-        else:
-            growing.remove(name)
+    sizes = dict.fromkeys(asked, 1)
+    for name in _largest_first(asked):
+        _place(asked[name], rooms)
+    wanted = {name: most[name] if fixed[name] is None else fixed[name] or 1 for name in asked}
+    for growing in ({name for name in asked if fixed[name]}, {name for name in asked if not fixed[name]}):
+        while growing:
+            name = max(growing, key=lambda name: (most[name] / sizes[name], name))
+            if sizes[name] < wanted[name] and (_place(asked[name], rooms) or (elastic and fixed[name])):
+                sizes[name] += 1
+            else:
+                growing.remove(name)
     return sizes
 
 
-def share_gpus(gpus: float, asked: Mapping[str, Amounts], sizes: Mapping[str, int], sharing: Sequence[str]) -> float:
-    """Return the fraction of a GPU for each actor of the tiers that share what the others leave: one part of a GPU on
-    which as many of them lie as must, at most a whole one."""
-    left = gpus - sum(asked[name].get("GPU", 0.0) * size for name, size in sizes.items() if name not in sharing)
-    actors = sum(sizes[name] for name in sharing)
-    if not actors or left <= 0:
-        return 0.0
-    whole = int(left + 1e-9)
-    share = 1 / math.ceil(actors / whole) if whole else left / actors
-    return int(UNIT * share + 1e-6) / UNIT
+def allot_with_gpus(
+    asked: Mapping[str, Amounts],
+    most: Mapping[str, int],
+    fixed: Mapping[str, int | None],
+    nodes: Sequence[Amounts],
+    sharing: Collection[str],
+    elastic: bool = False,
+) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
+    """Return the number of actors of each tier and what each asks for, with equal parts of the GPUs that others leave
+    for the tiers in `sharing`: the largest parts of which all of them find room."""
+    least = {name: {**asked[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in asked}
+    if sharing and fit_together(least, nodes):
+        sizes = allot(least, most, fixed, nodes, elastic)
+        for part in range(1, sum(sizes.values()) + 1):
+            shared = int(UNIT / part) / UNIT
+            final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in asked}
+            if allot(final, most, fixed, nodes, elastic) == sizes:
+                return sizes, final
+    plain = {name: dict(amounts) for name, amounts in asked.items()}
+    return allot(plain, most, fixed, nodes, elastic), plain
+
+
+def _largest_first(asked: Mapping[str, Amounts]) -> list[str]:
+    return sorted(asked, key=lambda name: [-asked[name].get(kind, 0.0) for kind in ("GPU", "CPU", "memory")])
 
 
 class _Room:
@@ -97,6 +115,10 @@ class _Room:
             self._gpus[index] -= amount
         return True
 
+    def left(self) -> tuple[int, int]:
+        """GPUs and CPUs that are free: actors without GPU leave those nodes alone."""
+        return sum(self._gpus), self._free.get("CPU", 0)
+
     def _fullest(self, wanted: int) -> dict[int, int] | None:
         """Return what to take of which GPU: whole ones, or a part of the fullest that has it; None: no room."""
         if wanted >= UNIT:
@@ -109,8 +131,8 @@ class _Room:
 
 
 def _place(asked: Amounts, rooms: Sequence[_Room]) -> bool:
-    """Take one actor's room on the first node that has it; return whether there was one."""
-    return any(room.place(asked) for room in rooms)
+    """Take one actor's room on the fullest node that has it; return whether there was one."""
+    return any(room.place(asked) for room in sorted(rooms, key=_Room.left))
 
 
 def _units(amount: float) -> int:

@@ -17,7 +17,7 @@ from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ClientFailure, ConfigError, FedrayError
 from fedray.methods.protocol import Initial
-from fedray.packing import Amounts, allot, fit_together, fits, requests, share_gpus
+from fedray.packing import Amounts, allot_with_gpus, fit_together, fits, requests
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Outcome
 
@@ -40,14 +40,12 @@ class ClientPool:
         self._shards = {id: ray.put(shard) for id, shard in shards.items()}
         self._jobs: dict[str, Any] = {}
         nodes = _nodes()
-        self._asked = requests(clients, list(cohorts), nodes)
-        _check_room(self._asked, nodes)
+        asked = requests(clients, list(cohorts), nodes)
+        elastic = bool(_node_types())
+        _check_room(asked, nodes)
         fixed = {tier: clients.tier(tier).actors for tier in cohorts}
-        sizes = allot(self._asked, cohorts, fixed, nodes)
         sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None]
-        share = share_gpus(sum(node.get("GPU", 0.0) for node in nodes), self._asked, sizes, sharing)
-        for tier in sharing:
-            self._asked[tier]["GPU"] = share
+        sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic)
         self._actors = self._start_together(sizes)
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
@@ -146,7 +144,7 @@ class ClientPool:
         cpus, gpus, memory = asked.pop("CPU"), asked.pop("GPU"), asked.pop("memory")
         return ClientActor.options(  # type: ignore[attr-defined]
             num_cpus=cpus, num_gpus=gpus, memory=int(memory) or None, resources=asked or None
-        ).remote()
+        ).remote(gpus)
 
     def _replace(self, tier: str, dead: Any) -> Any:
         """Return a new actor that is ready for the method. The old one is ended: it may only have been out of reach."""

@@ -19,7 +19,7 @@ from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.federation import Federation, Pool
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
-from fedray.models.backbone import architecture, max_positions, meta_backbone
+from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
 from fedray.training.deepspeed_config import engine_config
@@ -103,25 +103,55 @@ def costs(
     found: dict[str, TierCosts] = {}
     for entry in config.method:
         whole = _attached(config, arch, entry, None)
-        by_tier = {}
-        for tier in config.clients.tier_names:
-            mine = [client for client in clients if client.tier == tier][-2:]
-            if not mine:
-                continue
-            if len(mine) == 1 < len(clients):  # others there are: let them be like this one
-                mine = [replace(mine[0], id=next(c.id for c in clients if c.id != mine[0].id)), *mine]
-            held = _attached(config, arch, entry, tier) if build_method(config, entry, tier) != whole.method else whole
-            try:
-                by_tier[tier] = method_cost(whole, held, mine, config.seed, validation_examples)
-            except TrainingError as error:  # what training needs and the data does not have
-                raise ConfigError(f"method {entry.key!r}: {error}") from None
-        found[entry.key] = by_tier
+        found[entry.key] = {
+            tier: _cost_on(config, arch, entry, whole, tier, clients, validation_examples)
+            for tier in config.clients.tier_names
+            if any(client.tier == tier for client in clients)
+        }
     return found
 
 
+def _cost_on(
+    config: Config,
+    arch: PretrainedConfig,
+    entry: MethodConfig,
+    whole: Attached,
+    tier: str,
+    clients: tuple[Client, ...],
+    validation_examples: int,
+) -> Cost:
+    mine = [client for client in clients if client.tier == tier][-2:]
+    if len(mine) == 1 < len(clients):  # others there are: let them be like this one
+        mine = [replace(mine[0], id=next(c.id for c in clients if c.id != mine[0].id)), *mine]
+    device = config.clients.tier(tier)
+    differs = device.activation_checkpointing or build_method(config, entry, tier) != whole.method
+    try:
+        held = _attached(config, arch, entry, tier) if differs else whole
+    except ConfigError as error:
+        raise ConfigError(f"clients.tiers.{tier}: {error}") from None
+    precision = device.precision or config.model.dtype
+    if "full" in held.adapter.names and precision != "float32":
+        raise ConfigError(
+            f"method {entry.key!r} on tier {tier!r}: the whole model would train in {precision}, which loses most "
+            "updates; use float32"
+        )
+    try:
+        return method_cost(whole, held, mine, config.seed, validation_examples)
+    except ConfigError:
+        raise
+    except TrainingError as error:  # what training needs and the data does not have
+        raise ConfigError(f"method {entry.key!r}: {error}") from None
+    except Exception as error:  # whatever a user's own method does not expect: of a tier that holds less, say
+        raise ConfigError(
+            f"method {entry.key!r} on tier {tier!r}: fails in a round on shapes: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _attached(config: Config, arch: PretrainedConfig, entry: MethodConfig, tier: str | None) -> Attached:
-    method = build_method(config, entry, tier)
-    return Attached(method, method.attach(meta_backbone(arch, config.task)))
+    method, model = build_method(config, entry, tier), meta_backbone(arch, config.task)
+    if tier is not None and config.clients.tier(tier).activation_checkpointing:
+        checkpoint_activations(model)
+    return Attached(method, method.attach(model))
 
 
 def costs_from_configuration(config: Config) -> dict[str, TierCosts]:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
-from fedray.adapters.heads import float_head, label_text_head
+from fedray.adapters.heads import float_head, head_group, label_text_head
 from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
@@ -85,7 +85,10 @@ class Worker:
         texts = sections.head == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
         # The label texts are embedded before the adapter is attached: by the backbone alone.
-        label_head = label_text_head(model, tokenizer, job.label_names) if texts else None
+        # And by the one of the common type: a tier's own precision would give its clients another head.
+        reference = _load_model(job, TierConfig(share=1.0), self.device) if tier.precision is not None else model
+        texts_head = label_text_head(reference, tokenizer, job.label_names) if texts else None
+        head = first_head(reference, config.seed) if texts_head is None else texts_head
         self.adapter = self.method.attach(model)
         self.setting = Setting(
             task=config.task,
@@ -96,7 +99,6 @@ class Worker:
             device=self.device,
             tokenizer=tokenizer if generating else None,
         )
-        head = self._first_head(config.seed, label_head)
         self._initial = draw_initial(self.adapter, config.seed, head)
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
             self.adapter.load(name, self._initial.vectors[name])
@@ -109,6 +111,8 @@ class Worker:
         if method == self.method:
             return self._initial
         whole = method.attach(meta_backbone(job.architecture, job.config.task))
+        if {name: whole.layout(name) for name in whole.names} == self._initial.layouts:
+            return self._initial
         return draw_initial(whole, job.config.seed, self._initial.head())
 
     def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
@@ -129,13 +133,14 @@ class Worker:
         )
         return outcome, after
 
-    def _first_head(self, seed: int, label_head: Vector | None) -> Vector | None:
-        """Return the first task head: the label texts', else the model's own with what its checkpoint lacked drawn."""
-        if label_head is not None or "head" not in self.adapter.names:
-            return label_head
-        std = getattr(self.adapter.model.config, "initializer_range", 0.02)
-        kept = self.adapter.read("head")
-        return draw_head(self.adapter.layout("head"), kept, missing_head(self.adapter.model), seed, std)
+
+def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
+    """Return the model's own task head with what its checkpoint lacked drawn; None where it has none."""
+    head = head_group(model)
+    if head is None:
+        return None
+    std = getattr(model.config, "initializer_range", 0.02)
+    return draw_head(head.layout, head.read(), missing_head(model), seed, std)
 
 
 def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:

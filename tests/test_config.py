@@ -387,6 +387,11 @@ def test_an_unknown_key_lists_what_is_allowed_and_claims_no_likeness() -> None:
                 ({"deepspeed": {"zero_optimization": {}}}, "phone: deepspeed: needs engine: deepspeed"),
                 ({"engine": "deepspeed", "offload": {"params": "nvme"}}, "params: nvme needs `path`"),
                 ({"engine": "deepspeed", "offload": {"path": "/fast"}}, "path: only params: nvme writes to a folder"),
+                (
+                    {"resources": {"CPU": 3}},
+                    "phone: resources: CPU have fields of their own: num_cpus",
+                ),
+                ({"reft_layers": []}, "clients.tiers.phone.reft_layers: got []: "),
                 ({"engine": "deepsped"}, "clients.tiers.phone.engine: got 'deepsped': "),
                 ({"precision": "float8"}, "clients.tiers.phone.precision: got 'float8': "),
                 ({"mask_ratio": 0}, "clients.tiers.phone.mask_ratio: got 0: "),
@@ -568,6 +573,11 @@ def test_mistakes_in_a_method_section_name_the_method_and_the_section(section: d
     message = message_of(SMALLEST | {"method": ["local", {"name": "fedreft", "label": "mine", **section}]})
     assert message.startswith("configuration: method 'mine': ")
     assert expected in message
+
+
+def test_a_tier_without_gpu_cannot_use_cuda() -> None:
+    message = message_of(with_section("clients.tiers", {"phone": {"share": 1, "num_gpus": 0}}) | {"device": "cuda"})
+    assert message.endswith("`cuda` needs clients.num_gpus above 0 (or left out), got 0 (tier 'phone')")
 
 
 def test_every_plain_field_is_documented() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config import ClientsConfig
-from fedray.packing import allot, fit_together, fits, requests, share_gpus
+from fedray.packing import allot, allot_with_gpus, fit_together, fits, requests
 
 
 def asked(**tiers: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -71,16 +71,41 @@ def test_what_an_actor_asks_for() -> None:
     assert requests(ClientsConfig(num_cpus=2.0), ["default"], [{"CPU": 64.0}])["default"]["CPU"] == 2.0
 
 
+def shares(asked: dict[str, dict[str, float]], nodes: list[dict[str, float]], **most: int) -> dict[str, Any]:
+    """(number, GPU) by tier; those that ask for no GPU share what is left."""
+    sharing = [name for name in asked if "GPU" not in asked[name]]
+    sizes, final = allot_with_gpus(asked, most, dict.fromkeys(asked), nodes, sharing)
+    return {name: (sizes[name], final[name].get("GPU", 0.0)) for name in asked}
+
+
 def test_gpus_that_nobody_asked_for_are_shared() -> None:
-    """Five actors on two GPUs are three on one of them: 1/3 each. With one actor of 0.5, one whole GPU is left for
-    three others. No actor gets more than one."""
-    one = asked(a={"GPU": 0.5}, b={})
-    assert share_gpus(2.0, asked(b={}), {"b": 5}, ["b"]) == 0.3333
-    assert share_gpus(2.0, one, {"a": 1, "b": 3}, ["b"]) == 0.3333
-    assert share_gpus(8.0, one, {"a": 1, "b": 3}, ["b"]) == 1.0
-    assert share_gpus(0.0, asked(b={}), {"b": 3}, ["b"]) == 0.0
-    assert share_gpus(0.25, one, {"a": 1, "b": 3}, ["b"]) == 0.0
-    assert share_gpus(1.0, asked(b={}), {"b": 3}, ["b"]) * 3 <= 1.0
+    """Five actors on two GPUs are three on one of them: 1/3 each. Beside an actor of 0.6 on each GPU, 0.4 is free, so
+    two others get 1/3; where nothing is left they go without. No actor gets more than one."""
+    one, strong = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 0.6}
+    assert shares(asked(b=one), [{"CPU": 5.0, "GPU": 2.0}], b=9) == {"b": (5, 0.3333)}
+    assert shares(asked(b=one), [{"CPU": 5.0, "GPU": 8.0}], b=3) == {"b": (3, 1.0)}
+    assert shares(asked(b=one), [{"CPU": 5.0}], b=9) == {"b": (5, 0.0)}
+    assert shares(asked(a=strong, b=one), [{"CPU": 4.0, "GPU": 2.0}], a=2, b=2) == {"a": (2, 0.6), "b": (2, 0.3333)}
+    whole = {"CPU": 1.0, "GPU": 1.0}
+    assert shares(asked(a=whole, b=one), [{"CPU": 4.0, "GPU": 1.0}], a=1, b=9) == {"a": (1, 1.0), "b": (3, 0.0)}
+
+
+def test_who_shares_gpus_stays_on_nodes_that_have_them() -> None:
+    nodes = [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}]
+    assert shares(asked(b={"CPU": 1.0}), nodes, b=99) == {"b": (8, 0.125)}
+
+
+def test_a_large_actor_finds_the_large_node_whatever_the_order() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 2.0}]
+    for tiers in (asked(small={"CPU": 2.0}, big={"CPU": 4.0}), asked(big={"CPU": 4.0}, small={"CPU": 2.0})):
+        assert fit_together(tiers, nodes)
+        assert allot(tiers, {"small": 9, "big": 9}, dict.fromkeys(tiers), nodes) == {"small": 1, "big": 1}
+
+
+def test_fixed_numbers_need_room_unless_nodes_can_be_added() -> None:
+    one, most, fixed = asked(a={"CPU": 1.0}, b={"CPU": 1.0}), {"a": 9, "b": 9}, {"a": 4, "b": None}
+    assert allot(one, most, fixed, [{"CPU": 4.0}]) == {"a": 3, "b": 1}
+    assert allot(one, most, fixed, [{"CPU": 4.0}], elastic=True) == {"a": 4, "b": 1}
 
 
 @given(

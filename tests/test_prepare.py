@@ -208,6 +208,17 @@ def test_a_given_number_of_classes_must_be_the_datas(configure: Callable[..., An
             },
             "train.optimizer: sgd cannot be combined with offload {optimizer: cpu}",
         ),
+        (
+            {
+                "method": {"name": "fedavg", "adapter": "full"},
+                "clients__tiers": {"weak": {"share": 1, "precision": "bfloat16"}},
+            },
+            "method 'fedavg' on tier 'weak': the whole model would train in bfloat16, which loses most upd",
+        ),
+        (
+            {"method": "fedreft", "clients__tiers": {"weak": {"share": 1, "reft_layers": [7]}}},
+            "clients.tiers.weak: reft.layers: no block 7; the model has blocks 0 to 1",
+        ),
         ({"data__max_length": 65}, "data.max_length: 65, but the model reads at most 64 tokens"),
         ({"clients__count": None}, "clients.count: the source `synthetic` plants clients; say how many"),
         ({"partition__min_examples": 13}, "partition by_file: every client needs 20 examples, so that 13 remain for "),

@@ -70,7 +70,7 @@ class TierConfig(Section):
     """LoRA rank r_k of this tier, at most lora.rank: the first r_k of the common rank's components."""
     mask_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """FedHFT's ρ: share of output rows that a client of this tier can hold."""
-    reft_layers: tuple[int, ...] | None = None
+    reft_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Blocks whose output is edited on this tier; default and superset: reft.layers."""
     batch_size: PositiveInt | None = None
     """Examples per micro-batch; default train.batch_size."""
@@ -96,6 +96,8 @@ class TierConfig(Section):
     def _possible(self) -> Self:
         if (self.share is None) == (not self.clients):
             raise ValueError("a tier needs either `share` or `clients` (a list of ids)")
+        if named := sorted({"CPU", "GPU", "memory"} & set(self.resources)):
+            raise ValueError(f"resources: {choices(named)} have fields of their own: num_cpus, num_gpus, memory")
         if self.engine == "torch" and self.offload != OffloadConfig():
             raise ValueError("offload: needs engine: deepspeed, got engine: torch")
         if self.engine == "torch" and self.deepspeed:

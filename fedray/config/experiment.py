@@ -112,8 +112,10 @@ class Config(Section):
             raise ValueError(
                 "partition.column: the partition `by_column` needs the column whose values are the clients"
             )
-        if self.device == "cuda" and self.clients.num_gpus == 0:
-            raise ValueError("device: `cuda` needs clients.num_gpus above 0 (or left out), got 0")
+        for name in self.clients.tier_names:
+            if self.device == "cuda" and self.clients.tier(name).num_gpus == 0:
+                of_tier = f" (tier {name!r})" if self.clients.tiers else ""
+                raise ValueError(f"device: `cuda` needs clients.num_gpus above 0 (or left out), got 0{of_tier}")
         for entry in self.method:
             for name in self.clients.tier_names:
                 self.section_for(entry, name)

@@ -4,6 +4,9 @@ A method is a frozen dataclass whose fields are its hyperparameters. It may also
 (LoraSection), `reft` (ReftSection) and `head` (Head), which are then filled from the configuration's sections.
 It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
 
+Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
+with that tier's sections, and the server's functions on the whole one: `fedray.methods.capacity` translates.
+
 The smallest method, which federates how many examples the clients have and trains nothing:
 
     from dataclasses import dataclass
@@ -146,7 +149,8 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
         ...
 
     def aggregate_train(self, server: ServerState, updates: Sequence[Update[Uplink]]) -> tuple[ServerState, Metrics]:
-        """Return the next server state from the updates, which come in the order of client ids."""
+        """Return the next server state from the updates, which come in the order of client ids. There may be none, if
+        all clients dropped out or were late."""
         ...
 
 

@@ -183,9 +183,8 @@ def test_tiers_get_actors_of_their_own(cluster: None) -> None:
         pool.close()
 
 
-def test_actors_that_the_cluster_has_no_room_for_are_given_up(cluster: None, monkeypatch: Any) -> None:
-    """Four actors of one CPU each are asked for on two CPUs: two serve."""
-    monkeypatch.setattr("fedray.pool.START_TIMEOUT_S", 20.0)
+def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(cluster: None) -> None:
+    """Four actors of one CPU each are configured on two CPUs: two serve."""
     prepared = prepare(load_config({**TINY, "method": "fedavg", "clients": {"count": 4}}))
     pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, {"default": 4})
     pool.setup(prepared.jobs(prepared.config.method[0]))

@@ -166,3 +166,26 @@ def test_rounds_of_tiers_are_repeatable_and_count_steps_by_tier(start, method):
     assert [outcome.report.steps for outcome in first.outcomes] == [3, 2, 2]
     for a, b in zip(first.outcomes, second.outcomes, strict=True):
         assert a.report.train_loss == b.report.train_loss
+
+
+def test_full_fine_tuning_is_whole_on_every_tier(start):
+    """Whatever a tier could hold of a LoRA; and also if such a tier is the one that draws the common start."""
+    tiers = {"weak": TIERS["weak"], "strong": TIERS["strong"]}
+    run = start({"name": "fedavg", "adapter": "full"}, clients__tiers=tiers)
+    assert next(iter(run.pool.workers)) == "weak"
+    run.round()
+    assert run.federation.server.shared.adapter.size == run.initial.layouts["full"].size
+
+
+@pytest.mark.parametrize("head", ["shared", "frozen_label_text"])
+def test_the_head_is_the_same_on_tiers_of_another_precision(start, head):
+    """Also where it follows from the base model, which a bfloat16 tier rounds."""
+    tiers = {"strong": TIERS["strong"], "half": {"clients": ["client_001"], "precision": "bfloat16"}}
+    run = start("fedavg", clients__tiers=tiers, head=head)
+    strong, half = (worker.initial().head() for worker in run.pool.workers.values())
+    assert np.array_equal(strong, half)
+    assert strong.any()
+    dtypes = {worker.adapter.model.bert.embeddings.word_embeddings.weight.dtype for worker in run.pool.workers.values()}
+    assert {str(dtype) for dtype in dtypes} == {"torch.float32", "torch.bfloat16"}
+    for outcome in run.round().outcomes:
+        assert np.isfinite(outcome.report.train_loss)

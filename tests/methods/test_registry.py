@@ -218,3 +218,11 @@ def test_a_class_that_lacks_a_function(folder: Path, function: str) -> None:
 def test_a_class_that_is_no_dataclass(folder: Path) -> None:
     (folder / "plain.py").write_text(documented().replace("@dataclass(frozen=True)\nclass Count", "class Count"))
     assert refused({"class": "plain.Count"}).endswith("missing: @dataclass(frozen=True)")
+
+
+def test_a_class_that_cannot_do_a_round_is_named_before_anything_starts(folder: Path) -> None:
+    code = documented().replace("return Total(local.client.num_examples), client_state", "return 1 / 0")
+    (folder / "failing.py").write_text(code)
+    config = configure({"class": "failing.Count"}, **{"data.cache_dir": str(folder / "cache")})
+    with pytest.raises(ConfigError, match="^method 'Count' on tier 'default': fails in a round on shapes: Zero"):
+        prepare(config)
