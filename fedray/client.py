@@ -24,6 +24,9 @@ class ClientActor:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that asked for none
         self.worker = Worker()
 
+    def ready(self) -> None:
+        """Return once the actor has started."""
+
     def setup(self, job: Job) -> None:
         self.worker.setup(job)
 
@@ -33,3 +36,6 @@ class ClientActor:
     @ray.method(num_returns=2)
     def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
         return self.worker.train(assignment, downlink, state, shard)
+
+    def close(self) -> None:
+        """Nothing that outlives the process."""

@@ -1,9 +1,11 @@
 """How many client actors of each tier fit on a cluster's nodes, and how they are dealt to the tiers.
 
 Amounts are counted in ten-thousandths, as Ray counts them: four actors of 0.25 GPUs fill one GPU exactly. A fraction of
-a GPU lies on one GPU: two of them hold four actors of 0.4, not five.
+a GPU lies on one GPU: two of them hold four actors of 0.4, not five. Of a tier whose clients are silos, an actor is
+several workers, each with what the tier asks for; they may lie on several nodes.
 """
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 
 from fedray.config import ClientsConfig
@@ -13,19 +15,25 @@ Amounts = Mapping[str, float]
 
 UNIT = 10_000
 
+ALONE: Mapping[str, int] = {}
+"""No tier's actors are several workers."""
+
 
 def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amounts]) -> dict[str, dict[str, float]]:
-    """Return what one actor of each tier asks for.
+    """Return what one actor (or worker of a silo) of each tier asks for.
 
     Where `num_cpus` is left out it is 1, or an equal share of the CPUs where there are fewer of them than tiers.
-    GPUs that were not asked for are dealt later (`allot_with_gpus`), when the number of actors is known.
+    GPUs that were not asked for are dealt later (`allot_with_gpus`), when the number of actors is known; only the
+    workers of a silo take whole ones, if there are that many.
     """
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    fair = min(1.0, int(UNIT * cpus / len(tiers)) / UNIT) or 1.0
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    fair = min(1.0, int(UNIT * cpus / sum(clients.tier(name).workers for name in tiers)) / UNIT) or 1.0
     asked = {}
     for name in tiers:
         tier = clients.tier(name)
-        amounts = {"CPU": fair if tier.num_cpus is None else tier.num_cpus, "GPU": tier.num_gpus or 0.0}
+        whole = float(tier.num_gpus is None and 1 < tier.workers <= gpus)
+        amounts = {"CPU": fair if tier.num_cpus is None else tier.num_cpus, "GPU": tier.num_gpus or whole}
         asked[name] = {**amounts, "memory": float(tier.memory or 0), **tier.resources}
     return asked
 
@@ -35,10 +43,13 @@ def fits(asked: Amounts, node: Amounts) -> bool:
     return _Room(node).place(asked)
 
 
-def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> bool:
-    """Return whether one actor of every tier has room at the same time."""
+def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE) -> bool:
+    """Return whether one actor of every tier has room at the same time.
+
+    workers: of tiers whose actors are several.
+    """
     rooms = [_Room(node) for node in nodes]
-    return all(_place(asked[name], rooms) for name in _largest_first(asked))
+    return all(_place(asked[name], rooms, workers.get(name, 1)) for name in _largest_first(asked))
 
 
 def allot(
@@ -47,22 +58,24 @@ def allot(
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
     elastic: bool = False,
+    workers: Mapping[str, int] = ALONE,
 ) -> dict[str, int]:
     """Return the number of actors of each tier: at least one; then up to the fixed numbers, and then one after another
     to the tier with the most clients per actor, as long as one of the nodes has room.
 
     most: the clients of each tier that a round can have; more actors would idle.
-    elastic: whether nodes can be added, so that fixed numbers need no room yet.
+    elastic: whether nodes can be added, so that fixed numbers need no room yet. workers: as in `fit_together`.
     """
     rooms = [_Room(node) for node in nodes]
     sizes = dict.fromkeys(asked, 1)
     for name in _largest_first(asked):
-        _place(asked[name], rooms)
+        _place(asked[name], rooms, workers.get(name, 1))
     wanted = {name: most[name] if fixed[name] is None else fixed[name] or 1 for name in asked}
     for growing in ({name for name in asked if fixed[name]}, {name for name in asked if not fixed[name]}):
         while growing:
             name = max(growing, key=lambda name: (most[name] / sizes[name], name))
-            if sizes[name] < wanted[name] and (_place(asked[name], rooms) or (elastic and fixed[name])):
+            room = sizes[name] < wanted[name] and _place(asked[name], rooms, workers.get(name, 1))
+            if room or (sizes[name] < wanted[name] and elastic and fixed[name]):
                 sizes[name] += 1
             else:
                 growing.remove(name)
@@ -76,19 +89,20 @@ def allot_with_gpus(
     nodes: Sequence[Amounts],
     sharing: Collection[str],
     elastic: bool = False,
+    workers: Mapping[str, int] = ALONE,
 ) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
     """Return the number of actors of each tier and what each asks for, with equal parts of the GPUs that others leave
     for the tiers in `sharing`: the largest parts of which all of them find room."""
     least = {name: {**asked[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in asked}
-    if sharing and fit_together(least, nodes):
-        sizes = allot(least, most, fixed, nodes, elastic)
+    if sharing and fit_together(least, nodes, workers):
+        sizes = allot(least, most, fixed, nodes, elastic, workers)
         for part in range(1, sum(sizes.values()) + 1):
             shared = int(UNIT / part) / UNIT
             final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in asked}
-            if allot(final, most, fixed, nodes, elastic) == sizes:
+            if allot(final, most, fixed, nodes, elastic, workers) == sizes:
                 return sizes, final
     plain = {name: dict(amounts) for name, amounts in asked.items()}
-    return allot(plain, most, fixed, nodes, elastic), plain
+    return allot(plain, most, fixed, nodes, elastic, workers), plain
 
 
 def _largest_first(asked: Mapping[str, Amounts]) -> list[str]:
@@ -130,8 +144,13 @@ class _Room:
         return {min(able)[1]: wanted}
 
 
-def _place(asked: Amounts, rooms: Sequence[_Room]) -> bool:
-    """Take one actor's room on the fullest node that has it; return whether there was one."""
+def _place(asked: Amounts, rooms: list[_Room], workers: int = 1) -> bool:
+    """Take one actor's room, each worker's on the fullest node that has it; return whether there was room for all."""
+    if workers > 1:
+        tried = copy.deepcopy(rooms)
+        placed = all(_place(asked, tried) for _ in range(workers))
+        rooms[:] = tried if placed else rooms
+        return placed
     return any(room.place(asked) for room in sorted(rooms, key=_Room.left))
 
 

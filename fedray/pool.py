@@ -18,11 +18,16 @@ from fedray.data.shards import Shard
 from fedray.errors import ClientFailure, ConfigError, FedrayError
 from fedray.methods.protocol import Initial
 from fedray.packing import Amounts, allot_with_gpus, fit_together, fits, requests
+from fedray.silo import start_silo
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Outcome
 
 START_TIMEOUT_S = 120.0
 """How long to wait for actors to start; those that the cluster has no room for until then are given up."""
+
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long silos may take to end in order; then they are killed."""
 
 
 class ClientPool:
@@ -37,15 +42,16 @@ class ClientPool:
 
     def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohorts: Mapping[str, int]):
         self._max_failures = clients.max_failures
+        self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
         self._shards = {id: ray.put(shard) for id, shard in shards.items()}
         self._jobs: dict[str, Any] = {}
         nodes = _nodes()
         asked = requests(clients, list(cohorts), nodes)
         elastic = bool(_node_types())
-        _check_room(asked, nodes)
+        _check_room(asked, nodes, self._workers)
         fixed = {tier: clients.tier(tier).actors for tier in cohorts}
-        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None]
-        sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic)
+        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
+        sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic, self._workers)
         self._actors = self._start_together(sizes)
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
@@ -114,6 +120,9 @@ class ClientPool:
 
     def close(self) -> None:
         """End the actors."""
+        closing = [actor.close.remote() for tier, actors in self._actors.items() for actor in actors]
+        if closing:  # a silo's workers give their resources back themselves
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
         for actors in self._actors.values():
             for actor in actors:
                 ray.kill(actor)
@@ -121,7 +130,7 @@ class ClientPool:
 
     def _start_together(self, sizes: Mapping[str, int]) -> dict[str, list[Any]]:
         started = [(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
-        up = [actor.__ray_ready__.remote() for _, actor in started]
+        up = [actor.ready.remote() for _, actor in started]
         done, _ = ray.wait(up, num_returns=len(up), timeout=START_TIMEOUT_S)
         actors: dict[str, list[Any]] = {tier: [] for tier in sizes}
         for (tier, actor), ref in zip(started, up, strict=True):
@@ -141,6 +150,8 @@ class ClientPool:
 
     def _start(self, tier: str) -> Any:
         asked = dict(self._asked[tier])
+        if self._workers[tier] > 1:
+            return start_silo(self._workers[tier], asked)
         cpus, gpus, memory = asked.pop("CPU"), asked.pop("GPU"), asked.pop("memory")
         return ClientActor.options(  # type: ignore[attr-defined]
             num_cpus=cpus, num_gpus=gpus, memory=int(memory) or None, resources=asked or None
@@ -176,7 +187,7 @@ def _node_types() -> dict[str, dict[str, float]]:
     return {group.name: dict(group.resources) for group in groups if group.max_count != 0}
 
 
-def _check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> None:
+def _check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
     """Say at once what can never start.
 
     Raises:
@@ -190,8 +201,9 @@ def _check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> None:
                 f"nodes have {'; '.join(sorted({_readable(node) for node in nodes}))}"
                 + "".join(f"; node type {name} has {_readable(node)}" for name, node in types.items())
             )
-    if not types and not fit_together(asked, nodes):
-        wanted = "; ".join(f"{tier}: {_readable(amounts)}" for tier, amounts in asked.items())
+    if not types and not fit_together(asked, nodes, workers):
+        times = {tier: f"{number} workers of " if number > 1 else "" for tier, number in workers.items()}
+        wanted = "; ".join(f"{tier}: {times[tier]}{_readable(amounts)}" for tier, amounts in asked.items())
         raise ConfigError(
             f"clients.tiers: one actor of every tier ({wanted}) does not fit into the cluster at a time, which has "
             f"{_readable(_total(nodes))}; lower num_cpus or num_gpus (they may be fractions)"

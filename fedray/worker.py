@@ -24,6 +24,7 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
 from fedray.training.engine import make_engine
 from fedray.training.setting import Setting
+from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
 from fedray.training.trainer import ClientReport, LocalTrainer
 from fedray.types import Client, Vector
@@ -66,7 +67,13 @@ class Outcome:
 
 
 class Worker:
-    """Serves one method at a time; `setup` again for the next one."""
+    """Serves one method at a time; `setup` again for the next one.
+
+    team: the processes that train with this one, if its clients are silos of several.
+    """
+
+    def __init__(self, team: Team = ALONE) -> None:
+        self._team = team
 
     def setup(self, job: Job) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
@@ -102,7 +109,7 @@ class Worker:
         self._initial = draw_initial(self.adapter, config.seed, head)
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
             self.adapter.load(name, self._initial.vectors[name])
-        self.engine = make_engine(self.adapter, sections.train, tier, self.device)
+        self.engine = make_engine(self.adapter, sections.train, tier, self.device, self._team)
 
     def initial(self) -> Initial:
         """Return the common starting point, whatever part of it this tier holds; the same on every worker."""

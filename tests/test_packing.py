@@ -127,3 +127,25 @@ def test_what_is_allotted_has_room_and_nothing_more_would(parts: list[tuple[int,
         for resource in ("CPU", "GPU"):
             used = sum(found[name] * tiers[name][resource] for name in tiers)
             assert used <= sum(node[resource] for node in nodes) + 1e-9
+
+
+def test_the_workers_of_a_silo_need_room_at_the_same_time() -> None:
+    """Three workers of a CPU lie on two nodes of two, four and another actor do not; without room nothing is taken."""
+    one, two, most = asked(silo={"CPU": 1.0}, small={"CPU": 1.0}), [{"CPU": 2.0}, {"CPU": 2.0}], {"silo": 9, "small": 2}
+    assert fit_together(one, two, {"silo": 3})
+    assert not fit_together(one, two, {"silo": 4})
+    assert allot(one, most, dict.fromkeys(one), two, workers={"silo": 3}) == {
+        "silo": 1,
+        "small": 1,
+    }
+    more = [{"CPU": 4.0}, {"CPU": 4.0}]
+    assert allot(one, most, dict.fromkeys(one), more, workers={"silo": 3}) == {"silo": 2, "small": 2}
+
+
+def test_workers_of_a_silo_take_whole_gpus_where_there_are_enough() -> None:
+    tiers: dict[str, Any] = {"silo": {"share": 0.5, "workers": 2}, "b": {"share": 0.5}}
+    clients = ClientsConfig.model_validate({"tiers": tiers})
+    for gpus, expected in ((2.0, 1.0), (1.0, 0.0), (0.0, 0.0)):
+        found = requests(clients, ["silo", "b"], [{"CPU": 2.0, "GPU": gpus}])
+        assert found["silo"]["GPU"] == expected
+        assert found["b"] == {"CPU": 0.6666, "GPU": 0.0, "memory": 0.0}, "two CPUs for three processes"

@@ -56,6 +56,9 @@ class TierConfig(Section):
     """Further Ray resources of one client actor, by name."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
+    workers: PositiveInt = 1
+    """Processes that train one client of this tier together, data-parallel on Ray Train, each with what the tier asks
+    for: a silo. An optimizer step has `workers` times as many examples. Above 1: engine torch."""
     precision: Precision | None = None
     """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32."""
     engine: Literal["torch", "deepspeed"] = "torch"
@@ -100,6 +103,8 @@ class TierConfig(Section):
             raise ValueError(f"resources: {choices(named)} have fields of their own: num_cpus, num_gpus, memory")
         if self.engine == "torch" and self.offload != OffloadConfig():
             raise ValueError("offload: needs engine: deepspeed, got engine: torch")
+        if self.engine == "deepspeed" and self.workers > 1:
+            raise ValueError(f"workers: {self.workers} processes train one client with engine: torch, got deepspeed")
         if self.engine == "torch" and self.deepspeed:
             raise ValueError("deepspeed: needs engine: deepspeed, got engine: torch")
         return self

@@ -172,4 +172,6 @@ class MethodSections(Section):
                 raise ValueError(f"reft_layers: {choices(extra)} are not among reft.layers {choices(reft.layers)}")
             reft = reft.model_copy(update={"layers": layers})
         own = {name: value for name in ("batch_size", "accumulation") if (value := getattr(tier, name)) is not None}
+        # A silo's workers share the micro-batches of a step among them; a single process would take them all.
+        own["accumulation"] = own.get("accumulation", train.accumulation) * tier.workers
         return self.model_copy(update={"lora": lora, "reft": reft, "train": train.model_copy(update=own)})

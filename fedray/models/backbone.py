@@ -123,7 +123,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"activation_checkpointing: {type(model).__name__} does not support it; leave it out")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def missing_head(model: nn.Module) -> tuple[str, ...]:

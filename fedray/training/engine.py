@@ -14,6 +14,7 @@ from fedray.aggregation.masks import row_count
 from fedray.config import TierConfig, TrainConfig
 from fedray.training.deepspeed import DeepSpeedEngine
 from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.team import ALONE, Team
 
 FLOAT16_LOSS_SCALE = 1024.0
 """Constant, so that no step is skipped and a client's result depends on nobody before it."""
@@ -25,6 +26,11 @@ class Engine(Protocol):
 
     @property
     def adapter(self) -> Adapter: ...
+
+    @property
+    def team(self) -> Team:
+        """The processes that train together; this one may be alone."""
+        ...
 
     def begin(self, schedule: Schedule) -> None:
         """Start a round from the adapter's current values, with a fresh optimizer."""
@@ -52,10 +58,12 @@ class TorchEngine:
 
     loss_scale: gradients are computed of the loss times this, and divided by it before they are clipped: those that
     pass through a float16 model would vanish otherwise.
+    team: whose gradients are added up before each step.
     """
 
-    def __init__(self, adapter: Adapter, loss_scale: float = 1.0) -> None:
+    def __init__(self, adapter: Adapter, loss_scale: float = 1.0, team: Team = ALONE) -> None:
         self.adapter = adapter
+        self.team = team
         self._loss_scale = loss_scale
         self._optimizer: RoundOptimizer | None = None
 
@@ -67,6 +75,7 @@ class TorchEngine:
 
     def step(self) -> None:
         optimizer = self._begun()
+        self.team.sum_gradients(optimizer.parameters)
         if self._loss_scale != 1:
             torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self._loss_scale)
         optimizer.step()
@@ -84,7 +93,9 @@ class TorchEngine:
         return self._optimizer
 
 
-def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str | torch.device) -> Engine:
+def make_engine(
+    adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str | torch.device, team: Team = ALONE
+) -> Engine:
     """Return the tier's engine for the adapter, which has its method's first values and trainable groups by now.
 
     Where the method masks rows for every client (`varying_rows`), the first ⌈ρ · d_out⌉ rows of each B exist from now
@@ -102,5 +113,5 @@ def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: 
         )
     if tier.engine == "torch":
         half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
-        return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0)
+        return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0, team)
     return DeepSpeedEngine(adapter, train, tier.offload, tier.deepspeed, device)

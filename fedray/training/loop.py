@@ -2,7 +2,8 @@
 
 The client's training examples are shuffled anew for every epoch and cut into micro-batches of `batch_size`;
 `accumulation` of those make one optimizer step (the last step of an epoch may have fewer). The gradient of a step is
-that of the mean loss over all its units (examples; answer tokens for causal_lm), exactly as of one large batch.
+that of the mean loss over all its units (examples; answer tokens for causal_lm), exactly as of one large batch. The
+processes of a team take turns with a step's micro-batches.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -21,6 +23,7 @@ from fedray.randomness import keyed_rng, keyed_seed
 from fedray.training.engine import Engine
 from fedray.training.optimizer import Schedule
 from fedray.training.setting import Setting
+from fedray.training.team import Team
 from fedray.types import ClientId
 
 CHECK_EVERY = 50
@@ -29,9 +32,10 @@ CHECK_EVERY = 50
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its micro-batches, and the number of units over which its loss is the mean."""
+    """One optimizer step: this process's micro-batches by their index in the step, and the number of units over which
+    the loss of all of them is the mean."""
 
-    micro_batches: list[dict[str, torch.Tensor]]
+    micro_batches: dict[int, dict[str, torch.Tensor]]
     num_units: int
 
 
@@ -53,53 +57,61 @@ def train_steps(engine: Engine, table: pa.Table, client: ClientId, server_round:
     num_steps = total_steps(table.num_rows, setting.train)
     schedule = Schedule(setting.train, server_round, num_steps)
     losses: list[torch.Tensor] = []
+    checked: list[float] = []
     adapter.model.train()  # only the adapter's dropout acts: the base model's probabilities are zero
     engine.begin(schedule)
-    for index, step in enumerate(islice(_steps(table, client, server_round, setting), num_steps)):
+    for index, step in enumerate(islice(_steps(table, client, server_round, setting, engine.team), num_steps)):
         losses.append(_backward(engine, step, index, client, server_round, setting))
         engine.step()
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == num_steps:
             rates = schedule.rates(adapter.trainable_groups(), index)
-            _check_finite(losses, engine.finite(), rates, client, server_round)
+            checked += engine.team.sum(torch.stack(losses)).tolist()
+            losses.clear()
+            _check_finite(checked, engine.finite(), rates, client, server_round)
     adapter.model.eval()
-    return torch.stack(losses).tolist()
+    return checked
 
 
-def _steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting) -> Iterator[Step]:
+def _steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting, team: Team) -> Iterator[Step]:
     """Epoch after epoch without end."""
     train = setting.train
     units = num_units(table, setting.task)
     for epoch in count():
         order = keyed_rng(setting.seed, "order", server_round, client, epoch).permutation(table.num_rows)
-        micro_batches = batches(table, train.batch_size, setting.pad_token_id, order, setting.device)
-        for start in range(0, table.num_rows, train.batch_size * train.accumulation):
-            step_units = int(units[order[start : start + train.batch_size * train.accumulation]].sum())
+        cuts = [order[start : start + train.batch_size] for start in range(0, table.num_rows, train.batch_size)]
+        steps = [cuts[start : start + train.accumulation] for start in range(0, len(cuts), train.accumulation)]
+        own = [[index for index in range(len(step)) if team.mine(index)] for step in steps]
+        rows = [step[index] for step, indices in zip(steps, own, strict=True) for index in indices]
+        mine = np.concatenate([order[:0], *rows])  # all of full size but the epoch's last: they are cut again as here
+        micro_batches = batches(table, train.batch_size, setting.pad_token_id, mine, setting.device)
+        for step, indices in zip(steps, own, strict=True):
+            step_units = int(sum(units[cut].sum() for cut in step))
             if step_units == 0:
                 raise TrainingError(
                     f"client {client!r}, round {server_round}: a step's examples have no answer tokens; "
                     "check data.answer, or raise data.max_length"
                 )
-            yield Step(list(islice(micro_batches, train.accumulation)), step_units)
+            yield Step({index: next(micro_batches) for index in indices}, step_units)
 
 
 def _backward(
     engine: Engine, step: Step, index: int, client: ClientId, server_round: int, setting: Setting
 ) -> torch.Tensor:
     """Leave the step's gradient in the parameters; return its mean loss, a scalar that may still be in flight."""
-    losses = []
-    for micro, batch in enumerate(step.micro_batches):
+    total = torch.zeros((), device=setting.device)  # a team's last step may have nothing for this process
+    for micro, batch in step.micro_batches.items():
         engine.adapter.set_dropout_key(keyed_seed(setting.seed, "dropout", server_round, client, index, micro))
         loss = score(engine.adapter.model, batch, setting.task).losses.sum() / step.num_units
-        engine.backward(loss, last=micro + 1 == len(step.micro_batches))
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
+        engine.backward(loss, last=micro == max(step.micro_batches))
+        total += loss.detach()
+    return total
 
 
 def _check_finite(
-    losses: list[torch.Tensor], values_finite: bool, rates: list[float], client: ClientId, server_round: int
+    losses: list[float], values_finite: bool, rates: list[float], client: ClientId, server_round: int
 ) -> None:
     """A loss can be finite while its gradient is not, so the trained values are looked at, too."""
-    finite = torch.stack(losses).isfinite().tolist()
+    finite = [math.isfinite(loss) for loss in losses]
     if all(finite) and values_finite:
         return
     step = finite.index(False) if False in finite else len(losses) - 1

@@ -104,28 +104,32 @@ class LocalTrainer:
     def evaluate(self, split: Split) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
         setting = self._setting
-        return evaluate(
-            self._adapter.model,
-            self._shard.tables[split],
-            setting.task,
-            setting.evaluation.metric or default_metric(setting.task),
-            setting.evaluation.batch_size,
-            setting.pad_token_id,
-            setting.device,
-            setting.tokenizer,
-            setting.evaluation.max_new_tokens,
+        return self._engine.team.from_first(
+            lambda: evaluate(
+                self._adapter.model,
+                self._shard.tables[split],
+                setting.task,
+                setting.evaluation.metric or default_metric(setting.task),
+                setting.evaluation.batch_size,
+                setting.pad_token_id,
+                setting.device,
+                setting.tokenizer,
+                setting.evaluation.max_new_tokens,
+            )
         )
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""
         setting = self._setting
-        return fisher_importance(
-            self._adapter,
-            self._shard.tables["train"],
-            setting.task,
-            setting.train.batch_size,
-            setting.pad_token_id,
-            setting.device,
+        return self._engine.team.from_first(
+            lambda: fisher_importance(
+                self._adapter,
+                self._shard.tables["train"],
+                setting.task,
+                setting.train.batch_size,
+                setting.pad_token_id,
+                setting.device,
+            )
         )
 
     def rng(self, purpose: str) -> np.random.Generator:

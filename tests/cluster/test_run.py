@@ -19,56 +19,19 @@ from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.worker import Assignment
 
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "seed": 3,
-    "rounds": 2,
-    "method": [
-        "local",
-        "head_only",
-        "fedavg",
-        {"name": "fedavg", "label": "fedavg-reft", "adapter": "reft"},
-        "fedreft",
-        "fedalt",
-        {"name": "fedhft", "warmup_rounds": 1},
-        {"name": "fedhft", "label": "fedhft-pre", "timing": "pre", "warmup_rounds": 1},
-    ],
-    "model": {
-        "path": "random",
-        "config": {
-            "model_type": "bert",
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        },
-        "tokenizer": "bytes",
-    },
-    "data": {"source": "synthetic", "examples_per_client": 24, "max_length": 32},
-    "partition": {"kind": "by_file"},
-    "clients": {
-        "count": 4,
-        "per_round": 3,
-        "tiers": {
-            "strong": {"share": 0.5},
-            "weak": {"share": 0.5, "mask_ratio": 0.5, "lora_rank": 4, "reft_layers": [1]},
-        },
-    },
-    "lora": {"dropout": 0.1},
-    "train": {"lr": 5e-3, "weight_decay": 0.1},
-}
 
-
-def test_every_method_gives_the_same_states_on_ray_and_inline(cluster: None, tmp_path: Path) -> None:
-    inline = fedray.run(TINY, runtime="inline", output=tmp_path / "inline")
-    on_ray = fedray.run(TINY, output=tmp_path / "ray")
-    one_actor = fedray.run(TINY, output=tmp_path / "one", **{"clients.actors": 1})
+def test_every_method_gives_the_same_states_on_ray_and_inline(
+    tiny: dict[str, Any], cluster: None, tmp_path: Path
+) -> None:
+    inline = fedray.run(tiny, runtime="inline", output=tmp_path / "inline")
+    on_ray = fedray.run(tiny, output=tmp_path / "ray")
+    one_actor = fedray.run(tiny, output=tmp_path / "one", **{"clients.actors": 1})
 
     def states(result: fedray.RunResult) -> dict[str, str]:
         return {summary.method: summary.state_sha256 for summary in result.summaries}
 
     assert states(inline) == states(on_ray) == states(one_actor)
-    assert len(set(states(inline).values())) == len(TINY["method"]), "methods must differ"
+    assert len(set(states(inline).values())) == len(tiny["method"]), "methods must differ"
     columns = ["method", "phase", "server_round", "client", "train_loss", "aggregated_metric", "personalised_metric"]
     tables = [result.clients()[columns].sort_values(columns[:4]).reset_index(drop=True) for result in (inline, on_ray)]
     pd.testing.assert_frame_equal(*tables)
@@ -76,7 +39,9 @@ def test_every_method_gives_the_same_states_on_ray_and_inline(cluster: None, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # the first use on a machine builds DeepSpeed's extensions
-def test_tiers_with_three_engines_give_the_same_states_on_ray_and_inline(cluster: None, tmp_path: Path) -> None:
+def test_tiers_with_three_engines_give_the_same_states_on_ray_and_inline(
+    tiny: dict[str, Any], cluster: None, tmp_path: Path
+) -> None:
     """Plain torch, ZeRO-2 with the optimizer on the CPU, ZeRO-3 with all parameters there; one actor each, or all three
     in this process, which also serves other tests' engines."""
     tiers = {
@@ -102,7 +67,7 @@ def test_tiers_with_three_engines_give_the_same_states_on_ray_and_inline(cluster
     }
     hft = {"name": "fedhft", "timing": "pre", "warmup_rounds": 0}
     clients = {"count": 6, "threads": 1, "tiers": tiers}
-    config = {**TINY, "method": ["fedavg", "fedreft", "fedalt", hft], "clients": clients}
+    config = {**tiny, "method": ["fedavg", "fedreft", "fedalt", hft], "clients": clients}
     inline = fedray.run(config, runtime="inline", output=tmp_path / "inline")
     on_ray = fedray.run(config, output=tmp_path / "ray")
     for mine, theirs in zip(inline.summaries, on_ray.summaries, strict=True):
@@ -112,8 +77,8 @@ def test_tiers_with_three_engines_give_the_same_states_on_ray_and_inline(cluster
     assert trained.train_loss.notna().all()
 
 
-def test_a_killed_actor_costs_no_update_and_no_bit(cluster: None, tmp_path: Path) -> None:
-    config = load_config({**TINY, "method": "fedalt", "rounds": 3, "name": "killed"})
+def test_a_killed_actor_costs_no_update_and_no_bit(tiny: dict[str, Any], cluster: None, tmp_path: Path) -> None:
+    config = load_config({**tiny, "method": "fedalt", "rounds": 3, "name": "killed"})
     undisturbed = fedray.run(config, output=tmp_path / "undisturbed")
     killed = False
     for event in events(prepare(config), tmp_path / "killed"):
@@ -128,8 +93,8 @@ def test_a_killed_actor_costs_no_update_and_no_bit(cluster: None, tmp_path: Path
     assert (clients[clients.phase == "train"].groupby("server_round").client.nunique() == 3).all()
 
 
-def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(cluster: None) -> None:
-    config = load_config({**TINY, "method": "fedavg", "clients": {"count": 4}})
+def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(tiny: dict[str, Any], cluster: None) -> None:
+    config = load_config({**tiny, "method": "fedavg", "clients": {"count": 4}})
     prepared = prepare(config)
     pool = ClientPool(ClientsConfig(actors=1, max_failures=1), prepared.data.shards, {"default": 1})
     pool.setup(prepared.jobs(config.method[0]))
@@ -183,9 +148,9 @@ def test_tiers_get_actors_of_their_own(cluster: None) -> None:
         pool.close()
 
 
-def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(cluster: None) -> None:
+def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(tiny: dict[str, Any], cluster: None) -> None:
     """Four actors of one CPU each are configured on two CPUs: two serve."""
-    prepared = prepare(load_config({**TINY, "method": "fedavg", "clients": {"count": 4}}))
+    prepared = prepare(load_config({**tiny, "method": "fedavg", "clients": {"count": 4}}))
     pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, {"default": 4})
     pool.setup(prepared.jobs(prepared.config.method[0]))
     assert len(pool._actors["default"]) == 2

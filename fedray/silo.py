@@ -1,0 +1,166 @@
+"""A client that is itself several workers: its local steps run data-parallel on Ray Train.
+
+`TorchTrainer.fit` takes half a minute, so it is called once per actor, for the whole run: its loop is a worker that
+takes calls from a mailbox. `SiloActor` is that mailbox, and to the pool an actor like `ClientActor`: a call of `setup`
+or `train` goes to all workers, which make it together (`training.team`), and the first one's result comes back.
+
+A worker that dies ends the trainer, and with it this actor; the pool replaces it like any other.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+
+from fedray.data.shards import Shard
+from fedray.methods.protocol import Initial
+from fedray.training.team import MemberLost, Team
+from fedray.worker import Assignment, Job, Outcome, Worker
+
+EXTRA_THREADS = 4
+"""Of the actor, beside one for each worker that waits for its next call: the pool's call, its result, and the end."""
+
+
+def start_silo(workers: int, asked: Mapping[str, float]) -> Any:
+    """Return a new SiloActor.
+
+    asked: Ray resources of each worker by name, GPU and memory (bytes) among them.
+    """
+    resources = {name: amount for name, amount in asked.items() if amount}
+    return SiloActor.options(  # type: ignore[attr-defined]
+        max_concurrency=workers + EXTRA_THREADS
+    ).remote(workers, resources)
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class SiloActor:
+    """Workers that train a client together, as one actor."""
+
+    def __init__(self, workers: int, resources: Mapping[str, float]) -> None:
+        self._size = workers
+        self._resources = dict(resources)
+        self._changed = threading.Condition()
+        self._call: tuple[int, Any] | None = None  # number and reference; the reference of None: the end
+        self._result: Future[Any] = Future()
+        self._here: set[int] = set()
+        self._ended = False
+        self._one_call = threading.Lock()
+        mailbox = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._fit, args=(mailbox,), daemon=True).start()
+
+    def ready(self) -> None:
+        """Return once all workers wait for their first call."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(self._here) == self._size)
+            self._die_if_ended()
+
+    def setup(self, job: Job) -> None:
+        self._together("setup", job)
+
+    def initial(self) -> Initial:
+        found: Initial = self._together("initial")
+        return found
+
+    @ray.method(num_returns=2)
+    def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
+        trained: tuple[Outcome, Any] = self._together("train", assignment, downlink, state, shard)
+        return trained
+
+    def close(self) -> None:
+        """Let the workers end and give their resources back."""
+        with self._changed:
+            self._post(None)
+            self._changed.wait_for(lambda: self._ended)
+
+    def take(self, rank: int, last: int) -> tuple[int, Any]:
+        """A worker's: wait for the call after number `last`; return its number and the reference of (name,
+        arguments)."""
+        with self._changed:
+            self._here.add(rank)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._call is not None and self._call[0] > last)
+            assert self._call is not None
+            number, call = self._call
+            return number, [call]  # in a list, a reference stays one
+
+    def give(self, result: Any, error: Exception | None) -> None:
+        """A worker's: the result of the call, or what was raised."""
+        if error is not None and not self._result.done():
+            self._result.set_exception(error)
+        elif not self._result.done():
+            self._result.set_result(result)
+
+    def _together(self, name: str, *arguments: Any) -> Any:
+        with self._one_call:
+            with self._changed:
+                self._die_if_ended()
+                self._result = Future()
+                self._post((name, arguments))
+            return self._result.result()
+
+    def _die_if_ended(self) -> None:
+        if self._ended:
+            os._exit(1)  # to the pool, an actor that died: it starts another
+
+    def _post(self, call: tuple[str, tuple[Any, ...]] | None) -> None:
+        self._call = ((self._call[0] if self._call else 0) + 1, ray.put(call))
+        self._changed.notify_all()
+
+    def _fit(self, mailbox: Any) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        gpus = self._resources.get("GPU", 0.0)
+        with tempfile.TemporaryDirectory(prefix="fedray-silo-") as folder:
+            trainer = TorchTrainer(
+                _serve,
+                train_loop_config={"mailbox": mailbox},
+                scaling_config=ScalingConfig(
+                    num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._resources
+                ),
+                run_config=RunConfig(name="silo", storage_path=folder, failure_config=FailureConfig(max_failures=0)),
+                # nccl does not let two workers share a GPU
+                torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+            )
+            try:
+                trainer.fit()
+            except Exception as error:  # whatever it is, the workers are gone
+                logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+            if self._one_call.locked() and not self._result.done():  # somebody waits for workers that are gone
+                self._die_if_ended()
+
+
+def _serve(config: Mapping[str, Any]) -> None:
+    """A worker's loop: make one call after another together with the others, until the mailbox says that it is over."""
+    import torch
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    mailbox, rank = config["mailbox"], get_context().get_world_rank()
+    if get_device().type == "cuda":
+        torch.cuda.set_device(get_device())
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    worker, number = Worker(Team(rank, get_context().get_world_size())), 0
+    while True:
+        number, (posted,) = ray.get(mailbox.take.remote(rank, number))
+        if (call := ray.get(posted)) is None:
+            return
+        name, arguments = call
+        try:
+            result = getattr(worker, name)(*arguments)
+        except MemberLost:  # not the client's fault: the trainer ends, and the pool starts another silo
+            raise
+        except Exception as error:
+            ray.get(mailbox.give.remote(None, error))
+            raise
+        if rank == 0:
+            ray.get(mailbox.give.remote(result, None))

@@ -1,0 +1,74 @@
+"""Processes that train one client together, data-parallel: every one runs the same code on the same values, takes its
+share of each step's micro-batches, and moves its parameters by the sum of all gradients.
+
+A process that is alone is a team of one; nothing below communicates then.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+Value = TypeVar("Value")
+
+
+class MemberLost(RuntimeError):
+    """An exchange with the team failed: another process is gone, or has left its round with an error of its own."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's place in it. Of a team of more than one, torch's default process group is the members.
+
+    rank: 0 to size - 1. size: number of processes. What exchanges something raises MemberLost where it cannot.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def mine(self, index: int) -> bool:
+        """Return whether a step's micro-batch of this index is this process's."""
+        return index % self.size == self.rank
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of all members' tensors, which are of one shape; the argument may be changed."""
+        if self.size > 1:
+            with _exchanging():
+                distributed.all_reduce(values)
+        return values
+
+    def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Give every member the sum of all gradients. A parameter that is without gradient everywhere stays so, as it
+        would in one process: the optimizer leaves it alone."""
+        if self.size == 1:
+            return
+        first = parameters[0]
+        present = torch.tensor([float(p.grad is not None) for p in parameters], device=first.device, dtype=first.dtype)
+        flat = [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters]
+        total = self.sum(torch.cat([*flat, present]))
+        *summed, anywhere = torch.split(total, [*(p.numel() for p in parameters), len(parameters)])
+        for parameter, gradient, held in zip(parameters, summed, anywhere.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter) if held else None
+
+    def from_first(self, compute: Callable[[], Value]) -> Value:
+        """Return what the first member computed; the others wait for it, and then agree to the last bit."""
+        if self.size == 1:
+            return compute()
+        box = [compute() if self.rank == 0 else None]
+        with _exchanging():
+            distributed.broadcast_object_list(box, src=0)  # pickled: between processes of one run only
+        return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def _exchanging() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's; torch's own DistError is one, too
+        raise MemberLost(f"training together: another process is gone: {error}") from error
+
+
+ALONE = Team()

@@ -1,0 +1,132 @@
+"""Several processes that train one client together, for real: torch's gloo between forked processes."""
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed
+
+from fedray.training.engine import TorchEngine
+from fedray.training.team import ALONE, MemberLost, Team
+from fedray.training.trainer import LocalTrainer
+
+
+def together(size: int, work: Callable[[Team], Any], path: Any) -> list[Any]:
+    """Run `work` in `size` processes at a time; return what each returned, or raise what one raised."""
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+
+    def member(rank: int) -> None:
+        torch.set_num_threads(1)
+        store = distributed.FileStore(str(path), size)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        try:
+            queue.put((rank, work(Team(rank, size)), None))
+        except Exception as error:
+            queue.put((rank, None, error))
+
+    processes = [fork.Process(target=member, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    found = sorted((queue.get(timeout=120) for _ in processes), key=lambda entry: entry[0])
+    for process in processes:
+        process.join(timeout=60)
+    for _, _, error in found:
+        if error is not None:
+            raise error
+    return [result for _, result, _ in found]
+
+
+def with_team(local: LocalTrainer, team: Team, **train: Any) -> LocalTrainer:
+    """The same client's round, of another team."""
+    setting = local._setting
+    setting = replace(setting, train=setting.train.model_copy(update=train))
+    engine = TorchEngine(local._adapter, team=team)
+    return LocalTrainer(engine, local._shard, local.client, local.server_round, setting, local._measure)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_team_is_one_worker_with_a_larger_batch(adapt, trainer, tmp_path, task, size) -> None:
+    """23 examples in batches of 4: a step of two is 8, and the last one, 7, has a short part; a step of three is 12,
+    and the last one, 11. Epochs, AdamW and clipping over the whole gradient."""
+    train = {"epochs": 3, "clip": 0.05, "weight_decay": 0.1, "lr": 0.01}
+
+    def silo(team: Team) -> Any:
+        adapter = adapt(task)
+        local = trainer(adapter, task, num_examples=23, measure=True, **train)
+        local = with_team(local, team, accumulation=size)
+        local.train()
+        return adapter.read("lora"), local.report
+
+    adapter = adapt(task)
+    before = adapter.read("lora")
+    one = trainer(adapter, task, num_examples=23, measure=True, **{**train, "batch_size": 4 * size})
+    one.train()
+    moved = np.linalg.norm(adapter.read("lora") - before)
+    members = together(size, silo, tmp_path / "store")
+    for values, report in members:
+        assert np.linalg.norm(values - adapter.read("lora")) < 1e-5 * moved
+        assert np.array_equal(values, members[0][0])
+        assert report.train_loss == pytest.approx(one.report.train_loss, rel=1e-6)
+        assert report.personalised == members[0][1].personalised
+        assert report.personalised.loss == pytest.approx(one.report.personalised.loss, rel=1e-5)
+
+
+def test_with_dropout_a_team_is_one_process_that_takes_all_micro_batches(adapt, trainer, tmp_path) -> None:
+    def silo(team: Team) -> Any:
+        adapter = adapt(dropout=0.3)
+        with_team(trainer(adapter, num_examples=19, epochs=2), team, accumulation=2).train()
+        return adapter.read("lora")
+
+    adapter = adapt(dropout=0.3)
+    trainer(adapter, num_examples=19, epochs=2, accumulation=2).train()
+    for values in together(2, silo, tmp_path / "store"):
+        np.testing.assert_allclose(values, adapter.read("lora"), rtol=0, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_ends_the_round_of_every_member(adapt, trainer, tmp_path) -> None:
+    def silo(team: Team) -> str:
+        with pytest.raises(Exception, match="not finite") as found:
+            with_team(trainer(adapt(), num_examples=16, lr=1e30, epochs=9), team, accumulation=2).train()
+        return type(found.value).__name__
+
+    assert together(2, silo, tmp_path / "store") == ["TrainingError", "TrainingError"]
+
+
+def test_gradients_are_added_up_and_missing_ones_stay_missing(tmp_path) -> None:
+    """Of three parameters the second has a gradient in one member, the third in none."""
+
+    def work(team: Team) -> Any:
+        parameters = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+        parameters[0].grad = torch.tensor([1.0, 2.0]) * (team.rank + 1)
+        if team.rank == 1:
+            parameters[1].grad = torch.tensor([5.0, 7.0])
+        team.sum_gradients(parameters)
+        return [None if p.grad is None else p.grad.tolist() for p in parameters], team.from_first(lambda: team.rank)
+
+    assert together(2, work, tmp_path / "store") == [([[3.0, 6.0], [5.0, 7.0], None], 0)] * 2
+
+
+def test_a_member_that_is_gone_is_named_as_such(tmp_path) -> None:
+    def work(team: Team) -> Any:
+        if team.rank == 1:
+            return None
+        with pytest.raises(MemberLost, match="another process is gone"):
+            _ = [team.sum(torch.ones(2)) for _ in range(100)]  # the first ones may still be buffered
+        return "noticed"
+
+    assert together(2, work, tmp_path / "store") == ["noticed", None]
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    parameter = torch.zeros(2, requires_grad=True)
+    ALONE.sum_gradients([parameter])
+    assert parameter.grad is None
+    assert ALONE.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert ALONE.from_first(lambda: 3) == 3
+    assert all(ALONE.mine(index) for index in range(5))
