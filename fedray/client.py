@@ -4,9 +4,12 @@ import os
 from typing import Any
 
 import ray
+import torch
 
+from fedray.config.clients import OffloadConfig
 from fedray.data.shards import Shard
 from fedray.methods.protocol import Initial
+from fedray.training.deepspeed import compile_extensions
 from fedray.worker import Assignment, Job, Outcome, Worker
 
 
@@ -39,3 +42,11 @@ class ClientActor:
 
     def close(self) -> None:
         """Nothing that outlives the process."""
+
+
+@ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process
+def build_extensions(offload: OffloadConfig, gpus: float) -> None:
+    """Build DeepSpeed's extensions on the node where this runs; see `compile_extensions`. gpus: as of ClientActor."""
+    if gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    compile_extensions(offload, "cuda" if torch.cuda.is_available() else "cpu")

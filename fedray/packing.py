@@ -99,7 +99,7 @@ def allot_with_gpus(
         for part in range(1, sum(sizes.values()) + 1):
             shared = int(UNIT / part) / UNIT
             final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in asked}
-            if allot(final, most, fixed, nodes, elastic, workers) == sizes:
+            if fit_together(final, nodes, workers) and allot(final, most, fixed, nodes, elastic, workers) == sizes:
                 return sizes, final
     plain = {name: dict(amounts) for name, amounts in asked.items()}
     return allot(plain, most, fixed, nodes, elastic, workers), plain

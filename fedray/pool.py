@@ -11,8 +11,9 @@ from typing import Any
 import ray
 import ray._private.state
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.client import ClientActor
+from fedray.client import ClientActor, build_extensions
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ClientFailure, ConfigError, FedrayError
@@ -52,6 +53,7 @@ class ClientPool:
         fixed = {tier: clients.tier(tier).actors for tier in cohorts}
         sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
         sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic, self._workers)
+        _build_extensions(clients, self._asked)
         self._actors = self._start_together(sizes)
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
@@ -67,10 +69,10 @@ class ClientPool:
         ]
         for tier, actor, ref in ready:
             try:
-                self._get(ref)
+                _get(ref)
             except RayActorError:
                 self._replace(tier, actor)
-        initial: Initial = self._get(next(iter(self._actors.values()))[0].initial.remote())
+        initial: Initial = _get(next(iter(self._actors.values()))[0].initial.remote())
         return initial
 
     def train(
@@ -100,7 +102,7 @@ class ClientPool:
             actor, assignment, state = running.pop(finished)
             tier = assignment.client.tier
             try:
-                result: Outcome = self._get(finished)
+                result: Outcome = _get(finished)
             except RayActorError as error:
                 failures[assignment.client.id] += 1
                 if failures[assignment.client.id] > self._max_failures:
@@ -162,22 +164,47 @@ class ClientPool:
         ray.kill(dead)
         actor = self._start(tier)
         self._actors[tier] = [actor if other is dead else other for other in self._actors[tier]]
-        self._get(actor.setup.remote(self._jobs[tier]))
+        _get(actor.setup.remote(self._jobs[tier]))
         return actor
 
-    def _get(self, refs: Any) -> Any:
-        """ray.get, with fedray's own errors as themselves and not wrapped in Ray's."""
-        try:
-            return ray.get(refs)
-        except RayTaskError as error:
-            if isinstance(error.cause, FedrayError):
-                raise error.cause from None
-            raise
+
+def _get(refs: Any) -> Any:
+    """ray.get, with fedray's own errors as themselves and not wrapped in Ray's."""
+    try:
+        return ray.get(refs)
+    except RayTaskError as error:
+        if isinstance(error.cause, FedrayError):
+            raise error.cause from None
+        raise
+
+
+def _build_extensions(clients: ClientsConfig, asked: Mapping[str, Amounts]) -> None:
+    """Let every node that tiers with DeepSpeed may use build its extensions, all nodes at a time: it takes minutes on a
+    new machine, and the first client's turn would take them. A node that comes later builds when its first actor does.
+
+    Raises:
+        ConfigError: a node lacks what they need.
+    """
+    building = [
+        build_extensions.options(
+            num_gpus=asked[tier]["GPU"],
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
+        ).remote(clients.tier(tier).offload, asked[tier]["GPU"])
+        for tier in asked
+        for node in _living()
+        if clients.tier(tier).engine == "deepspeed" and fits(asked[tier], node["Resources"])
+    ]
+    _get(building)
+
+
+def _living() -> list[dict[str, Any]]:
+    """Return what Ray knows of each living node."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _nodes() -> list[dict[str, float]]:
     """Return what each living node has in all."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in _living()]
 
 
 def _node_types() -> dict[str, dict[str, float]]:

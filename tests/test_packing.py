@@ -90,6 +90,14 @@ def test_gpus_that_nobody_asked_for_are_shared() -> None:
     assert shares(asked(a=whole, b=one), [{"CPU": 4.0, "GPU": 1.0}], a=1, b=9) == {"a": (1, 1.0), "b": (3, 0.0)}
 
 
+def test_one_actor_of_each_tier_shares_gpus_too() -> None:
+    """Three tiers on two GPUs and two CPUs: two of them on one GPU."""
+    third = {"CPU": 0.6666}
+    assert shares(asked(a=third, b=third, c=third), [{"CPU": 2.0, "GPU": 2.0}], a=2, b=2, c=2) == dict.fromkeys(
+        "abc", (1, 0.5)
+    )
+
+
 def test_who_shares_gpus_stays_on_nodes_that_have_them() -> None:
     nodes = [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}]
     assert shares(asked(b={"CPU": 1.0}), nodes, b=99) == {"b": (8, 0.125)}
