@@ -1,0 +1,56 @@
+"""What it costs to give a live engine another client, against building an engine for it.
+
+    python jobs/benchmarks/switching.py
+
+For every tier with DeepSpeed of jobs/three_tiers.yaml, with FedALT on all-MiniLM-L6-v2. One turn of training comes
+first, so that moments exist; a switch is: read the adapter's values out, load another client's, fresh optimizer.
+Prints the median of 30 and its ratio to building the engine.
+"""
+
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import fedray.worker
+from fedray.config import load_config
+from fedray.prepare import prepare
+from fedray.training.loop import train_steps
+from fedray.training.optimizer import Schedule
+
+CONFIG = Path(__file__).parents[1] / "three_tiers.yaml"
+make_engine = fedray.worker.make_engine
+builds = []
+
+
+def timed_make_engine(*arguments: Any) -> Any:
+    started = perf_counter()
+    engine = make_engine(*arguments)
+    builds.append(perf_counter() - started)
+    return engine
+
+
+def switch(worker: fedray.worker.Worker) -> float:
+    """Return the seconds that it took."""
+    adapter = worker.adapter
+    others = {name: np.full(adapter.layout(name).size, 0.01, np.float32) for name in adapter.names}
+    started = perf_counter()
+    for name, values in others.items():
+        adapter.read(name)
+        adapter.load(name, values)
+    worker.engine.begin(Schedule(worker.setting.train, 1, 10))
+    return perf_counter() - started
+
+
+fedray.worker.make_engine = timed_make_engine
+prepared = prepare(load_config(CONFIG, {"method": ["fedalt"]}))
+table = max(prepared.data.shards.values(), key=lambda shard: shard.num_examples()).tables["train"]
+for tier, job in prepared.jobs(prepared.config.method[0]).items():
+    if prepared.config.clients.tier(tier).engine == "deepspeed":
+        for worker in (fedray.worker.Worker(), fedray.worker.Worker()):  # the first one also imports DeepSpeed
+            worker.setup(job)
+        train_steps(worker.engine, table, "first", 0, worker.setting)
+        cost = median(switch(worker) for _ in range(30))
+        print(f"{tier}: build {builds[-1]:.2f} s, switch {1000 * cost:.2f} ms, {100 * cost / builds[-1]:.2f} %")
