@@ -77,12 +77,13 @@ class DeepSpeedEngine:
         self._steps = self._micro_batches = 0
         self._skipped = False
         self._groups = adapter.trainable_groups()
-        # DeepSpeed's buckets are allocated whole, and its default is 2 GB.
-        config.setdefault("zero_optimization", {}).setdefault("reduce_bucket_size", max(adapter.num_trainable(), 16))
+        _fill_in_sizes(config.setdefault("zero_optimization", {}), adapter)
         if self.stage == 3:
             # DeepSpeed would first move the whole model to the device; this way its parameters pass one by one.
             dtype = next(adapter.model.parameters()).dtype
-            deepspeed.zero.Init(module=adapter.model, config_dict_or_path=config, dtype=dtype, **_placement(config))
+            # Where float16 is not supported, DeepSpeed takes any type that it is given for bfloat16; none is float32.
+            given = None if dtype == torch.float32 else dtype
+            deepspeed.zero.Init(module=adapter.model, config_dict_or_path=config, dtype=given, **_placement(config))
             adapter.model.to(torch.device(device))  # the buffers
         self._engine, self._zero, *_ = deepspeed.initialize(
             model=adapter.model, optimizer=_optimizer(self._groups, train, self.stage), config=config
@@ -304,6 +305,17 @@ def _choose_accelerator(device: torch.device) -> None:
     found = deepspeed.get_accelerator().device_name()
     if found != device.type:
         raise RuntimeError(f"DeepSpeed was set up for {found} in this process; {device.type} needs another process")
+
+
+def _fill_in_sizes(zero: dict[str, Any], adapter: Adapter) -> None:
+    """Set what DeepSpeed allocates whole by this model's sizes, unless the user did: its defaults are 2 GB each."""
+    zero.setdefault("reduce_bucket_size", max(adapter.num_trainable(), 16))
+    offload = zero.get("offload_param", {})
+    if offload.get("device") == "nvme":
+        offload.setdefault("buffer_size", max(parameter.numel() for parameter in adapter.model.parameters()))
+        # Its swapper holds a buffer per weight in use, and fails when weights that stay or are fetched ahead have all.
+        for name in ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size"):
+            zero.setdefault(name, 0)
 
 
 def _placement(config: Mapping[str, Any]) -> dict[str, Any]:
