@@ -65,17 +65,18 @@ def attend(
     total: number of all clients. train, up_bytes: by tier, what a client does and sends. down_bytes: what each client
     receives.
     """
+    tiers = {name: clients.tier(name) for name in {client.tier for client in cohort}}
     staying: list[Client] = []
     leaving: list[Client] = []
     for client in cohort:
-        chance = clients.tier(client.tier).dropout
+        chance = tiers[client.tier].dropout
         left = chance > 0 and keyed_rng(seed, "dropout of clients", server_round, client.id).random() < chance
         (leaving if left else staying).append(client)
     if clients.example_seconds is None:
         return Attendance(tuple(staying), (), tuple(leaving), {}, None)
     seconds = {
         client.id: device_seconds(
-            clients.tier(client.tier),
+            tiers[client.tier],
             clients.example_seconds * examples_trained(client.num_examples, train[client.tier]),
             down_bytes[client.id],
             up_bytes[client.tier],

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import ray
@@ -11,10 +12,13 @@ from ray.exceptions import RayError
 
 from fedray.config import ClientsConfig, Config
 from fedray.errors import FedrayError
-from fedray.experiment import Event, run_experiment
+from fedray.experiment import Event, TurnFinished, run_experiment
 from fedray.inline import InlinePool
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
+
+MOMENT_S = 0.1
+"""Clients that finish within this time are told together: a message costs more than a small client."""
 
 
 @ray.remote(num_cpus=0)
@@ -22,19 +26,35 @@ class DriverActor:
     """The driver of one experiment. It takes no CPU from the clients: it works while they wait."""
 
     @ray.method(num_returns="streaming")
-    def run(self, prepared: Prepared, path: Path) -> Iterator[Event | FedrayError]:
-        """Yield the experiment's events; a FedrayError that ends it comes as the last one, as itself."""
+    def run(self, prepared: Prepared, path: Path) -> Iterator[Sequence[Event | FedrayError]]:
+        """Yield the experiment's events, those of a moment together; a FedrayError that ends it comes as the last one,
+        as itself."""
         config = prepared.config
         clients = config.clients if config.device != "cpu" else without_gpus(config.clients)
         pool: ClientPool | None = None
         try:
             pool = ClientPool(clients, prepared.data.shards, prepared.cohorts())
-            yield from run_experiment(prepared, pool, path)
+            yield from in_batches(run_experiment(prepared, pool, path))
         except FedrayError as error:
-            yield error
+            yield [error]
         finally:
             if pool is not None:
                 pool.close()
+
+
+def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Yield the events in lists: clients that finish within a moment together, everything else at once."""
+    batch: list[Event] = []
+    started = monotonic()
+    try:
+        for event in events:
+            batch.append(event)
+            if not isinstance(event, TurnFinished) or monotonic() - started > MOMENT_S:
+                yield batch
+                batch, started = [], monotonic()
+    except FedrayError:
+        yield batch  # what happened before
+        raise
 
 
 def without_gpus(clients: ClientsConfig) -> ClientsConfig:
@@ -63,12 +83,13 @@ def events(prepared: Prepared, path: Path) -> Iterator[Event]:
         try:
             for ref in driver.run.remote(ray.put(prepared), path.resolve()):
                 try:
-                    event = ray.get(ref)
+                    batch = ray.get(ref)
                 except RayError as error:
                     raise FedrayError(f"the driver ended: {str(error).strip().splitlines()[-1]}") from error
-                if isinstance(event, FedrayError):
-                    raise event
-                yield event
+                for event in batch:
+                    if isinstance(event, FedrayError):
+                        raise event
+                    yield event
         finally:
             ray.kill(driver)  # its pool's actors are its children and end with it
     finally:

@@ -1,11 +1,13 @@
 """ClientPool: the cohort on client actors; references in, references out.
 
-An actor that dies is replaced, and its client is run again elsewhere from the round's inputs, at most
-`clients.max_failures` times. An exception in a client's own code is not the machine's fault and ends the run.
+An actor that dies is replaced, and the clients that it had not finished are run again elsewhere from the round's
+inputs, each at most `clients.max_failures` times. An exception in a client's own code is not the machine's fault and
+ends the run.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,13 +15,15 @@ import ray._private.state
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.client import ClientActor, build_extensions
+from fedray.chunks import Chunks
+from fedray.client import ClientActor, Packed, Turn, build_extensions
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
-from fedray.errors import ClientFailure, ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError
 from fedray.methods.protocol import Initial
 from fedray.packing import Amounts, allot_with_gpus, fit_together, fits, requests
 from fedray.silo import start_silo
+from fedray.state import num_bytes
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Outcome
 
@@ -29,6 +33,13 @@ START_TIMEOUT_S = 120.0
 
 CLOSE_TIMEOUT_S = 10.0
 """How long silos may take to end in order; then they are killed."""
+
+
+PACK_CLIENTS = 64
+"""So many clients' shards are one object: an actor fetches it once, and maps what it holds."""
+
+SMALL_BYTES = 100_000
+"""Downlinks of fewer bytes are packed into one object."""
 
 
 class ClientPool:
@@ -44,7 +55,7 @@ class ClientPool:
     def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohorts: Mapping[str, int]):
         self._max_failures = clients.max_failures
         self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
-        self._shards = {id: ray.put(shard) for id, shard in shards.items()}
+        self._shards = _pack_shards(shards)
         self._jobs: dict[str, Any] = {}
         nodes = _nodes()
         asked = requests(clients, list(cohorts), nodes)
@@ -83,42 +94,44 @@ class ClientPool:
         Raises:
             ClientFailure: a client's actor died more often than `max_failures` allows.
         """
-        payloads = {id(payload): ray.put(payload) for payload in downlinks.values()}  # equal payloads are one object
-        waiting: dict[str, deque[Assignment]] = {tier: deque() for tier in self._actors}
+        sent = _pack({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
+        by_tier: dict[str, list[Assignment]] = {tier: [] for tier in self._actors}
         for assignment in assignments:
-            waiting[assignment.client.tier].append(assignment)
+            by_tier[assignment.client.tier].append(assignment)
+        waiting = {tier: Chunks(entries, self._max_failures) for tier, entries in by_tier.items()}
         idle = {tier: list(actors) for tier, actors in self._actors.items()}
-        running: dict[Any, tuple[Any, Assignment, Any]] = {}
-        failures: Counter[ClientId] = Counter()
+        running: dict[Any, _Running] = {}
         while running or any(waiting.values()):
-            ready = [name for name in waiting for _ in range(min(len(waiting[name]), len(idle[name])))]
-            for tier in ready:
-                actor, assignment = idle[tier].pop(), waiting[tier].popleft()
-                name = assignment.client.id
-                downlink = payloads[id(downlinks[name])]
-                outcome, state = actor.train.remote(assignment, downlink, states.get(name), self._shards[name])
-                running[outcome] = (actor, assignment, state)
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            actor, assignment, state = running.pop(finished)
-            tier = assignment.client.tier
+            for tier, chunks in waiting.items():
+                while chunks and idle[tier]:
+                    chunk, actor = chunks.take(len(self._actors[tier])), idle[tier].pop()
+                    turns = [
+                        Turn(entry, sent[id], states.get(id), self._shards[id])
+                        for entry in chunk
+                        for id in [entry.client.id]
+                    ]
+                    running[actor.train.remote(turns)] = _Running(tier, actor, chunk)
+            (stream,), _ = ray.wait(list(running), num_returns=1)
+            serving = running[stream]
             try:
-                result: Outcome = _get(finished)
+                block = _next_block(stream)
             except RayActorError as error:
-                failures[assignment.client.id] += 1
-                if failures[assignment.client.id] > self._max_failures:
-                    raise ClientFailure(
-                        f"client {assignment.client.id!r}: its actor died {failures[assignment.client.id]} times in "
-                        f"round {assignment.server_round} (clients.max_failures={self._max_failures}): {error}"
-                    ) from None
-                waiting[tier].appendleft(assignment)
-                idle[tier].append(self._replace(tier, actor))
+                del running[stream]
+                waiting[serving.tier].failed(serving.chunk, serving.chunk[serving.finished :], error)
+                idle[serving.tier].append(self._replace(serving.tier, serving.actor))
                 continue
-            idle[tier].append(actor)
-            yield result, state
+            if block is None:
+                del running[stream]
+                idle[serving.tier].append(serving.actor)
+                continue
+            next_states, outcomes = block
+            serving.finished += len(outcomes)
+            for index, outcome in enumerate(outcomes):
+                yield outcome, Packed(next_states, index)
 
     def fetch(self, handle: Any) -> Any:
-        """Return the state behind a reference."""
-        return ray.get(handle)
+        """Return the state behind a handle."""
+        return ray.get(handle.ref)[handle.index]
 
     def close(self) -> None:
         """End the actors."""
@@ -195,6 +208,52 @@ def _build_extensions(clients: ClientsConfig, asked: Mapping[str, Amounts]) -> N
         if clients.tier(tier).engine == "deepspeed" and fits(asked[tier], node["Resources"])
     ]
     _get(building)
+
+
+@dataclass
+class _Running:
+    """A chunk that an actor works on. finished: how many of its clients have come back, in their order."""
+
+    tier: str
+    actor: Any
+    chunk: list[Assignment]
+    finished: int = 0
+
+
+def _next_block(stream: Any) -> tuple[Any, list[Outcome]] | None:
+    """Return the next block's states, as a reference, and its outcomes; None at the end of the chunk.
+
+    Raises:
+        RayActorError: the actor died. FedrayError: what the client's own code raised.
+    """
+    try:
+        states = next(stream)
+    except StopIteration:
+        return None
+    try:
+        return states, _get(next(stream))
+    except StopIteration:  # instead of a block there was an error
+        _get(states)
+        raise
+
+
+def _pack(downlinks: Mapping[ClientId, Any]) -> dict[ClientId, Packed]:
+    """Put what goes down into the object store: equal payloads once, large ones each, all small ones together."""
+    distinct = {id(payload): payload for payload in downlinks.values()}
+    small = {key: payload for key, payload in distinct.items() if num_bytes(payload) < SMALL_BYTES}
+    together = ray.put(small)
+    refs = {key: (together, key) if key in small else (ray.put([payload]), 0) for key, payload in distinct.items()}
+    return {client: Packed(*refs[id(payload)]) for client, payload in downlinks.items()}
+
+
+def _pack_shards(shards: Mapping[ClientId, Shard]) -> dict[ClientId, Packed]:
+    ids = sorted(shards)
+    packed: dict[ClientId, Packed] = {}
+    for start in range(0, len(ids), PACK_CLIENTS):
+        pack = {id: shards[id] for id in ids[start : start + PACK_CLIENTS]}
+        ref = ray.put(pack)
+        packed |= {id: Packed(ref, id) for id in pack}
+    return packed
 
 
 def _living() -> list[dict[str, Any]]:

@@ -11,16 +11,16 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 
-from fedray.data.shards import Shard
+from fedray.client import Turn, serve
 from fedray.methods.protocol import Initial
 from fedray.training.team import MemberLost, Team
-from fedray.worker import Assignment, Job, Outcome, Worker
+from fedray.worker import Job, Outcome, Worker
 
 EXTRA_THREADS = 4
 """Of the actor, beside one for each worker that waits for its next call: the pool's call, its result, and the end."""
@@ -50,6 +50,7 @@ class SiloActor:
         self._here: set[int] = set()
         self._ended = False
         self._one_call = threading.Lock()
+        self._shards: dict[Any, Any] = {}
         mailbox = ray.get_runtime_context().current_actor
         threading.Thread(target=self._fit, args=(mailbox,), daemon=True).start()
 
@@ -66,10 +67,15 @@ class SiloActor:
         found: Initial = self._together("initial")
         return found
 
-    @ray.method(num_returns=2)
-    def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
-        trained: tuple[Outcome, Any] = self._together("train", assignment, downlink, state, shard)
-        return trained
+    @ray.method(num_returns="streaming")
+    def train(self, turns: Sequence[Turn]) -> Iterator[Any]:
+        """As of ClientActor; every client is trained by all workers."""
+
+        def together(*turn: Any) -> tuple[Outcome, Any]:
+            trained: tuple[Outcome, Any] = self._together("train", *turn)
+            return trained
+
+        yield from serve(together, turns, self._shards)
 
     def close(self) -> None:
         """Let the workers end and give their resources back."""

@@ -73,8 +73,8 @@ class RunFolder:
     def __init__(self, path: Path, config: Config):
         self.path = path
         self._config = config
-        self._rounds: list[Row] = []
-        self._clients: list[Row] = []
+        self._rounds: list[pa.Table] = []
+        self._clients: list[pa.Table] = []
         self._summaries: list[Summary] = []
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,15 @@ class RunFolder:
     def record(self, method: str, done: RoundDone) -> None:
         """Append a round (or the final pass) and its clients, and write both tables."""
         phase = "final" if done.final else "train"
-        self._rounds.append({"method": method, "phase": phase, **round_row(done, self._config.clients)})
+        self._rounds.append(_table([{"method": method, "phase": phase, **round_row(done, self._config.clients)}]))
         simulated = client_seconds(self._config.clients, done)
-        self._clients.extend(
-            {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
-            for outcome in done.outcomes
+        self._clients.append(
+            _table(
+                [
+                    {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
+                    for outcome in done.outcomes
+                ]
+            )
         )
         self._write_table("rounds.parquet", self._rounds)
         self._write_table("clients.parquet", self._clients)
@@ -110,17 +114,21 @@ class RunFolder:
         save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path.with_name(path.name + ".safetensors"))
 
-    def _write_table(self, name: str, rows: list[Row]) -> None:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+    def _write_table(self, name: str, tables: list[pa.Table]) -> None:
+        tables[:] = [pa.concat_tables(tables, promote_options="permissive")]
         temporary = self.path / f"{name}.tmp"
-        pq.write_table(table, temporary)
+        pq.write_table(tables[0], temporary)
         os.replace(temporary, self.path / name)
 
     def _write_text(self, name: str, text: str) -> None:
         temporary = self.path / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.path / name)
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return pa.table({column: [row.get(column) for row in rows] for column in columns})
 
 
 def check_free(path: Path) -> None:
@@ -137,12 +145,11 @@ def check_free(path: Path) -> None:
 def client_seconds(clients: ClientsConfig, done: RoundDone) -> dict[ClientId, float]:
     """Return each client's simulated seconds: with the calibrated cost where there is one, else as measured here."""
     arrivals = {} if done.attendance is None else done.attendance.arrivals
+    tiers = {name: clients.tier(name) for name in {outcome.update.client.tier for outcome in done.outcomes}}
     return {
         client.id: arrivals[client.id]
         if client.id in arrivals
-        else device_seconds(
-            clients.tier(client.tier), outcome.report.seconds, outcome.downlink_bytes, outcome.uplink_bytes
-        )
+        else device_seconds(tiers[client.tier], outcome.report.seconds, outcome.downlink_bytes, outcome.uplink_bytes)
         for outcome in done.outcomes
         for client in [outcome.update.client]
     }

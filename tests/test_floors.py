@@ -29,6 +29,7 @@ FLOORS = (
         "federation",
         "inline",
         "packing",
+        "chunks",
         "devices",
         "calibration",
         "prepare",

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 import fedray
-from fedray.client import ClientActor
+from fedray.client import ClientActor, Packed
 from fedray.config import ClientsConfig, load_config
 from fedray.driver import events
 from fedray.experiment import MethodFinished, TurnFinished
@@ -99,8 +99,7 @@ def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(tiny: 
     pool = ClientPool(ClientsConfig(actors=1, max_failures=1), prepared.data.shards, {"default": 1})
     pool.setup(prepared.jobs(config.method[0]))
     client = prepared.clients[0]
-    shard_that_kills = ray.put(_Bomb())
-    pool._shards[client.id] = shard_that_kills
+    pool._shards[client.id] = Packed(ray.put({client.id: _Bomb()}), client.id)
     with pytest.raises(fedray.errors.ClientFailure, match=rf"{client.id}.*died 2 times in round 0"):
         list(pool.train([Assignment(client, 0, measure=False)], {client.id: None}, {}))
     pool.close()
