@@ -7,6 +7,7 @@ import ray
 
 from fedray.data.shards import Shard
 from fedray.methods.protocol import Initial
+from fedray.training.metering import MemoryUse, cap_gpu_memory
 from fedray.worker import Assignment, Job, Outcome, Worker
 
 
@@ -14,7 +15,7 @@ from fedray.worker import Assignment, Job, Outcome, Worker
 class ClientActor:
     """One frozen base model and one adapter on a share of a node, serving any client.
 
-    gpus: its share of a GPU; without one it does not see any.
+    gpus: its share of a GPU; without one it does not see any, and of a part it never takes more memory than that.
 
     It keeps nothing between two clients: state and shard come as references and the next state goes back as one.
     """
@@ -22,6 +23,7 @@ class ClientActor:
     def __init__(self, gpus: float) -> None:
         if gpus == 0:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that asked for none
+        cap_gpu_memory(gpus)
         self.worker = Worker()
 
     def setup(self, job: Job) -> None:
@@ -29,6 +31,9 @@ class ClientActor:
 
     def initial(self) -> Initial:
         return self.worker.initial()
+
+    def memory(self) -> MemoryUse:
+        return self.worker.memory()
 
     @ray.method(num_returns=2)
     def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:

@@ -6,6 +6,7 @@ An actor that dies is replaced, and its client is run again elsewhere from the r
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from fedray.data.shards import Shard
 from fedray.errors import ClientFailure, ConfigError, FedrayError
 from fedray.methods.protocol import Initial
 from fedray.packing import Amounts, allot_with_gpus, fit_together, fits, requests
+from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Outcome
 
@@ -111,6 +113,15 @@ class ClientPool:
     def fetch(self, handle: Any) -> Any:
         """Return the state behind a reference."""
         return ray.get(handle)
+
+    def memory(self) -> dict[str, list[MemoryUse]]:
+        """Return what each actor has taken at most since `setup`, by tier; one that died just now is left out."""
+        uses: dict[str, list[MemoryUse]] = {tier: [] for tier in self._actors}
+        asked = [(tier, actor.memory.remote()) for tier, actors in self._actors.items() for actor in actors]
+        for tier, ref in asked:
+            with suppress(RayActorError):
+                uses[tier].append(self._get(ref))
+        return uses
 
     def close(self) -> None:
         """End the actors."""

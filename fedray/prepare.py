@@ -17,6 +17,7 @@ from fedray.devices import cohort_size
 from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.federation import Federation, Pool
+from fedray.memory import Footprint, predict
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
@@ -57,6 +58,15 @@ class Prepared:
             {tier: self.config.section_for(entry, tier).train for tier in costs},
             {tier: cost.uplink_bytes for tier, cost in costs.items()},
         )
+
+    def footprint(self, entry: MethodConfig, tier: str) -> Footprint:
+        """Return what an actor of the tier holds with one method.
+
+        Raises:
+            ConfigError: it cannot be predicted for this model.
+        """
+        cost = self.costs[entry.key][tier]
+        return predict(self.config, self.architecture, entry, tier, self.data.longest(), cost)
 
     def cohorts(self) -> dict[str, int]:
         """Return the most clients of each tier that a round can have; tiers without clients are left out."""

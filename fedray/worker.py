@@ -22,7 +22,9 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
+from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import make_engine
+from fedray.training.metering import MemoryMeter, MemoryUse
 from fedray.training.setting import Setting
 from fedray.training.threads import set_threads
 from fedray.training.trainer import ClientReport, LocalTrainer
@@ -80,6 +82,7 @@ class Worker:
         self.device = resolve_device(config, tier)
         sections = config.section_for(job.entry, job.tier)
         self.method = build_method(config, job.entry, job.tier)
+        self._meter = self._metered(tier)
         model = _load_model(job, tier, self.device)
         generating = config.evaluation.metric in GENERATED
         texts = sections.head == "frozen_label_text" and config.task == "classification"
@@ -103,6 +106,10 @@ class Worker:
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
             self.adapter.load(name, self._initial.vectors[name])
         self.engine = make_engine(self.adapter, sections.train, tier, self.device)
+
+    def memory(self) -> MemoryUse:
+        """Return what this process took at most since `setup`."""
+        return self._meter.read()
 
     def initial(self) -> Initial:
         """Return the common starting point, whatever part of it this tier holds; the same on every worker."""
@@ -132,6 +139,14 @@ class Worker:
             tensors=self.adapter.tensors() if assignment.keep else None,
         )
         return outcome, after
+
+    def _metered(self, tier: TierConfig) -> MemoryMeter:
+        """Return a meter whose baseline, the process's first one, has all that is imported for the method."""
+        if tier.engine == "deepspeed":
+            compile_extensions(tier.offload, self.device)
+        self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
+        last: MemoryMeter | None = vars(self).get("_meter")
+        return MemoryMeter(self.device, None if last is None else last.baseline)
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:

@@ -25,6 +25,8 @@ FLOORS = (
     {
         "state",
         "accounting",
+        "memory",
+        "planning",
         "worker",
         "federation",
         "inline",
@@ -36,6 +38,7 @@ FLOORS = (
         "tracking",
         "experiment",
         "report",
+        "memory_report",
     },
     {"client", "pool", "silo", "driver"},
     {"sweep", "submit", "api", "cli", "fedray"},

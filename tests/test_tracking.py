@@ -89,6 +89,7 @@ def test_the_files(run: SimpleNamespace) -> None:
         "config.yaml",
         "rounds.parquet",
         "clients.parquet",
+        "memory.parquet",
         "summary.json",
         *(f"adapters/{method}/server.safetensors" for method in METHODS),
         *(f"adapters/{method}/clients/{id}.safetensors" for method in METHODS for id in ids),

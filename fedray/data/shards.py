@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+from pyarrow import compute
 
 from fedray.types import ClientId, Split, Task
 
@@ -42,3 +43,9 @@ class FederatedData:
     vocab_size: int
     latent_group: Mapping[ClientId, int]
     fingerprint: str
+
+    def longest(self) -> int:
+        """Return the tokens of the longest example of all."""
+        tables = (table for shard in self.shards.values() for table in shard.tables.values())
+        lengths = (compute.max(compute.list_value_length(table["input_ids"])).as_py() for table in tables)
+        return max(length or 0 for length in lengths)  # an empty table has None

@@ -1,0 +1,79 @@
+"""How much memory a process really took, and how much of a GPU it may take."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+CUDA_CONTEXT = 600_000_000
+"""Bytes of a GPU that every process takes before its first tensor (context, kernels, cuBLAS); an allowance."""
+
+PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """device: cuda or cpu. device_peak: the most that torch had allocated on the GPU; None on a CPU. host_peak: the
+    most that the process had of the host's memory, its share of what it shares (PSS), and host_baseline: what it had
+    before the model was loaded. Bytes, since the method was set up."""
+
+    device: str
+    device_peak: int | None
+    host_peak: int
+    host_baseline: int
+
+
+class MemoryMeter:
+    """Starts at zero when made; reading costs some milliseconds, and nothing in between.
+
+    baseline: of an earlier meter of this process, which has left nothing behind but what the allocator keeps.
+    """
+
+    def __init__(self, device: str, baseline: int | None = None) -> None:
+        self.device = device
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        _reset_host_peak()
+        self.baseline = _proportional() if baseline is None else baseline
+
+    def read(self) -> MemoryUse:
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+        return MemoryUse(self.device, peak, host_peak(), self.baseline)
+
+
+def host_peak() -> int:
+    """Return the process's peak of PSS since the last reset, in bytes: PSS now, and what RSS was higher at its peak."""
+    status = _fields(PROCESS / "status")
+    return _proportional() + status["VmHWM"] - status["VmRSS"]
+
+
+def cap_gpu_memory(share: float) -> None:
+    """Let this process take no more than its share of its GPU, so that actors on one GPU never take each other's.
+
+    share: of one GPU; nothing is capped where it is 0, a whole one or more, or there is no GPU.
+    """
+    if 0 < share < 1 and torch.cuda.is_available():
+        context = CUDA_CONTEXT / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(share - context, 0.0))
+
+
+def _proportional() -> int:
+    return _fields(PROCESS / "smaps_rollup")["Pss"]
+
+
+def _reset_host_peak() -> None:
+    """5 sets VmHWM to VmRSS; where a sandbox forbids it, the peak counts from the process's start."""
+    try:
+        (PROCESS / "clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the lines `Name:  123 kB` of a file of /proc, in bytes."""
+    found = {}
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            found[name] = 1024 * int(value.removesuffix("kB"))
+    return found
