@@ -41,7 +41,7 @@ class ClientPool:
         self._max_failures = clients.max_failures
         self._shards = {id: ray.put(shard) for id, shard in shards.items()}
         self._jobs: dict[str, Any] = {}
-        nodes = _nodes()
+        nodes = living_nodes()
         asked = requests(clients, list(cohorts), nodes)
         elastic = bool(_node_types())
         _check_room(asked, nodes)
@@ -146,7 +146,7 @@ class ClientPool:
                     ray.kill(actor)
                 raise ConfigError(
                     f"clients: no client actor of tier {tier!r} could start in {START_TIMEOUT_S:.0f} s; each asks for "
-                    f"{_readable(self._asked[tier])}, the cluster has {_readable(_total(_nodes()))}"
+                    f"{_readable(self._asked[tier])}, the cluster has {_readable(_total(living_nodes()))}"
                 )
         return actors
 
@@ -175,7 +175,7 @@ class ClientPool:
             raise
 
 
-def _nodes() -> list[dict[str, float]]:
+def living_nodes() -> list[dict[str, float]]:
     """Return what each living node has in all."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 

@@ -171,15 +171,39 @@ def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
     Raises:
         ConfigError: as `prepare`.
     """
+    return _outline(config)[2]
+
+
+def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[Cost, Footprint]]]:
+    """Return what each method costs and what an actor holds with it on each tier; without data as
+    `costs_from_configuration`, and then the longest example is data.max_length.
+
+    Raises:
+        ConfigError: as `prepare`, or a step of this model cannot be traced.
+    """
+    _check_precision(config)
+    _check_engines(config)
+    arch, tokens, found = _outline(config)
+    return {
+        entry.key: {
+            tier: (cost, predict(config, arch, entry, tier, tokens, cost)) for tier, cost in found[entry.key].items()
+        }
+        for entry in config.method
+    }
+
+
+def _outline(config: Config) -> tuple[PretrainedConfig, int, dict[str, TierCosts]]:
+    """Return the architecture, the tokens of the longest example, and the costs."""
     model, num_labels = _split_labels(config)
     if config.task == "classification" and num_labels is None:
-        return dict(prepare(config).costs)
+        prepared = prepare(config)
+        return prepared.architecture, prepared.data.longest(), dict(prepared.costs)
     names = [name for name in config.clients.tier_names for _ in range(2)]
     clients = tuple(_client(config.clients, f"client_{i:03d}", i, 1, name) for i, name in enumerate(names))
     drawn = model.path == "random" and "vocab_size" not in model.config
     vocab_size = len(load_tokenizer(model)) if drawn else None
     arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
-    return costs(config, arch, clients)
+    return arch, config.data.max_length, costs(config, arch, clients)
 
 
 def _check_precision(config: Config) -> None:
