@@ -1,5 +1,11 @@
-"""How much memory a process really took, and how much of a GPU it may take."""
+"""How much memory a process really took, and how much of a GPU it may take.
 
+On a CPU, glibc keeps large blocks that were freed, in pieces: the peak of a process lies up to a half above what was in
+use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment it gives them back at once, and steps take half as
+long again.
+"""
+
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +30,16 @@ class MemoryUse:
 
 
 class MemoryMeter:
-    """Starts at zero when made; reading costs some milliseconds, and nothing in between.
+    """Starts anew when made; reading costs some milliseconds, and nothing in between.
 
-    baseline: of an earlier meter of this process, which has left nothing behind but what the allocator keeps.
+    baseline: of an earlier meter of this process.
     """
 
     def __init__(self, device: str, baseline: int | None = None) -> None:
         self.device = device
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
+        _return_freed()
         _reset_host_peak()
         self.baseline = _proportional() if baseline is None else baseline
 
@@ -59,6 +66,13 @@ def cap_gpu_memory(share: float) -> None:
 
 def _proportional() -> int:
     return _fields(PROCESS / "smaps_rollup")["Pss"]
+
+
+def _return_freed() -> None:
+    """Give the system what the allocator kept of the method before; only glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _reset_host_peak() -> None:
