@@ -121,7 +121,9 @@ def plan(
         cluster = replace(cluster, gpu_memory=size or cluster.gpu_memory)
         found = footprints_from_configuration(loaded)
         made = plans(loaded, found, cluster)
-        console.print(cost_table({method: {tier: cost for tier, (cost, _) in by.items()} for method, by in found.items()}))
+        console.print(
+            cost_table({method: {tier: cost for tier, (cost, _) in by.items()} for method, by in found.items()})
+        )
         console.print(plan_table(made))
         console.print(room_table(rooms(loaded.clients, made, cluster.nodes)))
 

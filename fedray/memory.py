@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fedray.accounting import Cost
 from fedray.adapters.adapter import Adapter, TrainableGroup
@@ -150,12 +149,12 @@ def _activations(step: Traced, evaluation: Traced, gradients: int, stage: int) -
     return max(step.peak, evaluation.peak, gradients) - gradients
 
 
-def _base(architecture: PretrainedConfig, config: Config, tier: TierConfig) -> nn.Module:
+def _base(architecture: PretrainedConfig, config: Config, tier: TierConfig) -> PreTrainedModel:
     """Return the frozen base model on the meta device as the tier's devices hold it."""
     held = copy.deepcopy(architecture)
     if tier.precision is not None:
         held.dtype = getattr(torch, tier.precision)
-    model = meta_backbone(held, config.task)
+    model: PreTrainedModel = meta_backbone(held, config.task)
     float_head(model)
     if tier.activation_checkpointing:
         checkpoint_activations(model)

@@ -50,7 +50,7 @@ def room_table(found: Sequence[Room]) -> Table:
     return table
 
 
-def measured_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def measured_table(rows: Sequence[Mapping[Any, Any]]) -> Table:
     """Return a run's predicted peaks beside the measured ones, of the GPU or, on a CPU, of the process beyond what it
     had before the model was loaded.
 
@@ -72,6 +72,6 @@ def measured_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _peaks(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+def _peaks(row: Mapping[Any, Any]) -> tuple[float | None, float | None]:
     place = "device" if row["device"] == "cuda" else "host"
     return row[f"predicted_{place}"], row[f"measured_{place}"]

@@ -16,7 +16,7 @@ from fedray.packing import UNIT, Amounts, allot, fit_together, fits, requests
 from fedray.training.metering import CUDA_CONTEXT
 
 PROCESS = 600_000_000
-"""Bytes of the host that a client actor takes before its model: Python, Ray, torch, transformers, peft; an allowance."""
+"""Bytes of the host that an actor takes before its model (Python, Ray, torch, transformers, peft); an allowance."""
 OBJECT_STORE = 0.3
 """Ray's default share of a node's memory for its objects; actors have the rest."""
 UNBOUNDED = 1_000_000
@@ -73,7 +73,9 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
         for tier, (cost, footprint) in by_tier.items():
             on_gpu = _on_gpu(config, tier, cluster)
             if on_gpu and not cluster.gpu_memory:
-                raise ConfigError(f"tier {tier!r} trains on a GPU, whose memory is not known; give it: --gpu-memory 24GB")
+                raise ConfigError(
+                    f"tier {tier!r} trains on a GPU, whose memory is not known; give it: --gpu-memory 24GB"
+                )
             needed = (footprint.device.total + CUDA_CONTEXT) / cluster.gpu_memory if on_gpu else 0.0
             gpu = math.ceil(UNIT * needed) / UNIT
             host = PROCESS + footprint.private(on_gpu)

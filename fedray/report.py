@@ -114,7 +114,9 @@ def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
     """
     numbers = ("trainable", "of all", "total", "numbers up", "numbers down", "bytes up", "bytes down")
     full = next((by_tier for by_tier in costs.values() if all(trains_all(c) for c in by_tier.values())), None)
-    table = plain_table("per client and round", ("method", "tier", "head"), (*numbers, *(["full /\nup"] if full else [])))
+    table = plain_table(
+        "per client and round", ("method", "tier", "head"), (*numbers, *(["full /\nup"] if full else []))
+    )
     for method, by_tier in costs.items():
         rows = by_tier if len(set(by_tier.values())) > 1 else {"all": next(iter(by_tier.values()))}
         for tier, cost in rows.items():

@@ -196,7 +196,7 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
     counts 1/n; without Ray all tiers are one process. trainable_share: 1 is full fine-tuning.
     """
     on_gpu = any(use.device == "cuda" for use in uses)
-    parts = dict.fromkeys((field.name for field in fields(Memory))) if footprint is None else asdict(footprint.device)
+    parts = dict.fromkeys(field.name for field in fields(Memory)) if footprint is None else asdict(footprint.device)
     worst = max(uses, key=lambda use: (use.device_peak or 0, use.host_peak), default=None)
     return {
         "method": method,

@@ -103,8 +103,8 @@ def make_engine(adapter: Adapter, train: TrainConfig, tier: TierConfig, device: 
 
 
 def hold_rows(adapter: Adapter, tier: TierConfig) -> None:
-    """Where the method masks rows for every client (`varying_rows`), let the first ⌈ρ · d_out⌉ rows of each B exist from
-    now on, with the values they have: an engine needs parameters that stay."""
+    """Where the method masks rows for every client (`varying_rows`), let the first ⌈ρ · d_out⌉ rows of each B exist
+    from now on, with the values they have: an engine needs parameters that stay."""
     if adapter.varying_rows:
         adapter.set_rows(
             {path: np.arange(row_count(layer.d_out, tier.mask_ratio)) for path, layer in adapter.targets.items()}

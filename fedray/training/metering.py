@@ -20,8 +20,8 @@ PROCESS = Path("/proc/self")
 @dataclass(frozen=True)
 class MemoryUse:
     """device: cuda or cpu. device_peak: the most that torch had allocated on the GPU; None on a CPU. host_peak: the
-    most that the process had of the host's memory, its share of what it shares (PSS), and host_baseline: what it had
-    before the model was loaded. Bytes, since the method was set up."""
+    most that the process had of the host's memory, its part of what it shares (PSS) and nothing of Ray's object store,
+    and host_baseline: what it had before the model was loaded. Bytes, since the method was set up."""
 
     device: str
     device_peak: int | None
@@ -65,7 +65,9 @@ def cap_gpu_memory(share: float) -> None:
 
 
 def _proportional() -> int:
-    return _fields(PROCESS / "smaps_rollup")["Pss"]
+    """Without shared memory: Ray's object store is mapped into every process, and has its own share of the node."""
+    fields = _fields(PROCESS / "smaps_rollup")
+    return fields["Pss"] - fields.get("Pss_Shmem", 0)
 
 
 def _return_freed() -> None:

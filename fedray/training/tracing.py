@@ -63,7 +63,7 @@ def _trace(model: nn.Module, task: Task, examples: int, tokens: int, training: b
             batch = _batch(task, examples, tokens)
             for parameter in parameters:
                 if training and parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(live.gradient)
+                    parameter.register_post_accumulate_grad_hook(live.gradient)  # type: ignore[no-untyped-call]
             loss = score(model, batch, task).losses.sum()
             if training:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -94,11 +94,11 @@ def _materialise(model: nn.Module) -> Sequence[nn.Parameter]:
     return list(made.values())
 
 
-class _LiveStorages(TorchDispatchMode):
+class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that were made since it was entered and are still alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest = self.largest_activations = 0
         self._now = self._gradients = 0
         self._known: dict[int, int] = {}
