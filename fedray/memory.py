@@ -42,8 +42,13 @@ class Memory:
     activations: int = 0
 
     @property
+    def resting(self) -> int:
+        """All but the activations."""
+        return self.weights + self.adapter + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.gradients + self.optimizer + self.activations
+        return self.resting + self.activations
 
 
 @dataclass(frozen=True)

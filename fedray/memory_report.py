@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fedray.memory import Memory
 from fedray.planning import Plan, Room
 from fedray.report import plain_table, readable_bytes, times, trains_all
 
@@ -12,20 +13,21 @@ PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
 
 
 def plan_table(made: Sequence[Plan]) -> Table:
-    """Return each method's bytes per tier. Where a method trains the whole model, a column says how many times more
-    memory that one needs on a device."""
-    full = {plan.tier: plan.footprint.device.total for plan in made if trains_all(plan.cost)}
-    ratio = ["full /\ndevice"] if full else []
+    """Return each method's bytes per tier. Where a method trains the whole model, two columns say how many times more
+    memory that one needs on a device: in all, and without activations, which are much the same for all."""
+    full = {plan.tier: plan.footprint.device for plan in made if trains_all(plan.cost)}
+    ratio = ["full /\ndevice", "without\nactiv."] if full else []
     numbers = (*PARTS, "device", *ratio, "offloaded", "host per\nactor", "host\nshared", "of a\nGPU")
     table = plain_table("memory of one client actor at its peak", ("method", "tier"), numbers)
     for plan in made:
         device = plan.footprint.device
+        whole = full.get(plan.tier, Memory())
         table.add_row(
             plan.method,
             plan.tier,
             *(readable_bytes(getattr(device, part)) for part in PARTS),
             readable_bytes(device.total),
-            *([times(full.get(plan.tier), device.total)] if full else []),
+            *([times(whole.total, device.total), times(whole.resting, device.resting)] if full else []),
             readable_bytes(plan.footprint.offloaded.total),
             readable_bytes(plan.host),
             readable_bytes(0 if plan.on_gpu else plan.footprint.shared),
