@@ -74,13 +74,20 @@ class Footprint:
         return self.host(on_gpu) - (0 if on_gpu else self.shared)
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Of the longest example in training and in evaluation."""
+
+    training: int
+    evaluation: int
+
+
 def predict(
-    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: int, cost: Cost
+    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: Tokens, cost: Cost
 ) -> Footprint:
     """Return what an actor of the tier holds at its peak with the method.
 
     Args:
-        tokens: of the longest example.
         cost: of the method on this tier: what travels.
 
     Raises:
@@ -97,8 +104,8 @@ def predict(
     stage = zero_stage(held.offload)
     device, offloaded = held_by_engine(adapter, weights, train, held)
     try:
-        step = trace_step(adapter.model, config.task, train.batch_size, tokens)
-        evaluation = trace_evaluation(adapter.model, config.task, config.evaluation.batch_size, tokens)
+        step = trace_step(adapter.model, config.task, train.batch_size, tokens.training)
+        evaluation = trace_evaluation(adapter.model, config.task, config.evaluation.batch_size, tokens.evaluation)
     except Exception as error:  # models of the hub's and methods of the user's own may look at values
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: its memory cannot be predicted, since a step cannot be traced "

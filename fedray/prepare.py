@@ -17,15 +17,17 @@ from fedray.devices import cohort_size
 from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.federation import Federation, Pool
-from fedray.memory import Footprint, predict
+from fedray.memory import Footprint, Tokens, predict
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
 from fedray.training.deepspeed_config import engine_config
-from fedray.types import Client, ClientId
+from fedray.types import Client, ClientId, Split
 from fedray.worker import Job
+
+EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 TierCosts = Mapping[str, Cost]
 """By name of the tier."""
@@ -65,8 +67,11 @@ class Prepared:
         Raises:
             ConfigError: it cannot be predicted for this model.
         """
-        cost = self.costs[entry.key][tier]
-        return predict(self.config, self.architecture, entry, tier, self.data.longest(), cost)
+        shards = [self.data.shards[client.id] for client in self.clients if client.tier == tier]
+        training = max(shard.longest() for shard in shards)
+        evaluation = max(shard.longest(split) for shard in shards for split in EVALUATED)
+        tokens = Tokens(max(training, 1), max(evaluation, 1))
+        return predict(self.config, self.architecture, entry, tier, tokens, self.costs[entry.key][tier])
 
     def cohorts(self) -> dict[str, int]:
         """Return the most clients of each tier that a round can have; tiers without clients are left out."""
@@ -171,7 +176,10 @@ def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
     Raises:
         ConfigError: as `prepare`.
     """
-    return _outline(config)[2]
+    model, num_labels = _split_labels(config)
+    if config.task == "classification" and num_labels is None:
+        return dict(prepare(config).costs)
+    return _outline(config, model, num_labels)[1]
 
 
 def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[Cost, Footprint]]]:
@@ -183,7 +191,17 @@ def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[C
     """
     _check_precision(config)
     _check_engines(config)
-    arch, tokens, found = _outline(config)
+    model, num_labels = _split_labels(config)
+    if config.task == "classification" and num_labels is None:
+        prepared = prepare(config)
+        return {
+            entry.key: {
+                tier: (cost, prepared.footprint(entry, tier)) for tier, cost in prepared.costs[entry.key].items()
+            }
+            for entry in config.method
+        }
+    arch, found = _outline(config, model, num_labels)
+    tokens = Tokens(config.data.max_length, config.data.max_length)
     return {
         entry.key: {
             tier: (cost, predict(config, arch, entry, tier, tokens, cost)) for tier, cost in found[entry.key].items()
@@ -192,18 +210,16 @@ def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[C
     }
 
 
-def _outline(config: Config) -> tuple[PretrainedConfig, int, dict[str, TierCosts]]:
-    """Return the architecture, the tokens of the longest example, and the costs."""
-    model, num_labels = _split_labels(config)
-    if config.task == "classification" and num_labels is None:
-        prepared = prepare(config)
-        return prepared.architecture, prepared.data.longest(), dict(prepared.costs)
+def _outline(
+    config: Config, model: ModelConfig, num_labels: int | None
+) -> tuple[PretrainedConfig, dict[str, TierCosts]]:
+    """Return the architecture and the costs, without data: two clients of each tier."""
     names = [name for name in config.clients.tier_names for _ in range(2)]
     clients = tuple(_client(config.clients, f"client_{i:03d}", i, 1, name) for i, name in enumerate(names))
     drawn = model.path == "random" and "vocab_size" not in model.config
     vocab_size = len(load_tokenizer(model)) if drawn else None
     arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
-    return arch, config.data.max_length, costs(config, arch, clients)
+    return arch, costs(config, arch, clients)
 
 
 def _check_precision(config: Config) -> None:

@@ -131,6 +131,7 @@ class Worker:
         trainer = LocalTrainer(self.engine, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
+        self._meter.note()
         outcome = Outcome(
             update=Update(client, shard.num_examples(), payload),
             report=trainer.report,

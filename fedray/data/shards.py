@@ -24,6 +24,10 @@ class Shard:
     def num_examples(self, split: Split = "train") -> int:
         return int(self.tables[split].num_rows)
 
+    def longest(self, split: Split = "train") -> int:
+        """Return the tokens of the longest example, 0 where there is none."""
+        return compute.max(compute.list_value_length(self.tables[split]["input_ids"])).as_py() or 0
+
 
 @dataclass(frozen=True)
 class FederatedData:
@@ -43,9 +47,3 @@ class FederatedData:
     vocab_size: int
     latent_group: Mapping[ClientId, int]
     fingerprint: str
-
-    def longest(self) -> int:
-        """Return the tokens of the longest example of all."""
-        tables = (table for shard in self.shards.values() for table in shard.tables.values())
-        lengths = (compute.max(compute.list_value_length(table["input_ids"])).as_py() for table in tables)
-        return max(length or 0 for length in lengths)  # an empty table has None

@@ -8,12 +8,15 @@ long again.
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import torch
 
 CUDA_CONTEXT = 600_000_000
 """Bytes of a GPU that every process takes before its first tensor (context, kernels, cuBLAS); an allowance."""
 
+NOTE_EVERY_S = 2.0
+"""Seconds between looks at the host's peak."""
 PROCESS = Path("/proc/self")
 
 
@@ -30,7 +33,10 @@ class MemoryUse:
 
 
 class MemoryMeter:
-    """Starts anew when made; reading costs some milliseconds, and nothing in between.
+    """Starts anew when made.
+
+    `note` is called at the end of every turn. Later is too late: results are written into Ray's object store, whose
+    pages in this process cannot be told from those of the peak, and make it look smaller.
 
     baseline: of an earlier meter of this process.
     """
@@ -42,10 +48,24 @@ class MemoryMeter:
         _return_freed()
         _reset_host_peak()
         self.baseline = _proportional() if baseline is None else baseline
+        self._host_peak = 0
+        self._noted = -NOTE_EVERY_S
+
+    def note(self) -> None:
+        """Take note of the host's peak since the last note; that costs some milliseconds, so it is done now and then:
+        the system remembers the peak meanwhile."""
+        if monotonic() - self._noted >= NOTE_EVERY_S:
+            self._note()
+            self._noted = monotonic()
 
     def read(self) -> MemoryUse:
+        self._note()
         peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
-        return MemoryUse(self.device, peak, host_peak(), self.baseline)
+        return MemoryUse(self.device, peak, self._host_peak, self.baseline)
+
+    def _note(self) -> None:
+        self._host_peak = max(self._host_peak, host_peak())
+        _reset_host_peak()
 
 
 def host_peak() -> int:

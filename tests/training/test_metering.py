@@ -38,6 +38,18 @@ def test_a_new_meter_knows_nothing_of_what_was_before():
     assert second.read().host_baseline == first.baseline
 
 
+@pytest.mark.parametrize("every", [0.0, 1e6])
+def test_the_largest_of_all_turns_counts(every, monkeypatch):
+    """Whether all of them are looked at or only the first."""
+    monkeypatch.setattr(metering, "NOTE_EVERY_S", every)
+    meter = MemoryMeter("cpu")
+    touch(SIZE)
+    meter.note()
+    touch(SIZE // 3)
+    meter.note()
+    assert meter.read().host_peak - meter.baseline == pytest.approx(SIZE, rel=0.1)
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A pretended GPU of 10 CUDA contexts; the fractions that were set."""
