@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fedray.accounting import Cost
 from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.adapters.heads import float_head
 from fedray.config import Config, MethodConfig, TierConfig, TrainConfig
@@ -55,9 +54,10 @@ class Memory:
 class Footprint:
     """One actor. On a GPU tier `device` is GPU memory; on a CPU tier everything is host memory.
 
-    device: where steps are computed. offloaded: kept on the host by the engine. vectors: numpy arrays on the host: the
-    common starting point, what a client receives and what it sends. shared: the part of device.weights that, on a CPU,
-    stays mapped from the node's file, and so is held once per node.
+    device: where steps are computed. offloaded: kept on the host by the engine. vectors: the common starting point,
+    which every actor keeps on the host; what a client receives lies in Ray's object store, and what it sends is made
+    when its activations are gone. shared: the part of device.weights that, on a CPU, stays mapped from the node's file,
+    and so is held once per node.
     """
 
     device: Memory
@@ -83,12 +83,9 @@ class Tokens:
 
 
 def predict(
-    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: Tokens, cost: Cost
+    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: Tokens
 ) -> Footprint:
     """Return what an actor of the tier holds at its peak with the method.
-
-    Args:
-        cost: of the method on this tier: what travels.
 
     Raises:
         ConfigError: a step of this model cannot be traced without values.
@@ -115,7 +112,7 @@ def predict(
     return Footprint(
         Memory(device.weights, device.adapter, device.gradients, device.optimizer, activations),
         offloaded,
-        vectors + cost.downlink_bytes + cost.uplink_bytes,
+        vectors,
         0 if stage == 3 else frozen,
     )
 

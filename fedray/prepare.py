@@ -71,7 +71,7 @@ class Prepared:
         training = max(shard.longest() for shard in shards)
         evaluation = max(shard.longest(split) for shard in shards for split in EVALUATED)
         tokens = Tokens(max(training, 1), max(evaluation, 1))
-        return predict(self.config, self.architecture, entry, tier, tokens, self.costs[entry.key][tier])
+        return predict(self.config, self.architecture, entry, tier, tokens)
 
     def cohorts(self) -> dict[str, int]:
         """Return the most clients of each tier that a round can have; tiers without clients are left out."""
@@ -203,9 +203,7 @@ def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[C
     arch, found = _outline(config, model, num_labels)
     tokens = Tokens(config.data.max_length, config.data.max_length)
     return {
-        entry.key: {
-            tier: (cost, predict(config, arch, entry, tier, tokens, cost)) for tier, cost in found[entry.key].items()
-        }
+        entry.key: {tier: (cost, predict(config, arch, entry, tier, tokens)) for tier, cost in found[entry.key].items()}
         for entry in config.method
     }
 
