@@ -55,6 +55,10 @@ class RunResult:
         """Return clients.parquet: one row per method, round and client."""
         return pd.read_parquet(self.path / "clients.parquet")
 
+    def memory(self) -> pd.DataFrame:
+        """Return memory.parquet: one row per method and tier."""
+        return pd.read_parquet(self.path / "memory.parquet")
+
 
 def run(
     config: Config | Mapping[str, Any] | str | Path,

@@ -1,8 +1,10 @@
-"""The command line: fedray run, validate, params."""
+"""The command line: fedray run, plan, validate, params."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +42,7 @@ def run(
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.api import RunResult, run_folder, start
         from fedray.evaluation.metrics import default_metric
+        from fedray.memory_report import measured_table
         from fedray.report import LiveProgress, summary_table
 
         path = run_folder(loaded, output)
@@ -50,7 +53,9 @@ def run(
                     progress(event)
         except KeyboardInterrupt:
             _fail(f"interrupted; the rounds that were finished are kept in {path}", 130)
-        console.print(summary_table(RunResult.load(path).summaries))
+        result = RunResult.load(path)
+        console.print(summary_table(result.summaries))
+        console.print(measured_table(result.memory().to_dict("records")))
         console.print(f"results: {path}", highlight=False, soft_wrap=True)
 
 
@@ -79,6 +84,48 @@ def params(config: ConfigPath, overrides: Overrides = None) -> None:
         from fedray.report import cost_table
 
         console.print(cost_table(costs_from_configuration(loaded)))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Memory of one GPU, for example 24GB.")] = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(help='A node of a planned cluster, for example "CPU=16,GPU=4,memory=64GB"; once for each.'),
+    ] = None,
+) -> None:
+    """Predict the memory of every method on every tier, and how many client actors fit; nothing is trained.
+
+    The cluster: --node, else the one that RAY_ADDRESS names, else this machine.
+    """
+    console = _console()
+    with _reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.memory_report import plan_table, room_table
+        from fedray.planning import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
+        from fedray.prepare import footprints_from_configuration
+        from fedray.report import cost_table
+
+        nodes = tuple(parse_node(text) for text in node or [])
+        size = parse_bytes(gpu_memory) if gpu_memory else 0
+        if nodes:
+            cluster = Cluster(nodes, size)
+        elif os.environ.get("RAY_ADDRESS"):
+            from fedray.driver import running_cluster
+
+            cluster = running_cluster()
+        else:
+            cluster = this_machine()
+        cluster = replace(cluster, gpu_memory=size or cluster.gpu_memory)
+        found = footprints_from_configuration(loaded)
+        made = plans(loaded, found, cluster)
+        console.print(
+            cost_table({method: {tier: cost for tier, (cost, _) in by.items()} for method, by in found.items()})
+        )
+        console.print(plan_table(made))
+        console.print(room_table(rooms(loaded.clients, made, cluster.nodes)))
 
 
 def _console() -> Console:

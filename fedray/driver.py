@@ -8,17 +8,23 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+import torch
+from ray.exceptions import GetTimeoutError, RayError
 
+from fedray.cluster import living_nodes
 from fedray.config import ClientsConfig, Config
 from fedray.errors import FedrayError
 from fedray.experiment import Event, TurnFinished, run_experiment
 from fedray.inline import InlinePool
+from fedray.planning import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
 
 MOMENT_S = 0.1
 """Clients that finish within this time are told together: a message costs more than a small client."""
+
+GPU_PATIENCE_S = 60.0
+"""How long to wait for a GPU to say how much memory it has."""
 
 
 @ray.remote(num_cpus=0)
@@ -95,6 +101,33 @@ def events(prepared: Prepared, path: Path) -> Iterator[Event]:
     finally:
         if own:
             ray.shutdown()
+
+
+def running_cluster() -> Cluster:
+    """Return the nodes of the cluster that RAY_ADDRESS names, and the memory of one of its GPUs, asked of that GPU.
+
+    Raises:
+        FedrayError: the cluster cannot be reached.
+    """
+    own = not ray.is_initialized()
+    if own:
+        start_ray()
+    try:
+        nodes = living_nodes()
+        has_gpus = any(node.get("GPU", 0) > 0 for node in nodes)
+        found = [ray.get(_gpu_memory.remote(), timeout=GPU_PATIENCE_S)] if has_gpus else []
+        return Cluster(tuple(nodes), max(found, default=0))
+    except GetTimeoutError:
+        return Cluster(tuple(nodes), 0)  # all GPUs are busy
+    finally:
+        if own:
+            ray.shutdown()
+
+
+@ray.remote(num_cpus=0, num_gpus=0.0001)
+def _gpu_memory() -> int:
+    """0 where a GPU is only in Ray's books."""
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
 
 def start_ray(**options: Any) -> None:

@@ -1,21 +1,25 @@
 """An experiment: each method of the comparison in turn, on identical data, partition, initial weights and cohorts."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 from fedray.calibration import calibrated
 from fedray.config import MethodConfig
+from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.federation import ClientDone, Pool
 from fedray.prepare import Prepared
 from fedray.state import sha256
-from fedray.tracking import RunFolder, Summary, means, round_row
+from fedray.tracking import Row, RunFolder, Summary, means, memory_row, round_row
+from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
 from fedray.worker import Outcome
 
+log = logging.getLogger(__name__)
 TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "simulated_seconds")
 """Columns of a round that add up to the summary's."""
 
@@ -90,6 +94,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
             row["train_loss"],
             event.seconds,
         )
+    uses = pool.memory()
     states = federation.states()
     metric = config.evaluation.metric or default_metric(config.task)
     measured = means(final)
@@ -111,4 +116,17 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         data_sha256=prepared.data.fingerprint,
     )
     folder.finish(summary, states, final)
+    folder.record_memory(_memory_rows(prepared, entry, uses))
     yield MethodFinished(summary)
+
+
+def _memory_rows(prepared: Prepared, entry: MethodConfig, uses: Mapping[str, Sequence[MemoryUse]]) -> list[Row]:
+    rows = []
+    for tier, cost in prepared.costs[entry.key].items():
+        try:
+            footprint = prepared.footprint(entry, tier)
+        except ConfigError as error:  # the run itself is fine
+            log.warning("%s", error)
+            footprint = None
+        rows.append(memory_row(entry.key, tier, cost, footprint, uses.get(tier, ())))
+    return rows

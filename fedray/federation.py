@@ -16,6 +16,7 @@ from fedray.devices import Attendance, attend, cohort_size
 from fedray.methods.protocol import AnyMethod, Initial, Metrics
 from fedray.randomness import keyed_rng
 from fedray.state import num_bytes
+from fedray.training.metering import MemoryUse
 from fedray.types import Client, ClientId
 from fedray.worker import Assignment, Job, Outcome
 
@@ -39,6 +40,10 @@ class Pool(Protocol):
 
     def fetch(self, handle: Handle) -> Any:
         """Return the state behind a handle."""
+        ...
+
+    def memory(self) -> Mapping[str, Sequence[MemoryUse]]:
+        """Return what each process that trains has taken at most since `setup`, by tier."""
         ...
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedray.data.shards import Shard
 from fedray.methods.protocol import Initial
+from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Outcome, Worker
 
@@ -33,3 +34,7 @@ class InlinePool:
 
     def fetch(self, handle: Any) -> Any:
         return handle
+
+    def memory(self) -> dict[str, list[MemoryUse]]:
+        """Each tier's worker; they share this process, so that all of them say the same of the host."""
+        return {tier: [worker.memory()] for tier, worker in self.workers.items()}

@@ -17,14 +17,17 @@ from fedray.devices import cohort_size
 from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.federation import Federation, Pool
+from fedray.memory import Footprint, Tokens, predict
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
 from fedray.training.deepspeed_config import engine_config
-from fedray.types import Client, ClientId
+from fedray.types import Client, ClientId, Split
 from fedray.worker import Job
+
+EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 TierCosts = Mapping[str, Cost]
 """By name of the tier."""
@@ -57,6 +60,18 @@ class Prepared:
             {tier: self.config.section_for(entry, tier).train for tier in costs},
             {tier: cost.uplink_bytes for tier, cost in costs.items()},
         )
+
+    def footprint(self, entry: MethodConfig, tier: str) -> Footprint:
+        """Return what an actor of the tier holds with one method.
+
+        Raises:
+            ConfigError: it cannot be predicted for this model.
+        """
+        shards = [self.data.shards[client.id] for client in self.clients if client.tier == tier]
+        training = max(shard.longest() for shard in shards)
+        evaluation = max(shard.longest(split) for shard in shards for split in EVALUATED)
+        tokens = Tokens(max(training, 1), max(evaluation, 1))
+        return predict(self.config, self.architecture, entry, tier, tokens)
 
     def cohorts(self) -> dict[str, int]:
         """Return the most clients of each tier that a round can have; tiers without clients are left out."""
@@ -164,12 +179,45 @@ def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
     model, num_labels = _split_labels(config)
     if config.task == "classification" and num_labels is None:
         return dict(prepare(config).costs)
+    return _outline(config, model, num_labels)[1]
+
+
+def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[Cost, Footprint]]]:
+    """Return what each method costs and what an actor holds with it on each tier; without data as
+    `costs_from_configuration`, and then the longest example is data.max_length.
+
+    Raises:
+        ConfigError: as `prepare`, or a step of this model cannot be traced.
+    """
+    _check_precision(config)
+    _check_engines(config)
+    model, num_labels = _split_labels(config)
+    if config.task == "classification" and num_labels is None:
+        prepared = prepare(config)
+        return {
+            entry.key: {
+                tier: (cost, prepared.footprint(entry, tier)) for tier, cost in prepared.costs[entry.key].items()
+            }
+            for entry in config.method
+        }
+    arch, found = _outline(config, model, num_labels)
+    tokens = Tokens(config.data.max_length, config.data.max_length)
+    return {
+        entry.key: {tier: (cost, predict(config, arch, entry, tier, tokens)) for tier, cost in found[entry.key].items()}
+        for entry in config.method
+    }
+
+
+def _outline(
+    config: Config, model: ModelConfig, num_labels: int | None
+) -> tuple[PretrainedConfig, dict[str, TierCosts]]:
+    """Return the architecture and the costs, without data: two clients of each tier."""
     names = [name for name in config.clients.tier_names for _ in range(2)]
     clients = tuple(_client(config.clients, f"client_{i:03d}", i, 1, name) for i, name in enumerate(names))
     drawn = model.path == "random" and "vocab_size" not in model.config
     vocab_size = len(load_tokenizer(model)) if drawn else None
     arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
-    return costs(config, arch, clients)
+    return arch, costs(config, arch, clients)
 
 
 def _check_precision(config: Config) -> None:

@@ -87,7 +87,7 @@ class LiveProgress:
 def summary_table(summaries: Sequence[Summary]) -> Table:
     """Return the comparison: one row per method."""
     metric = summaries[0].metric_name
-    table = _table(
+    table = plain_table(
         f"{metric} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
         ("personalised\nmean", "worst\nclient", "aggregated\nmean", "trainable\nparameters", "up", "down", "time"),
@@ -108,12 +108,19 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
 
 
 def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
-    """Return what each method trains and sends per client and round; one row for all tiers where they do not differ."""
+    """Return what each method trains and sends per client and round; one row for all tiers where they do not differ.
+
+    Where a method trains the whole model, the last column says how many times more numbers that one sends up.
+    """
     numbers = ("trainable", "of all", "total", "numbers up", "numbers down", "bytes up", "bytes down")
-    table = _table("per client and round", ("method", "tier", "head"), numbers)
+    full = next((by_tier for by_tier in costs.values() if all(trains_all(c) for c in by_tier.values())), None)
+    table = plain_table(
+        "per client and round", ("method", "tier", "head"), (*numbers, *(["full /\nup"] if full else []))
+    )
     for method, by_tier in costs.items():
         rows = by_tier if len(set(by_tier.values())) > 1 else {"all": next(iter(by_tier.values()))}
         for tier, cost in rows.items():
+            whole = next(iter(full.values())).uplink if full else 0
             table.add_row(
                 method,
                 tier,
@@ -125,14 +132,25 @@ def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
                 f"{cost.downlink:,}",
                 f"{cost.uplink_bytes:,}",
                 f"{cost.downlink_bytes:,}",
+                *([times(whole, cost.uplink)] if full else []),
             )
     return table
+
+
+def trains_all(cost: Cost) -> bool:
+    """Return whether this is full fine-tuning, the denominator of every ratio."""
+    return cost.trainable == cost.total
+
+
+def times(whole: float | None, part: float | None) -> str:
+    """Return how many times `part` goes into `whole`, and `-` where there is nothing to compare."""
+    return f"{whole / part:.1f}" if whole and part else "-"
 
 
 def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
     """Return each client's tier and examples."""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
-    table = _table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
+    table = plain_table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
     for client in clients:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
@@ -140,7 +158,7 @@ def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
     return table
 
 
-def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+def plain_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     """Return an empty table: columns of words to the left, of numbers to the right, narrow enough for a laptop."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for name in words:

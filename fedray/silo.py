@@ -17,9 +17,10 @@ from typing import Any
 
 import ray
 
-from fedray.client import Turn, serve
 from fedray.methods.protocol import Initial
+from fedray.training.metering import MemoryUse
 from fedray.training.team import MemberLost, Team
+from fedray.turns import Turn, serve
 from fedray.worker import Job, Outcome, Worker
 
 EXTRA_THREADS = 4
@@ -65,6 +66,11 @@ class SiloActor:
 
     def initial(self) -> Initial:
         found: Initial = self._together("initial")
+        return found
+
+    def memory(self) -> MemoryUse:
+        """Return what the first worker has taken; the others take as much."""
+        found: MemoryUse = self._together("memory")
         return found
 
     @ray.method(num_returns="streaming")

@@ -3,6 +3,7 @@
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
+DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
                         adapter that it took home) and states/ID.safetensors (its private state after the last round)
@@ -12,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
+from fedray.accounting import Cost
 from fedray.config import ClientsConfig, Config, dump_yaml
 from fedray.devices import device_seconds
 from fedray.errors import ConfigError
 from fedray.federation import RoundDone
+from fedray.memory import Footprint, Memory
 from fedray.state import arrays
+from fedray.training.metering import MemoryUse
 from fedray.types import ClientId, Evaluation
 from fedray.worker import Outcome
 
@@ -75,6 +79,7 @@ class RunFolder:
         self._config = config
         self._rounds: list[pa.Table] = []
         self._clients: list[pa.Table] = []
+        self._memory: list[pa.Table] = []
         self._summaries: list[Summary] = []
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -95,6 +100,11 @@ class RunFolder:
         )
         self._write_table("rounds.parquet", self._rounds)
         self._write_table("clients.parquet", self._clients)
+
+    def record_memory(self, rows: Sequence[Row]) -> None:
+        """Append a finished method's rows of memory.parquet, and write it."""
+        self._memory.append(_table(rows))
+        self._write_table("memory.parquet", self._memory)
 
     def finish(self, summary: Summary, states: Mapping[str, Any], final: Sequence[Outcome]) -> None:
         """Write a finished method's states and adapters, and its entry of the summary."""
@@ -180,6 +190,35 @@ def client_row(outcome: Outcome, simulated_seconds: float) -> Row:
         "uplink_bytes": outcome.uplink_bytes,
         "downlink_bytes": outcome.downlink_bytes,
         **report.recorded,
+    }
+
+
+def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, uses: Sequence[MemoryUse]) -> Row:
+    """Return a row of memory.parquet, bytes of one actor of the tier: the parts of the prediction (`Memory`; null where
+    none can be made), its sums, and what was measured, of the actor that took the most.
+
+    predicted_device: weights to activations, all that a device of its own needs. predicted_host: what an actor holds of
+    the host beyond host_baseline, its bare process; on a CPU that is everything, the node's shared file too.
+    measured_device: null on a CPU. measured_host: PSS beyond host_baseline, in which a page that n processes share
+    counts 1/n; without Ray all tiers are one process. trainable_share: 1 is full fine-tuning.
+    """
+    on_gpu = any(use.device == "cuda" for use in uses)
+    parts = dict.fromkeys(field.name for field in fields(Memory)) if footprint is None else asdict(footprint.device)
+    worst = max(uses, key=lambda use: (use.device_peak or 0, use.host_peak), default=None)
+    return {
+        "method": method,
+        "tier": tier,
+        "device": "cuda" if on_gpu else "cpu",
+        "trainable_share": cost.trainable / cost.total,
+        **parts,
+        "offloaded": footprint.offloaded.total if footprint else None,
+        "vectors": footprint.vectors if footprint else None,
+        "shared": footprint.shared if footprint else None,
+        "predicted_device": footprint.device.total if footprint else None,
+        "predicted_host": footprint.host(on_gpu) if footprint else None,
+        "measured_device": worst.device_peak if worst else None,
+        "measured_host": worst.host_peak - worst.host_baseline if worst else None,
+        "host_baseline": worst.host_baseline if worst else None,
     }
 
 

@@ -22,7 +22,9 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
+from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import make_engine
+from fedray.training.metering import MemoryMeter, MemoryUse
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
@@ -87,6 +89,7 @@ class Worker:
         self.device = resolve_device(config, tier)
         sections = config.section_for(job.entry, job.tier)
         self.method = build_method(config, job.entry, job.tier)
+        self._meter = self._metered(tier)
         model = _load_model(job, tier, self.device)
         generating = config.evaluation.metric in GENERATED
         texts = sections.head == "frozen_label_text" and config.task == "classification"
@@ -111,6 +114,10 @@ class Worker:
             self.adapter.load(name, self._initial.vectors[name])
         self.engine = make_engine(self.adapter, sections.train, tier, self.device, self._team)
 
+    def memory(self) -> MemoryUse:
+        """Return what this process took at most since `setup`."""
+        return self._meter.read()
+
     def initial(self) -> Initial:
         """Return the common starting point, whatever part of it this tier holds; the same on every worker."""
         job = self._job
@@ -131,6 +138,7 @@ class Worker:
         trainer = LocalTrainer(self.engine, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
+        self._meter.note()
         outcome = Outcome(
             update=Update(client, shard.num_examples(), payload),
             report=trainer.report,
@@ -139,6 +147,14 @@ class Worker:
             tensors=self.adapter.tensors() if assignment.keep else None,
         )
         return outcome, after
+
+    def _metered(self, tier: TierConfig) -> MemoryMeter:
+        """Return a meter whose baseline, the process's first one, has all that is imported for the method."""
+        if tier.engine == "deepspeed":
+            compile_extensions(tier.offload, self.device)
+        self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
+        last: MemoryMeter | None = vars(self).get("_meter")
+        return MemoryMeter(self.device, None if last is None else last.baseline)
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:

@@ -62,7 +62,5 @@ def test_a_client_that_was_alone_with_its_actor_is_blamed() -> None:
     chunk = chunks.take(1)
     chunks.failed(chunk, chunk, RuntimeError("killed"))
     chunk = chunks.take(1)
-    with pytest.raises(
-        ClientFailure, match=r"'a'.* died 2 times in round 5 \(clients.max_failures=1\): killed"
-    ):
+    with pytest.raises(ClientFailure, match=r"'a'.* died 2 times in round 5 \(clients.max_failures=1\): killed"):
         chunks.failed(chunk, chunk, RuntimeError("killed"))

@@ -48,6 +48,7 @@ def test_run_ends_with_the_table_and_where_the_results_are(config: Path, tmp_pat
     assert result.exit_code == 0, result.output
     assert f"results: {tmp_path / 'out'}" in result.stdout.replace("\n", "")
     assert "fedalt: round 2:" in result.stdout
+    assert "peak memory of a client actor" in result.stdout
     summaries = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [entry["method"] for entry in summaries] == ["local", "fedalt"]
     resolved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
@@ -107,3 +108,42 @@ def test_params_needs_no_data_where_the_configuration_says_the_classes(config: P
     assert result.exit_code == 0, result.output
     # LoRA r=8 on query, value of one layer with d=16: 2·(8·16 + 16·8) = 512; head 16·5 + 5 = 85
     assert "597" in result.stdout
+
+
+PLAN = ["model.config.num_labels=5", "model.config.vocab_size=300", "data.libraries=[]"]
+
+
+def test_plan_needs_no_data_and_no_cluster_that_exists(config: Path) -> None:
+    """Four CPUs: four actors. Full fine-tuning sends 300·16 + ... numbers, 20 times those of the LoRA and more."""
+    methods = "method=[{name: fedavg, adapter: full, label: full}, fedavg]"
+    result = call("plan", config, *PLAN, methods, "--node", "CPU=4,memory=64GB")
+    assert result.exit_code == 0, result.output
+    assert "full /" in result.stdout
+    assert all(part in result.stdout for part in ("weights", "activations", "offloaded", "actors"))
+    last = result.stdout.split("what fits the cluster")[1]
+    assert last.split("default")[1].split()[-2:] == ["4", "4"]
+
+
+def test_plan_says_the_part_of_a_gpu(config: Path) -> None:
+    """A tiny model on a GPU of 2.4 GB takes what CUDA does, 0.6 GB: a quarter, and a little. Three fit on each."""
+    result = call("plan", config, *PLAN, "--gpu-memory", "2.4GB", "--node", "CPU=16,GPU=2")
+    assert result.exit_code == 0, result.output
+    amounts = result.stdout.split("what fits the cluster")[1].split("default")[1].split()
+    assert 0.25 < float(amounts[1]) < 0.27
+    assert amounts[-2:] == ["6", "6"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--node", "CPU"], "cannot read 'CPU'"),
+        (["--gpu-memory", "much"], "'much' is no amount of memory"),
+        (["--node", "CPU=4,GPU=1"], "--gpu-memory 24GB"),
+        (["lora.rnk=4"], "did you mean 'rank'"),
+    ],
+)
+def test_a_plan_that_cannot_be_made(config: Path, arguments: list[str], says: str) -> None:
+    result = call("plan", config, *PLAN, *arguments)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert "Traceback" not in result.output

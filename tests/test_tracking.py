@@ -18,7 +18,8 @@ from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, Turn
 from fedray.inline import InlinePool
 from fedray.prepare import prepare
 from fedray.state import arrays, sha256
-from fedray.tracking import RunFolder, check_free
+from fedray.tracking import RunFolder, check_free, memory_row
+from fedray.training.metering import MemoryUse
 
 ROUNDS, CLIENTS, COHORT = 2, 4, 3
 METHODS = ["local", "hft", "fedreft", "fedalt"]
@@ -89,6 +90,7 @@ def test_the_files(run: SimpleNamespace) -> None:
         "config.yaml",
         "rounds.parquet",
         "clients.parquet",
+        "memory.parquet",
         "summary.json",
         *(f"adapters/{method}/server.safetensors" for method in METHODS),
         *(f"adapters/{method}/clients/{id}.safetensors" for method in METHODS for id in ids),
@@ -316,3 +318,32 @@ def test_a_run_that_was_ended_keeps_the_rounds_that_it_finished(tmp_path: Path, 
     assert len(pd.read_parquet(tmp_path / "clients.parquet")) == COHORT
     assert not (tmp_path / "summary.json").exists()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_predicted_and_measured_memory(run: SimpleNamespace) -> None:
+    """One row per method and tier. In one process everybody's peak on the host is the same, and above its baseline."""
+    table = pd.read_parquet(run.path / "memory.parquet")
+    assert list(zip(table.method, table.tier, strict=True)) == [
+        (method, tier) for method in METHODS for tier in ("strong", "weak")
+    ]
+    assert set(table.device) == {"cpu"}
+    parts = table[["weights", "adapter", "gradients", "optimizer", "activations"]].sum(axis=1)
+    assert (table.predicted_device == parts).all()
+    assert (table.predicted_host == parts + table.vectors + table.offloaded).all()
+    assert table.measured_device.isna().all()
+    assert (table.measured_host > 0).all()
+    assert (table.host_baseline > 50e6).all()
+    costs = run.prepared.costs
+    for row in table.itertuples():
+        cost = costs[row.method][row.tier]
+        assert row.trainable_share == cost.trainable / cost.total
+        assert row.gradients == 4 * cost.trainable
+
+
+def test_memory_that_cannot_be_predicted_is_null(run: SimpleNamespace) -> None:
+    cost = run.prepared.costs["local"]["weak"]
+    uses = [MemoryUse("cuda", 5, 100, 40), MemoryUse("cuda", 7, 90, 40)]
+    row = memory_row("local", "weak", cost, None, uses)
+    assert row["weights"] is row["predicted_device"] is row["predicted_host"] is None
+    assert (row["device"], row["measured_device"], row["measured_host"]) == ("cuda", 7, 50)  # of the larger one
+    assert memory_row("local", "weak", cost, None, [])["measured_host"] is None

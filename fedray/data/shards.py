@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+from pyarrow import compute
 
 from fedray.types import ClientId, Split, Task
 
@@ -22,6 +23,10 @@ class Shard:
 
     def num_examples(self, split: Split = "train") -> int:
         return int(self.tables[split].num_rows)
+
+    def longest(self, split: Split = "train") -> int:
+        """Return the tokens of the longest example, 0 where there is none."""
+        return compute.max(compute.list_value_length(self.tables[split]["input_ids"])).as_py() or 0
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,7 @@ def make_engine(
 ) -> Engine:
     """Return the tier's engine for the adapter, which has its method's first values and trainable groups by now.
 
-    Where the method masks rows for every client (`varying_rows`), the first ⌈ρ · d_out⌉ rows of each B exist from now
-    on, with the values they have, and layout("lora") is new: an engine needs parameters that stay.
+    Where the method masks rows for every client, layout("lora") is new (`hold_rows`).
 
     Args:
         train: with the tier's batch_size and accumulation.
@@ -107,11 +106,17 @@ def make_engine(
     Raises:
         ConfigError: the tier's `deepspeed` contradicts other settings, or the machine lacks what its `offload` needs.
     """
-    if adapter.varying_rows:
-        adapter.set_rows(
-            {path: np.arange(row_count(layer.d_out, tier.mask_ratio)) for path, layer in adapter.targets.items()}
-        )
+    hold_rows(adapter, tier)
     if tier.engine == "torch":
         half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
         return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0, team)
     return DeepSpeedEngine(adapter, train, tier.offload, tier.deepspeed, device)
+
+
+def hold_rows(adapter: Adapter, tier: TierConfig) -> None:
+    """Where the method masks rows for every client (`varying_rows`), let the first ⌈ρ · d_out⌉ rows of each B exist
+    from now on, with the values they have: an engine needs parameters that stay."""
+    if adapter.varying_rows:
+        adapter.set_rows(
+            {path: np.arange(row_count(layer.d_out, tier.mask_ratio)) for path, layer in adapter.targets.items()}
+        )

@@ -11,12 +11,13 @@ import pytest
 import ray
 
 import fedray
-from fedray.client import ClientActor, Packed
+from fedray.client import ClientActor
 from fedray.config import ClientsConfig, load_config
 from fedray.driver import events
 from fedray.experiment import MethodFinished, TurnFinished
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
+from fedray.turns import Packed
 from fedray.worker import Assignment
 
 

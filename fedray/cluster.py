@@ -1,0 +1,67 @@
+"""What a Ray cluster has and could get, and whether the client actors that an experiment asks for could ever start."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+import ray._private.state
+
+from fedray.errors import ConfigError
+from fedray.packing import Amounts, fit_together, fits
+
+
+def living() -> list[dict[str, Any]]:
+    """Return what Ray knows of each living node."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Return what each living node has in all."""
+    return [node["Resources"] for node in living()]
+
+
+def node_types() -> dict[str, dict[str, float]]:
+    """Return what the autoscaler can add, by name of the node type; empty where there is no autoscaler."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return {group.name: dict(group.resources) for group in groups if group.max_count != 0}
+
+
+def check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
+    """Say at once what can never start.
+
+    Raises:
+        ConfigError: an actor that fits on no node, or tiers that do not fit together; the autoscaler's nodes count.
+    """
+    types = node_types()
+    for tier, amounts in asked.items():
+        if not any(fits(amounts, node) for node in (*nodes, *types.values())):
+            raise ConfigError(
+                f"clients: an actor of tier {tier!r} fits on no node: it asks for {readable(amounts)}; the cluster's "
+                f"nodes have {'; '.join(sorted({readable(node) for node in nodes}))}"
+                + "".join(f"; node type {name} has {readable(node)}" for name, node in types.items())
+            )
+    if not types and not fit_together(asked, nodes, workers):
+        times = {tier: f"{number} workers of " if number > 1 else "" for tier, number in workers.items()}
+        wanted = "; ".join(f"{tier}: {times[tier]}{readable(amounts)}" for tier, amounts in asked.items())
+        raise ConfigError(
+            f"clients.tiers: one actor of every tier ({wanted}) does not fit into the cluster at a time, which has "
+            f"{readable(total_of(nodes))}; lower num_cpus or num_gpus (they may be fractions)"
+        )
+
+
+def total_of(nodes: Sequence[Amounts]) -> Amounts:
+    total: Counter[str] = Counter()
+    for node in nodes:
+        total.update(node)
+    return total
+
+
+def readable(amounts: Amounts) -> str:
+    """Return `2 CPU, 0.5 GPU`; Ray's own bookkeeping resources are left out."""
+    names = [name for name in ("CPU", "GPU", *sorted(amounts)) if amounts.get(name)]
+    shown = {name: f"{amounts[name]:g} {name}" for name in names if ":" not in name and "store" not in name}
+    if "memory" in shown:
+        shown["memory"] = f"{amounts['memory'] / 1e9:.3g} GB memory"
+    return ", ".join(shown.values()) or "nothing"

@@ -1,0 +1,169 @@
+"""What a cluster can hold of an experiment: the memory of every tier's actors against that of nodes and GPUs."""
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from fedray.accounting import Cost
+from fedray.config import ClientsConfig, Config
+from fedray.errors import ConfigError
+from fedray.memory import Footprint
+from fedray.packing import UNIT, Amounts, allot, fit_together, fits, requests
+from fedray.training.metering import CUDA_CONTEXT
+
+PROCESS = 600_000_000
+"""Bytes of the host that an actor takes before its model (Python, Ray, torch, transformers, peft); an allowance."""
+OBJECT_STORE = 0.3
+"""Ray's default share of a node's memory for its objects; actors have the rest."""
+UNBOUNDED = 1_000_000
+"""More actors than any cluster holds."""
+ENOUGH = 1e15
+"""Bytes of a node of which no memory is said."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """nodes: what each has. gpu_memory: bytes of one GPU; 0 where there is none, or it is not known."""
+
+    nodes: tuple[Amounts, ...]
+    gpu_memory: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One method on one tier. on_gpu: whether it trains on a GPU there. gpu: the part of one that an actor needs,
+    CUDA's own memory (`CUDA_CONTEXT`) included; 0 without. host: bytes of the host that an actor takes, its process
+    (`PROCESS`) included, beyond what the node's actors share."""
+
+    method: str
+    tier: str
+    cost: Cost
+    footprint: Footprint
+    on_gpu: bool
+    gpu: float
+    host: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """One tier, for the method that needs the most. asked: what its actors ask for, memory in bytes. alone: how many
+    actors the cluster holds if there is no other tier. together: how many if all tiers share it by their clients."""
+
+    tier: str
+    asked: Amounts
+    alone: int
+    together: int
+
+
+def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint]]], cluster: Cluster) -> list[Plan]:
+    """Return what each method takes on each tier.
+
+    Args:
+        found: costs and footprints by method and tier.
+
+    Raises:
+        ConfigError: a tier trains on GPUs, and the memory of one is not known.
+    """
+    made = []
+    for method, by_tier in found.items():
+        for tier, (cost, footprint) in by_tier.items():
+            on_gpu = _on_gpu(config, tier, cluster)
+            if on_gpu and not cluster.gpu_memory:
+                raise ConfigError(
+                    f"tier {tier!r} trains on a GPU, whose memory is not known; give it: --gpu-memory 24GB"
+                )
+            needed = (footprint.device.total + CUDA_CONTEXT) / cluster.gpu_memory if on_gpu else 0.0
+            gpu = math.ceil(UNIT * needed) / UNIT
+            host = PROCESS + footprint.private(on_gpu)
+            made.append(Plan(method, tier, cost, footprint, on_gpu, gpu, host))
+    return made
+
+
+def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]) -> list[Room]:
+    """Return how many actors of each tier fit by CPUs, GPUs and memory, whatever method they serve.
+
+    A tier that needs more than one GPU's memory fits nowhere: an actor is one process on one GPU. Nodes of which no
+    memory is said have enough.
+    """
+    tiers = list(dict.fromkeys(plan.tier for plan in made))
+    asked = requests(clients, tiers, nodes)
+    for plan in made:
+        amounts = asked[plan.tier]
+        amounts["GPU"] = max(amounts["GPU"], plan.gpu)
+        amounts["memory"] = max(amounts["memory"], float(plan.host))
+    shared = max(0 if plan.on_gpu else plan.footprint.shared for plan in made)
+    left = [{**node, "memory": max(node.get("memory", ENOUGH) - shared, 0.0)} for node in nodes]
+    too_large = {plan.tier for plan in made if plan.gpu > 1}
+    together = dict.fromkeys(tiers, 0)
+    if not too_large and fit_together(asked, left):
+        together = allot(asked, _clients(clients, tiers), dict.fromkeys(tiers), left)
+    return [Room(name, asked[name], _alone(name, asked, left, too_large), together[name]) for name in tiers]
+
+
+def this_machine() -> Cluster:
+    """Return this machine as a cluster of one node, as Ray would count it: without its object store."""
+    gpus = torch.cuda.device_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * (1 - OBJECT_STORE)
+    node = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus), "memory": memory}
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(gpus)]
+    return Cluster((node,), min(sizes, default=0))
+
+
+def parse_node(text: str) -> Amounts:
+    """Read `CPU=16,GPU=4,memory=64GB`; other names are further Ray resources.
+
+    Raises:
+        ConfigError: it is not written like that, or has no CPU.
+    """
+    amounts: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        try:
+            amounts[name] = float(parse_bytes(value)) if name == "memory" else float(value)
+        except (ValueError, ConfigError):
+            equals = ""
+        if not name or not equals or not 0 <= amounts[name] < float("inf"):
+            raise ConfigError(f"--node {text!r}: expected for example CPU=16,GPU=4,memory=64GB; cannot read {part!r}")
+    if not amounts.get("CPU"):
+        raise ConfigError(f"--node {text!r}: client actors need CPUs; say how many, for example CPU=16,GPU=4")
+    return amounts
+
+
+def parse_bytes(text: str) -> int:
+    """Read `24GB`, `24GiB` or a plain number.
+
+    Raises:
+        ConfigError: it is not written like that, or nothing.
+    """
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"{text!r} is no amount of memory; for example 24GB")
+    return size
+
+
+def _on_gpu(config: Config, tier: str, cluster: Cluster) -> bool:
+    """Whether an actor of the tier will train on a GPU, as `fedray.worker.resolve_device` will decide there."""
+    if config.device != "auto":
+        return config.device == "cuda"
+    there = cluster.gpu_memory > 0 or any(node.get("GPU", 0) > 0 for node in cluster.nodes)
+    return there and config.clients.tier(tier).num_gpus != 0
+
+
+def _clients(clients: ClientsConfig, tiers: Sequence[str]) -> dict[str, int]:
+    """Return how many clients each tier would have of a million: the cohort is not what limits the actors here."""
+    listed = clients.count or sum(len(clients.tier(name).clients) for name in tiers)
+    shares = {name: clients.tier(name).share or len(clients.tier(name).clients) / listed for name in tiers}
+    return {name: max(1, int(UNBOUNDED * share)) for name, share in shares.items()}
+
+
+def _alone(tier: str, asked: Mapping[str, Amounts], nodes: Sequence[Amounts], too_large: Collection[str]) -> int:
+    if tier in too_large or not any(fits(asked[tier], node) for node in nodes):
+        return 0
+    return allot({tier: asked[tier]}, {tier: UNBOUNDED}, {tier: None}, nodes)[tier]

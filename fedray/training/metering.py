@@ -1,0 +1,115 @@
+"""How much memory a process really took, and how much of a GPU it may take.
+
+On a CPU, glibc keeps large blocks that were freed, in pieces: the peak of a process lies up to a half above what was in
+use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment it gives them back at once, and steps take half as
+long again.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import torch
+
+CUDA_CONTEXT = 600_000_000
+"""Bytes of a GPU that every process takes before its first tensor (context, kernels, cuBLAS); an allowance."""
+
+NOTE_EVERY_S = 2.0
+"""Seconds between looks at the host's peak."""
+PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """device: cuda or cpu. device_peak: the most that torch had allocated on the GPU; None on a CPU. host_peak: the
+    most that the process had of the host's memory, its part of what it shares (PSS) and nothing of Ray's object store,
+    and host_baseline: what it had before the model was loaded. Bytes, since the method was set up."""
+
+    device: str
+    device_peak: int | None
+    host_peak: int
+    host_baseline: int
+
+
+class MemoryMeter:
+    """Starts anew when made.
+
+    `note` is called at the end of every turn. Later is too late: results are written into Ray's object store, whose
+    pages in this process cannot be told from those of the peak, and make it look smaller.
+
+    baseline: of an earlier meter of this process.
+    """
+
+    def __init__(self, device: str, baseline: int | None = None) -> None:
+        self.device = device
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        _return_freed()
+        _reset_host_peak()
+        self.baseline = _proportional() if baseline is None else baseline
+        self._host_peak = 0
+        self._noted = -NOTE_EVERY_S
+
+    def note(self) -> None:
+        """Take note of the host's peak since the last note; that costs some milliseconds, so it is done now and then:
+        the system remembers the peak meanwhile."""
+        if monotonic() - self._noted >= NOTE_EVERY_S:
+            self._note()
+            self._noted = monotonic()
+
+    def read(self) -> MemoryUse:
+        self._note()
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+        return MemoryUse(self.device, peak, self._host_peak, self.baseline)
+
+    def _note(self) -> None:
+        self._host_peak = max(self._host_peak, host_peak())
+        _reset_host_peak()
+
+
+def host_peak() -> int:
+    """Return the process's peak of PSS since the last reset, in bytes: PSS now, and what RSS was higher at its peak."""
+    status = _fields(PROCESS / "status")
+    return _proportional() + status["VmHWM"] - status["VmRSS"]
+
+
+def cap_gpu_memory(share: float) -> None:
+    """Let this process take no more than its share of its GPU, so that actors on one GPU never take each other's.
+
+    share: of one GPU; nothing is capped where it is 0, a whole one or more, or there is no GPU.
+    """
+    if 0 < share < 1 and torch.cuda.is_available():
+        context = CUDA_CONTEXT / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(share - context, 0.0))
+
+
+def _proportional() -> int:
+    """Without shared memory: Ray's object store is mapped into every process, and has its own share of the node."""
+    fields = _fields(PROCESS / "smaps_rollup")
+    return fields["Pss"] - fields.get("Pss_Shmem", 0)
+
+
+def _return_freed() -> None:
+    """Give the system what the allocator kept of the method before; only glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _reset_host_peak() -> None:
+    """5 sets VmHWM to VmRSS; where a sandbox forbids it, the peak counts from the process's start."""
+    try:
+        (PROCESS / "clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the lines `Name:  123 kB` of a file of /proc, in bytes."""
+    found = {}
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            found[name] = 1024 * int(value.removesuffix("kB"))
+    return found

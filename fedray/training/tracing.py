@@ -1,0 +1,178 @@
+"""How much memory a step takes beyond the model itself, from shapes alone: no weights are read, nothing is allocated.
+
+The model is run on torch's fake tensors, which have shapes, types and storages of a size, and no memory behind them.
+Every storage that an operation makes is followed until it dies; what lives at the same time is added up. Which tokens
+have a loss, and which are edited, decides sizes; so whatever follows from the batch's whole numbers is also computed.
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fedray.evaluation.losses import score
+from fedray.types import Task
+
+aten = torch.ops.aten
+
+VALUES = "fedray_values"
+"""Attribute of a fake tensor of whole numbers: its values."""
+LARGEST_COMPUTED = 1_000_000
+"""Numbers; masks of attention, [tokens, tokens] per example, may have more and select nothing."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Bytes beyond parameters and buffers. activations: the peak of what is no gradient of a parameter. peak: of both
+    together, which is less than their sum: gradients come as activations go."""
+
+    activations: int
+    peak: int
+
+
+def trace_step(model: nn.Module, task: Task, examples: int, tokens: int) -> Traced:
+    """Return what a training step on one micro-batch takes, forward and backward.
+
+    Operations are a CPU's, attention included; what they use inside, and what the allocator rounds up, is not seen.
+    No token is padding, and causal_lm has a loss at every token, which is the most that there can be.
+
+    Args:
+        model: on the meta device, with the adapter and with what trains chosen; of no use afterwards.
+        tokens: of every example.
+    """
+    return _trace(model, task, examples, tokens, training=True)
+
+
+def trace_evaluation(model: nn.Module, task: Task, examples: int, tokens: int) -> Traced:
+    """Return what the losses and outputs of one batch take, without gradients; otherwise as `trace_step`."""
+    return _trace(model, task, examples, tokens, training=False)
+
+
+def _trace(model: nn.Module, task: Task, examples: int, tokens: int, training: bool) -> Traced:
+    with FakeTensorMode(), nullcontext() if training else torch.no_grad():
+        parameters = _materialise(model)
+        model.train(training)
+        with _LiveStorages() as live:
+            batch = _batch(task, examples, tokens)
+            for parameter in parameters:
+                if training and parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(live.gradient)  # type: ignore[no-untyped-call]
+            loss = score(model, batch, task).losses.sum()
+            if training:
+                loss.backward()  # type: ignore[no-untyped-call]
+    return Traced(live.largest_activations, live.largest)
+
+
+def _batch(task: Task, examples: int, tokens: int) -> dict[str, Tensor]:
+    shape = (examples, tokens)
+    whole = {name: torch.ones(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    if task == "causal_lm":
+        return {**whole, "labels": torch.ones(shape, dtype=torch.long)}
+    return {**whole, "labels": torch.ones(examples, dtype=torch.long if task == "classification" else torch.float32)}
+
+
+def _materialise(model: nn.Module) -> Sequence[nn.Parameter]:
+    """Replace what lies on the meta device by fake tensors of a CPU, in place; tied parameters stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return list(made.values())
+
+
+class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that were made since it was entered and are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = self.largest_activations = 0
+        self._now = self._gradients = 0
+        self._known: dict[int, int] = {}
+        """Bytes of each living storage by its identity."""
+        self._of_gradients: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        before = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
+        if function is aten.nonzero.default:
+            made = _where(args[0])
+        elif function is aten.index.Tensor:
+            indices = [
+                part
+                for index in args[1]
+                for part in (_where(index).unbind(1) if index is not None and index.dtype == torch.bool else [index])
+            ]
+            made = function(args[0], indices)
+        else:
+            made = function(*args, **kwargs)
+            _compute(function, args, kwargs, made)
+        for tensor in _tensors(made):
+            if id(tensor.untyped_storage()) not in before:
+                self._follow(tensor.untyped_storage())
+        return made
+
+    def gradient(self, parameter: Tensor) -> None:
+        """Count a parameter's gradient as such from now on."""
+        assert parameter.grad is not None
+        key = id(parameter.grad.untyped_storage())
+        if key in self._known and key not in self._of_gradients:
+            self._of_gradients.add(key)
+            self._gradients += self._known[key]
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._known:
+            return
+        self._known[key] = storage.nbytes()
+        self._now += storage.nbytes()
+        self.largest = max(self.largest, self._now)
+        self.largest_activations = max(self.largest_activations, self._now - self._gradients)
+        weakref.finalize(storage, self._forget, key).atexit = False
+
+    def _forget(self, key: int) -> None:
+        size = self._known.pop(key)
+        self._now -= size
+        if key in self._of_gradients:
+            self._of_gradients.remove(key)
+            self._gradients -= size
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _compute(function: Any, args: Any, kwargs: Any, made: Any) -> None:
+    """Give a fake tensor of whole numbers its values, where those of all that it is made from are known."""
+    known = all(hasattr(tensor, VALUES) for tensor in _tensors((args, kwargs)))
+    wanted = isinstance(made, Tensor) and not made.is_floating_point() and made.numel() <= LARGEST_COMPUTED
+    if known and wanted:
+        real_args, real_kwargs = tree_map_only(Tensor, lambda tensor: getattr(tensor, VALUES), (args, kwargs))
+        with unset_fake_temporarily():
+            setattr(made, VALUES, function(*real_args, **real_kwargs))
+    elif isinstance(made, Tensor) and hasattr(made, VALUES):  # changed in place by what is not known
+        delattr(made, VALUES)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Return a mask's indices, [elements that are true, dimensions]; all of them where its values are not known."""
+    count = mask.numel()
+    if hasattr(mask, VALUES):
+        with unset_fake_temporarily():
+            count = int(torch.count_nonzero(getattr(mask, VALUES)))
+    return torch.empty(count, mask.ndim, dtype=torch.long)

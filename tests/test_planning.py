@@ -1,0 +1,146 @@
+"""How much of a GPU a tier needs, and how many actors a planned cluster holds: packing by hand."""
+
+from typing import Any
+
+import pytest
+
+from fedray.accounting import Cost
+from fedray.config import load_config
+from fedray.errors import ConfigError
+from fedray.memory import Footprint, Memory
+from fedray.planning import PROCESS, Cluster, Plan, parse_bytes, parse_node, plans, rooms, this_machine
+from fedray.training.metering import CUDA_CONTEXT
+
+COST = Cost(1, 2, 1, 1, 4, 4, "-")
+GB = 10**9
+
+
+def configured(**clients: Any) -> Any:
+    return load_config(
+        {
+            "rounds": 1,
+            "method": "fedavg",
+            "model": {"path": "random", "tokenizer": "bytes", "config": {"model_type": "bert"}},
+            "data": {"source": "synthetic"},
+            "clients": clients,
+        }
+    )
+
+
+def footprint(weights: int = 0, gradients: int = 0, offloaded: int = 0, shared: int = 0) -> Footprint:
+    return Footprint(Memory(weights, gradients=gradients), Memory(optimizer=offloaded), 0, shared)
+
+
+def plan(tier: str = "default", gpu: float = 0.0, host: int = 0, shared: int = 0) -> Plan:
+    return Plan("fedavg", tier, COST, footprint(shared=shared), gpu > 0, gpu, host)
+
+
+def planned(config: Any, cluster: Cluster, **by_tier: Footprint) -> dict[str, Plan]:
+    found = {"fedavg": {tier: (COST, held) for tier, held in by_tier.items()}}
+    return {made.tier: made for made in plans(config, found, cluster)}
+
+
+def test_a_gpu_holds_the_device_and_cudas_own() -> None:
+    """5.4 GB and CUDA's 0.6 are a quarter of 24; the host has what is offloaded, and the process."""
+    held = footprint(weights=5 * GB, gradients=400_000_000, offloaded=GB, shared=5 * GB)
+    (made,) = planned(configured(), Cluster(({"CPU": 4, "GPU": 1},), 24 * GB), default=held).values()
+    assert 5_400_000_000 + CUDA_CONTEXT == 6 * GB
+    assert (made.on_gpu, made.gpu, made.host) == (True, 0.25, PROCESS + GB)
+
+
+def test_a_cpu_holds_everything_and_shares_the_base_model() -> None:
+    held = footprint(weights=5 * GB, gradients=GB, offloaded=GB, shared=5 * GB)
+    (made,) = planned(configured(), Cluster(({"CPU": 4},), 0), default=held).values()
+    assert (made.on_gpu, made.gpu, made.host) == (False, 0.0, PROCESS + 2 * GB)
+
+
+def test_who_trains_on_a_gpu() -> None:
+    """As the workers decide it: `device`, and else whoever is not told to do without."""
+    tiers = {"small": {"share": 0.5, "num_gpus": 0}, "large": {"share": 0.5}}
+    held = {"small": footprint(GB), "large": footprint(GB)}
+    cluster = Cluster(({"CPU": 4, "GPU": 1},), 24 * GB)
+    made = planned(configured(tiers=tiers), cluster, **held)
+    assert {tier: plan.on_gpu for tier, plan in made.items()} == {"small": False, "large": True}
+    on_cpu = configured(tiers=tiers).model_copy(update={"device": "cpu"})
+    assert not any(plan.on_gpu for plan in planned(on_cpu, cluster, **held).values())
+    with pytest.raises(ConfigError, match="'large' trains on a GPU, whose memory is not known; give it: --gpu-memory"):
+        planned(configured(tiers=tiers), Cluster(({"CPU": 4, "GPU": 1},), 0), **held)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "host", "node", "actors"),
+    [
+        (0.25, 0, {"CPU": 16, "GPU": 2}, 8),  # four on each GPU
+        (0.4, 0, {"CPU": 16, "GPU": 2}, 4),  # two on each: a part lies on one GPU
+        (0.25, 0, {"CPU": 3, "GPU": 2}, 3),  # CPUs
+        (0.25, 10 * GB, {"CPU": 16, "GPU": 2, "memory": 50 * GB}, 5),  # host memory
+        (0.0, 10 * GB, {"CPU": 16, "memory": 64 * GB}, 6),
+        (0.0, 10 * GB, {"CPU": 16}, 16),  # no memory is said: enough
+        (1.0, 0, {"CPU": 16, "GPU": 2}, 2),
+        (1.1, 0, {"CPU": 16, "GPU": 2}, 0),  # one process, one GPU
+        (0.5, 0, {"CPU": 16}, 0),
+    ],
+)
+def test_how_many_fit(gpu: float, host: int, node: dict[str, float], actors: int) -> None:
+    (room,) = rooms(configured().clients, [plan(gpu=gpu, host=host)], [node])
+    assert (room.alone, room.together) == (actors, actors)
+
+
+def test_the_base_model_is_taken_off_once_per_node() -> None:
+    """20 of 64 GB are shared: four actors of 10 GB each, on either node."""
+    made = [plan(host=10 * GB, shared=20 * GB)]
+    (room,) = rooms(configured().clients, made, 2 * [{"CPU": 16, "memory": 64 * GB}])
+    assert room.alone == 8
+
+
+def test_the_largest_method_counts_and_what_the_tier_asks_for() -> None:
+    clients = configured(num_gpus=0.3, num_cpus=2, tiers={"a": {"share": 1, "memory": "3GB"}}).clients
+    (room,) = rooms(clients, [plan("a", 0.2, GB), plan("a", 0.1, 2 * GB)], [{"CPU": 16, "GPU": 1}])
+    assert room.asked == {"CPU": 2, "GPU": 0.3, "memory": 3 * GB}
+    assert room.alone == 3
+    (room,) = rooms(clients, [plan("a", 0.2, 4 * GB), plan("a", 0.5, GB)], [{"CPU": 16, "GPU": 1}])
+    assert room.asked == {"CPU": 2, "GPU": 0.5, "memory": 4 * GB}
+
+
+def test_tiers_share_the_cluster_by_their_clients() -> None:
+    """Sixteen CPUs: three quarters of the clients, three quarters of the actors; listed ones by their number."""
+    clients = configured(tiers={"a": {"share": 0.75}, "b": {"share": 0.25}}).clients
+    found = {room.tier: room for room in rooms(clients, [plan("a"), plan("b")], [{"CPU": 16}])}
+    assert {tier: (room.alone, room.together) for tier, room in found.items()} == {"a": (16, 12), "b": (16, 4)}
+    listed = configured(tiers={"a": {"clients": ["x", "y", "z"]}, "b": {"clients": ["w"]}}).clients
+    assert [room.together for room in rooms(listed, [plan("a"), plan("b")], [{"CPU": 16}])] == [12, 4]
+
+
+def test_tiers_that_do_not_fit_together() -> None:
+    clients = configured(tiers={"a": {"share": 0.5}, "b": {"share": 0.5}}).clients
+    found = rooms(clients, [plan("a", 0.75), plan("b", 0.5)], [{"CPU": 16, "GPU": 1}])
+    assert [(room.alone, room.together) for room in found] == [(1, 0), (2, 0)]
+
+
+def test_nodes_are_read() -> None:
+    expected = {"CPU": 16, "GPU": 4, "memory": 64 * GB, "tpu": 0.5}
+    assert parse_node("CPU=16, GPU=4,memory=64GB,tpu=0.5") == expected
+    assert [parse_bytes(text) for text in ("24GB", "24GiB", "1000")] == [24 * GB, 24 * 2**30, 1000]
+
+
+@pytest.mark.parametrize("text", ["", "16", "CPU", "CPU=x", "CPU=-1", "CPU=nan", "CPU=inf", "memory=x,CPU=1", "=3"])
+def test_a_node_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected for example CPU=16,GPU=4,memory=64GB; cannot read"):
+        parse_node(text)
+
+
+def test_a_node_needs_cpus() -> None:
+    with pytest.raises(ConfigError, match="client actors need CPUs"):
+        parse_node("GPU=4")
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "24 apples"])
+def test_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no amount of memory; for example 24GB"):
+        parse_bytes(text)
+
+
+def test_this_machine_has_something() -> None:
+    (node,) = this_machine().nodes
+    assert node["CPU"] >= 1
+    assert node["memory"] > GB / 4

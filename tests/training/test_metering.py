@@ -1,0 +1,102 @@
+"""The measured peak of a process, and the part of a GPU that it is held to."""
+
+import mmap
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fedray.training import metering
+from fedray.training.metering import CUDA_CONTEXT, MemoryMeter, cap_gpu_memory
+
+SIZE = 150_000_000
+
+
+def touch(size):
+    """Take memory, write to all of it, give it back: past the allocator, which may keep what it has."""
+    with mmap.mmap(-1, size) as block:
+        for page in range(0, size, mmap.PAGESIZE):
+            block[page] = 1
+
+
+def test_a_peak_that_is_over_is_seen():
+    meter = MemoryMeter("cpu")
+    before = meter.read()
+    touch(SIZE)
+    after = meter.read()
+    assert after.host_peak - before.host_peak == pytest.approx(SIZE, rel=0.1)
+    assert (after.host_baseline, after.device, after.device_peak) == (before.host_baseline, "cpu", None)
+
+
+def test_a_new_meter_knows_nothing_of_what_was_before():
+    """Between two methods; the baseline remains that of the bare process."""
+    first = MemoryMeter("cpu")
+    touch(SIZE)
+    assert first.read().host_peak - first.baseline > 0.9 * SIZE
+    second = MemoryMeter("cpu", first.baseline)
+    assert second.read().host_peak - second.baseline < 0.5 * SIZE
+    assert second.read().host_baseline == first.baseline
+
+
+@pytest.mark.parametrize("every", [0.0, 1e6])
+def test_the_largest_of_all_turns_counts(every, monkeypatch):
+    """Whether all of them are looked at or only the first."""
+    monkeypatch.setattr(metering, "NOTE_EVERY_S", every)
+    meter = MemoryMeter("cpu")
+    touch(SIZE)
+    meter.note()
+    touch(SIZE // 3)
+    meter.note()
+    assert meter.read().host_peak - meter.baseline == pytest.approx(SIZE, rel=0.1)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A pretended GPU of 10 CUDA contexts; the fractions that were set."""
+    fractions = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = SimpleNamespace(total_memory=10 * CUDA_CONTEXT)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    return fractions
+
+
+def test_a_part_of_a_gpu_is_a_cap(gpu):
+    """Torch's fraction does not count the context, a tenth of this GPU: four actors of a quarter fill it exactly."""
+    cap_gpu_memory(0.25)
+    assert gpu == [pytest.approx(0.15)]
+    cap_gpu_memory(0.05)  # less than a context: nothing is left, and the first tensor says so
+    assert gpu[1] == 0
+
+
+@pytest.mark.parametrize("share", [0, 1, 2])
+def test_whole_gpus_and_none_are_not_capped(gpu, share):
+    cap_gpu_memory(share)
+    assert gpu == []
+
+
+def test_nothing_is_capped_without_a_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cap_gpu_memory(0.5)
+    assert gpu == []
+
+
+def test_a_gpus_peak_is_torchs(monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: reset.append(True))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12345)
+    use = MemoryMeter("cuda").read()
+    assert (use.device, use.device_peak, reset) == ("cuda", 12345, [True])
+
+
+def test_a_sandbox_that_forbids_the_reset(monkeypatch, tmp_path):
+    """The peak then counts from the process's start: 100 kB of PSS now, of which 30 are the object store's, and 50 kB
+    more RSS at the peak."""
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  250 kB\nVmRSS:\t  200 kB\n")
+    (tmp_path / "smaps_rollup").write_text(
+        "55-7f ---p 00000000 00:00 0  [rollup]\nRss:  200 kB\nPss:  100 kB\nPss_Shmem:   30 kB\n"
+    )
+    (tmp_path / "clear_refs").mkdir()  # cannot be written
+    monkeypatch.setattr(metering, "PROCESS", tmp_path)
+    use = MemoryMeter("cpu").read()
+    assert (use.host_baseline, use.host_peak) == (70 * 1024, 120 * 1024)
