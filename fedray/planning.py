@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from fedray.accounting import Cost
 from fedray.config import ClientsConfig, Config
 from fedray.errors import ConfigError
 from fedray.memory import Footprint
-from fedray.packing import UNIT, Amounts, allot, fit_together, fits, requests
+from fedray.packing import UNIT, Amounts, allot, fit_together, requests
 from fedray.training.metering import CUDA_CONTEXT
 
 PROCESS = 600_000_000
@@ -50,8 +50,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Room:
-    """One tier, for the method that needs the most. asked: what its actors ask for, memory in bytes. alone: how many
-    actors the cluster holds if there is no other tier. together: how many if all tiers share it by their clients."""
+    """One tier, for the method that needs the most. asked: what its actors (each worker of a silo) ask for, memory in
+    bytes. alone: how many actors the cluster holds if there is no other tier. together: how many if all tiers share it
+    by their clients."""
 
     tier: str
     asked: Amounts
@@ -98,10 +99,12 @@ def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]
     shared = max(0 if plan.on_gpu else plan.footprint.shared for plan in made)
     left = [{**node, "memory": max(node.get("memory", ENOUGH) - shared, 0.0)} for node in nodes]
     too_large = {plan.tier for plan in made if plan.gpu > 1}
+    workers = {name: clients.tier(name).workers for name in tiers}
     together = dict.fromkeys(tiers, 0)
-    if not too_large and fit_together(asked, left):
-        together = allot(asked, _clients(clients, tiers), dict.fromkeys(tiers), left)
-    return [Room(name, asked[name], _alone(name, asked, left, too_large), together[name]) for name in tiers]
+    if not too_large and fit_together(asked, left, workers):
+        together = allot(asked, _clients(clients, tiers), dict.fromkeys(tiers), left, workers=workers)
+    alone = {name: 0 if name in too_large else _alone(name, asked, left, workers) for name in tiers}
+    return [Room(name, asked[name], alone[name], together[name]) for name in tiers]
 
 
 def this_machine() -> Cluster:
@@ -163,7 +166,8 @@ def _clients(clients: ClientsConfig, tiers: Sequence[str]) -> dict[str, int]:
     return {name: max(1, int(UNBOUNDED * share)) for name, share in shares.items()}
 
 
-def _alone(tier: str, asked: Mapping[str, Amounts], nodes: Sequence[Amounts], too_large: Collection[str]) -> int:
-    if tier in too_large or not any(fits(asked[tier], node) for node in nodes):
+def _alone(tier: str, asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> int:
+    only = {tier: asked[tier]}
+    if not fit_together(only, nodes, workers):
         return 0
-    return allot({tier: asked[tier]}, {tier: UNBOUNDED}, {tier: None}, nodes)[tier]
+    return allot(only, {tier: UNBOUNDED}, {tier: None}, nodes, workers=workers)[tier]

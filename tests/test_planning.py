@@ -144,3 +144,13 @@ def test_this_machine_has_something() -> None:
     (node,) = this_machine().nodes
     assert node["CPU"] >= 1
     assert node["memory"] > GB / 4
+
+
+def test_a_silo_is_several_of_what_it_asks_for() -> None:
+    """Workers of half a GPU and one CPU: two GPUs hold four of them, so one silo of three, and no silo of five."""
+    for workers, silos in ((2, 2), (3, 1), (5, 0)):
+        clients = configured(tiers={"silo": {"share": 1.0, "workers": workers}}).clients
+        (room,) = rooms(clients, [plan("silo", gpu=0.5)], [{"CPU": 16, "GPU": 2}])
+        whole = float(workers == 2)  # who says nothing of GPUs gets whole ones, where there are enough
+        assert room.asked["GPU"] == max(whole, 0.5)
+        assert (room.alone, room.together) == ((1, 1) if whole else (silos, silos))
