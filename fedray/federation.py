@@ -126,6 +126,8 @@ class Federation:
         return {"server": self.server, **clients}
 
     def _attend(self, cohort: Sequence[Client], downlinks: Mapping[ClientId, Any]) -> Attendance:
+        distinct = {id(payload): payload for payload in downlinks.values()}
+        sizes = {key: num_bytes(payload) for key, payload in distinct.items()}
         return attend(
             self.config.clients,
             self.config.seed,
@@ -133,7 +135,7 @@ class Federation:
             cohort,
             len(self.clients),
             self.train,
-            {client.id: num_bytes(downlinks[client.id]) for client in cohort},
+            {client.id: sizes[id(downlinks[client.id])] for client in cohort},
             self.up_bytes,
         )
 

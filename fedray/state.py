@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,23 +23,35 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     Raises:
         TypeError: something else is in it; the message names its path.
     """
-    if isinstance(state, Layout):
-        return
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        children = [(field.name, getattr(state, field.name)) for field in dataclasses.fields(state)]
-    elif isinstance(state, Mapping):
-        children = sorted((str(key), value) for key, value in state.items())
-    elif isinstance(state, tuple | list):
-        children = [(str(index), value) for index, value in enumerate(state)]
-    elif state is None or isinstance(state, np.ndarray | np.generic | bool | int | float | str):
+    children = _children(state, path)
+    if children is None:
         yield path, state
         return
-    else:
-        raise TypeError(
-            f"{path or 'state'}: a state holds arrays, numbers, mappings and tuples, not {type(state).__name__}"
-        )
     for name, value in children:
         yield from leaves(value, f"{path}/{name}" if path else name)
+
+
+def _children(state: Any, path: str = "") -> list[tuple[str, Any]] | None:
+    """Return the named parts of a state; None: it is a leaf."""
+    if state is None or isinstance(state, np.ndarray | np.generic | bool | int | float | str):
+        return None
+    if isinstance(state, Layout):
+        return []
+    if isinstance(state, Mapping):
+        return sorted((str(key), value) for key, value in state.items())
+    if isinstance(state, tuple | list):
+        return [(str(index), value) for index, value in enumerate(state)]
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return [(name, getattr(state, name)) for name in _field_names(type(state))]
+    raise TypeError(
+        f"{path or 'state'}: a state holds arrays, numbers, mappings and tuples, not {type(state).__name__}"
+    )
+
+
+@lru_cache(maxsize=256)
+def _field_names(kind: Any) -> tuple[str, ...]:
+    """The same of every instance, and asked for with every payload."""
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def arrays(state: Any) -> dict[str, Array]:
@@ -52,7 +65,9 @@ def arrays(state: Any) -> dict[str, Array]:
 
 def num_bytes(payload: Any) -> int:
     """Return the bytes of a payload's arrays: what travels. Numbers and names beside them are not counted."""
-    return sum(value.nbytes for _, value in leaves(payload) if isinstance(value, np.ndarray))
+    if isinstance(payload, np.ndarray):
+        return payload.nbytes
+    return sum(num_bytes(part) for _, part in _children(payload) or ())
 
 
 def sha256(states: Mapping[str, Any]) -> str:
