@@ -26,7 +26,7 @@ from fedray.training.engine import make_engine
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
-from fedray.training.trainer import ClientReport, LocalTrainer
+from fedray.training.trainer import Alone, ClientReport, LocalTrainer
 from fedray.types import Client, Vector
 
 
@@ -128,7 +128,8 @@ class Worker:
         Returns: the outcome and the client's next state.
         """
         client = assignment.client
-        trainer = LocalTrainer(self.engine, shard, client, assignment.server_round, self.setting, assignment.measure)
+        work = Alone(self.engine, self.setting)
+        trainer = LocalTrainer(work, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
         outcome = Outcome(
