@@ -1,42 +1,62 @@
-"""How a round's clients are handed to the actors of a tier: in chunks that shrink towards the end, the largest clients
-first (guided self-scheduling, Polychronopoulos and Kuck 1987), so that a thousand small clients cost few messages, and
-nobody waits long for whoever got the last ones.
+"""How a round's clients are handed to the actors of a tier.
 
-After an actor died, what it had not finished is handed out client by client, so that a client that kills its actor is
-known, and others are not blamed for it.
+Clients that are trained in one step form a group: `fuse` consecutive ones of a tier, the largest first, so that they
+have similar numbers of steps. Who is in a group follows from the cohort alone, and a group is never split: results
+depend, by their last bits, on who is trained together.
+
+Groups go to actors in chunks that shrink towards the round's end (guided self-scheduling, Polychronopoulos and Kuck
+1987), so that a thousand small clients cost few messages, and nobody waits long for whoever got the last ones. After an
+actor died, what it had not finished is handed out group by group, so that a group that kills its actor is known, and
+others are not blamed for it.
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from fedray.errors import ClientFailure
+from fedray.errors import ClientFailure, choices
 from fedray.types import ClientId
 from fedray.worker import Assignment
+
+Group = tuple[Assignment, ...]
 
 SHARE = 2
 """A chunk has 1 / (SHARE · actors) of the work that is left."""
 
 
-class Chunks:
-    """The assignments of one round on one tier that nobody has finished.
+def groups(assignments: Sequence[Assignment], widths: Mapping[str, int]) -> dict[str, list[Group]]:
+    """Return each tier's groups, in the order of the assignments.
 
-    assignments: largest first. max_failures: how often an actor may die with a client alone.
+    widths: how many clients of each tier are trained in one step.
+    """
+    by_tier: dict[str, list[Assignment]] = {tier: [] for tier in widths}
+    for assignment in assignments:
+        by_tier[assignment.client.tier].append(assignment)
+    return {
+        tier: [tuple(entries[start : start + widths[tier]]) for start in range(0, len(entries), widths[tier])]
+        for tier, entries in by_tier.items()
+    }
+
+
+class Chunks:
+    """The groups of one round on one tier that nobody has finished.
+
+    groups: largest first. max_failures: how often an actor may die with a group alone.
     """
 
-    def __init__(self, assignments: Sequence[Assignment], max_failures: int) -> None:
-        self._waiting = deque(assignments)
-        self._alone: deque[Assignment] = deque()
+    def __init__(self, groups: Sequence[Group], max_failures: int) -> None:
+        self._waiting = deque(groups)
+        self._alone: deque[Group] = deque()
         self._max_failures = max_failures
         self._failures: Counter[ClientId] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._alone)
 
-    def take(self, actors: int) -> list[Assignment]:
-        """Return the next chunk, of at least one; actors: how many share the rest."""
+    def take(self, actors: int) -> list[Group]:
+        """Return the next chunk, of at least one group; actors: how many share the rest."""
         if self._alone:
             return [self._alone.popleft()]
-        left = sum(_work(assignment) for assignment in self._waiting) / (SHARE * actors)
+        left = sum(_work(group) for group in self._waiting) / (SHARE * actors)
         chunk = [self._waiting.popleft()]
         work = _work(chunk[0])
         while self._waiting and work + _work(self._waiting[0]) <= left:
@@ -44,24 +64,31 @@ class Chunks:
             work += _work(chunk[-1])
         return chunk
 
-    def failed(self, chunk: Sequence[Assignment], unfinished: Sequence[Assignment], error: Exception) -> None:
+    def failed(self, chunk: Sequence[Group], finished: int, error: Exception) -> None:
         """Take back what an actor had not finished of its chunk when it died.
 
+        finished: how many of its clients had come back, in their order.
+
         Raises:
-            ClientFailure: a client was alone with its actor more often than `max_failures`.
+            ClientFailure: a group was alone with its actor more often than `max_failures`.
         """
+        unfinished = list(chunk)
+        while unfinished and finished > 0:
+            finished -= len(unfinished.pop(0))
         self._alone.extend(unfinished)
         if len(chunk) > 1 or not unfinished:
             return
-        client = chunk[0].client.id
-        self._failures[client] += 1
-        if self._failures[client] > self._max_failures:
+        first = chunk[0][0]
+        self._failures[first.client.id] += 1
+        deaths = self._failures[first.client.id]
+        if deaths > self._max_failures:
+            names = choices([assignment.client.id for assignment in chunk[0]])
             raise ClientFailure(
-                f"client {client!r}: its actor died {self._failures[client]} times in round {chunk[0].server_round} "
+                f"client {names}: its actor died {deaths} times in round {first.server_round} "
                 f"(clients.max_failures={self._max_failures}): {error}"
             ) from None
 
 
-def _work(assignment: Assignment) -> int:
+def _work(group: Group) -> int:
     """Expected work, in examples; a client without any still costs a turn."""
-    return 1 + assignment.client.num_examples
+    return sum(1 + assignment.client.num_examples for assignment in group)

@@ -44,9 +44,9 @@ class ClientActor:
         return self.worker.memory()
 
     @ray.method(num_returns="streaming")
-    def train(self, turns: Sequence[Turn]) -> Iterator[Any]:
+    def train(self, groups: Sequence[Sequence[Turn]]) -> Iterator[Any]:
         """See `serve`."""
-        yield from serve(self.worker.train, turns, self._shards)
+        yield from serve(self.worker.train_many, groups, self._shards)
 
     def close(self) -> None:
         """Nothing that outlives the process."""

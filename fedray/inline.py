@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedray.chunks import groups
 from fedray.data.shards import Shard
 from fedray.methods.protocol import Initial
 from fedray.training.metering import MemoryUse
@@ -16,21 +17,29 @@ class InlinePool:
     def __init__(self, shards: Mapping[ClientId, Shard]):
         self.shards = shards
         self.workers: dict[str, Worker] = {}
+        self._widths: dict[str, int] = {}
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
         """Make a worker per tier ready for a method and return the common starting point."""
         self.workers = {tier: self.workers.get(tier, Worker()) for tier in jobs}
         for tier, job in jobs.items():
             self.workers[tier].setup(job)
+            self._widths[tier] = job.config.clients.tier(tier).fuse_width
         return next(iter(self.workers.values())).initial()
 
     def train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, Any]
     ) -> Iterator[tuple[Outcome, Any]]:
-        """Yield outcomes and next states in the order of the assignments."""
-        for assignment in assignments:
-            id, worker = assignment.client.id, self.workers[assignment.client.tier]
-            yield worker.train(assignment, downlinks[id], states.get(id), self.shards[id])
+        """Yield outcomes and next states tier by tier, in the order of the assignments."""
+        for tier, entries in groups(assignments, self._widths).items():
+            for group in entries:
+                ids = [assignment.client.id for assignment in group]
+                yield from self.workers[tier].train_many(
+                    group,
+                    [downlinks[id] for id in ids],
+                    [states.get(id) for id in ids],
+                    [self.shards[id] for id in ids],
+                )
 
     def fetch(self, handle: Any) -> Any:
         return handle

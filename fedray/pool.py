@@ -15,7 +15,7 @@ import ray._private.state
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.chunks import Chunks
+from fedray.chunks import Chunks, Group, groups
 from fedray.client import ClientActor, build_extensions
 from fedray.cluster import check_room, living, living_nodes, node_types, readable, total_of
 from fedray.config import ClientsConfig
@@ -49,6 +49,7 @@ class ClientPool:
     def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohorts: Mapping[str, int]):
         self._max_failures = clients.max_failures
         self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
+        self._widths = {tier: clients.tier(tier).fuse_width for tier in cohorts}
         self._shards = pack_shards(shards)
         self._jobs: dict[str, Any] = {}
         nodes = living_nodes()
@@ -89,9 +90,7 @@ class ClientPool:
             ClientFailure: a client's actor died more often than `max_failures` allows.
         """
         sent = pack_downlinks({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
-        by_tier: dict[str, list[Assignment]] = {tier: [] for tier in self._actors}
-        for assignment in assignments:
-            by_tier[assignment.client.tier].append(assignment)
+        by_tier = groups(assignments, self._widths)
         waiting = {tier: Chunks(entries, self._max_failures) for tier, entries in by_tier.items()}
         idle = {tier: list(actors) for tier, actors in self._actors.items()}
         running: dict[Any, _Running] = {}
@@ -100,9 +99,12 @@ class ClientPool:
                 while chunks and idle[tier]:
                     chunk, actor = chunks.take(len(self._actors[tier])), idle[tier].pop()
                     turns = [
-                        Turn(entry, sent[id], states.get(id), self._shards[id])
-                        for entry in chunk
-                        for id in [entry.client.id]
+                        [
+                            Turn(entry, sent[id], states.get(id), self._shards[id])
+                            for entry in group
+                            for id in [entry.client.id]
+                        ]
+                        for group in chunk
                     ]
                     running[actor.train.remote(turns)] = _Running(tier, actor, chunk)
             (stream,), _ = ray.wait(list(running), num_returns=1)
@@ -111,7 +113,7 @@ class ClientPool:
                 block = next_block(stream)
             except RayActorError as error:
                 del running[stream]
-                waiting[serving.tier].failed(serving.chunk, serving.chunk[serving.finished :], error)
+                waiting[serving.tier].failed(serving.chunk, serving.finished, error)
                 idle[serving.tier].append(self._replace(serving.tier, serving.actor))
                 continue
             if block is None:
@@ -209,5 +211,5 @@ class _Running:
 
     tier: str
     actor: Any
-    chunk: list[Assignment]
+    chunk: list[Group]
     finished: int = 0

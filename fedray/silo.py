@@ -74,14 +74,14 @@ class SiloActor:
         return found
 
     @ray.method(num_returns="streaming")
-    def train(self, turns: Sequence[Turn]) -> Iterator[Any]:
+    def train(self, groups: Sequence[Sequence[Turn]]) -> Iterator[Any]:
         """As of ClientActor; every client is trained by all workers."""
 
-        def together(*turn: Any) -> tuple[Outcome, Any]:
-            trained: tuple[Outcome, Any] = self._together("train", *turn)
-            return trained
+        def together(*group: Any) -> Iterator[tuple[Outcome, Any]]:
+            for turn in zip(*group, strict=True):
+                yield self._together("train", *turn)
 
-        yield from serve(together, turns, self._shards)
+        yield from serve(together, groups, self._shards)
 
     def close(self) -> None:
         """Let the workers end and give their resources back."""

@@ -3,7 +3,7 @@
 Values lie in Ray's object store, small ones together in one object, and are named by `Packed`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
@@ -50,29 +50,34 @@ class Turn:
     shard: Packed
 
 
-Train = Callable[[Assignment, Any, Any, Shard], tuple[Outcome, Any]]
+Train = Callable[[Sequence[Assignment], Sequence[Any], Sequence[Any], Sequence[Shard]], Iterable[tuple[Outcome, Any]]]
+"""Given a group's assignments, downlinks, states and shards; see `Worker.train_many`."""
 
 
-def serve(train: Train, turns: Sequence[Turn], cache: dict[Any, Any]) -> Iterator[Any]:
-    """Let the clients take their turns, in order; yield for every block its list of next states, and then its list of
-    outcomes.
+def serve(train: Train, groups: Sequence[Sequence[Turn]], cache: dict[Any, Any]) -> Iterator[Any]:
+    """Let the groups of clients take their turns, in order; yield for every block of whole groups its list of next
+    states, and then its list of outcomes.
 
     cache: what was fetched and stays good for later chunks: packs of shards, which are mapped and not copied.
     """
+    turns = [turn for group in groups for turn in group]
     found = _fetch({packed.ref for turn in turns for packed in (turn.downlink, turn.state) if packed is not None})
-    missing = {turn.shard.ref for turn in turns} - cache.keys()
-    cache.update(_fetch(missing))
+    cache.update(_fetch({turn.shard.ref for turn in turns} - cache.keys()))
     outcomes: list[Outcome] = []
     states: list[Any] = []
     started, size = monotonic(), 0
-    for turn in turns:
-        state = None if turn.state is None else found[turn.state.ref][turn.state.index]
-        downlink = found[turn.downlink.ref][turn.downlink.index]
-        outcome, after = train(turn.assignment, downlink, state, cache[turn.shard.ref][turn.shard.index])
-        outcomes.append(outcome)
-        states.append(after)
-        size += num_bytes(after)
-        if monotonic() - started > BLOCK_SECONDS or len(outcomes) == BLOCK_CLIENTS or size > BLOCK_BYTES:
+    for group in groups:
+        trained = train(
+            [turn.assignment for turn in group],
+            [found[turn.downlink.ref][turn.downlink.index] for turn in group],
+            [None if turn.state is None else found[turn.state.ref][turn.state.index] for turn in group],
+            [cache[turn.shard.ref][turn.shard.index] for turn in group],
+        )
+        for outcome, after in trained:
+            outcomes.append(outcome)
+            states.append(after)
+            size += num_bytes(after)
+        if monotonic() - started > BLOCK_SECONDS or len(outcomes) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
             yield states
             yield outcomes
             outcomes, states = [], []

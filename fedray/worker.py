@@ -2,7 +2,8 @@
 is this class as a Ray actor, and the inline runtime calls it directly."""
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
 from fedray.adapters.heads import float_head, head_group, label_text_head
+from fedray.adapters.stacked import Stack, Unfusable
 from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
@@ -23,13 +25,16 @@ from fedray.models.backbone import checkpoint_activations, load_backbone, meta_b
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
 from fedray.training.deepspeed import compile_extensions
-from fedray.training.engine import make_engine
+from fedray.training.engine import TorchEngine, make_engine
+from fedray.training.fused import Lane, run_together
 from fedray.training.metering import MemoryMeter, MemoryUse
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
-from fedray.training.trainer import ClientReport, LocalTrainer
+from fedray.training.trainer import Alone, ClientReport, LocalTrainer, Work
 from fedray.types import Client, Vector
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Worker:
 
     def __init__(self, team: Team = ALONE) -> None:
         self._team = team
+        self._stack: Stack | None = None
+        self._told: set[str] = set()
 
     def setup(self, job: Job) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
@@ -83,6 +90,7 @@ class Worker:
             last.close()
         for name in ("engine", "adapter", "method", "_initial"):  # two base models at once may not fit
             vars(self).pop(name, None)
+        self._stack = None
         config, self._job = job.config, job
         set_threads(config.clients.threads)
         tier = config.clients.tier(job.tier)
@@ -134,17 +142,65 @@ class Worker:
 
         Returns: the outcome and the client's next state.
         """
+        return self._turn(assignment, downlink, state, shard, Alone(self.engine, self.setting))
+
+    def train_many(
+        self,
+        assignments: Sequence[Assignment],
+        downlinks: Sequence[Any],
+        states: Sequence[Any],
+        shards: Sequence[Shard],
+    ) -> Iterator[tuple[Outcome, Any]]:
+        """Run several clients' turns, in one step each where that is possible (`fedray.training.fused`), else one after
+        another. Results are those of `train` up to float rounding, which depends on who is trained together.
+
+        Yields: outcomes and next states, in the order of the assignments.
+        """
+        turns = list(zip(assignments, downlinks, states, shards, strict=True))
+        try:
+            if len(turns) > 1:
+                yield from self._together(turns)
+                return
+        except Unfusable as reason:
+            if str(reason) not in self._told:
+                self._told.add(str(reason))
+                log.warning("tier %s: clients are trained one by one: %s", self._job.tier, reason)
+        for turn in turns:
+            yield self.train(*turn)
+
+    def _together(self, turns: Sequence[tuple[Assignment, Any, Any, Shard]]) -> list[tuple[Outcome, Any]]:
+        if not isinstance(self.engine, TorchEngine):
+            raise Unfusable("the engine is not plain torch")
+        if self._team.size > 1:
+            raise Unfusable("several processes train one client")
+        if self._stack is None or self._stack.lanes < len(turns):
+            self._stack = Stack(self.adapter, len(turns))
+
+        def piece(turn: tuple[Assignment, Any, Any, Shard]) -> Callable[[Lane], tuple[Outcome, Any]]:
+            return lambda lane: self._named_turn(*turn, lane)
+
+        return run_together(self._stack, self.setting, self.engine.loss_scale, [piece(turn) for turn in turns])
+
+    def _named_turn(self, assignment: Assignment, *turn: Any) -> tuple[Outcome, Any]:
+        """Of several clients, an error must say whose it is."""
+        try:
+            return self._turn(assignment, *turn)
+        except Exception as error:
+            error.add_note(f"client {assignment.client.id!r}, round {assignment.server_round}")
+            raise
+
+    def _turn(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard, work: Work) -> tuple[Outcome, Any]:
         client = assignment.client
-        trainer = LocalTrainer(self.engine, shard, client, assignment.server_round, self.setting, assignment.measure)
+        trainer = LocalTrainer(work, shard, client, assignment.server_round, self.setting, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
-        payload, after = self.method.train_client(self.adapter, before, downlink, trainer)
+        payload, after = self.method.train_client(work.adapter, before, downlink, trainer)
         self._meter.note()
         outcome = Outcome(
             update=Update(client, shard.num_examples(), payload),
             report=trainer.report,
             uplink_bytes=num_bytes(payload),
             downlink_bytes=num_bytes(downlink),
-            tensors=self.adapter.tensors() if assignment.keep else None,
+            tensors=work.adapter.tensors() if assignment.keep else None,
         )
         return outcome, after
 

@@ -68,6 +68,15 @@ class Adapter:
     def names(self) -> tuple[str, ...]:
         return tuple(self._groups)
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(self._groups.values())
+
+    @property
+    def context(self) -> ForwardContext:
+        """What the adapter's modules share."""
+        return self._context
+
     def layout(self, name: str) -> Layout:
         """Return the layout of a group. Raises KeyError, naming the groups there are."""
         return self._group(name).layout

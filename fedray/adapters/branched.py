@@ -9,6 +9,7 @@ Only this file imports peft's layer at import time; `fedray.adapters.lora` impor
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedray.adapters.context import ForwardContext
 from fedray.adapters.dropout import KeyedDropout
 from fedray.adapters.group import Entry
 from fedray.adapters.layout import Slot
+from fedray.adapters.rows import keep_rows
 
 NAME = "default"
 """peft's name of the only adapter."""
@@ -112,18 +114,8 @@ class BranchedLinear(lora.Linear):
         Raises:
             ValueError: not sorted distinct indices below d_out.
         """
-        old, d_out, index = self.own_b, self.d_out, None
-        if rows is not None:
-            array = np.asarray(rows)
-            if array.ndim != 1 or len(array) == 0 or (np.diff(array) <= 0).any() or array[0] < 0:
-                raise ValueError(f"rows: expected sorted distinct indices, got {rows}")
-            if array[-1] >= d_out:
-                raise ValueError(f"rows: index {array[-1]}, but the layer has {d_out} rows")
-            index = torch.as_tensor(array, dtype=torch.long, device=old.device)
-        whole = old.detach()
-        if self._rows is not None:
-            whole = old.new_zeros(d_out, old.shape[1]).index_copy(0, self._rows, old.detach())
-        kept = whole if index is None else whole.index_select(0, index)
+        old = self.own_b
+        kept, index = keep_rows(old.detach(), self._rows, rows, self.d_out)
         replaced = len(kept) != len(old)
         if replaced:
             self._linear("lora_B").weight = nn.Parameter(kept.clone(), requires_grad=old.requires_grad)
@@ -131,6 +123,15 @@ class BranchedLinear(lora.Linear):
             old.data.copy_(kept)
         self._rows = index
         return replaced
+
+    @contextmanager
+    def unscattered(self) -> Iterator[None]:
+        """Let B be taken for the whole one within: a fused pass scatters each lane's rows itself."""
+        rows, self._rows = self._rows, None
+        try:
+            yield
+        finally:
+            self._rows = rows
 
     def own_entries(self, path: str) -> Iterator[Entry]:
         """Yield A and B of the individual branch; `path` is the layer's path in the model."""

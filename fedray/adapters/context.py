@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedray.adapters.lanes import Lanes, Spread
 from fedray.models.labels import current_labels
 from fedray.types import IGNORED
 
@@ -22,21 +23,31 @@ class Batch:
     attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
     labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
     decoding: whether a key-value cache already holds earlier tokens.
+    real: boolean [examples], False at rows that only fill up a fused pass; None: there are none.
     """
 
     def __init__(
-        self, shape: tuple[int, int], attention_mask: Tensor | None, labels: Tensor | None, decoding: bool, device: Any
+        self,
+        shape: tuple[int, int],
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        decoding: bool,
+        device: Any,
+        real: Tensor | None = None,
     ):
         self.shape, self.attention_mask, self.labels, self.decoding = shape, attention_mask, labels, decoding
-        self.device = device
+        self.device, self.real = device, real
         self.selections: dict[Any, dict[str, Tensor]] = {}
+        self.spreads: dict[Any, dict[str, Spread]] = {}
 
     @cached_property
     def valid(self) -> Tensor:
-        """Boolean [examples, tokens]: True where a token is not padding."""
+        """Boolean [examples, tokens]: True where a token is neither padding nor in a row that only fills up."""
         if self.attention_mask is None:
-            return torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        return self.attention_mask[:, -self.shape[1] :].bool()
+            valid = torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        else:
+            valid = self.attention_mask[:, -self.shape[1] :].bool()
+        return valid if self.real is None else valid & self.real[:, None]
 
     @cached_property
     def prompt(self) -> Tensor:
@@ -49,7 +60,8 @@ class Batch:
 
 
 class ForwardContext:
-    """Shared by every adapter module of one model: the current batch, the dropout key, the mixers' statistics.
+    """Shared by every adapter module of one model: the current batch, the dropout key, the mixers' statistics, and in
+    fused passes whose rows these are.
 
     Args:
         model: the whole model; a forward pre-hook on it fills `batch`.
@@ -58,7 +70,8 @@ class ForwardContext:
     def __init__(self, model: nn.Module):
         self.batch: Batch | None = None
         self.dropout_key = 0
-        self._mixer: tuple[Tensor, Tensor] | None = None
+        self.lanes: Lanes | None = None
+        self._mixer: dict[int, tuple[Tensor, Tensor]] = {}
         self._signature = inspect.signature(model.forward)
         kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
         self._extra = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
@@ -81,17 +94,22 @@ class ForwardContext:
             labels if isinstance(labels, Tensor) and tuple(labels.shape) == shape else None,
             decoding=cache is not None and cache.get_seq_length() > 0,
             device=tokens.device,
+            real=None if self.lanes is None else self.lanes.real,
         )
 
     def record_mixer(self, own_weight: Tensor) -> None:
         """Add α_L, [examples, tokens], of one layer to the statistics; padding does not count."""
         valid = self.batch.valid if self.batch is not None and self.batch.shape == tuple(own_weight.shape) else None
         weights = own_weight.detach().double()
-        added = (weights * valid).sum() if valid is not None else weights.sum()
-        count = valid.sum() if valid is not None else torch.tensor(own_weight.numel(), device=own_weight.device)
-        self._mixer = (added, count) if self._mixer is None else (self._mixer[0] + added, self._mixer[1] + count)
+        slots = (0,) if self.lanes is None else self.lanes.slots
+        counted = torch.ones_like(weights) if valid is None else valid.double()
+        sums = (weights * counted).reshape(len(slots), -1).sum(1)
+        counts = counted.reshape(len(slots), -1).sum(1)
+        for slot, added, count in zip(slots, sums, counts, strict=True):
+            before = self._mixer.get(slot)
+            self._mixer[slot] = (added, count) if before is None else (before[0] + added, before[1] + count)
 
-    def take_mixer_mean(self) -> float | None:
-        """Return the mean α_L recorded since the last call, or None if there was none."""
-        recorded, self._mixer = self._mixer, None
+    def take_mixer_mean(self, slot: int = 0) -> float | None:
+        """Return the mean α_L recorded since the last call, or None if there was none. slot: whose, in fused passes."""
+        recorded = self._mixer.pop(slot, None)
         return float(recorded[0] / recorded[1]) if recorded is not None and recorded[1] > 0 else None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedray.adapters.context import Batch
+from fedray.adapters.lanes import Lanes, Spread, spread
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ def select(positions: Positions, batch: Batch) -> dict[str, Tensor]:
             where: mask.reshape(-1).nonzero().squeeze(1) for where, mask in _masks(positions, batch).items()
         }
     return batch.selections[positions]
+
+
+def select_spread(positions: Positions, batch: Batch, lanes: Lanes) -> dict[str, Spread]:
+    """Return `select` laid out as a rectangle over the lanes of a fused pass."""
+    if positions not in batch.spreads:
+        batch.spreads[positions] = {
+            where: spread(index, lanes, batch.shape[1]) for where, index in select(positions, batch).items()
+        }
+    return batch.spreads[positions]
 
 
 def _masks(positions: Positions, batch: Batch) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from fedray.adapters.dropout import KeyedDropout
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.heads import head_group, is_meta
 from fedray.adapters.layout import Slot
-from fedray.adapters.positions import Positions, select
+from fedray.adapters.positions import Positions, select, select_spread
 from fedray.aggregation.stiefel import retract
 from fedray.config import ReftSection
 from fedray.errors import ConfigError
@@ -47,9 +47,13 @@ class RotationEntry(Entry):
 
     rotate_layer: nn.Module | None = None
 
+    def rotation(self, raw: Tensor) -> Tensor:
+        """Return Rᵀ of a raw tensor, [..., d, r]."""
+        return cast(Tensor, self._parametrization.forward(raw))
+
     def read(self) -> Vector:
         with torch.no_grad():
-            weight: Tensor = self._parametrization.forward(self.parameter)
+            weight = self.rotation(self.parameter)
         return np.ascontiguousarray(weight.T.cpu().numpy())
 
     def write(self, tensor: Vector) -> None:
@@ -194,9 +198,15 @@ def _edit(own: Mapping[str, nn.Module], positions: Positions, context: ForwardCo
         tokens = hidden.reshape(-1, hidden.shape[-1])
         edited: list[tuple[Tensor, Tensor]] = []
         for where, index in select(positions, context.batch).items():
-            if where in own and len(index):
-                with parametrize.cached():  # pyreft evaluates R twice
-                    edited.append((index, own[where](tokens.index_select(0, index).float())))
+            if where not in own or len(index) == 0:
+                continue
+            if context.lanes is not None:
+                laid = select_spread(positions, context.batch, context.lanes)[where]
+                values = own[where](tokens.index_select(0, laid.index).float(), counts=laid.counts)
+                edited.append((index, values if laid.own is None else values.index_select(0, laid.own)))
+                continue
+            with parametrize.cached():  # pyreft evaluates R twice
+                edited.append((index, own[where](tokens.index_select(0, index).float())))
         if not edited:
             return hidden
         indices = torch.cat([index for index, _ in edited])

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ByteSize, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, field_validator, model_validator
 
 from fedray.config.section import Fraction, PositiveInt, Section
 from fedray.errors import choices
@@ -16,6 +16,14 @@ def _whole_above_one(amount: float) -> float:
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads the bare word as false
+
+
+Fuse = Annotated[Literal["off"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)]
+"""2 or more, or `off`."""
 ROUNDING = 1e-6
 """Shares that differ from 1 by less than this are rounding."""
 
@@ -56,6 +64,8 @@ class TierConfig(Section):
     """Further Ray resources of one client actor, by name."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
+    fuse: Fuse | None = None
+    """Clients that are trained in one step; default: clients.fuse."""
     workers: PositiveInt = 1
     """Processes that train one client of this tier together, data-parallel on Ray Train, each with what the tier asks
     for: a silo. An optimizer step has `workers` times as many examples. Above 1: engine torch."""
@@ -90,6 +100,11 @@ class TierConfig(Section):
     dropout: Fraction = 0.0
     """Probability that a client of this tier, asked to take part in a round, drops out of it."""
 
+    @property
+    def fuse_width(self) -> int:
+        """How many clients are trained in one step; one by one is 1."""
+        return self.fuse if isinstance(self.fuse, int) else 1
+
     @field_validator("offload", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
@@ -103,6 +118,8 @@ class TierConfig(Section):
             raise ValueError(f"resources: {choices(named)} have fields of their own: num_cpus, num_gpus, memory")
         if self.engine == "torch" and self.offload != OffloadConfig():
             raise ValueError("offload: needs engine: deepspeed, got engine: torch")
+        if self.fuse_width > 1 and (self.engine == "deepspeed" or self.workers > 1):
+            raise ValueError(f"fuse: {self.fuse} clients in one step need engine: torch and workers: 1")
         if self.engine == "deepspeed" and self.workers > 1:
             raise ValueError(f"workers: {self.workers} processes train one client with engine: torch, got deepspeed")
         if self.engine == "torch" and self.deepspeed:
@@ -122,6 +139,9 @@ class ClientsConfig(Section):
     """GPUs of one client actor; may be a fraction. Default: an equal share of the cluster's, 0 where it has none."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
+    fuse: Fuse = "off"
+    """Clients of a tier that are trained in one step: their batches go through the frozen base model together, each
+    client's adapter acts on its own. Faster for small batches; results differ by rounding. A number, or `off`."""
     threads: PositiveInt = 1
     """Threads of torch per client actor."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -161,7 +181,7 @@ class ClientsConfig(Section):
         """Return the tier of that name with what it leaves out filled in from all clients; without tiers, the only
         one, `default`."""
         tier = self.tiers[name] if self.tiers else TierConfig(share=1.0)
-        common = {field: getattr(self, field) for field in ("num_cpus", "num_gpus", "actors")}
+        common = {field: getattr(self, field) for field in ("num_cpus", "num_gpus", "actors", "fuse")}
         return tier.model_copy(update={f: value for f, value in common.items() if getattr(tier, f) is None})
 
     @property

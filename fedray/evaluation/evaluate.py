@@ -5,6 +5,7 @@ Examples are batched by length, so a result depends neither on their order nor (
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from fedray.data.batches import batches
 from fedray.errors import ConfigError
-from fedray.evaluation.losses import prompts, score
+from fedray.evaluation.losses import Scored, prompts, score
 from fedray.evaluation.metrics import GENERATED, check_metric, metric_function, perplexity
 from fedray.types import Evaluation, Task
 
@@ -58,17 +59,40 @@ def evaluate(
         )
     if table.num_rows == 0:
         return Evaluation(float("nan"), float("nan"), 0)
-    with _evaluating(model):
-        losses, predictions, labels = _score_all(model, table, task, batch_size, pad_token_id, device)
-        loss = float(losses.mean(dtype=np.float64))
-        if tokenizer is not None and metric in GENERATED:
-            texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens)
-            value = metric_function(metric)(texts, table["answer"].to_pylist())
-        elif metric == "perplexity":
-            value = perplexity(losses)
-        else:
-            value = metric_function(metric)(predictions, labels)
-    return Evaluation(loss, value, table.num_rows)
+    with evaluating(model):
+        units = score_all(model, table, task, batch_size, pad_token_id, device)
+        if tokenizer is None or metric not in GENERATED:
+            return summarise(units, metric, table.num_rows)
+        texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens)
+    value = metric_function(metric)(texts, table["answer"].to_pylist())
+    return Evaluation(_mean(units.losses), value, table.num_rows)
+
+
+@dataclass(frozen=True)
+class Units:
+    """What was scored of a table, in the order in which it was: losses, predictions and labels, [units] each."""
+
+    losses: npt.NDArray[np.float32]
+    predictions: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
+
+
+def summarise(units: Units, metric: str, num_examples: int) -> Evaluation:
+    """Return the evaluation by a metric that is not of generated text."""
+    if metric == "perplexity":
+        value = perplexity(units.losses)
+    else:
+        value = metric_function(metric)(units.predictions, units.labels)
+    return Evaluation(_mean(units.losses), value, num_examples)
+
+
+def predictions_of(scored: Scored, task: Task) -> torch.Tensor:
+    """Return the predicted classes, tokens or numbers, [units]."""
+    return scored.outputs if task == "regression" else scored.outputs.argmax(-1)
+
+
+def _mean(losses: npt.NDArray[np.float32]) -> float:
+    return float(losses.mean(dtype=np.float64))
 
 
 def generate(
@@ -83,7 +107,7 @@ def generate(
     """Return the greedy continuation of each example's prompt (see `prompts`), in the table's order."""
     asked = pa.array(prompts(table), pa.list_(pa.int32()))
     asked_table = pa.table({"input_ids": asked, "labels": asked})
-    order = _by_length(asked_table)
+    order = by_length(asked_table)
     texts = [""] * len(order)
     start = 0
     for batch in batches(asked_table, batch_size, pad_token_id, order, device, left_pad=True):
@@ -104,27 +128,27 @@ def generate(
     return texts
 
 
-def _score_all(
+def score_all(
     model: nn.Module, table: pa.Table, task: Task, batch_size: int, pad_token_id: int, device: Device
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return losses, predictions and labels of all units, [units] each."""
+) -> Units:
+    """Score a whole table."""
     losses, predictions, labels = [], [], []
-    for batch in batches(table, batch_size, pad_token_id, _by_length(table), device):
+    for batch in batches(table, batch_size, pad_token_id, by_length(table), device):
         scored = score(model, batch, task)
         losses.append(scored.losses)
-        predictions.append(scored.outputs if task == "regression" else scored.outputs.argmax(-1))
+        predictions.append(predictions_of(scored, task))
         labels.append(scored.labels)
-    return torch.cat(losses).cpu().numpy(), torch.cat(predictions).cpu().numpy(), torch.cat(labels).cpu().numpy()
+    return Units(*(torch.cat(parts).cpu().numpy() for parts in (losses, predictions, labels)))
 
 
-def _by_length(table: pa.Table) -> npt.NDArray[np.int64]:
+def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
     """Longest first: a batch that does not fit into memory fails at once."""
     lengths = pc.list_value_length(table["input_ids"]).to_numpy()
     return np.argsort(-lengths.astype(np.int64), kind="stable")
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no autograd, and every parametrization (LoReFT's rotation) computed once for all batches."""
     was_training = model.training
     model.eval()

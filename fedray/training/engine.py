@@ -64,20 +64,20 @@ class TorchEngine:
     def __init__(self, adapter: Adapter, loss_scale: float = 1.0, team: Team = ALONE) -> None:
         self.adapter = adapter
         self.team = team
-        self._loss_scale = loss_scale
+        self.loss_scale = loss_scale
         self._optimizer: RoundOptimizer | None = None
 
     def begin(self, schedule: Schedule) -> None:
         self._optimizer = RoundOptimizer(self.adapter.trainable_groups(), schedule)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        (loss if self._loss_scale == 1 else loss * self._loss_scale).backward()  # type: ignore[no-untyped-call]
+        (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
         optimizer = self._begun()
         self.team.sum_gradients(optimizer.parameters)
-        if self._loss_scale != 1:
-            torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self._loss_scale)
+        if self.loss_scale != 1:
+            torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self.loss_scale)
         optimizer.step()
 
     def finite(self) -> bool:

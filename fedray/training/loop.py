@@ -60,31 +60,31 @@ def train_steps(engine: Engine, table: pa.Table, client: ClientId, server_round:
     checked: list[float] = []
     adapter.model.train()  # only the adapter's dropout acts: the base model's probabilities are zero
     engine.begin(schedule)
-    for index, step in enumerate(islice(_steps(table, client, server_round, setting, engine.team), num_steps)):
+    for index, step in enumerate(islice(steps(table, client, server_round, setting, engine.team), num_steps)):
         losses.append(_backward(engine, step, index, client, server_round, setting))
         engine.step()
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == num_steps:
             rates = schedule.rates(adapter.trainable_groups(), index)
             checked += engine.team.sum(torch.stack(losses)).tolist()
             losses.clear()
-            _check_finite(checked, engine.finite(), rates, client, server_round)
+            check_finite(checked, engine.finite(), rates, client, server_round)
     adapter.model.eval()
     return checked
 
 
-def _steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting, team: Team) -> Iterator[Step]:
-    """Epoch after epoch without end."""
+def steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting, team: Team) -> Iterator[Step]:
+    """Yield the steps of epoch after epoch without end."""
     train = setting.train
     units = num_units(table, setting.task)
     for epoch in count():
         order = keyed_rng(setting.seed, "order", server_round, client, epoch).permutation(table.num_rows)
         cuts = [order[start : start + train.batch_size] for start in range(0, table.num_rows, train.batch_size)]
-        steps = [cuts[start : start + train.accumulation] for start in range(0, len(cuts), train.accumulation)]
-        own = [[index for index in range(len(step)) if team.mine(index)] for step in steps]
-        rows = [step[index] for step, indices in zip(steps, own, strict=True) for index in indices]
+        stepped = [cuts[start : start + train.accumulation] for start in range(0, len(cuts), train.accumulation)]
+        own = [[index for index in range(len(step)) if team.mine(index)] for step in stepped]
+        rows = [step[index] for step, indices in zip(stepped, own, strict=True) for index in indices]
         mine = np.concatenate([order[:0], *rows])  # all of full size but the epoch's last: they are cut again as here
         micro_batches = batches(table, train.batch_size, setting.pad_token_id, mine, setting.device)
-        for step, indices in zip(steps, own, strict=True):
+        for step, indices in zip(stepped, own, strict=True):
             step_units = int(sum(units[cut].sum() for cut in step))
             if step_units == 0:
                 raise TrainingError(
@@ -94,20 +94,25 @@ def _steps(table: pa.Table, client: ClientId, server_round: int, setting: Settin
             yield Step({index: next(micro_batches) for index in indices}, step_units)
 
 
+def dropout_key(setting: Setting, client: ClientId, server_round: int, step: int, micro: int) -> int:
+    """Return what keys the adapter's dropout in one micro-batch of one step."""
+    return keyed_seed(setting.seed, "dropout", server_round, client, step, micro)
+
+
 def _backward(
     engine: Engine, step: Step, index: int, client: ClientId, server_round: int, setting: Setting
 ) -> torch.Tensor:
     """Leave the step's gradient in the parameters; return its mean loss, a scalar that may still be in flight."""
     total = torch.zeros((), device=setting.device)  # a team's last step may have nothing for this process
     for micro, batch in step.micro_batches.items():
-        engine.adapter.set_dropout_key(keyed_seed(setting.seed, "dropout", server_round, client, index, micro))
+        engine.adapter.set_dropout_key(dropout_key(setting, client, server_round, index, micro))
         loss = score(engine.adapter.model, batch, setting.task).losses.sum() / step.num_units
         engine.backward(loss, last=micro == max(step.micro_batches))
         total += loss.detach()
     return total
 
 
-def _check_finite(
+def check_finite(
     losses: list[float], values_finite: bool, rates: list[float], client: ClientId, server_round: int
 ) -> None:
     """A loss can be finite while its gradient is not, so the trained values are looked at, too."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from fedray.config import EvaluationConfig, TrainConfig
 from fedray.evaluation.evaluate import Device, Tokenizer
+from fedray.evaluation.metrics import Metric, default_metric
 from fedray.types import Task
 
 
@@ -21,3 +22,8 @@ class Setting:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     device: Device = "cpu"
     tokenizer: Tokenizer | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured: as configured, else the task's default."""
+        return self.evaluation.metric or default_metric(self.task)

@@ -6,14 +6,16 @@ Every draw is keyed by (seed, purpose, round, client), so a client's result does
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from fedray.adapters.adapter import Adapter
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
-from fedray.evaluation.metrics import default_metric
 from fedray.randomness import keyed_rng
 from fedray.training.engine import Engine
 from fedray.training.importance import fisher_importance
@@ -41,6 +43,68 @@ class ClientReport:
     recorded: Mapping[str, float | Sequence[float]]
 
 
+class Work(Protocol):
+    """Who computes a client's training and evaluations: an engine for it alone (`Alone`), or for several together."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """What the client's method loads and reads."""
+        ...
+
+    def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
+        """Train the adapter's trainable groups; return the mean loss of every step, and the seconds it took."""
+        ...
+
+    def evaluate(self, table: pa.Table) -> Evaluation: ...
+
+    def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One client at a time."""
+
+    engine: Engine
+    setting: Setting
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.engine.adapter
+
+    def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
+        started = perf_counter()
+        losses = train_steps(self.engine, table, client, server_round, self.setting)
+        return losses, perf_counter() - started
+
+    def evaluate(self, table: pa.Table) -> Evaluation:
+        return self.engine.team.from_first(lambda: evaluate_client(self.adapter, table, self.setting))
+
+    def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+        return self.engine.team.from_first(lambda: client_importance(self.adapter, table, self.setting))
+
+
+def evaluate_client(adapter: Adapter, table: pa.Table, setting: Setting) -> Evaluation:
+    """Evaluate the adapter's model as it computes now."""
+    return evaluate(
+        adapter.model,
+        table,
+        setting.task,
+        setting.metric,
+        setting.evaluation.batch_size,
+        setting.pad_token_id,
+        setting.device,
+        setting.tokenizer,
+        setting.evaluation.max_new_tokens,
+    )
+
+
+def client_importance(adapter: Adapter, table: pa.Table, setting: Setting) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the Fisher information as the adapter's model computes now."""
+    return fisher_importance(
+        adapter, table, setting.task, setting.train.batch_size, setting.pad_token_id, setting.device
+    )
+
+
 class LocalTrainer:
     """Trains, evaluates and reports for one client in one round; made anew for each.
 
@@ -48,13 +112,12 @@ class LocalTrainer:
     """
 
     def __init__(
-        self, engine: Engine, shard: Shard, client: Client, server_round: int, setting: Setting, measure: bool
+        self, work: Work, shard: Shard, client: Client, server_round: int, setting: Setting, measure: bool
     ) -> None:
         self.client = client
         self.server_round = server_round
         self.seed = setting.seed
-        self._engine = engine
-        self._adapter = engine.adapter
+        self._work = work
         self._shard = shard
         self._setting = setting
         self._measure = measure
@@ -93,44 +156,18 @@ class LocalTrainer:
             raise TrainingError(f"client {self.client.id!r}: train() was called twice in round {self.server_round}")
         if self._measure:
             self._aggregated = self.evaluate("test")
-        started = perf_counter()
-        self._losses = train_steps(
-            self._engine, self._shard.tables["train"], self.client.id, self.server_round, self._setting
-        )
-        self._seconds = perf_counter() - started
+        table = self._shard.tables["train"]
+        self._losses, self._seconds = self._work.train(table, self.client.id, self.server_round)
         if self._measure:
             self._measure_personalised()
 
     def evaluate(self, split: Split) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        setting = self._setting
-        return self._engine.team.from_first(
-            lambda: evaluate(
-                self._adapter.model,
-                self._shard.tables[split],
-                setting.task,
-                setting.evaluation.metric or default_metric(setting.task),
-                setting.evaluation.batch_size,
-                setting.pad_token_id,
-                setting.device,
-                setting.tokenizer,
-                setting.evaluation.max_new_tokens,
-            )
-        )
+        return self._work.evaluate(self._shard.tables[split])
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""
-        setting = self._setting
-        return self._engine.team.from_first(
-            lambda: fisher_importance(
-                self._adapter,
-                self._shard.tables["train"],
-                setting.task,
-                setting.train.batch_size,
-                setting.pad_token_id,
-                setting.device,
-            )
-        )
+        return self._work.importance(self._shard.tables["train"])
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return the generator keyed by (seed, purpose, round, client)."""
@@ -141,8 +178,8 @@ class LocalTrainer:
         self._recorded[name] = value
 
     def _measure_personalised(self) -> None:
-        self._adapter.mixer_mean()  # drops what earlier evaluations left there
+        self._work.adapter.mixer_mean()  # drops what earlier evaluations left there
         self._personalised = self.evaluate("test")
-        mixer_mean = self._adapter.mixer_mean()
+        mixer_mean = self._work.adapter.mixer_mean()
         if mixer_mean is not None:
             self.record("mixer_mean", mixer_mean)

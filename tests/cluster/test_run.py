@@ -5,10 +5,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import ray
+from safetensors.numpy import load_file
 
 import fedray
 from fedray.client import ClientActor
@@ -36,6 +38,24 @@ def test_every_method_gives_the_same_states_on_ray_and_inline(
     columns = ["method", "phase", "server_round", "client", "train_loss", "aggregated_metric", "personalised_metric"]
     tables = [result.clients()[columns].sort_values(columns[:4]).reset_index(drop=True) for result in (inline, on_ray)]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_clients_in_one_step_give_the_same_states_on_ray_and_inline_and_nearly_those_of_one_by_one(
+    tiny: dict[str, Any], cluster: None, tmp_path: Path
+) -> None:
+    """Who is trained with whom follows from the cohort, not from who has time."""
+    config = {**tiny, "method": ["fedreft", "fedalt"], "train": {"lr": 1e-3}, "clients": {"count": 5, "fuse": 2}}
+    inline = fedray.run(config, runtime="inline", output=tmp_path / "inline")
+    on_ray = fedray.run(config, output=tmp_path / "ray")
+    alone = fedray.run(config, runtime="inline", output=tmp_path / "alone", **{"clients.fuse": "off"})
+    for fused, same, one_by_one in zip(inline.summaries, on_ray.summaries, alone.summaries, strict=True):
+        assert fused.state_sha256 == same.state_sha256
+        assert fused.state_sha256 != one_by_one.state_sha256, "nothing was trained in one step"
+    for method in ("fedreft", "fedalt"):
+        for file in (alone.path / "adapters" / method / "clients").iterdir():
+            mine, theirs = load_file(file), load_file(inline.path / "adapters" / method / "clients" / file.name)
+            for name, value in mine.items():
+                assert np.linalg.norm(theirs[name] - value) <= 1e-4 * max(np.linalg.norm(value), 1e-3), name
 
 
 @pytest.mark.slow

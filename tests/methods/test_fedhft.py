@@ -26,7 +26,7 @@ from fedray.prepare import Prepared, prepare
 from fedray.randomness import keyed_rng
 from fedray.state import arrays, num_bytes
 from fedray.training.engine import TorchEngine
-from fedray.training.trainer import LocalTrainer
+from fedray.training.trainer import Alone, LocalTrainer
 from fedray.types import Client, Evaluation
 
 WIDTH, RANK = 16, 2
@@ -151,7 +151,9 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
             adapter.load("rest", rest.flatten(down))
             adapter.load("lora", draw_lora(lora, setting.seed))
             adapter.load("head", sum(pi[k, j] * heads[j] for j in range(clusters)).astype(np.float32))
-            LocalTrainer(TorchEngine(adapter), run.pool.shards[client.id], client, t, setting, measure=False).train()
+            LocalTrainer(
+                Alone(TorchEngine(adapter), setting), run.pool.shards[client.id], client, t, setting, measure=False
+            ).train()
             views = lora.views(adapter.read("lora"))
             U = {x: views[f"{x}.B"].astype(np.float64) @ views[f"{x}.A"].astype(np.float64) for x in TARGETS}
             products.append(U)

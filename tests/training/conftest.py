@@ -11,7 +11,7 @@ from fedray.config import EvaluationConfig, LoraSection, TrainConfig
 from fedray.data.shards import Shard
 from fedray.training.engine import TorchEngine
 from fedray.training.setting import Setting
-from fedray.training.trainer import LocalTrainer
+from fedray.training.trainer import Alone, LocalTrainer
 from fedray.types import Client
 
 VOCABULARY = 40
@@ -133,6 +133,7 @@ def trainer():
             evaluation=EvaluationConfig(batch_size=4),
         )
         identity = Client(id=client, index=0, num_examples=num_examples)
-        return LocalTrainer(TorchEngine(adapter), Shard(client, tables), identity, server_round, setting, measure)
+        work = Alone(TorchEngine(adapter), setting)
+        return LocalTrainer(work, Shard(client, tables), identity, server_round, setting, measure)
 
     return build

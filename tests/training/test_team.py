@@ -12,7 +12,7 @@ from torch import distributed
 
 from fedray.training.engine import TorchEngine
 from fedray.training.team import ALONE, MemberLost, Team
-from fedray.training.trainer import LocalTrainer
+from fedray.training.trainer import Alone, LocalTrainer
 
 
 def together(size: int, work: Callable[[Team], Any], path: Any) -> list[Any]:
@@ -46,7 +46,7 @@ def with_team(local: LocalTrainer, team: Team, **train: Any) -> LocalTrainer:
     setting = local._setting
     setting = replace(setting, train=setting.train.model_copy(update=train))
     engine = TorchEngine(local._adapter, team=team)
-    return LocalTrainer(engine, local._shard, local.client, local.server_round, setting, local._measure)
+    return LocalTrainer(Alone(engine, setting), local._shard, local.client, local.server_round, setting, local._measure)
 
 
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])

@@ -1,0 +1,27 @@
+"""Only some rows of a LoRA's B exist (FedHFT's masks)."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def keep_rows(
+    b: Tensor, existing: Tensor | None, rows: npt.NDArray[np.int64] | None, d_out: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the values of `rows` of a B of which only the `existing` ones exist (the others are zero), and `rows` as a
+    tensor. None means all rows.
+
+    Raises:
+        ValueError: not sorted distinct indices below d_out.
+    """
+    whole = b if existing is None else b.new_zeros(d_out, b.shape[1]).index_copy(0, existing, b)
+    if rows is None:
+        return whole, None
+    array = np.asarray(rows)
+    if array.ndim != 1 or len(array) == 0 or (np.diff(array) <= 0).any() or array[0] < 0:
+        raise ValueError(f"rows: expected sorted distinct indices, got {rows}")
+    if array[-1] >= d_out:
+        raise ValueError(f"rows: index {array[-1]}, but the layer has {d_out} rows")
+    index = torch.as_tensor(array, dtype=torch.long, device=b.device)
+    return whole.index_select(0, index), index

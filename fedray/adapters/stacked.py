@@ -1,0 +1,317 @@
+"""Many clients' adapters on one model: every parameter of the adapter is a stack with one slice per lane, and a forward
+pass reads the lanes' examples together (`fedray.adapters.lanes`).
+
+The frozen base model sees one large batch; where the adapter acts, a batched matrix product gives every lane's examples
+its own parameters. Nothing is inserted: while `Stack.installed`, the adapter's linear layers and interventions compute
+with the stacks instead of their own parameters.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.group import Entry, Group
+from fedray.adapters.reft import RotationEntry
+from fedray.adapters.rows import keep_rows
+
+if TYPE_CHECKING:
+    from fedray.adapters.branched import BranchedLinear
+
+
+class Unfusable(Exception):
+    """Why these clients can only be trained one by one."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where one entry lies in a lane's row of values.
+
+    group: index of its trainable group in `Adapter.trainable_groups`; None: it does not train.
+    """
+
+    entry: Entry
+    group: int | None
+    start: int
+    stop: int
+
+
+class Stack:
+    """The values of `lanes` adapters, each [size], at first all those of the adapter.
+
+    columns: of every entry, those that train first, group by group. trained: how many of the columns train.
+    values: [lanes, size].
+
+    Raises:
+        Unfusable: the adapter has parameters that no linear layer or intervention holds, or not in float32.
+    """
+
+    def __init__(self, adapter: Adapter, lanes: int):
+        self.adapter, self.lanes = adapter, lanes
+        self.columns = _columns(adapter)
+        self.trained = sum(column.group is not None for column in self.columns)
+        self._column = {id(column.entry.parameter): index for index, column in enumerate(self.columns)}
+        self._uses = _uses(adapter, self._column)
+        flat = torch.cat([column.entry.parameter.detach().reshape(-1) for column in self.columns])
+        self.values = flat.repeat(lanes, 1)
+        self.rows = {
+            path: torch.from_numpy(layer.rows).to(flat.device).repeat(lanes, 1)
+            for path, layer in adapter.targets.items()
+            if layer.rows is not None
+        }
+        self._views: list[Tensor] = []
+        self._seen: dict[int, npt.NDArray[np.bool_]] = {}
+
+    @property
+    def trained_size(self) -> int:
+        return self.columns[self.trained - 1].stop if self.trained else 0
+
+    def lane(self, index: int) -> "LaneAdapter":
+        """Return one lane's values as an adapter: what a method loads and reads."""
+        return LaneAdapter(self, index)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the model compute with what `use` says."""
+        with ExitStack() as exits:
+            for layer in self.adapter.targets.values():
+                exits.enter_context(layer.unscattered())
+            for use in self._uses:
+                use.stack = self
+                use.module.forward = use.forward  # hooks of the module stay
+                exits.callback(delattr, use.module, "forward")
+            try:
+                yield
+            finally:
+                self._views = []
+                self.adapter.context.lanes = None
+
+    def use(self, values: Tensor, slots: Sequence[int], training: bool) -> None:
+        """Let the following passes have these lanes.
+
+        values: [lanes of the pass, size]; when training, views of it are what receives gradients.
+        """
+        with torch.no_grad():
+            self._views = [
+                values[:, column.start : column.stop].view(len(values), *column.entry.parameter.shape)
+                for column in self.columns
+            ]
+        if training:
+            self._views[: self.trained] = [view.detach().requires_grad_() for view in self._views[: self.trained]]
+        self.used_rows = {path: rows[list(slots)] for path, rows in self.rows.items()}
+        self._seen.clear()
+        for use in self._uses:
+            use.begin(training)
+
+    def take_gradients(self) -> tuple[Tensor, npt.NDArray[np.bool_] | None]:
+        """Return and drop the gradients, [lanes of the pass, trained_size], and where there were any, [lanes, trained]
+        (None: everywhere). A parameter that took no part in a lane's step has no gradient, rather than a zero one."""
+        leaves = self._views[: self.trained]
+        lanes = len(leaves[0])
+        present = np.ones((lanes, self.trained), bool)
+        gradients = []
+        for index, leaf in enumerate(leaves):
+            if leaf.grad is None:
+                present[:, index] = False
+                gradients.append(leaf.new_zeros(lanes, leaf[0].numel()))
+                continue
+            gradients.append(leaf.grad.reshape(lanes, -1))
+            leaf.grad = None
+            if index in self._seen:
+                present[:, index] = self._seen[index]
+        self._seen.clear()
+        return torch.cat(gradients, dim=1), None if present.all() else present
+
+    def view(self, column: int) -> Tensor:
+        """Return one entry's stack in the current pass, [lanes of the pass, *shape]."""
+        return self._views[column]
+
+    def see(self, column: int, counts: Sequence[int]) -> None:
+        """Note on which lanes an entry acted: those that have tokens for it."""
+        acted = np.array(counts) > 0
+        before = self._seen.get(column)
+        self._seen[column] = acted if before is None else before | acted
+
+
+class LaneAdapter(Adapter):
+    """One lane of a stack; its parameters are views of the stack's values."""
+
+    def __init__(self, stack: Stack, lane: int):
+        whole, self._lane = stack.adapter, lane
+        self._own: dict[int, Entry] = {}
+        for column in stack.columns:
+            view = stack.values[lane, column.start : column.stop].view(column.entry.parameter.shape).detach()
+            view.requires_grad_(column.group is not None)
+            self._own[id(column.entry.parameter)] = replace(column.entry, parameter=cast(nn.Parameter, view))
+        groups = [
+            Group(group.name, (self._own[id(entry.parameter)] for entry in group.entries)) for group in whole.groups
+        ]
+        targets = {
+            path: LaneLayer(stack, lane, path, layer, self._own[id(layer.own_b)].parameter)
+            for path, layer in whole.targets.items()
+        }
+        super().__init__(whole.model, groups, whole.context, cast(Any, targets))
+        self._whole = {name: whole.whole_layout(name) for name in whole.names}
+        self.varying_rows = whole.varying_rows
+
+    def mixer_mean(self) -> float | None:
+        return self._context.take_mixer_mean(self._lane)
+
+
+class LaneLayer:
+    """What an adapter needs of a `BranchedLinear`, for one lane: its rows of B."""
+
+    def __init__(self, stack: Stack, lane: int, path: str, layer: "BranchedLinear", own_b: nn.Parameter):
+        self._rows = stack.rows[path][lane] if path in stack.rows else None
+        self.d_out, self.num_rows, self.own_b = layer.d_out, layer.num_rows, own_b
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64] | None:
+        return None if self._rows is None else self._rows.cpu().numpy()
+
+    def set_rows(self, rows: npt.NDArray[np.int64] | None) -> bool:
+        """As `BranchedLinear.set_rows`.
+
+        Raises:
+            Unfusable: another number of rows than the other lanes have.
+        """
+        if rows is None and self._rows is None:
+            return False
+        kept, index = keep_rows(self.own_b.detach(), self._rows, rows, self.d_out)
+        if index is None or self._rows is None or len(index) != len(self._rows):
+            raise Unfusable("the method lets another number of rows exist for every client")
+        self.own_b.data.copy_(kept)
+        self._rows.copy_(index)
+        return False
+
+
+class _Linear:
+    """A linear layer. rows: path of the LoRA layer whose B this is, where only some of its rows exist."""
+
+    def __init__(self, module: nn.Linear, weight: int, bias: int | None, rows: str | None, d_out: int):
+        self.module, self._weight, self._bias, self._rows, self._d_out = module, weight, bias, rows, d_out
+        self.stack: Stack
+
+    def begin(self, training: bool) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [lanes · n, ..., d_in]."""
+        weight = self.stack.view(self._weight)
+        if self._rows is not None:
+            # Scattering B costs less than scattering the outputs of all tokens.
+            rows = self.stack.used_rows[self._rows][:, :, None].expand(weight.shape)
+            weight = weight.new_zeros(len(weight), self._d_out, weight.shape[2]).scatter(1, rows, weight)
+        bias = None if self._bias is None else self.stack.view(self._bias)
+        return _linear(x.reshape(len(weight), -1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
+
+
+class _Intervention:
+    """One of pyreft's: h + Pᵀ(W h + b − P h), or without − P h (DiReFT); P is R where it is a rotation."""
+
+    def __init__(self, module: nn.Module, projection: int, source: int, bias: int, rotation: RotationEntry | None):
+        self.module, self._columns, self._rotation = module, (projection, source, bias), rotation
+        self._subtracts = type(module).__name__ in ("LoreftIntervention", "NoreftIntervention")
+        self.stack: Stack
+        self._kept: Tensor | None = None
+        self._training = False
+
+    def begin(self, training: bool) -> None:
+        self._kept, self._training = None, training
+
+    def forward(self, hidden: Tensor, *, counts: Sequence[int]) -> Tensor:
+        """hidden: [lanes · n, d], of which every lane has its `counts` own; returned in the same places."""
+        projection, (source, bias) = self._projection(), (self.stack.view(column) for column in self._columns[1:])
+        if self._training:
+            for column in self._columns:
+                self.stack.see(column, counts)
+        x = hidden.reshape(len(source), -1, hidden.shape[-1])
+        inner = _linear(x, source, bias)
+        if self._subtracts:
+            inner = inner - torch.bmm(x, projection)
+        edited = (x + torch.bmm(inner, projection.mT)).reshape(hidden.shape)
+        return cast(Tensor, cast(Any, self.module).dropout(edited, [(count,) for count in counts]))
+
+    def _projection(self) -> Tensor:
+        """[lanes, d, r]. A rotation is computed once for all passes without gradients."""
+        raw = self.stack.view(self._columns[0])
+        if self._rotation is None:
+            return raw.mT
+        if self._training:
+            return self._rotation.rotation(raw)
+        if self._kept is None:
+            self._kept = self._rotation.rotation(raw)
+        return self._kept
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [lanes, n, d_in]; weight: [lanes, d_out, d_in]; bias: [lanes, d_out]."""
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
+
+
+def _columns(adapter: Adapter) -> tuple[Column, ...]:
+    trainable = adapter.trainable_groups()
+    group_of = {id(parameter): index for index, group in enumerate(trainable) for parameter in group.parameters}
+    order = {id(parameter): place for place, parameter in enumerate(p for group in trainable for p in group.parameters)}
+    entries = [entry for group in adapter.groups for entry in group.entries]
+    columns, start = [], 0
+    for entry in sorted(entries, key=lambda entry: order.get(id(entry.parameter), len(order))):
+        size = entry.parameter.numel()
+        columns.append(Column(entry, group_of.get(id(entry.parameter)), start, start + size))
+        start += size
+    return tuple(columns)
+
+
+def _uses(adapter: Adapter, column: dict[int, int]) -> "list[_Linear | _Intervention]":
+    """Return who computes with the entries."""
+    if "full" in adapter.names:
+        raise Unfusable("the whole model trains, so clients have no base model in common")
+    b_paths = {id(layer.own_b): path for path, layer in adapter.targets.items() if layer.rows is not None}
+    found: list[_Linear | _Intervention] = []
+    held: set[int] = set()
+    rotations = {
+        id(entry.parameter): entry
+        for group in adapter.groups
+        for entry in group.entries
+        if isinstance(entry, RotationEntry)
+    }
+    for module in adapter.model.modules():
+        if hasattr(module, "learned_source"):
+            source: Any = module.learned_source
+            rotated = hasattr(module, "rotate_layer")
+            projection: Any = (
+                cast(Any, module).rotate_layer.parametrizations.weight.original
+                if rotated
+                else cast(Any, module).proj_layer.weight
+            )
+            parameters = [projection, source.weight, source.bias]
+            rotation = rotations[id(projection)] if rotated else None
+            found.append(
+                _Intervention(
+                    module, column[id(projection)], column[id(source.weight)], column[id(source.bias)], rotation
+                )
+            )
+            held |= {id(p) for p in parameters}
+    for module in adapter.model.modules():
+        if type(module) is nn.Linear and id(module.weight) in column and id(module.weight) not in held:
+            parameters = [module.weight, *([] if module.bias is None else [module.bias])]
+            if any(id(p) not in column for p in parameters):
+                continue
+            bias = None if module.bias is None else column[id(module.bias)]
+            path = b_paths.get(id(module.weight))
+            d_out = adapter.targets[path].d_out if path is not None else module.out_features
+            found.append(_Linear(module, column[id(module.weight)], bias, path, d_out))
+            held |= {id(p) for p in parameters}
+    for group in adapter.groups:
+        for entry in group.entries:
+            if id(entry.parameter) not in held:
+                raise Unfusable(f"{group.name}.{entry.slot.name} is not part of a linear layer or an intervention")
+            if entry.parameter.dtype != torch.float32:
+                raise Unfusable(f"{group.name}.{entry.slot.name} is {entry.parameter.dtype}, not float32")
+    return found

@@ -1,0 +1,291 @@
+"""Many clients in one step: clients of one tier share the frozen base model, so their batches go through it together
+and only the adapters are per client.
+
+Every client's batches, losses, draws, clipping, learning rates and optimizer are what they would be alone
+(`fedray.training.loop`), so its result is the same up to float rounding. A method stays sequential code: it runs once
+per client, on threads that take turns (`fedray.training.turns`), and where all of them train or evaluate, that is done
+here for all at once.
+
+In a pass every lane has the rows and tokens of the largest batch. What a lane's own lacks is filled up: tokens that the
+attention mask hides, and copies of a row whose loss counts nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.lanes import Lanes
+from fedray.adapters.stacked import Stack
+from fedray.data.batches import batches
+from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise
+from fedray.evaluation.losses import score
+from fedray.evaluation.metrics import GENERATED
+from fedray.training import loop
+from fedray.training.lane_optimizer import LaneOptimizer
+from fedray.training.loop import CHECK_EVERY, Step, dropout_key, total_steps
+from fedray.training.optimizer import Schedule
+from fedray.training.setting import Setting
+from fedray.training.team import ALONE
+from fedray.training.trainer import client_importance, evaluate_client
+from fedray.training.turns import Ask, take_turns
+from fedray.types import IGNORED, ClientId, Evaluation, Task
+
+Result = TypeVar("Result")
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Train:
+    """A client asks to be trained on a table."""
+
+    table: pa.Table
+    client: ClientId
+    server_round: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """A client asks for an evaluation of the adapter as it is loaded now."""
+
+    table: pa.Table
+
+
+@dataclass(frozen=True)
+class Importance:
+    """A client asks for the Fisher information of its adapter's layers over a table."""
+
+    table: pa.Table
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One client's place among those whose work is done together; `Work` of a trainer."""
+
+    adapter: Adapter
+    ask: Ask
+
+    def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
+        answer: tuple[list[float], float] = self.ask(Train(table, client, server_round))
+        return answer
+
+    def evaluate(self, table: pa.Table) -> Evaluation:
+        answer: Evaluation = self.ask(Evaluate(table))
+        return answer
+
+    def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+        answer: dict[str, npt.NDArray[np.float64]] = self.ask(Importance(table))
+        return answer
+
+
+def run_together(
+    stack: Stack, setting: Setting, loss_scale: float, clients: Sequence[Callable[[Lane], Result]]
+) -> list[Result]:
+    """Run every client's code on a lane of its own; return their results.
+
+    Args:
+        stack: with at least as many lanes.
+        loss_scale: as `TorchEngine`'s.
+
+    Raises:
+        Whatever a client raises. Unfusable: they can only be trained one by one.
+    """
+
+    def serve(requests: Mapping[int, Any]) -> Mapping[int, Any]:
+        slots = sorted(requests)
+        first = requests[slots[0]]
+        if isinstance(first, Train):
+            return train_lanes(stack, requests, setting, loss_scale)
+        if isinstance(first, Evaluate) and setting.metric not in GENERATED:
+            return evaluate_lanes(stack, {slot: requests[slot].table for slot in slots}, setting)
+        return {slot: _serve_alone(stack, slot, requests[slot], setting) for slot in slots}
+
+    def on_lane(index: int, client: Callable[[Lane], Result]) -> Callable[[Ask], Result]:
+        return lambda ask: client(Lane(stack.lane(index), ask))
+
+    pieces = [on_lane(index, client) for index, client in enumerate(clients)]
+    with stack.installed():
+        return take_turns(pieces, serve, (Evaluate, Importance, Train))
+
+
+def train_lanes(
+    stack: Stack, requests: Mapping[int, Train], setting: Setting, loss_scale: float = 1.0
+) -> dict[int, tuple[list[float], float]]:
+    """Train the stack's lanes on their tables, as `train_steps` would each alone.
+
+    Returns: per lane the mean loss of every step, and its part of the seconds.
+
+    Raises:
+        TrainingError: as `train_steps`, of the first lane in the order of the requests.
+    """
+    numbers = {slot: total_steps(request.table.num_rows, setting.train) for slot, request in requests.items()}
+    slots = sorted(requests, key=lambda slot: -numbers[slot])  # those that go on are always the first ones
+    asked = [requests[slot] for slot in slots]
+    schedules = [Schedule(setting.train, requests[slot].server_round, numbers[slot]) for slot in slots]
+    values = stack.values[slots]
+    groups = stack.adapter.trainable_groups()
+    optimizer = LaneOptimizer(groups, values, schedules)
+    on_host = replace(setting, device="cpu")  # batches are put together there
+    steps = [loop.steps(request.table, request.client, request.server_round, on_host, ALONE) for request in asked]
+    pending: list[Tensor] = []
+    losses: list[list[float]] = [[] for _ in slots]
+    seconds = np.zeros(len(slots))
+    lanes, since = 0, perf_counter()
+    stack.adapter.model.train()
+    for index in range(numbers[slots[0]]):
+        if lanes != (alive := sum(numbers[slot] > index for slot in slots)):
+            seconds[:lanes] += (perf_counter() - since) / max(lanes, 1)
+            lanes, since = alive, perf_counter()
+            stack.use(values[:lanes], slots[:lanes], training=True)
+        pending.append(_backward(stack, slots[:lanes], asked[:lanes], steps[:lanes], index, setting, loss_scale))
+        gradients, present = stack.take_gradients()
+        optimizer.step(gradients if loss_scale == 1 else gradients.div_(loss_scale), index, present)
+        if (index + 1) % CHECK_EVERY == 0 or index + 1 == numbers[slots[0]]:
+            _look(pending, losses)
+            finite = optimizer.finite()
+            for lane in sorted(range(len(slots)), key=lambda lane: slots[lane]):
+                rates = schedules[lane].rates(groups, len(losses[lane]) - 1)
+                loop.check_finite(losses[lane], finite[lane], rates, asked[lane].client, asked[lane].server_round)
+    seconds[:lanes] += (perf_counter() - since) / lanes
+    stack.adapter.model.eval()
+    stack.values[slots] = values
+    return {slot: (losses[lane], float(seconds[lane])) for lane, slot in enumerate(slots)}
+
+
+def evaluate_lanes(stack: Stack, tables: Mapping[int, pa.Table], setting: Setting) -> dict[int, Evaluation]:
+    """Evaluate the stack's lanes on their tables, as `evaluate` would each alone, by a metric that is not of generated
+    text."""
+    found = {slot: Evaluation(math.nan, math.nan, 0) for slot, table in tables.items() if table.num_rows == 0}
+    size = setting.evaluation.batch_size
+    numbers = {slot: math.ceil(table.num_rows / size) for slot, table in tables.items() if table.num_rows}
+    slots = sorted(numbers, key=lambda slot: -numbers[slot])
+    cut = [batches(tables[slot], size, setting.pad_token_id, by_length(tables[slot])) for slot in slots]
+    parts: list[list[list[Tensor]]] = [[] for _ in slots]
+    values = stack.values[slots]
+    lanes = 0
+    with evaluating(stack.adapter.model):
+        for index in range(numbers[slots[0]] if slots else 0):
+            if lanes != (alive := sum(numbers[slot] > index for slot in slots)):
+                lanes = alive
+                stack.use(values[:lanes], slots[:lanes], training=False)
+            joined = join([next(one) for one in cut[:lanes]], setting.task, setting.pad_token_id)
+            stack.adapter.context.lanes = Lanes(tuple(slots[:lanes]), joined.shapes, joined.rows, setting.device)
+            scored = score(stack.adapter.model, joined.on(setting.device), setting.task)
+            predicted = predictions_of(scored, setting.task)
+            for lane, own in enumerate(joined.own_units(setting.device)):
+                parts[lane].append([scored.losses[own], predicted[own], scored.labels[own]])
+    for slot, scored_parts in zip(slots, parts, strict=True):
+        units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
+        found[slot] = summarise(units, setting.metric, tables[slot].num_rows)
+    return found
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several lanes' batches as one of [lanes · rows, tokens].
+
+    shapes: each lane's own (examples, tokens). units: of every row in the pass, for causal_lm its answer tokens.
+    """
+
+    batch: Batch
+    shapes: tuple[tuple[int, int], ...]
+    rows: int
+    units: npt.NDArray[np.int64]
+
+    def on(self, device: Any) -> Batch:
+        return {name: tensor.to(device) for name, tensor in self.batch.items()}
+
+    def weights(self, num_units: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return each unit's weight in its lane's loss, 0 in rows that only fill up, and its lane. [units]"""
+        row = np.repeat(np.arange(len(self.units)), self.units)
+        lane = row // self.rows
+        own = row % self.rows < np.array([rows for rows, _ in self.shapes])[lane]
+        return torch.from_numpy((own / np.array(num_units)[lane]).astype(np.float32)), torch.from_numpy(lane)
+
+    def own_units(self, device: Any) -> Iterator[Tensor]:
+        """Yield the indices of each lane's own units."""
+        ends = np.concatenate([[0], np.cumsum(self.units)])
+        for lane, (rows, _) in enumerate(self.shapes):
+            yield torch.arange(ends[lane * self.rows], ends[lane * self.rows + rows], device=device)
+
+
+def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
+    """Put the lanes' batches into one. A lane without rows of its own is filled up with another's examples.
+
+    Row copies have no answer tokens for causal_lm, and count with weight 0 otherwise.
+    """
+    shapes = tuple((part["input_ids"].shape[0], part["input_ids"].shape[1]) for part in parts)
+    rows, tokens = max(rows for rows, _ in shapes), max(tokens for _, tokens in shapes)
+    fills = {"input_ids": pad_token_id, "labels": IGNORED}
+    batch = {}
+    some = next(part for part, (own, _) in zip(parts, shapes, strict=True) if own)
+    for name, like in some.items():
+        joined = like.new_full((len(parts), rows, *([tokens] if like.ndim == 2 else [])), fills.get(name, 0))
+        for lane, part, (own, width) in zip(joined, parts, shapes, strict=True):
+            if own < rows and not (task == "causal_lm" and name == "labels"):
+                source = part[name] if own else some[name]
+                lane[own:][..., : source.shape[1] if source.ndim == 2 else None] = source[0]
+            if own:
+                lane[:own][..., : width if like.ndim == 2 else None] = part[name]
+        batch[name] = joined.flatten(0, 1)
+    if task == "causal_lm":
+        units = (batch["labels"][:, 1:] != IGNORED).sum(1).numpy()
+    else:
+        units = np.ones(len(parts) * rows, np.int64)
+    return Joined(batch, shapes, rows, units)
+
+
+def _backward(
+    stack: Stack,
+    slots: Sequence[int],
+    asked: Sequence[Train],
+    steps: Sequence[Iterator[Step]],
+    index: int,
+    setting: Setting,
+    loss_scale: float,
+) -> Tensor:
+    """Leave the step's gradients in the stack's parameters; return every lane's mean loss, [lanes]."""
+    taken = [next(step) for step in steps]
+    context = stack.adapter.context
+    total = torch.zeros(len(taken), device=setting.device)
+    for micro in range(max(len(step.micro_batches) for step in taken)):
+        parts = [step.micro_batches.get(micro) or _none_of(step) for step in taken]
+        joined = join(parts, setting.task, setting.pad_token_id)
+        keys = [dropout_key(setting, request.client, request.server_round, index, micro) for request in asked]
+        context.lanes = Lanes(tuple(slots), joined.shapes, joined.rows, setting.device, tuple(keys))
+        scored = score(stack.adapter.model, joined.on(setting.device), setting.task)
+        weights, lane = (part.to(setting.device) for part in joined.weights([step.num_units for step in taken]))
+        losses = torch.zeros_like(total).index_add(0, lane, scored.losses * weights)
+        (losses.sum() * loss_scale).backward()  # type: ignore[no-untyped-call]
+        total += losses.detach()
+    return total
+
+
+def _none_of(step: Step) -> Batch:
+    """A lane whose step has fewer micro-batches than others' takes part without examples."""
+    return {name: tensor[:0] for name, tensor in step.micro_batches[0].items()}
+
+
+def _look(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
+    """Move the steps' losses, [lanes that took it] each, to the lanes'; the host waits for the device once."""
+    numbers = iter(torch.cat(pending).tolist())
+    for step in pending:
+        for lane in range(len(step)):
+            losses[lane].append(next(numbers))
+    pending.clear()
+
+
+def _serve_alone(stack: Stack, slot: int, request: Any, setting: Setting) -> Any:
+    stack.use(stack.values[slot : slot + 1], [slot], training=False)
+    stack.adapter.context.lanes = Lanes((slot,), (), 0, setting.device)
+    if isinstance(request, Importance):
+        return client_importance(stack.adapter, request.table, setting)
+    return evaluate_client(stack.adapter, request.table, setting)

@@ -1,0 +1,55 @@
+"""Seconds per client when several clients of one tier train in one step, against one by one.
+
+    python jobs/benchmarks/fused.py [--model NAME=VALUE ...]
+
+A decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, LoRA of rank 8 on query and value, 8 AdamW
+steps on sequences of 32 tokens, one thread. All widths are timed in turn, three times; printed is the median of each
+and its ratio to one by one, in the same run. More processes on the machine than cores make the ratios meaningless.
+"""
+
+import os
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from fedray.config import load_config
+from fedray.inline import InlinePool
+from fedray.prepare import Prepared, prepare
+from fedray.worker import Assignment
+
+CONFIG = Path(__file__).with_name("fused.yaml")
+WIDTHS = (1, 2, 4, 8, 16)
+REPEATS = 3
+
+
+def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: Any) -> float:
+    """Return the time of one turn of `width` clients, divided by them."""
+    clients = prepared.clients[:width]
+    downlinks = federation.method.configure_train(federation.server, clients)
+    assignments = [Assignment(client, 0, measure=False) for client in clients]
+    shards = [prepared.data.shards[client.id] for client in clients]
+    started = perf_counter()
+    done = list(worker.train_many(assignments, [downlinks[c.id] for c in clients], [None] * width, shards))
+    assert all(np.isfinite(outcome.report.train_loss) for outcome, _ in done)
+    return (perf_counter() - started) / width
+
+
+with TemporaryDirectory() as cache:
+    for method in ("fedavg", "fedalt"):
+        for batch_size in (1, 2, 8):
+            changes = {"method": method, "train.batch_size": batch_size, "data.cache_dir": cache}
+            prepared = prepare(load_config(CONFIG, changes))
+            entry = prepared.config.method[0]
+            pool = InlinePool(prepared.data.shards)
+            federation = prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
+            (worker,) = pool.workers.values()
+            timed = [[seconds_per_client(prepared, w, worker, federation) for w in WIDTHS] for _ in range(REPEATS + 1)]
+            middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first turn warms up
+            shown = ", ".join(
+                f"{w}: {1e3 * t:.1f} ms ({middle[0] / t:.2f}x)" for w, t in zip(WIDTHS, middle, strict=True)
+            )
+            print(f"{method}, batch {batch_size}: {shown}; load {os.getloadavg()[0]:.1f}", flush=True)
