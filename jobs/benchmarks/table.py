@@ -12,6 +12,11 @@ from workloads import Workload
 FEDRAY = "fedray"
 MB = 1e6
 
+COLUMNS = (
+    *("row", "contender", "ms per client", "times fedray's"),
+    *("rounds", "first round, s", "start-up, s", "peak, MB"),
+)
+
 HEADER = """# Benchmarks
 
 `make bench` measures fedray, plain loops and its peers on the same work, one after another, and writes this page and
@@ -76,6 +81,7 @@ def entry(workload: Workload, timed: Sequence[Measurement], memory: Measurement 
     for measurement in (*timed, *([memory] if memory else [])):
         check(workload, measurement)
     found: dict[str, Any] = {
+        "rounds": workload.rounds,
         "client_ms": [1000 * measurement.round_s / workload.per_round for measurement in timed],
         "first_round_s": [measurement.first_round_s for measurement in timed],
         "startup_s": [measurement.startup_s for measurement in timed],
@@ -109,23 +115,19 @@ def page(results: Mapping[str, Any]) -> str:
     rows, kernels = results.get("rows", {}), results.get("kernels", {})
     parts = [HEADER, *(_where(entry) for entry in _places(results))]
     if rows:
-        parts.append(
-            "## Rounds\n\n"
-            f"| row | contender | ms per client | times {FEDRAY}'s | first round, s | start-up, s | peak memory, MB |\n"
-            "|---|---|---|---|---|---|---|\n" + "\n".join(line for row in rows for line in _lines(row, rows[row]))
-        )
+        parts.append(_table("Rounds", COLUMNS, [line for row in rows for line in _lines(row, rows[row])]))
     if kernels:
-        parts.append(
-            "\n## Aggregation\n\n| row | fedray, s | directly, s | times fedray's | |\n|---|---|---|---|---|\n"
-            + "\n".join(_kernel_line(row, kernels[row]) for row in kernels)
-        )
+        lines = [_kernel_line(row, kernels[row]) for row in kernels]
+        parts.append(_table("Aggregation", ("row", "fedray, s", "directly, s", "times fedray's", ""), lines))
     flat = [line for row in rows for line in _driver_lines(row, rows[row])]
     if flat:
-        parts.append(
-            "\n## The driver's memory\n\n| row | MB after 20 % of the rounds | 40 % | 60 % | 80 % | 100 % |\n"
-            "|---|---|---|---|---|---|\n" + "\n".join(flat)
-        )
-    return "\n".join([*parts, "", NOTES])
+        parts.append(_table("The driver's memory", ("row", "MB after 20 %", "40 %", "60 %", "80 %", "100 %"), flat))
+    return "\n".join([*parts, NOTES])
+
+
+def _table(title: str, columns: Sequence[str], lines: Sequence[str]) -> str:
+    header = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+    return "\n".join([f"## {title}\n", header, *lines, ""])
 
 
 def _lines(row: str, measured: Mapping[str, Any]) -> list[str]:
@@ -136,10 +138,11 @@ def _lines(row: str, measured: Mapping[str, Any]) -> list[str]:
     for name, found in contenders.items():
         ratio = "" if ours is None else Spread.of([a / b for a, b in zip(found["client_ms"], ours, strict=True)])
         spreads = (Spread.of(found[column]) for column in ("first_round_s", "startup_s"))
-        cells = [row + size, name, Spread.of(found["client_ms"]), ratio, *spreads, _short(found.get("peak_mb"))]
+        time, peak = Spread.of(found["client_ms"]), _short(found.get("peak_mb"))
+        cells = [row + size, name, time, ratio, found["rounds"], *spreads, peak]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     failed = measured.get("failed", {}).items()
-    return lines + [f"| {row} | {name} | – | | | | {reason} |" for name, reason in failed]
+    return lines + [f"| {row} | {name} | – | | | | | {reason} |" for name, reason in failed]
 
 
 def _kernel_line(row: str, found: Mapping[str, Any]) -> str:
