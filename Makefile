@@ -24,7 +24,7 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-# An hour or two; its peers are installed below .bench first. make bench ARGS=--quick goes through it in minutes.
+# Some hours (ARGS="--rounds 6": about two); its peers are installed below .bench first. ARGS=--quick: tiny sizes.
 bench: $(INSTALLED)
 	$(BIN)/python jobs/benchmarks/bench.py $(ARGS)
 

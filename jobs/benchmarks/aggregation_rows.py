@@ -6,6 +6,7 @@ python aggregation_rows.py A1|A2 full|quick RESULT
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,7 @@ from fedray.aggregation.masks import random_rows
 SAMPLE = 10
 """Separate runs that are timed; the others are taken to last as long."""
 
-Matrix = npt.NDArray[np.float32]
+Matrix = npt.NDArray[Any]
 Row = dict[str, Any]
 
 
@@ -32,9 +33,10 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def weiszfeld(points: Matrix, tolerance: float = 1e-7, most: int = 200) -> Matrix:
     """Return the geometric median as anybody would compute it, with the stopping rule of `fedray.aggregation`."""
-    x = points.mean(axis=0)
+    x: Matrix = points.mean(axis=0)
     for _ in range(most):
-        weights = 1 / np.maximum(np.sqrt(((points - x) ** 2).sum(axis=1)), 1e-12)
+        distances = [np.linalg.norm(point - x) for point in points]  # by rows, which stay in the cache
+        weights = (1 / np.maximum(distances, 1e-12)).astype(np.float32)
         target = weights @ points / weights.sum()
         slope = weights.sum() * np.linalg.norm(target - x)
         x = target
@@ -50,8 +52,8 @@ def medians(count: int, d: int) -> Row:
     points *= rng.lognormal(0, 1, (count, 1)).astype(np.float32)
     seconds, ours = timed(lambda: leave_one_out_geometric_medians(points))
     chosen = range(count) if count <= SAMPLE else sorted(rng.choice(count, SAMPLE, replace=False))
-    theirs = [timed(lambda k=k: weiszfeld(np.delete(points, k, axis=0))) for k in chosen]
-    scale = float(np.median(np.linalg.norm(points, axis=1)))
+    theirs = [timed(partial(weiszfeld, np.delete(points, k, axis=0))) for k in chosen]
+    scale = float(np.median([np.linalg.norm(point) for point in points]))
     apart = max(float(np.linalg.norm(ours[k] - x)) / scale for k, (_, x) in zip(chosen, theirs, strict=True))
     direct = sum(second for second, _ in theirs) * count / len(theirs)
     scaled = f"{len(theirs)} of {count} timed and scaled" if len(theirs) < count else "all timed"
