@@ -49,6 +49,14 @@ def test_work_that_was_not_done_is_no_result() -> None:
         entry(workload(), [measurement((17.0, 19.0, 21.0), value=2.0, numbers=2)], None)
 
 
+def test_the_drivers_memory_is_that_when_a_round_ended() -> None:
+    """It is looked at in moments of its own; when the last round has ended the driver may be gone."""
+    sizes = ((17.2, 900, 100), (19.1, 900, 200), (20.5, 900, 300), (21.1, 600, 0))
+    seen = replace(measurement((17.0, 19.0, 21.0)), sizes=sizes)
+    assert [seen.driver_bytes(share) for share in (0.2, 0.4, 0.7, 1.0)] == [100, 100, 200, 300]
+    assert seen.peak_bytes == 900
+
+
 def test_ratios_are_taken_within_a_repeat() -> None:
     """fedray needs 1, 2, 4 ms and its peer 9, 3, 4 ms: the ratios are 9, 1.5, 1, and their median is not the medians'
     ratio of 4 / 2."""

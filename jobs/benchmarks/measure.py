@@ -65,9 +65,10 @@ class Measurement:
         return max(size for _, size, _ in self.sizes)
 
     def driver_bytes(self, share: float) -> int:
-        """Return what the driver actor had after this share of the rounds."""
+        """Return what the driver actor had about when this share of the rounds had ended."""
         moment = self.ends[max(0, round(share * len(self.ends)) - 1)]
-        return min(self.sizes, key=lambda size: abs(size[0] - moment))[2]
+        alive = [size for size in self.sizes if size[2]]
+        return min(alive, key=lambda size: abs(size[0] - moment))[2]
 
 
 def measure(command: Sequence[str], paths: Sequence[Path], memory_every_s: float | None) -> Measurement:
