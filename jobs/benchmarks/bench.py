@@ -1,0 +1,59 @@
+"""The benchmark suite: every contender on every row, interleaved; writes a JSON file and a page.
+
+    python jobs/benchmarks/bench.py [W0 W3 A1 ...] [--quick] [--repeats 3] [--contenders fedray flwr] [--output docs]
+
+Words choose the rows that begin with them; rows that are not measured stay as the JSON file has them. With --quick
+everything is tiny and is written below .bench.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from contenders import ROOT, contenders, place_versions
+from suite import measure_kernels, measure_row, place
+from table import page
+from workloads import rows
+
+WORK = ROOT / ".bench"
+"""Where peers' environments and the rows' files are."""
+
+
+def save(results: Mapping[str, Any], output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (output / "benchmarks.md").write_text(page(results), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="rows that begin with one of these; default all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=50, help="at most this many per repeat, at least 2; default all")
+    parser.add_argument("--contenders", nargs="*", default=[""], help="those whose name begins with one of these")
+    parser.add_argument("--output", type=Path, help="folder; default docs, with --quick .bench/quick")
+    args = parser.parse_args()
+    output = args.output or (WORK / "quick" if args.quick else ROOT / "docs")
+    file = output / "benchmarks.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": {}, "kernels": {}}
+    wanted = tuple(args.rows) or ("",)
+    for workload in rows(args.quick, WORK / ("files-quick" if args.quick else "files")).values():
+        workload = workload.shortened(args.rounds)
+        chosen = [c for c in contenders(workload, WORK) if c.name.startswith(tuple(args.contenders))]
+        if workload.row.startswith(wanted) and chosen:
+            measured = measure_row(workload, chosen, args.repeats)
+            loads = [load for found in measured["contenders"].values() for load in found["load"]]
+            results["rows"][workload.row] = {**measured, "place": place(loads, place_versions(WORK))}
+            save(results, output)
+    for which in ("A1", "A2"):
+        if which.startswith(wanted):
+            for row, found in measure_kernels(which, args.quick, args.repeats).items():
+                results["kernels"][row] = {**found, "place": place(found["load"], place_versions(WORK))}
+            save(results, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Who takes part in which row, and how each is started."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from environments import PEERS, environment, versions
+from workloads import Workload
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Contender:
+    """command: of a workload, without the path of the result. paths: from where its program imports."""
+
+    name: str
+    command: Callable[[Workload], list[str]]
+    paths: tuple[Path, ...] = (HERE,)
+
+
+def contenders(workload: Workload, work: Path) -> list[Contender]:
+    """Return a row's contenders in the page's order. work: folder of the peers' environments."""
+    plain = [
+        Contender("bare loop, 1 process", _program(lambda: sys.executable, "bare_loop.py", 1)),
+        Contender("bare loop, 2 processes", _program(lambda: sys.executable, "bare_loop.py", WORKERS)),
+    ]
+    ours = Contender("fedray", _program(lambda: sys.executable, "with_fedray.py", WORKERS), (ROOT, HERE))
+    flwr = Contender("flwr", _program(lambda: peer("flwr", work), "with_flwr.py", WORKERS))
+    pfl = [
+        Contender("pfl, 1 process", _program(lambda: peer("pfl", work), "with_pfl.py", 1)),
+        Contender("pfl, 2 processes", _program(lambda: peer("pfl", work), "with_pfl.py", WORKERS, _TORCHRUN)),
+    ]
+    if workload.row.startswith("S"):
+        return [ours]
+    # Two processes of pfl would each know half of a client's history.
+    return [ours, *plain, flwr, *(pfl[:1] if workload.state else pfl)]
+
+
+@cache
+def peer(name: str, work: Path) -> str:
+    """Return a peer's Python, its environment made first if need be."""
+    return str(environment(name, work, ROOT / "constraints.txt"))
+
+
+def place_versions(work: Path) -> dict[str, str]:
+    """Return the versions of what is compared; of the peers those that are installed already."""
+    found = {"python": platform.python_version(), **versions(sys.executable, ("torch", "transformers", "ray"))}
+    for name in PEERS:
+        python = work / name / "bin" / "python"
+        if python.exists():
+            own = versions(python, (name, "ray"))
+            found |= {key if key == name else f"{name}'s {key}": value for key, value in own.items()}
+    return found
+
+
+def machine() -> str:
+    """Return the processor's name, and how many this process may use."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{len(os.sched_getaffinity(0))} × {name}, {memory:.0f} GiB"
+
+
+_TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS))
+
+
+def _program(
+    python: Callable[[], str], file: str, workers: int, launcher: tuple[str, ...] = ()
+) -> Callable[[Workload], list[str]]:
+    return lambda workload: [python(), *launcher, str(HERE / file), workload.to_json(), str(workers)]

@@ -1,0 +1,99 @@
+"""Methods of a user's own, for rows in which no built-in method does the work: none of them calls `local.train()`, or
+a built-in one is wrapped to give every client more private state."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from local_work import local_work
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.lora import attach_lora
+from fedray.config import LoraSection, ReftSection
+from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
+from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.types import Client, ClientId, Vector
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Server state, downlink, uplink, and a client's private state."""
+
+    values: Vector
+
+
+@dataclass(frozen=True)
+class Turns:
+    """FedAvg of what LocalWork does; the model that fedray loads for it has one tiny LoRA and is never run."""
+
+    workload: str
+    lora: LoraSection
+
+    def attach(self, model: nn.Module) -> Adapter:
+        return attach_lora(model, self.lora)
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Numbers:
+        return Numbers(local_work(self.workload).initial())
+
+    def init_client(self, initial: Initial, client: Client) -> Numbers:
+        return Numbers(np.zeros(local_work(self.workload).workload.state, np.float32))
+
+    def configure_train(self, server: Numbers, cohort: Sequence[Client]) -> Mapping[ClientId, Numbers]:
+        return {client.id: server for client in cohort}
+
+    def train_client(
+        self, adapter: Adapter, client_state: Numbers, downlink: Numbers, local: Local
+    ) -> tuple[Numbers, Numbers]:
+        update = local_work(self.workload).turn(local.client.index, local.server_round, downlink.values)
+        return Numbers(update), Numbers(client_state.values + np.float32(1))
+
+    def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:
+        total = np.zeros_like(server.values)
+        for update in updates:
+            total += update.payload.values
+        mean = total / np.float32(len(updates))
+        return Numbers(mean), {"value": float(mean[0])}
+
+
+@dataclass(frozen=True)
+class WithState:
+    """A client's state of FedAvg, and more."""
+
+    own: OwnHead
+    private: Vector
+
+
+@dataclass(frozen=True)
+class StatefulFedAvg:
+    """FedAvg whose clients also keep `state` numbers to themselves and change them in every turn."""
+
+    state: int
+    lora: LoraSection
+    reft: ReftSection
+
+    @cached_property
+    def fedavg(self) -> FedAvg:
+        return FedAvg(self.lora, self.reft)
+
+    def attach(self, model: nn.Module) -> Adapter:
+        return self.fedavg.attach(model)
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
+        return self.fedavg.init_server(initial, clients)
+
+    def init_client(self, initial: Initial, client: Client) -> WithState:
+        return WithState(self.fedavg.init_client(initial, client), np.zeros(self.state, np.float32))
+
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Shared]:
+        return self.fedavg.configure_train(server, cohort)
+
+    def train_client(
+        self, adapter: Adapter, client_state: WithState, downlink: Shared, local: Local
+    ) -> tuple[Shared, WithState]:
+        payload, own = self.fedavg.train_client(adapter, client_state.own, downlink, local)
+        return payload, WithState(own, client_state.private + np.float32(1))
+
+    def aggregate_train(self, server: Server, updates: Sequence[Update[Shared]]) -> tuple[Server, Metrics]:
+        return self.fedavg.aggregate_train(server, updates)

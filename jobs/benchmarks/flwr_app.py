@@ -1,0 +1,22 @@
+"""The client's side of a row on flwr: a module, which every process imports once and which keeps its model."""
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from local_work import local_work
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    (received,) = message.content["arrays"].to_numpy_ndarrays()
+    config = message.content["config"]
+    work = local_work(str(config["workload"]))
+    update = work.turn(int(context.node_config["partition-id"]), int(config["server-round"]) - 1, received)
+    if size := work.workload.state:
+        private = context.state.get("private")
+        values = np.zeros(size, np.float32) if private is None else private.to_numpy_ndarrays()[0]
+        context.state["private"] = ArrayRecord([values + np.float32(1)])
+    metrics = MetricRecord({"num-examples": work.workload.examples})
+    return Message(RecordDict({"arrays": ArrayRecord([update]), "metrics": metrics}), reply_to=message)

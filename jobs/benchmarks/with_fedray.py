@@ -1,0 +1,96 @@
+"""A row on fedray, through `fedray.run` alone.
+
+    python with_fedray.py WORKLOAD WORKERS RESULT
+
+Every run ends with a pass over all clients, which no peer has: it is left as soon as the last round is aggregated. A
+round lasts from the end of the one before to its own, as the caller sees it: writing its rows is part of it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from workloads import LETTER_A, Timeline, Workload
+
+import fedray
+from fedray.experiment import Event, RoundFinished
+
+
+class LastRoundEnded(Exception):
+    """Ends the run."""
+
+
+def config(workload: Workload, workers: int, folder: Path) -> dict[str, Any]:
+    """Return the row's configuration; its run's data and caches lie below `folder`."""
+    every_example = {"min_examples": 1, "validation_fraction": 0, "test_fraction": 0}
+    common = {
+        "rounds": workload.rounds,
+        "clients": {"count": workload.clients, "per_round": workload.per_round, "actors": workers, "num_cpus": 1},
+        "evaluation": {"every": 0},
+        "device": "cpu",
+    }
+    if workload.kind != "lora":
+        tiny = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8,
+                "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
+        return common | {
+            "method": [{"class": "fedray_methods.Turns", "workload": workload.to_json()}],
+            "model": {"path": "random", "tokenizer": "bytes", "config": tiny},
+            "data": {"source": "synthetic", "examples_per_client": 2, "classes": 2, "groups": 1}
+            | {"conflict": 0, "cache_dir": str(folder)},
+            "partition": {"kind": "by_file", **every_example},
+            "lora": {"rank": 1},
+        }
+    stateful = {"class": "fedray_methods.StatefulFedAvg", "state": workload.state}
+    return common | {
+        "method": [stateful if workload.state else {"name": "fedavg"}],
+        "task": "causal_lm",
+        "model": {"path": str(workload.base), "tokenizer": "bytes"},
+        "data": {"source": "files", "files": {"train": str(text_file(workload, folder))}}
+        | {"prompt": "", "answer": "{text}", "max_length": workload.tokens, "cache_dir": str(folder)},
+        "partition": {"kind": "by_column", "column": "client", **every_example},
+        "lora": {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]},
+        "train": {"batch_size": workload.batch, "max_steps": workload.steps, "lr": workload.lr, "clip": None},
+    }
+
+
+def text_file(workload: Workload, folder: Path) -> Path:
+    """Write the row's tokens as the texts that the tokenizer `bytes` makes them of, unless it is done already."""
+    path = folder / f"{workload.data.stem}.parquet"
+    if not path.exists():
+        letters = np.load(workload.data)[:, :, 1:-1]
+        assert letters.min() >= LETTER_A, "the texts are lower-case letters between bos and eos"
+        texts = [bytes(row.astype(np.uint8)).decode() for row in letters.reshape(-1, letters.shape[-1])]
+        owners = np.repeat([f"c{client:05d}" for client in range(workload.clients)], workload.examples)
+        folder.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"client": owners, "text": texts}).to_parquet(path)
+    return path
+
+
+def main(text: str, workers: str, result: str) -> None:
+    workload, timeline = Workload(**json.loads(text)), Timeline(result)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, RoundFinished) and not event.final:
+            timeline.begin(monotonic() - event.seconds)
+            timeline.end_round()
+            if event.server_round + 1 == workload.rounds:
+                raise LastRoundEnded
+
+    with TemporaryDirectory() as runs:
+        try:
+            folder = Path(workload.files) / "fedray"
+            fedray.run(config(workload, int(workers), folder), output=Path(runs) / "run", on_event=on_event)
+        except LastRoundEnded:
+            pass
+        rounds = pd.read_parquet(Path(runs) / "run" / "rounds.parquet")
+        uplink = rounds["uplink_bytes"].iloc[0] / rounds["clients"].iloc[0]
+        timeline.write(value=float(rounds.get("value", rounds["train_loss"]).iloc[-1]), numbers=int(uplink) // 4)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,60 @@
+"""A row on flwr's simulation, with its FedAvg.
+
+python with_flwr.py WORKLOAD WORKERS RESULT
+"""
+
+import sys
+from collections.abc import Iterable
+from json import loads
+from typing import Any
+
+import flwr_app
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+from local_work import local_work
+from workloads import Timeline, Workload
+
+
+class Timed(FedAvg):
+    def __init__(self, timeline: Timeline, **options: Any):
+        super().__init__(**options)
+        self.timeline = timeline
+
+    def configure_train(self, *arguments: Any, **named: Any) -> Iterable[Message]:
+        self.timeline.begin()
+        return super().configure_train(*arguments, **named)
+
+    def aggregate_train(self, *arguments: Any, **named: Any) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        result = super().aggregate_train(*arguments, **named)
+        self.timeline.end_round()
+        return result
+
+
+def main(text: str, workers: str, result: str) -> None:
+    workload, timeline, server = Workload(**loads(text)), Timeline(result), ServerApp()
+
+    @server.main()
+    def train(grid: Grid, context: Context) -> None:
+        strategy = Timed(
+            timeline,
+            fraction_train=1e-9,  # the minimum decides
+            fraction_evaluate=0.0,
+            min_train_nodes=workload.per_round,
+            min_available_nodes=workload.clients,
+        )
+        first, config = ArrayRecord([local_work(text).initial()]), ConfigRecord({"workload": text})
+        ended = strategy.start(grid, first, num_rounds=workload.rounds, train_config=config)
+        (vector,) = ended.arrays.to_numpy_ndarrays()
+        timeline.write(value=float(vector[0]), numbers=vector.size)
+
+    backend = {
+        "init_args": {"address": "local", "num_cpus": int(workers), "log_to_driver": False},
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+    run_simulation(server, flwr_app.app, workload.clients, backend_config=backend)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
