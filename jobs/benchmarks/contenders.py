@@ -14,6 +14,8 @@ from workloads import Workload
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORKERS = 2
+FUSE = 8
+"""Of the row's 20 clients per round, two workers have 10 each."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,20 @@ def contenders(workload: Workload, work: Path) -> list[Contender]:
         Contender("bare loop, 1 process", _program(lambda: sys.executable, "bare_loop.py", 1)),
         Contender("bare loop, 2 processes", _program(lambda: sys.executable, "bare_loop.py", WORKERS)),
     ]
-    ours = Contender("fedray", _program(lambda: sys.executable, "with_fedray.py", WORKERS), (ROOT, HERE))
+    own = (ROOT, HERE)
+    ours = [Contender("fedray", _program(lambda: sys.executable, "with_fedray.py", WORKERS), own)]
+    if workload.kind == "lora":
+        fused = _program(lambda: sys.executable, "with_fedray.py", WORKERS, options=(str(FUSE),))
+        ours.append(Contender(f"fedray, {FUSE} in one step", fused, own))
     flwr = Contender("flwr", _program(lambda: peer("flwr", work), "with_flwr.py", WORKERS))
     pfl = [
         Contender("pfl, 1 process", _program(lambda: peer("pfl", work), "with_pfl.py", 1)),
         Contender("pfl, 2 processes", _program(lambda: peer("pfl", work), "with_pfl.py", WORKERS, _TORCHRUN)),
     ]
     if workload.row.startswith("S"):
-        return [ours]
+        return ours
     # Two processes of pfl would each know half of a client's history.
-    return [ours, *plain, flwr, *(pfl[:1] if workload.state else pfl)]
+    return [*ours, *plain, flwr, *(pfl[:1] if workload.state else pfl)]
 
 
 @cache
@@ -72,6 +78,10 @@ _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 
 
 def _program(
-    python: Callable[[], str], file: str, workers: int, launcher: tuple[str, ...] = ()
+    python: Callable[[], str],
+    file: str,
+    workers: int,
+    launcher: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
 ) -> Callable[[Workload], list[str]]:
-    return lambda workload: [python(), *launcher, str(HERE / file), workload.to_json(), str(workers)]
+    return lambda workload: [python(), *launcher, str(HERE / file), workload.to_json(), str(workers), *options]

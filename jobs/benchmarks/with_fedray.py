@@ -1,6 +1,8 @@
 """A row on fedray, through `fedray.run` alone.
 
-    python with_fedray.py WORKLOAD WORKERS RESULT
+    python with_fedray.py WORKLOAD WORKERS [FUSE] RESULT
+
+FUSE: clients that are trained in one step.
 
 Every run ends with a pass over all clients, which no peer has: it is left as soon as the last round is aggregated. A
 round lasts from the end of the one before to its own, as the caller sees it: writing its rows is part of it.
@@ -25,12 +27,13 @@ class LastRoundEnded(Exception):
     """Ends the run."""
 
 
-def config(workload: Workload, workers: int, folder: Path) -> dict[str, Any]:
+def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") -> dict[str, Any]:
     """Return the row's configuration; its run's data and caches lie below `folder`."""
     every_example = {"min_examples": 1, "validation_fraction": 0, "test_fraction": 0}
     common = {
         "rounds": workload.rounds,
-        "clients": {"count": workload.clients, "per_round": workload.per_round, "actors": workers, "num_cpus": 1},
+        "clients": {"count": workload.clients, "per_round": workload.per_round, "actors": workers, "num_cpus": 1}
+        | {"fuse": fuse if fuse == "off" else int(fuse)},
         "evaluation": {"every": 0},
         "device": "cpu",
     }
@@ -71,7 +74,8 @@ def text_file(workload: Workload, folder: Path) -> Path:
     return path
 
 
-def main(text: str, workers: str, result: str) -> None:
+def main(text: str, workers: str, *rest: str) -> None:
+    *fuse, result = rest
     workload, timeline = Workload(**json.loads(text)), Timeline(result)
 
     def on_event(event: Event) -> None:
@@ -84,7 +88,7 @@ def main(text: str, workers: str, result: str) -> None:
     with TemporaryDirectory() as runs:
         try:
             folder = Path(workload.files) / "fedray"
-            fedray.run(config(workload, int(workers), folder), output=Path(runs) / "run", on_event=on_event)
+            fedray.run(config(workload, int(workers), folder, *fuse), output=Path(runs) / "run", on_event=on_event)
         except LastRoundEnded:
             pass
         rounds = pd.read_parquet(Path(runs) / "run" / "rounds.parquet")
