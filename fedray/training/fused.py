@@ -25,6 +25,7 @@ from torch import Tensor
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.lanes import Lanes
 from fedray.adapters.stacked import Stack
+from fedray.config import TrainConfig
 from fedray.data.batches import batches
 from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise
 from fedray.evaluation.losses import score
@@ -37,10 +38,18 @@ from fedray.training.setting import Setting
 from fedray.training.team import ALONE
 from fedray.training.trainer import client_importance, evaluate_client
 from fedray.training.turns import Ask, take_turns
-from fedray.types import IGNORED, ClientId, Evaluation, Task
+from fedray.types import IGNORED, Client, ClientId, Evaluation, Task
 
 Result = TypeVar("Result")
 Batch = dict[str, Tensor]
+
+WIDTHS = (1, 2, 4, 8, 16)
+"""Numbers of clients that are tried together."""
+TIMED_STEPS = 3
+"""Optimizer steps of a client while widths are timed."""
+TIMED_REPEATS = 2
+CLEARLY = 0.95
+"""Share of the time of one by one below which training together is worth its memory."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,58 @@ def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
     else:
         units = np.ones(len(parts) * rows, np.int64)
     return Joined(batch, shapes, rows, units)
+
+
+def fastest_width(
+    serve: Callable[[int, int], object],
+    number: int,
+    widths: Sequence[int] = WIDTHS,
+    clock: Callable[[], float] = perf_counter,
+) -> int:
+    """Return the number of clients that are best served together: 1, unless another one is clearly faster.
+
+    Every width serves all clients, so that all do the same work, in turn. A width that does not fit into the device's
+    memory ends the search, as do those above it.
+
+    Args:
+        serve: trains the clients from one index up to another together.
+        number: of clients.
+    """
+    possible = [width for width in sorted({1, *widths}) if width <= number]
+    for place, width in enumerate(possible):
+        try:
+            serve(0, width)  # the first time allocates
+        except torch.OutOfMemoryError:
+            if width == 1:
+                raise
+            possible = possible[:place]
+            break
+    seconds = dict.fromkeys(possible, math.inf)
+    for _ in range(TIMED_REPEATS):
+        for width in possible:
+            started = clock()
+            for start in range(0, number, width):
+                serve(start, min(start + width, number))
+            seconds[width] = min(seconds[width], clock() - started)
+    best = min(possible, key=lambda width: seconds[width])
+    return best if seconds[best] < CLEARLY * seconds[1] else 1
+
+
+def grouped(clients: Sequence[Client], train: TrainConfig, width: int) -> list[tuple[Client, ...]]:
+    """Cut clients of one tier into groups that are trained together: of `width`, the last one of what is left.
+
+    Clients of like numbers of steps and examples come together, so that few wait for others; the groups do not depend
+    on the order in which the clients are given.
+
+    Args:
+        train: with the tier's batch_size and accumulation.
+    """
+
+    def rank(client: Client) -> tuple[int, int, str]:
+        return -total_steps(client.num_examples, train), -client.num_examples, client.id
+
+    ordered = sorted(clients, key=rank)
+    return [tuple(ordered[start : start + width]) for start in range(0, len(ordered), width)]
 
 
 def _backward(

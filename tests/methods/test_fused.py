@@ -234,3 +234,20 @@ def test_tiers_with_other_ranks(start):
     turns = turns_of(run, IDS[:2])
     worker = run.pool.workers["weak"]
     agree(together(worker, turns), [worker.train(*turn) for turn in turns])
+
+
+def test_timing_widths_leaves_nothing_behind(start):
+    run = start("fedalt", train__epochs=5)
+    turns, setting = turns_of(run, IDS), run.worker.setting
+    expected = [run.worker.train(*turn) for turn in turns]
+    assert run.worker.fuse_width(*zip(*turns, strict=True)) in (1, 2)
+    assert run.worker.setting == setting
+    for turn, before in zip(turns, expected, strict=True):
+        after = run.worker.train(*turn)
+        assert after[0].report.steps == before[0].report.steps
+        assert np.array_equal(np.concatenate(numbers(after[1])), np.concatenate(numbers(before[1])))
+
+
+def test_what_cannot_be_fused_has_width_one(start):
+    run = start({"name": "fedavg", "adapter": "full"})
+    assert run.worker.fuse_width(*zip(*turns_of(run, IDS), strict=True)) == 1

@@ -13,10 +13,11 @@ from fedray.adapters.reft import attach_reft
 from fedray.adapters.stacked import Stack, Unfusable
 from fedray.config import LoraSection, ReftSection, TrainConfig
 from fedray.errors import TrainingError
-from fedray.training.fused import run_together
+from fedray.training.fused import fastest_width, grouped, run_together
 from fedray.training.lane_optimizer import LaneOptimizer
 from fedray.training.optimizer import RoundOptimizer, Schedule
 from fedray.training.trainer import LocalTrainer
+from fedray.types import Client
 
 TASKS = ["classification", "regression", "causal_lm"]
 CLIENTS = {"ann": 11, "bob": 4, "cid": 9, "dee": 1}
@@ -282,3 +283,47 @@ def test_optimizers_of_lanes_are_single_ones(adapt, train):
         expected = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         torch.testing.assert_close(together[lane], expected, rtol=1e-5, atol=1e-6)
         assert (expected - start[lane]).norm() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [
+        (lambda width: 1, 8),  # a group costs the same, however many are in it
+        (lambda width: width, 1),  # nothing is gained
+        (lambda width: 0.97 * width if width == 4 else width, 1),  # not clearly faster
+        (lambda width: width if width != 4 else 2, 4),
+    ],
+)
+def test_the_fastest_width(cost, best):
+    """By a clock that only `serve` moves: 12 clients, groups of 8 leave one of 4."""
+    now, served = [0.0], []
+
+    def serve(start, stop):
+        served.append((start, stop))
+        now[0] += cost(stop - start)
+
+    assert fastest_width(serve, 12, (2, 4, 8, 16), clock=lambda: now[0]) == best
+    assert served[:4] == [(0, 1), (0, 2), (0, 4), (0, 8)]
+    assert served.count((8, 12)) == 2 * 2  # widths 4 and 8, timed twice each
+
+
+def test_a_width_beyond_the_memory_ends_the_search():
+    now = [0.0]
+
+    def serve(start, stop):
+        if stop - start > 2:
+            raise torch.OutOfMemoryError
+        now[0] += 1
+
+    assert fastest_width(serve, 12, (2, 4, 8), clock=lambda: now[0]) == 2
+
+
+def test_groups_are_of_like_clients():
+    """Batches of 4: 9 and 12 examples make 3 steps, 5 and 7 two, 2 and 3 one."""
+    clients = [
+        Client(id, index, number) for index, (id, number) in enumerate(zip("abcdef", [2, 9, 5, 12, 3, 7], strict=True))
+    ]
+    groups = grouped(clients, TrainConfig(batch_size=4), 2)
+    assert [[client.id for client in group] for group in groups] == [["d", "b"], ["f", "c"], ["e", "a"]]
+    assert grouped(clients[::-1], TrainConfig(batch_size=4), 2) == groups
+    assert [len(group) for group in grouped(clients, TrainConfig(), 4)] == [4, 2]
