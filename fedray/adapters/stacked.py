@@ -65,6 +65,7 @@ class Stack:
             for path, layer in adapter.targets.items()
             if layer.rows is not None
         }
+        self.used_rows: dict[str, Tensor] = {}
         self._views: list[Tensor] = []
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
 

@@ -211,6 +211,45 @@ def test_a_client_without_examples_is_named(adapt, locals_of):
         fused(adapter, locals_, {name: first_values(adapter, name) for name in locals_})
 
 
+def test_rows_are_a_lanes_own(adapt):
+    """Rows 1, 2 exist; on lane 1 row 5 comes instead of row 1: it is zero, and row 2 stays."""
+    adapter = adapt()
+    adapter.set_rows({path: np.array([1, 2]) for path in adapter.targets})
+    stack = Stack(adapter, 2)
+    path = next(iter(adapter.targets))
+    kept = adapter.layout("lora").views(adapter.read("lora"))[f"{path}.B"]
+    stack.lane(1).set_rows({path: np.array([2, 5]) for path in adapter.targets})
+    first, second = (stack.lane(index).tensors()[f"lora.{path}.B"] for index in (0, 1))
+    np.testing.assert_array_equal(first[[1, 2]], kept)
+    np.testing.assert_array_equal(second[[2, 5]], [kept[1], 0 * kept[1]])
+    assert np.count_nonzero(first.any(1)) == 2
+    assert np.count_nonzero(second.any(1)) == 1
+    assert kept.all()
+    with pytest.raises(Unfusable, match="another number of rows"):
+        stack.lane(0).set_rows({path: np.array([3]) for path in adapter.targets})
+
+
+def test_importance_of_lanes_is_as_alone(adapt, locals_of):
+    """Lanes with unequal examples, the last batches short."""
+    adapter = adapt("causal_lm")
+    locals_ = locals_of(adapter, "causal_lm", batch_size=2)
+    values = {name: first_values(adapter, name) for name in locals_}
+
+    def importance(work, name):
+        for group, vector in values[name].items():
+            work.adapter.load(group, vector)
+        return work.importance(locals_[name]._shard.tables["train"])
+
+    alone = {name: importance(local._work, name) for name, local in locals_.items()}
+    pieces = [lambda lane, name=name: importance(lane, name) for name in locals_]
+    found = run_together(Stack(adapter, 4), locals_["ann"]._setting, 1.0, pieces)
+    for name, fisher in zip(locals_, found, strict=True):
+        assert fisher.keys() == alone[name].keys()
+        for path, values_ in fisher.items():
+            assert np.linalg.norm(values_ - alone[name][path]) < 1e-5 * np.linalg.norm(alone[name][path])
+            assert values_.any()
+
+
 def test_a_lane_reads_back_what_it_was_given(adapt):
     stack = Stack(adapt(), 3)
     lanes = [stack.lane(index) for index in range(3)]
