@@ -1,10 +1,14 @@
-"""The cost of training on one example, measured once and then part of the configuration."""
+"""What is found by timing at the start of a run, once, and then part of its configuration: the cost of training on one
+example, and how many clients are trained in one step."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedray.devices import examples_trained
-from fedray.federation import Pool
+from fedray.federation import Federation, Pool
 from fedray.prepare import Prepared
+from fedray.training.fused import WIDTHS
 from fedray.types import Client
 from fedray.worker import Assignment
 
@@ -12,29 +16,68 @@ REPEATS = 3
 
 
 def calibrated(prepared: Prepared, pool: Pool) -> Prepared:
-    """Return the experiment with `clients.example_seconds`: as configured, else, where who is aggregated depends on it,
-    measured where clients train: the largest client, of a tier on plain torch if there is one, trains for a round of
-    the first method; the fastest of a few, times its tier's speed."""
+    """Return the experiment with nothing left to be found: `clients.fuse` where it is `auto`, `clients.example_seconds`
+    where who is aggregated depends on it and it is not configured. Both are timed with the first method, where clients
+    train."""
+    clients = prepared.config.clients
+    if any(clients.tier(name).fuse == "auto" for name in clients.tier_names):
+        prepared = _changed(prepared, _fused(prepared, pool))
+    if clients.needs_example_seconds and clients.example_seconds is None:
+        prepared = _changed(prepared, {"example_seconds": _example_seconds(prepared, pool)})
+    return prepared
+
+
+def _changed(prepared: Prepared, clients: dict[str, Any]) -> Prepared:
+    section = prepared.config.clients.model_copy(update=clients)
+    return replace(prepared, config=prepared.config.model_copy(update={"clients": section}))
+
+
+def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
+    """Return the section's fields: a tier on plain torch trains some of its largest clients in every width."""
+    clients = prepared.config.clients
+    federation = _first_federation(prepared, pool)
+    found: dict[str, Any] = {}
+    for name in clients.tier_names:
+        tier = clients.tier(name)
+        mine = sorted((c for c in prepared.clients if c.tier == name), key=lambda c: (-c.num_examples, c.id))
+        if tier.fuse == "auto":
+            width = 1
+            if tier.engine == "torch" and tier.workers == 1 and len(mine) > 1:
+                width = pool.fuse_width(*_turns(federation, mine[: max(WIDTHS)]))
+            found[name] = width if width > 1 else "off"
+    if not clients.tiers:
+        return {"fuse": found["default"]}
+    tiers = {
+        name: tier.model_copy(update={"fuse": found[name]}) if name in found else tier
+        for name, tier in clients.tiers.items()
+    }
+    return {"tiers": tiers}
+
+
+def _example_seconds(prepared: Prepared, pool: Pool) -> float:
+    """The largest client, of a tier on plain torch if there is one, trains for a round; the fastest of a few, times its
+    tier's speed."""
     config = prepared.config
-    if config.clients.example_seconds is not None or not config.clients.needs_example_seconds:
-        return prepared
 
     def rank(client: Client) -> tuple[bool, int, str]:
         return config.clients.tier(client.tier).engine == "torch", client.num_examples, client.id
 
     client = max(prepared.clients, key=rank)
-    seconds = _seconds_per_example(prepared, pool, client) * config.clients.tier(client.tier).speed
-    clients = config.clients.model_copy(update={"example_seconds": float(f"{seconds:.3g}")})
-    return replace(prepared, config=config.model_copy(update={"clients": clients}))
-
-
-def _seconds_per_example(prepared: Prepared, pool: Pool, client: Client) -> float:
-    entry = prepared.config.method[0]
-    federation = prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
-    downlinks = federation.method.configure_train(federation.server, [client])
+    federation = _first_federation(prepared, pool)
+    assignments, downlinks = _turns(federation, [client])
     examples = examples_trained(client.num_examples, federation.train[client.tier])
     measured = []
     for _ in range(REPEATS):
-        ((outcome, _),) = pool.train([Assignment(client, 0, measure=False)], downlinks, {})
+        ((outcome, _),) = pool.train(assignments, downlinks, {})
         measured.append(outcome.report.seconds / examples)
-    return min(measured)
+    return float(f"{min(measured) * config.clients.tier(client.tier).speed:.3g}")
+
+
+def _first_federation(prepared: Prepared, pool: Pool) -> Federation:
+    entry = prepared.config.method[0]
+    return prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
+
+
+def _turns(federation: Federation, clients: Sequence[Client]) -> tuple[list[Assignment], Any]:
+    downlinks = federation.method.configure_train(federation.server, clients)
+    return [Assignment(client, 0, measure=False) for client in clients], downlinks

@@ -11,7 +11,7 @@ from fedray.config.clients import OffloadConfig
 from fedray.methods.protocol import Initial
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
-from fedray.turns import Turn, serve
+from fedray.turns import Turn, serve, unpack
 from fedray.worker import Job, Worker
 
 
@@ -42,6 +42,11 @@ class ClientActor:
 
     def memory(self) -> MemoryUse:
         return self.worker.memory()
+
+    def fuse_width(self, turns: Sequence[Turn]) -> int:
+        """See `Worker.fuse_width`."""
+        (given,) = unpack([turns], self._shards)
+        return self.worker.fuse_width(*given)
 
     @ray.method(num_returns="streaming")
     def train(self, groups: Sequence[Sequence[Turn]]) -> Iterator[Any]:

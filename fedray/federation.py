@@ -38,6 +38,10 @@ class Pool(Protocol):
         """Yield every client's outcome and the handle of its next state, in completion order."""
         ...
 
+    def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
+        """Return how many clients of the assignments' tier are best trained in one step (`Worker.fuse_width`)."""
+        ...
+
     def fetch(self, handle: Handle) -> Any:
         """Return the state behind a handle."""
         ...

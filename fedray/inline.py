@@ -41,6 +41,12 @@ class InlinePool:
                     [self.shards[id] for id in ids],
                 )
 
+    def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
+        """Return how many clients of the assignments' tier are best trained in one step."""
+        ids = [assignment.client.id for assignment in assignments]
+        given = [downlinks[id] for id in ids], [None] * len(ids), [self.shards[id] for id in ids]
+        return self.workers[assignments[0].client.tier].fuse_width(assignments, *given)
+
     def fetch(self, handle: Any) -> Any:
         return handle
 

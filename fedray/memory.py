@@ -101,13 +101,17 @@ def predict(
     stage = zero_stage(held.offload)
     device, offloaded = held_by_engine(adapter, weights, train, held)
     try:
-        step = trace_step(adapter.model, config.task, train.batch_size, tokens.training)
-        evaluation = trace_evaluation(adapter.model, config.task, config.evaluation.batch_size, tokens.evaluation)
+        together = held.fuse_width
+        step = trace_step(adapter.model, config.task, together * train.batch_size, tokens.training)
+        examples = together * config.evaluation.batch_size
+        evaluation = trace_evaluation(adapter.model, config.task, examples, tokens.evaluation)
     except Exception as error:  # models of the hub's and methods of the user's own may look at values
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: its memory cannot be predicted, since a step cannot be traced "
             f"without values: {type(error).__name__}: {error}"
         ) from error
+    if (lanes := held.fuse_width) > 1:
+        device = _for_lanes(device, adapter, train, lanes)
     activations = _activations(step, evaluation, device.gradients, stage)
     return Footprint(
         Memory(device.weights, device.adapter, device.gradients, device.optimizer, activations),
@@ -148,6 +152,16 @@ def held_by_engine(adapter: Adapter, weights: int, train: TrainConfig, tier: Tie
         Memory(weights=min(weights + inserted, limit * width), gradients=bucket),
         Memory(weights, inserted, gradients=2 * trained, optimizer=3 * trained),  # masters, two moments
     )
+
+
+def _for_lanes(device: Memory, adapter: Adapter, train: TrainConfig, lanes: int) -> Memory:
+    """Clients that are trained in one step: beside the adapter itself, a stack of all their values and, in training, a
+    copy of it, and as many gradients and moments."""
+    groups = adapter.trainable_groups()
+    trained = _bytes([parameter for group in groups for parameter in group.parameters])
+    stack = lanes * FLOAT32 * sum(adapter.layout(name).size for name in adapter.names)
+    optimizer = _optimizer_state(groups, trained, train)
+    return Memory(device.weights, device.adapter + 2 * stack, lanes * trained, lanes * optimizer)
 
 
 def _activations(step: Traced, evaluation: Traced, gradients: int, stage: int) -> int:

@@ -49,7 +49,7 @@ class ClientPool:
     def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohorts: Mapping[str, int]):
         self._max_failures = clients.max_failures
         self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
-        self._widths = {tier: clients.tier(tier).fuse_width for tier in cohorts}
+        self._widths: dict[str, int] = {}
         self._shards = pack_shards(shards)
         self._jobs: dict[str, Any] = {}
         nodes = living_nodes()
@@ -68,6 +68,7 @@ class ClientPool:
         jobs: the method's job on each tier.
         """
         self._jobs = {tier: ray.put(job) for tier, job in jobs.items()}
+        self._widths = {tier: job.config.clients.tier(tier).fuse_width for tier, job in jobs.items()}
         ready = [
             (tier, actor, actor.setup.remote(self._jobs[tier]))
             for tier, actors in self._actors.items()
@@ -98,14 +99,7 @@ class ClientPool:
             for tier, chunks in waiting.items():
                 while chunks and idle[tier]:
                     chunk, actor = chunks.take(len(self._actors[tier])), idle[tier].pop()
-                    turns = [
-                        [
-                            Turn(entry, sent[id], states.get(id), self._shards[id])
-                            for entry in group
-                            for id in [entry.client.id]
-                        ]
-                        for group in chunk
-                    ]
+                    turns = [self._turns(group, sent, states) for group in chunk]
                     running[actor.train.remote(turns)] = _Running(tier, actor, chunk)
             (stream,), _ = ray.wait(list(running), num_returns=1)
             serving = running[stream]
@@ -124,6 +118,18 @@ class ClientPool:
             serving.finished += len(outcomes)
             for index, outcome in enumerate(outcomes):
                 yield outcome, Packed(next_states, index)
+
+    def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
+        """Return how many clients of the assignments' tier are best trained in one step, as one of its actors finds."""
+        actor = self._actors[assignments[0].client.tier][0]
+        found: int = get(actor.fuse_width.remote(self._turns(assignments, pack_downlinks(downlinks), {})))
+        return found
+
+    def _turns(
+        self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, Packed]
+    ) -> list[Turn]:
+        ids = [assignment.client.id for assignment in group]
+        return [Turn(entry, sent[id], states.get(id), self._shards[id]) for entry, id in zip(group, ids, strict=True)]
 
     def fetch(self, handle: Any) -> Any:
         """Return the state behind a handle."""

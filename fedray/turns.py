@@ -50,6 +50,7 @@ class Turn:
     shard: Packed
 
 
+Given = tuple[list[Assignment], list[Any], list[Any], list[Shard]]
 Train = Callable[[Sequence[Assignment], Sequence[Any], Sequence[Any], Sequence[Shard]], Iterable[tuple[Outcome, Any]]]
 """Given a group's assignments, downlinks, states and shards; see `Worker.train_many`."""
 
@@ -60,20 +61,11 @@ def serve(train: Train, groups: Sequence[Sequence[Turn]], cache: dict[Any, Any])
 
     cache: what was fetched and stays good for later chunks: packs of shards, which are mapped and not copied.
     """
-    turns = [turn for group in groups for turn in group]
-    found = _fetch({packed.ref for turn in turns for packed in (turn.downlink, turn.state) if packed is not None})
-    cache.update(_fetch({turn.shard.ref for turn in turns} - cache.keys()))
     outcomes: list[Outcome] = []
     states: list[Any] = []
     started, size = monotonic(), 0
-    for group in groups:
-        trained = train(
-            [turn.assignment for turn in group],
-            [found[turn.downlink.ref][turn.downlink.index] for turn in group],
-            [None if turn.state is None else found[turn.state.ref][turn.state.index] for turn in group],
-            [cache[turn.shard.ref][turn.shard.index] for turn in group],
-        )
-        for outcome, after in trained:
+    for given in unpack(groups, cache):
+        for outcome, after in train(*given):
             outcomes.append(outcome)
             states.append(after)
             size += num_bytes(after)
@@ -85,6 +77,20 @@ def serve(train: Train, groups: Sequence[Sequence[Turn]], cache: dict[Any, Any])
     if outcomes:
         yield states
         yield outcomes
+
+
+def unpack(groups: Sequence[Sequence[Turn]], cache: dict[Any, Any]) -> Iterator[Given]:
+    """Fetch what the turns name, once for all; yield every group's assignments, downlinks, states and shards."""
+    turns = [turn for group in groups for turn in group]
+    found = _fetch({packed.ref for turn in turns for packed in (turn.downlink, turn.state) if packed is not None})
+    cache.update(_fetch({turn.shard.ref for turn in turns} - cache.keys()))
+    for group in groups:
+        yield (
+            [turn.assignment for turn in group],
+            [found[turn.downlink.ref][turn.downlink.index] for turn in group],
+            [None if turn.state is None else found[turn.state.ref][turn.state.index] for turn in group],
+            [cache[turn.shard.ref][turn.shard.index] for turn in group],
+        )
 
 
 def _fetch(refs: set[Any]) -> dict[Any, Any]:

@@ -4,7 +4,7 @@ is this class as a Ray actor, and the inline runtime calls it directly."""
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
-from fedray.training.fused import Lane, run_together
+from fedray.training.fused import TIMED_STEPS, WIDTHS, Lane, fastest_width, run_together
 from fedray.training.metering import MemoryMeter, MemoryUse
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
@@ -167,6 +167,35 @@ class Worker:
                 log.warning("tier %s: clients are trained one by one: %s", self._job.tier, reason)
         for turn in turns:
             yield self.train(*turn)
+
+    def fuse_width(
+        self,
+        assignments: Sequence[Assignment],
+        downlinks: Sequence[Any],
+        states: Sequence[Any],
+        shards: Sequence[Shard],
+        widths: Sequence[int] = WIDTHS,
+    ) -> int:
+        """Return how many clients to train together: the width with which the first steps of these take least time, or
+        1 where no other is possible or clearly faster. Nothing is kept of what they trained.
+
+        Args:
+            assignments: of typical clients, at least as many as the largest width that should be tried.
+        """
+        turns = list(zip(assignments, downlinks, states, shards, strict=True))
+        setting, train = self.setting, self.setting.train
+        steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
+        self.setting = replace(setting, train=train.model_copy(update={"max_steps": steps}))
+
+        def serve(start: int, stop: int) -> object:
+            return self.train(*turns[start]) if stop - start == 1 else self._together(turns[start:stop])
+
+        try:
+            return fastest_width(serve, len(turns), widths)
+        except Unfusable:
+            return 1
+        finally:
+            self.setting = setting
 
     def _together(self, turns: Sequence[tuple[Assignment, Any, Any, Shard]]) -> list[tuple[Outcome, Any]]:
         if not isinstance(self.engine, TorchEngine):

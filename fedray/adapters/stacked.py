@@ -65,6 +65,7 @@ class Stack:
             for path, layer in adapter.targets.items()
             if layer.rows is not None
         }
+        self.used_rows: dict[str, Tensor] = {}
         self._views: list[Tensor] = []
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
 
@@ -213,10 +214,13 @@ class _Linear:
 
 
 class _Intervention:
-    """One of pyreft's: h + Pᵀ(W h + b − P h), or without − P h (DiReFT); P is R where it is a rotation."""
+    """One of pyreft's: h + Pᵀ(W h + b − P h), or without − P h (DiReFT); P is R where it is a rotation.
 
-    def __init__(self, module: nn.Module, projection: int, source: int, bias: int, rotation: RotationEntry | None):
-        self.module, self._columns, self._rotation = module, (projection, source, bias), rotation
+    columns: of P, W and b. rotation: the entry of R.
+    """
+
+    def __init__(self, module: nn.Module, columns: tuple[int, int, int], rotation: RotationEntry | None):
+        self.module, self._columns, self._rotation = module, columns, rotation
         self._subtracts = type(module).__name__ in ("LoreftIntervention", "NoreftIntervention")
         self.stack: Stack
         self._kept: Tensor | None = None
@@ -291,12 +295,8 @@ def _uses(adapter: Adapter, column: dict[int, int]) -> "list[_Linear | _Interven
                 else cast(Any, module).proj_layer.weight
             )
             parameters = [projection, source.weight, source.bias]
-            rotation = rotations[id(projection)] if rotated else None
-            found.append(
-                _Intervention(
-                    module, column[id(projection)], column[id(source.weight)], column[id(source.bias)], rotation
-                )
-            )
+            own = (column[id(projection)], column[id(source.weight)], column[id(source.bias)])
+            found.append(_Intervention(module, own, rotations[id(projection)] if rotated else None))
             held |= {id(p) for p in parameters}
     for module in adapter.model.modules():
         if type(module) is nn.Linear and id(module.weight) in column and id(module.weight) not in held:

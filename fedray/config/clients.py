@@ -22,8 +22,8 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value  # YAML reads the bare word as false
 
 
-Fuse = Annotated[Literal["off"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)]
-"""2 or more, or `off`."""
+Fuse = Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)]
+"""2 or more, `off`, or `auto`."""
 ROUNDING = 1e-6
 """Shares that differ from 1 by less than this are rounding."""
 
@@ -102,8 +102,9 @@ class TierConfig(Section):
 
     @property
     def fuse_width(self) -> int:
-        """How many clients are trained in one step; one by one is 1."""
-        return self.fuse if isinstance(self.fuse, int) else 1
+        """How many clients are trained in one step; one by one, and `auto` before it is found, is 1."""
+        possible = self.engine == "torch" and self.workers == 1
+        return self.fuse if isinstance(self.fuse, int) and possible else 1
 
     @field_validator("offload", mode="before")
     @classmethod
@@ -118,7 +119,7 @@ class TierConfig(Section):
             raise ValueError(f"resources: {choices(named)} have fields of their own: num_cpus, num_gpus, memory")
         if self.engine == "torch" and self.offload != OffloadConfig():
             raise ValueError("offload: needs engine: deepspeed, got engine: torch")
-        if self.fuse_width > 1 and (self.engine == "deepspeed" or self.workers > 1):
+        if isinstance(self.fuse, int) and (self.engine == "deepspeed" or self.workers > 1):
             raise ValueError(f"fuse: {self.fuse} clients in one step need engine: torch and workers: 1")
         if self.engine == "deepspeed" and self.workers > 1:
             raise ValueError(f"workers: {self.workers} processes train one client with engine: torch, got deepspeed")
@@ -141,7 +142,8 @@ class ClientsConfig(Section):
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
     fuse: Fuse = "off"
     """Clients of a tier that are trained in one step: their batches go through the frozen base model together, each
-    client's adapter acts on its own. Faster for small batches; results differ by rounding. A number, or `off`."""
+    client's adapter acts on its own. Faster for small batches; results differ by rounding. A number, `off`, or `auto`,
+    found for each tier by timing some steps of the first method at the start, and kept in the run's config.yaml."""
     threads: PositiveInt = 1
     """Threads of torch per client actor."""
     max_failures: Annotated[int, Field(ge=0)] = 3

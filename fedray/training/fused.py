@@ -30,17 +30,26 @@ from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions
 from fedray.evaluation.losses import score
 from fedray.evaluation.metrics import GENERATED
 from fedray.training import loop
+from fedray.training.importance import check_examples, mean_importance, shift_gradients
 from fedray.training.lane_optimizer import LaneOptimizer
 from fedray.training.loop import CHECK_EVERY, Step, dropout_key, total_steps
 from fedray.training.optimizer import Schedule
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE
-from fedray.training.trainer import client_importance, evaluate_client
+from fedray.training.trainer import evaluate_client
 from fedray.training.turns import Ask, take_turns
 from fedray.types import IGNORED, ClientId, Evaluation, Task
 
 Result = TypeVar("Result")
 Batch = dict[str, Tensor]
+
+WIDTHS = (1, 2, 4, 8, 16)
+"""Numbers of clients that are tried together."""
+TIMED_STEPS = 3
+"""Optimizer steps of a client while widths are timed."""
+TIMED_REPEATS = 2
+CLEARLY = 0.95
+"""Share of the time of one by one below which training together is worth its memory."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,12 @@ def run_together(
         first = requests[slots[0]]
         if isinstance(first, Train):
             return train_lanes(stack, requests, setting, loss_scale)
-        if isinstance(first, Evaluate) and setting.metric not in GENERATED:
-            return evaluate_lanes(stack, {slot: requests[slot].table for slot in slots}, setting)
-        return {slot: _serve_alone(stack, slot, requests[slot], setting) for slot in slots}
+        tables = {slot: requests[slot].table for slot in slots}
+        if isinstance(first, Importance):
+            return importance_lanes(stack, tables, setting)
+        if setting.metric in GENERATED:
+            return {slot: _evaluate_alone(stack, slot, table, setting) for slot, table in tables.items()}
+        return evaluate_lanes(stack, tables, setting)
 
     def on_lane(index: int, client: Callable[[Lane], Result]) -> Callable[[Ask], Result]:
         return lambda ask: client(Lane(stack.lane(index), ask))
@@ -164,28 +176,62 @@ def evaluate_lanes(stack: Stack, tables: Mapping[int, pa.Table], setting: Settin
     """Evaluate the stack's lanes on their tables, as `evaluate` would each alone, by a metric that is not of generated
     text."""
     found = {slot: Evaluation(math.nan, math.nan, 0) for slot, table in tables.items() if table.num_rows == 0}
-    size = setting.evaluation.batch_size
-    numbers = {slot: math.ceil(table.num_rows / size) for slot, table in tables.items() if table.num_rows}
-    slots = sorted(numbers, key=lambda slot: -numbers[slot])
-    cut = [batches(tables[slot], size, setting.pad_token_id, by_length(tables[slot])) for slot in slots]
-    parts: list[list[list[Tensor]]] = [[] for _ in slots]
-    values = stack.values[slots]
-    lanes = 0
+    full = {slot: table for slot, table in tables.items() if slot not in found}
+    parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in full}
     with evaluating(stack.adapter.model):
-        for index in range(numbers[slots[0]] if slots else 0):
-            if lanes != (alive := sum(numbers[slot] > index for slot in slots)):
-                lanes = alive
-                stack.use(values[:lanes], slots[:lanes], training=False)
-            joined = join([next(one) for one in cut[:lanes]], setting.task, setting.pad_token_id)
-            stack.adapter.context.lanes = Lanes(tuple(slots[:lanes]), joined.shapes, joined.rows, setting.device)
+        for slots, joined in _passes(stack, full, setting.evaluation.batch_size, by_length, setting):
             scored = score(stack.adapter.model, joined.on(setting.device), setting.task)
             predicted = predictions_of(scored, setting.task)
-            for lane, own in enumerate(joined.own_units(setting.device)):
-                parts[lane].append([scored.losses[own], predicted[own], scored.labels[own]])
-    for slot, scored_parts in zip(slots, parts, strict=True):
+            for slot, own in zip(slots, joined.own_units(setting.device), strict=True):
+                parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
+    for slot, scored_parts in parts.items():
         units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
         found[slot] = summarise(units, setting.metric, tables[slot].num_rows)
     return found
+
+
+def importance_lanes(
+    stack: Stack, tables: Mapping[int, pa.Table], setting: Setting
+) -> dict[int, dict[str, npt.NDArray[np.float64]]]:
+    """Return the Fisher information of the stack's lanes over their tables, as `fisher_importance` would each alone.
+
+    Raises:
+        TrainingError: as `fisher_importance`, of the first lane.
+    """
+    totals: dict[int, dict[str, Tensor]] = {slot: {} for slot in tables}
+    check_examples(tables.values())
+    stack.adapter.model.eval()
+    for slots, joined in _passes(stack, tables, setting.train.batch_size, lambda _: None, setting):
+        batch = joined.on(setting.device)
+        for path, gradient in shift_gradients(stack.adapter.model, stack.adapter.targets, batch, setting.task).items():
+            squares = gradient.double().square().view(len(slots), joined.rows, -1)
+            for lane, (slot, (rows, _)) in enumerate(zip(slots, joined.shapes, strict=True)):
+                own = squares[lane, :rows].sum(0)
+                totals[slot][path] = totals[slot][path] + own if path in totals[slot] else own
+    return {slot: mean_importance(totals[slot], tables[slot].num_rows) for slot in sorted(tables)}
+
+
+def _passes(
+    stack: Stack,
+    tables: Mapping[int, pa.Table],
+    batch_size: int,
+    order: Callable[[pa.Table], npt.NDArray[np.int64] | None],
+    setting: Setting,
+) -> "Iterator[tuple[list[int], Joined]]":
+    """Make the stack ready for one pass without training after another, until all lanes have read their tables; yield
+    who takes part in it, and their batches."""
+    numbers = {slot: math.ceil(table.num_rows / batch_size) for slot, table in tables.items()}
+    slots = sorted(numbers, key=lambda slot: -numbers[slot])  # those that go on are always the first ones
+    cut = [batches(tables[slot], batch_size, setting.pad_token_id, order(tables[slot])) for slot in slots]
+    values = stack.values[slots]
+    lanes = 0
+    for index in range(max(numbers.values(), default=0)):
+        if lanes != (alive := sum(number > index for number in numbers.values())):
+            lanes = alive
+            stack.use(values[:lanes], slots[:lanes], training=False)
+        joined = join([next(one) for one in cut[:lanes]], setting.task, setting.pad_token_id)
+        stack.adapter.context.lanes = Lanes(tuple(slots[:lanes]), joined.shapes, joined.rows, setting.device)
+        yield slots[:lanes], joined
 
 
 @dataclass(frozen=True)
@@ -243,6 +289,41 @@ def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
     return Joined(batch, shapes, rows, units)
 
 
+def fastest_width(
+    serve: Callable[[int, int], object],
+    number: int,
+    widths: Sequence[int] = WIDTHS,
+    clock: Callable[[], float] = perf_counter,
+) -> int:
+    """Return the number of clients that are best served together: 1, unless another one is clearly faster.
+
+    Every width serves all clients, so that all do the same work, in turn. A width that does not fit into the device's
+    memory ends the search, as do those above it.
+
+    Args:
+        serve: trains the clients from one index up to another together.
+        number: of clients.
+    """
+    possible = [width for width in sorted({1, *widths}) if width <= number]
+    for place, width in enumerate(possible):
+        try:
+            serve(0, width)  # the first time allocates
+        except torch.OutOfMemoryError:
+            if width == 1:
+                raise
+            possible = possible[:place]
+            break
+    seconds = dict.fromkeys(possible, math.inf)
+    for _ in range(TIMED_REPEATS):
+        for width in possible:
+            started = clock()
+            for start in range(0, number, width):
+                serve(start, min(start + width, number))
+            seconds[width] = min(seconds[width], clock() - started)
+    best = min(possible, key=lambda width: seconds[width])
+    return best if seconds[best] < CLEARLY * seconds[1] else 1
+
+
 def _backward(
     stack: Stack,
     slots: Sequence[int],
@@ -283,9 +364,7 @@ def _look(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
     pending.clear()
 
 
-def _serve_alone(stack: Stack, slot: int, request: Any, setting: Setting) -> Any:
+def _evaluate_alone(stack: Stack, slot: int, table: pa.Table, setting: Setting) -> Evaluation:
     stack.use(stack.values[slot : slot + 1], [slot], training=False)
     stack.adapter.context.lanes = Lanes((slot,), (), 0, setting.device)
-    if isinstance(request, Importance):
-        return client_importance(stack.adapter, request.table, setting)
-    return evaluate_client(stack.adapter, request.table, setting)
+    return evaluate_client(stack.adapter, table, setting)

@@ -10,7 +10,7 @@ regression its squared error. Examples do not interact in the model, so one back
 example's own gradient. Padding adds nothing: attention masks it out exactly, so its outputs have zero gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,22 +36,38 @@ def fisher_importance(
     Raises:
         TrainingError: the table is empty, or F is not finite.
     """
-    if table.num_rows == 0:
-        raise TrainingError("importance: the Fisher information is a mean over training examples, and there are none")
+    check_examples([table])
     adapter.model.eval()
     totals: dict[str, torch.Tensor] = {}
     for batch in batches(table, batch_size, pad_token_id, None, device):
-        for path, gradient in _shift_gradients(adapter.model, adapter.targets, batch, task).items():
+        for path, gradient in shift_gradients(adapter.model, adapter.targets, batch, task).items():
             squares = gradient.double().square().flatten(0, -2).sum(0)
             totals[path] = totals[path] + squares if path in totals else squares
-    fisher = {path: total.cpu().numpy() / table.num_rows for path, total in totals.items()}
+    return mean_importance(totals, table.num_rows)
+
+
+def check_examples(tables: Iterable[pa.Table]) -> None:
+    """Raises:
+    TrainingError: a table is empty.
+    """
+    if any(table.num_rows == 0 for table in tables):
+        raise TrainingError("importance: the Fisher information is a mean over training examples, and there are none")
+
+
+def mean_importance(totals: Mapping[str, torch.Tensor], num_examples: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Return F from the sums of the examples' squared gradients.
+
+    Raises:
+        TrainingError: F is not finite.
+    """
+    fisher = {path: total.cpu().numpy() / num_examples for path, total in totals.items()}
     for path, values in fisher.items():
         if not np.isfinite(values).all():
             raise TrainingError(f"importance: the gradient at the output of {path!r} is not finite")
     return fisher
 
 
-def _shift_gradients(
+def shift_gradients(
     model: nn.Module, targets: Mapping[str, nn.Module], batch: Mapping[str, torch.Tensor], task: Task
 ) -> dict[str, torch.Tensor]:
     """Return ∂L_e / ∂shift for a zero shift per example and output dimension, [examples, 1, d_out], by module path.

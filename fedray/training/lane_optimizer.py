@@ -54,6 +54,8 @@ class LaneOptimizer:
         start = place = 0
         for group, (sizes, decay) in enumerate(zip(self._sizes, self._decays, strict=True)):
             columns, own = slice(start, start + sum(sizes)), slice(place, place + len(sizes))
+            if decay and self._second is None:  # as `decay_for_sgd`, which spares no parameter
+                self._decay(lanes, columns, rates[:, group : group + 1] * decay)
             moving = None if present is None or present[:, own].all() else present[:, own]
             kept = [part.clone() for part in self._parts(lanes, columns)] if moving is not None else []
             steps = self._steps[:lanes, own]
@@ -74,6 +76,11 @@ class LaneOptimizer:
         moments = [self._first] if self._second is None else [self._first, self._second]
         return [part[:lanes, columns] for part in (self._values, *moments)]
 
+    def _decay(self, lanes: int, columns: slice, shares: Numbers) -> None:
+        """shares: [lanes, 1]."""
+        values = self._values[:lanes, columns]
+        values.addcmul_(values, _spread(shares, None, values.device, values.dtype), value=-1)
+
     def _move(
         self,
         lanes: int,
@@ -91,12 +98,12 @@ class LaneOptimizer:
             return _spread(numbers, sizes if numbers.shape[1] > 1 else None, gradients.device, gradients.dtype)
 
         values, first, *rest = self._parts(lanes, columns)
-        if decay:
-            values.addcmul_(values, factor(rates * decay), value=-1)
         if not rest:
             first.mul_(train.momentum).add_(gradients)
             values.sub_(first * factor(rates))
             return
+        if decay:
+            self._decay(lanes, columns, rates * decay)
         (second,) = rest
         beta1, beta2 = train.betas
         first.lerp_(gradients, 1 - beta1)

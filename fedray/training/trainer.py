@@ -80,7 +80,12 @@ class Alone:
         return self.engine.team.from_first(lambda: evaluate_client(self.adapter, table, self.setting))
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
-        return self.engine.team.from_first(lambda: client_importance(self.adapter, table, self.setting))
+        setting = self.setting
+        return self.engine.team.from_first(
+            lambda: fisher_importance(
+                self.adapter, table, setting.task, setting.train.batch_size, setting.pad_token_id, setting.device
+            )
+        )
 
 
 def evaluate_client(adapter: Adapter, table: pa.Table, setting: Setting) -> Evaluation:
@@ -95,13 +100,6 @@ def evaluate_client(adapter: Adapter, table: pa.Table, setting: Setting) -> Eval
         setting.device,
         setting.tokenizer,
         setting.evaluation.max_new_tokens,
-    )
-
-
-def client_importance(adapter: Adapter, table: pa.Table, setting: Setting) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the Fisher information as the adapter's model computes now."""
-    return fisher_importance(
-        adapter, table, setting.task, setting.train.batch_size, setting.pad_token_id, setting.device
     )
 
 

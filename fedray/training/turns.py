@@ -63,6 +63,7 @@ class _Turn(Generic[Result]):
         self._pauses: SimpleQueue[None] = SimpleQueue()
         self._error: BaseException | None = None
         self._thread: Thread | None = None
+        self._abandoned = False
         self.request: Any = None
         self.result: Result
 
@@ -81,7 +82,8 @@ class _Turn(Generic[Result]):
     def abandon(self) -> None:
         """Unwind the piece, if it waits, and wait for its thread to end."""
         if self._thread is not None:
-            self._answers.put(_Abandoned())
+            self._abandoned = True
+            self._answers.put(None)
             self._thread.join()
 
     def _run(self) -> None:
@@ -95,9 +97,10 @@ class _Turn(Generic[Result]):
             self._pauses.put(None)
 
     def _ask(self, request: Any) -> Any:
-        self.request = request
-        self._pauses.put(None)
-        answer = self._answers.get()
-        if isinstance(answer, _Abandoned):
-            raise answer
+        if not self._abandoned:
+            self.request = request
+            self._pauses.put(None)
+            answer = self._answers.get()
+        if self._abandoned:  # also a piece that cleans up while it is unwound
+            raise _Abandoned
         return answer

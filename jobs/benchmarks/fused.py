@@ -1,17 +1,17 @@
 """Seconds per client when several clients of one tier train in one step, against one by one.
 
-    python jobs/benchmarks/fused.py [--model NAME=VALUE ...]
+    python jobs/benchmarks/fused.py
 
 A decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, LoRA of rank 8 on query and value, 8 AdamW
-steps on sequences of 32 tokens, one thread. All widths are timed in turn, three times; printed is the median of each
-and its ratio to one by one, in the same run. More processes on the machine than cores make the ratios meaningless.
+steps on sequences of 32 tokens. All widths are timed in turn, three times; printed is the median of each, in CPU time
+of the only thread, and its ratio to one by one in the same run.
 """
 
 import os
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,10 @@ def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: 
     downlinks = federation.method.configure_train(federation.server, clients)
     assignments = [Assignment(client, 0, measure=False) for client in clients]
     shards = [prepared.data.shards[client.id] for client in clients]
-    started = perf_counter()
+    started = process_time()
     done = list(worker.train_many(assignments, [downlinks[c.id] for c in clients], [None] * width, shards))
     assert all(np.isfinite(outcome.report.train_loss) for outcome, _ in done)
-    return (perf_counter() - started) / width
+    return (process_time() - started) / width
 
 
 with TemporaryDirectory() as cache:

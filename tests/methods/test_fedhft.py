@@ -151,9 +151,8 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
             adapter.load("rest", rest.flatten(down))
             adapter.load("lora", draw_lora(lora, setting.seed))
             adapter.load("head", sum(pi[k, j] * heads[j] for j in range(clusters)).astype(np.float32))
-            LocalTrainer(
-                Alone(TorchEngine(adapter), setting), run.pool.shards[client.id], client, t, setting, measure=False
-            ).train()
+            work = Alone(TorchEngine(adapter), setting)
+            LocalTrainer(work, run.pool.shards[client.id], client, t, setting, measure=False).train()
             views = lora.views(adapter.read("lora"))
             U = {x: views[f"{x}.B"].astype(np.float64) @ views[f"{x}.A"].astype(np.float64) for x in TARGETS}
             products.append(U)

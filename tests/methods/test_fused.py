@@ -1,8 +1,12 @@
 """Clients trained together against the same clients one by one."""
 
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from fedray.errors import TrainingError
 from fedray.worker import Assignment
 
 DECODER = {
@@ -96,11 +100,6 @@ def agree(fused, alone):
             assert report.recorded[name] == pytest.approx(value, rel=1e-5)
 
 
-def moved(run, outcome):
-    """How far a client's trained values are from where it would be without training."""
-    return max(np.abs(tensor).max() for name, tensor in outcome.tensors.items() if name.endswith(".B")) > 0
-
-
 IDS = ("client_000", "client_001", "client_002")
 
 
@@ -118,3 +117,137 @@ def test_together_is_as_one_by_one(start, method, caplog):
         agree(fused, alone)
         run.round()
     assert not caplog.records  # nothing fell back
+
+
+@pytest.mark.parametrize("method", [{"name": "fedalt"}, {"name": "fedreft", "mixing": "adaptive"}], ids=str)
+def test_a_language_model(start, method, caplog):
+    """Answers of unequal length, clients that end at different steps, perplexity, dropout, no head."""
+    run = start(method, task="causal_lm", model__config=DECODER, evaluation__metric="perplexity", train__batch_size=2)
+    for _ in range(2):
+        turns = turns_of(run, IDS)
+        agree(together(run.worker, turns), [run.worker.train(*turn) for turn in turns])
+        run.round()
+    assert not caplog.records
+
+
+def test_generated_text_is_measured_one_by_one_all_the_same(start, monkeypatch):
+    run = start(
+        "fedavg", task="causal_lm", model__config=DECODER, evaluation__metric="rouge_l", evaluation__max_new_tokens=3
+    )
+    turns = turns_of(run, IDS)
+    alone = [run.worker.train(*turn) for turn in turns]
+    calls = count_calls(monkeypatch, run.worker)
+    agree(together(run.worker, turns), alone)
+    fused_calls, calls[:] = len(calls), []
+    for turn in turns:
+        run.worker.train(*turn)
+    assert 0 < fused_calls < len(calls)
+
+
+def count_calls(monkeypatch, worker):
+    """A list that grows with every pass of the model."""
+    calls = []
+    worker.adapter.model.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_any_group_gives_a_client_the_same(start):
+    """Alone, with one other in either order, and after others that the worker's stack still holds."""
+    run = start("fedalt", clients__count=5, data__groups=1)
+    run.round()
+    ids = [client.id for client in run.prepared.clients]
+    expected = dict(zip(ids, (run.worker.train(*turn) for turn in turns_of(run, ids)), strict=True))
+    for group in (ids, ids[1:3], ids[2:0:-1], ids[::-1], ids[3:4]):
+        agree(together(run.worker, turns_of(run, group)), [expected[id] for id in group])
+
+
+def test_states_of_others_stay(start):
+    """What goes in is never written to: neither the states of those who train, nor anybody else's."""
+    run = start("fedalt")
+    run.round()
+    before = {id: np.concatenate(numbers(state)).copy() for id, state in run.federation.client_states.items()}
+    alone = run.worker.train(*turns_of(run, IDS[2:])[0])
+    done = together(run.worker, turns_of(run, IDS[:2]))
+    assert distance(done[0][1], run.federation.client_states[IDS[0]]) > 1e-3
+    for id, state in run.federation.client_states.items():
+        assert np.array_equal(np.concatenate(numbers(state)), before[id])
+    again = run.worker.train(*turns_of(run, IDS[2:])[0])
+    assert np.array_equal(np.concatenate(numbers(again)), np.concatenate(numbers(alone)))
+
+
+def test_the_same_turns_give_the_same_bits(start):
+    run = start("fedalt")
+    first, second = (together(run.worker, turns_of(run, IDS)) for _ in range(2))
+    for (_, state), (_, again) in zip(first, second, strict=True):
+        assert np.array_equal(np.concatenate(numbers(state)), np.concatenate(numbers(again)))
+
+
+def test_a_method_that_fails_for_one_client_names_it(start, monkeypatch):
+    run = start("fedavg")
+    turns = turns_of(run, IDS)
+    broken = np.full_like(turns[1][1].adapter, np.nan)
+    turns[1] = (turns[1][0], replace(turns[1][1], adapter=broken), *turns[1][2:])
+    threads = threading.active_count()
+    with pytest.raises(ValueError, match="not finite") as caught:
+        together(run.worker, turns)
+    assert caught.value.__notes__ == [f"client {IDS[1]!r}, round 0"]
+    assert threading.active_count() == threads
+    expected = [run.worker.train(*turn) for turn in turns_of(run, IDS)]
+    agree(together(run.worker, turns_of(run, IDS)), expected)
+
+
+def test_a_loss_that_is_not_finite_names_client_and_round(start):
+    run = start("fedavg", train__lr=1e30, train__clip=None)
+    with pytest.raises(TrainingError, match=f"client '{IDS[0]}', round 0, step 1: the loss is not finite"):
+        together(run.worker, turns_of(run, IDS, measure=False))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        ({"name": "fedavg", "adapter": "full"}, {}, "the whole model trains"),
+        ("fedavg", {"clients__tiers": {"all": {"share": 1.0, "engine": "deepspeed"}}}, "not plain torch"),
+    ],
+    ids=["full", "deepspeed"],
+)
+def test_what_cannot_be_fused_is_trained_one_by_one_and_said_once(start, method, changes, reason, caplog):
+    run = start(method, **changes)
+    turns = turns_of(run, IDS)
+    alone = [run.worker.train(*turn) for turn in turns]
+    agree(together(run.worker, turns), alone)
+    agree(together(run.worker, turns), alone)
+    (record,) = [record for record in caplog.records if record.name == "fedray.worker"]
+    assert "one by one" in record.getMessage()
+    assert reason in record.getMessage()
+
+
+def test_checkpointed_activations(start):
+    tiers = {"all": {"share": 1.0, "activation_checkpointing": True}}
+    run = start("fedalt", task="causal_lm", model__config=DECODER, clients__tiers=tiers)
+    turns = turns_of(run, IDS)
+    agree(together(run.worker, turns), [run.worker.train(*turn) for turn in turns])
+
+
+def test_tiers_with_other_ranks(start):
+    tiers = {"weak": {"clients": list(IDS[:2]), "lora_rank": 1}, "rest": {"share": 1.0}}
+    run = start("fedavg", clients__tiers=tiers)
+    turns = turns_of(run, IDS[:2])
+    worker = run.pool.workers["weak"]
+    agree(together(worker, turns), [worker.train(*turn) for turn in turns])
+
+
+def test_timing_widths_leaves_nothing_behind(start):
+    run = start("fedalt", train__epochs=5)
+    turns, setting = turns_of(run, IDS), run.worker.setting
+    expected = [run.worker.train(*turn) for turn in turns]
+    assert run.worker.fuse_width(*zip(*turns, strict=True)) in (1, 2)
+    assert run.worker.setting == setting
+    for turn, before in zip(turns, expected, strict=True):
+        after = run.worker.train(*turn)
+        assert after[0].report.steps == before[0].report.steps
+        assert np.array_equal(np.concatenate(numbers(after[1])), np.concatenate(numbers(before[1])))
+
+
+def test_what_cannot_be_fused_has_width_one(start):
+    run = start({"name": "fedavg", "adapter": "full"})
+    assert run.worker.fuse_width(*zip(*turns_of(run, IDS), strict=True)) == 1

@@ -1,0 +1,93 @@
+"""What is timed at the start of a run becomes a part of its configuration."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fedray
+from fedray.calibration import calibrated
+from fedray.config import load_config
+from fedray.errors import ConfigError
+from fedray.inline import InlinePool
+from fedray.prepare import prepare
+
+BASE: dict[str, Any] = {
+    "rounds": 1,
+    "method": "fedavg",
+    "runtime": "inline",
+    "model": {
+        "path": "random",
+        "tokenizer": "bytes",
+        "config": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    },
+    "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 16},
+    "partition": {"kind": "by_file"},
+}
+
+
+class Finds(InlinePool):
+    """A pool whose workers find `width`; notes who was asked."""
+
+    def __init__(self, prepared: Any, width: int):
+        super().__init__(prepared.data.shards)
+        self.width = width
+        self.asked: list[list[str]] = []
+
+    def fuse_width(self, assignments: Any, downlinks: Any) -> int:
+        self.asked.append([assignment.client.id for assignment in assignments])
+        assert {assignment.client.id for assignment in assignments} <= set(downlinks)
+        return self.width
+
+
+@pytest.mark.parametrize(("found", "kept"), [(4, 4), (1, "off")])
+def test_auto_is_replaced_by_what_was_found(found: int, kept: int | str) -> None:
+    prepared = prepare(load_config({**BASE, "clients": {"count": 5, "fuse": "auto"}}))
+    pool = Finds(prepared, found)
+    assert calibrated(prepared, pool).config.clients.fuse == kept
+    assert [len(ids) for ids in pool.asked] == [5]
+
+
+def test_every_tier_has_its_own_and_only_auto_is_timed() -> None:
+    tiers = {
+        "a": {"share": 0.4, "fuse": "auto"},
+        "b": {"share": 0.4, "fuse": 3},
+        "c": {"share": 0.2, "fuse": "auto"},  # one client: nobody to train with
+    }
+    prepared = prepare(load_config({**BASE, "clients": {"count": 5, "tiers": tiers}}))
+    pool = Finds(prepared, 2)
+    clients = calibrated(prepared, pool).config.clients
+    assert {name: tier.fuse for name, tier in clients.tiers.items()} == {"a": 2, "b": 3, "c": "off"}
+    assert [len(ids) for ids in pool.asked] == [2]
+
+
+def test_the_default_is_one_by_one_and_times_nothing() -> None:
+    prepared = prepare(load_config({**BASE, "clients": {"count": 2}}))
+    pool = Finds(prepared, 8)
+    assert calibrated(prepared, pool) is prepared
+    assert prepared.config.clients.tier("default").fuse_width == 1
+    assert pool.asked == []
+
+
+def test_a_run_keeps_what_it_found_and_a_run_with_that_gives_the_same_bits(tmp_path: Path) -> None:
+    config = {**BASE, "clients": {"count": 4, "fuse": "auto"}}
+    first = fedray.run(config, output=tmp_path / "first")
+    kept = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())["clients"]["fuse"]
+    assert kept is False or kept == "off" or kept in (2, 4)
+    again = fedray.run(tmp_path / "first" / "config.yaml", output=tmp_path / "again")
+    assert again["fedavg"].state_sha256 == first["fedavg"].state_sha256
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ({"fuse": 1}, "clients.fuse"),
+        ({"fuse": "on"}, "clients.fuse"),
+        ({"tiers": {"a": {"share": 1, "fuse": 4, "workers": 2}}}, "fuse: 4 clients in one step need engine: torch"),
+        ({"tiers": {"a": {"share": 1, "fuse": 4, "engine": "deepspeed"}}}, "fuse: 4 clients in one step need engine"),
+    ],
+)
+def test_bad_widths_are_refused(clients: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config({**BASE, "clients": clients})

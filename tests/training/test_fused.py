@@ -1,0 +1,356 @@
+"""Lanes against the same clients trained one by one, and what must not happen between lanes."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from fedray.adapters.full import attach_full
+from fedray.adapters.lora import attach_lora
+from fedray.adapters.reft import attach_reft
+from fedray.adapters.stacked import Stack, Unfusable
+from fedray.config import LoraSection, ReftSection, TrainConfig
+from fedray.errors import TrainingError
+from fedray.training.fused import fastest_width, run_together
+from fedray.training.lane_optimizer import LaneOptimizer
+from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.trainer import LocalTrainer
+
+TASKS = ["classification", "regression", "causal_lm"]
+CLIENTS = {"ann": 11, "bob": 4, "cid": 9, "dee": 1}
+
+
+def first_values(adapter, client):
+    """Every client starts elsewhere, as it does in its second round."""
+    rng = np.random.default_rng(sum(map(ord, client)))
+    values = {name: adapter.read(name) for name in adapter.names}
+    return {name: (vector + rng.normal(0, 0.05, vector.size)).astype(np.float32) for name, vector in values.items()}
+
+
+def one_round(work, local, values):
+    """A method in short: load, train, read."""
+    mine = LocalTrainer(work, local._shard, local.client, local.server_round, local._setting, local._measure)
+    for name, vector in values.items():
+        work.adapter.load(name, vector)
+    mine.train()
+    return np.concatenate([work.adapter.read(name) for name in work.adapter.names]), mine.report
+
+
+def alone(adapter, locals_, values):
+    return {name: one_round(local._work, local, values[name]) for name, local in locals_.items()}
+
+
+def fused(adapter, locals_, values, lanes=None):
+    def piece(name):
+        return lambda lane: one_round(lane, locals_[name], values[name])
+
+    stack = Stack(adapter, lanes or len(locals_))
+    setting = next(iter(locals_.values()))._setting
+    return dict(zip(locals_, run_together(stack, setting, 1.0, [piece(name) for name in locals_]), strict=True))
+
+
+def compare(ours, expected, starts):
+    for name, (values, report) in ours.items():
+        wanted, wanted_report = expected[name]
+        start = np.concatenate([*starts[name].values()])
+        assert np.linalg.norm(wanted - start) > 1e-3  # it trained
+        assert np.linalg.norm(values - wanted) < 1e-5 * np.linalg.norm(wanted)
+        assert report.steps == wanted_report.steps
+        assert report.train_loss == pytest.approx(wanted_report.train_loss, rel=1e-5)
+        for moment in ("aggregated", "personalised"):
+            measured, same = getattr(report, moment), getattr(wanted_report, moment)
+            assert (measured is None) == (same is None)
+            if same is not None:
+                assert measured.loss == pytest.approx(same.loss, rel=1e-5)
+                assert measured.metric == pytest.approx(same.metric, abs=1e-5)
+
+
+@pytest.fixture
+def locals_of(trainer):
+    """locals_of(adapter, task, clients, **train): every client's trainer, with its own number of examples."""
+
+    def build(adapter, task="classification", clients=CLIENTS, **train):
+        return {name: trainer(adapter, task, name, number, **train) for name, number in clients.items()}
+
+    return build
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"batch_size": 2, "accumulation": 2, "epochs": 2, "schedule": "linear", "weight_decay": 0.1, "clip": 0.1},
+        {"batch_size": 3, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1, "max_steps": 4, "epochs": 3},
+    ],
+    ids=["adamw", "sgd"],
+)
+def test_lanes_are_as_alone(adapt, locals_of, task, train):
+    """Dropout acts, lanes end at different steps, last batches are short, dee has a single example."""
+    adapter = adapt(task, dropout=0.3)
+    locals_ = locals_of(adapter, task, measure=True, server_round=2, lr=0.01, round_decay=0.9, **train)
+    values = {name: first_values(adapter, name) for name in locals_}
+    expected = alone(adapter, locals_, values)
+    compare(fused(adapter, locals_, values), expected, values)
+    assert len({report.steps for _, report in expected.values()}) > 1
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt_neox", "qwen2"])
+def test_every_family(family, locals_of):
+    """RoBERTa has two layers in its head and counts positions behind padding; decoders pool the last token.
+
+    A larger eps, because Adam turns the rounding of a gradient near 1e-8 into a step.
+    """
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    fields = {"vocab_size": 40, "max_position_embeddings": 40, "pad_token_id": 0, "num_labels": 3, **sizes}
+    fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if "bert" in family else {}
+    fields |= {"num_key_value_heads": 1} if family in ("llama", "qwen2") else {}
+    config = AutoConfig.for_model(family, **fields)
+    config.initializer_range = 0.2
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    adapter = attach_lora(model, LoraSection(rank=2), rest_rank=3, mixer="adaptive")
+    locals_ = locals_of(adapter, measure=True, batch_size=2, lr=0.01, eps=1e-4)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+@pytest.mark.parametrize("kind", ["loreft", "noreft", "direft", "nodireft"])
+@pytest.mark.parametrize("positions", ["f1+l1", "f2+l3", "all"])
+def test_interventions(backbone, locals_of, task, kind, positions):
+    """With batches of one example and prompts of one token, a step may edit no token with the suffix's intervention:
+    its moments and step count must then stay, on that lane only."""
+    section = ReftSection(rank=2, kind=kind, positions=positions, dropout=0.2)
+    adapter = attach_reft(backbone(task), section, seed=1)
+    locals_ = locals_of(adapter, task, measure=True, batch_size=1, lr=0.01, weight_decay=0.1)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
+@pytest.mark.parametrize("names", [["dee", "cid", "bob", "ann"], ["bob", "ann"], ["cid"]], ids=len)
+def test_neither_order_nor_width_matter(adapt, locals_of, names):
+    adapter = adapt(dropout=0.3)
+    locals_ = locals_of(adapter, measure=True, batch_size=2)
+    values = {name: first_values(adapter, name) for name in locals_}
+    expected = alone(adapter, locals_, values)
+    chosen = {name: locals_of(adapter, measure=True, batch_size=2)[name] for name in names}
+    compare(fused(adapter, chosen, values, lanes=5), {name: expected[name] for name in names}, values)
+
+
+def test_the_base_model_is_passed_once_for_all(adapt, locals_of):
+    adapter, seen = adapt(), []
+    locals_ = locals_of(adapter, clients={"ann": 6, "bob": 6, "cid": 6}, batch_size=2)
+    adapter.model.register_forward_hook(lambda *_: seen.append(1))
+    fused(adapter, locals_, {name: first_values(adapter, name) for name in locals_})
+    assert len(seen) == 3
+
+
+def test_the_adapter_itself_is_as_before(adapt, locals_of, batch_of):
+    """Its values, what computes with them, and the lanes that nobody used."""
+    adapter = adapt(dropout=0.3)
+    adapter.model.eval()
+    before = {name: adapter.read(name) for name in adapter.names}
+    logits = adapter.model(**batch_of).logits
+    stack = Stack(adapter, 3)
+    locals_ = locals_of(adapter, clients={"ann": 6})
+    run_together(
+        stack,
+        locals_["ann"]._setting,
+        1.0,
+        [lambda lane: one_round(lane, locals_["ann"], first_values(adapter, "ann"))],
+    )
+    assert all(np.array_equal(adapter.read(name), vector) for name, vector in before.items())
+    assert torch.equal(adapter.model(**batch_of).logits, logits)
+    assert torch.equal(stack.values[1], stack.values[2])
+    assert not torch.equal(stack.values[0], stack.values[1])
+    assert np.array_equal(stack.lane(2).read("lora"), before["lora"])
+
+
+@pytest.fixture
+def batch_of():
+    return {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+
+
+@pytest.mark.parametrize("bad", ["ann", "cid"])
+def test_a_lane_that_is_not_finite_names_its_client(adapt, locals_of, bad):
+    """Its values make the first loss infinite; the other lanes' threads end, too."""
+    adapter = adapt()
+    locals_ = locals_of(adapter)
+    values = {name: first_values(adapter, name) for name in locals_}
+    values[bad]["head"][:] = 1e38
+    values[bad]["lora"][:] = 1e30
+    threads = threading.active_count()
+    with pytest.raises(TrainingError, match=rf"client '{bad}', round 0, step 0: the loss is not finite"):
+        fused(adapter, locals_, values)
+    assert threading.active_count() == threads
+    good = {name: local for name, local in locals_of(adapter).items() if name != bad}
+    compare(fused(adapter, good, values), alone(adapter, locals_of(adapter), {**values, bad: values["bob"]}), values)
+
+
+def test_what_is_not_finite_stays_on_its_lane(adapt, locals_of, monkeypatch):
+    """Without the check, ann's NaN would show in bob's values if anything mixed lanes."""
+    monkeypatch.setattr("fedray.training.loop.check_finite", lambda *_: None)
+    adapter = adapt(dropout=0.2)
+    locals_ = locals_of(adapter)
+    values = {name: first_values(adapter, name) for name in locals_}
+    expected = alone(adapter, locals_of(adapter), values)
+    values["ann"]["head"][:] = 1e38
+    found = fused(adapter, locals_, values)
+    assert not np.isfinite(found["ann"][0]).all()
+    others = {name: result for name, result in found.items() if name != "ann"}
+    compare(others, expected, values)
+
+
+def test_a_client_without_examples_is_named(adapt, locals_of):
+    adapter = adapt()
+    locals_ = locals_of(adapter, clients={"ann": 4, "bob": 0})
+    with pytest.raises(TrainingError, match="'bob' has no training examples"):
+        fused(adapter, locals_, {name: first_values(adapter, name) for name in locals_})
+
+
+def test_rows_are_a_lanes_own(adapt):
+    """Rows 1, 2 exist; on lane 1 row 5 comes instead of row 1: it is zero, and row 2 stays."""
+    adapter = adapt()
+    adapter.set_rows({path: np.array([1, 2]) for path in adapter.targets})
+    stack = Stack(adapter, 2)
+    path = next(iter(adapter.targets))
+    kept = adapter.layout("lora").views(adapter.read("lora"))[f"{path}.B"]
+    stack.lane(1).set_rows({path: np.array([2, 5]) for path in adapter.targets})
+    first, second = (stack.lane(index).tensors()[f"lora.{path}.B"] for index in (0, 1))
+    np.testing.assert_array_equal(first[[1, 2]], kept)
+    np.testing.assert_array_equal(second[[2, 5]], [kept[1], 0 * kept[1]])
+    assert np.count_nonzero(first.any(1)) == 2
+    assert np.count_nonzero(second.any(1)) == 1
+    assert kept.all()
+    with pytest.raises(Unfusable, match="another number of rows"):
+        stack.lane(0).set_rows({path: np.array([3]) for path in adapter.targets})
+
+
+def test_importance_of_lanes_is_as_alone(adapt, locals_of):
+    """Lanes with unequal examples, the last batches short."""
+    adapter = adapt("causal_lm")
+    locals_ = locals_of(adapter, "causal_lm", batch_size=2)
+    values = {name: first_values(adapter, name) for name in locals_}
+
+    def importance(work, name):
+        for group, vector in values[name].items():
+            work.adapter.load(group, vector)
+        return work.importance(locals_[name]._shard.tables["train"])
+
+    alone = {name: importance(local._work, name) for name, local in locals_.items()}
+    pieces = [lambda lane, name=name: importance(lane, name) for name in locals_]
+    found = run_together(Stack(adapter, 4), locals_["ann"]._setting, 1.0, pieces)
+    for name, fisher in zip(locals_, found, strict=True):
+        assert fisher.keys() == alone[name].keys()
+        for path, values_ in fisher.items():
+            assert np.linalg.norm(values_ - alone[name][path]) < 1e-5 * np.linalg.norm(alone[name][path])
+            assert values_.any()
+
+
+def test_a_lane_reads_back_what_it_was_given(adapt):
+    stack = Stack(adapt(), 3)
+    lanes = [stack.lane(index) for index in range(3)]
+    vectors = [np.random.default_rng(index).normal(size=lanes[0].layout("lora").size) for index in range(3)]
+    for lane, vector in zip(lanes, vectors, strict=True):
+        lane.load("lora", vector.astype(np.float32))
+    for lane, vector in zip(lanes, vectors, strict=True):
+        assert np.array_equal(lane.read("lora"), vector.astype(np.float32))
+        assert lane.num_trainable() == stack.adapter.num_trainable()
+    with pytest.raises(ValueError, match="not finite"):
+        lanes[0].load("lora", np.full(lanes[0].layout("lora").size, np.nan, np.float32))
+
+
+def test_the_whole_model_cannot_be_stacked(backbone):
+    with pytest.raises(Unfusable, match="whole model"):
+        Stack(attach_full(backbone("classification")), 2)
+
+
+def test_a_head_with_a_normalisation_layer_cannot_be_stacked(backbone):
+    model = backbone("classification")
+    model.norm = torch.nn.LayerNorm(16)
+    with pytest.raises(Unfusable, match="norm.weight"):
+        Stack(attach_lora(model, LoraSection(rank=2)), 2)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"weight_decay": 0.2, "clip": 0.7, "schedule": "linear", "head_lr": 0.03},
+        {"optimizer": "sgd", "momentum": 0.6, "weight_decay": 0.2, "clip": None},
+    ],
+    ids=["adamw", "sgd"],
+)
+def test_optimizers_of_lanes_are_single_ones(adapt, train):
+    """Lanes of 4, 3 and 3 steps; in the second step lane 0 has no gradient for one parameter, in the third lane 1 for
+    another: a parameter's moments and its count of steps then stay."""
+    config = TrainConfig(lr=0.05, **train)
+    numbers, missing = [4, 3, 3], {(1, 0): 1, (2, 1): 4}
+    adapter = adapt()
+    groups = adapter.trainable_groups()
+    sizes = [parameter.numel() for group in groups for parameter in group.parameters]
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(3, sum(sizes), generator=generator)
+    schedules = [Schedule(config, 0, number) for number in numbers]
+    gradients = torch.randn(4, 3, sum(sizes), generator=generator)
+
+    together = start.clone()
+    lanes = LaneOptimizer(groups, together, schedules)
+    for step in range(4):
+        live = sum(number > step for number in numbers)
+        present = np.ones((live, len(sizes)), bool)
+        given = gradients[step, :live].clone()
+        for lane in range(live):
+            if (step, lane) in missing:
+                present[lane, missing[step, lane]] = False
+                given[lane].split(sizes)[missing[step, lane]].zero_()
+        lanes.step(given, step, None if present.all() else present)
+
+    for lane, number in enumerate(numbers):
+        parameters = [parameter for group in groups for parameter in group.parameters]
+        for parameter, value in zip(parameters, start[lane].split(sizes), strict=True):
+            parameter.data.copy_(value.view_as(parameter))
+        single = RoundOptimizer(groups, schedules[lane])
+        for step in range(number):
+            for index, (parameter, gradient) in enumerate(
+                zip(parameters, gradients[step, lane].split(sizes), strict=True)
+            ):
+                parameter.grad = None if missing.get((step, lane)) == index else gradient.view_as(parameter).clone()
+            single.step()
+        expected = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        torch.testing.assert_close(together[lane], expected, rtol=1e-5, atol=1e-6)
+        assert (expected - start[lane]).norm() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [
+        (lambda width: 1, 8),  # a group costs the same, however many are in it
+        (lambda width: width, 1),  # nothing is gained
+        (lambda width: 0.97 * width if width == 4 else width, 1),  # not clearly faster
+        (lambda width: width if width != 4 else 2, 4),
+    ],
+)
+def test_the_fastest_width(cost, best):
+    """By a clock that only `serve` moves: 12 clients, groups of 8 leave one of 4."""
+    now, served = [0.0], []
+
+    def serve(start, stop):
+        served.append((start, stop))
+        now[0] += cost(stop - start)
+
+    assert fastest_width(serve, 12, (2, 4, 8, 16), clock=lambda: now[0]) == best
+    assert served[:4] == [(0, 1), (0, 2), (0, 4), (0, 8)]
+    assert served.count((8, 12)) == 2 * 2  # widths 4 and 8, timed twice each
+
+
+def test_a_width_beyond_the_memory_ends_the_search():
+    now = [0.0]
+
+    def serve(start, stop):
+        if stop - start > 2:
+            raise torch.OutOfMemoryError
+        now[0] += 1
+
+    assert fastest_width(serve, 12, (2, 4, 8), clock=lambda: now[0]) == 2
