@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.worker import Assignment
 
@@ -251,3 +252,34 @@ def test_timing_widths_leaves_nothing_behind(start):
 def test_what_cannot_be_fused_has_width_one(start):
     run = start({"name": "fedavg", "adapter": "full"})
     assert run.worker.fuse_width(*zip(*turns_of(run, IDS), strict=True)) == 1
+
+
+@pytest.mark.parametrize("timing", ["pre", "post"])
+def test_every_client_has_its_own_mask(start, timing):
+    """Half of the rows, drawn per client in round 0 and by energy later."""
+    run = start({"name": "fedhft", "timing": timing}, clients__tiers={"half": {"share": 1.0, "mask_ratio": 0.5}})
+    for _ in range(2):
+        turns = turns_of(run, IDS)
+        alone = [run.worker.train(*turn) for turn in turns]
+        masks = [np.concatenate(numbers(outcome.update.payload.masks)) for outcome, _ in alone]
+        assert not np.array_equal(masks[0], masks[1])
+        fused = together(run.worker, turns)
+        agree(fused, alone)
+        for mask, (outcome, _) in zip(masks, fused, strict=True):
+            assert np.array_equal(np.concatenate(numbers(outcome.update.payload.masks)), mask)
+        run.round()
+
+
+def test_mixers_of_clients_with_unequal_test_examples(start):
+    """Rows that only fill up a pass count in nobody's mean of the mixer: two examples and a copy of the first have
+    another mean than the two."""
+    run = start("fedalt", evaluation__batch_size=4)
+    turns = turns_of(run, IDS)
+    for place, keep in enumerate([3, 1, 2]):
+        shard = turns[place][3]
+        tables = {**shard.tables, "test": shard.tables["test"].slice(0, keep)}
+        turns[place] = (*turns[place][:3], Shard(shard.client, tables))
+        assert tables["test"].num_rows == keep
+    alone = [run.worker.train(*turn) for turn in turns]
+    agree(together(run.worker, turns), alone)
+    assert len({outcome.report.recorded["mixer_mean"] for outcome, _ in alone}) == 3

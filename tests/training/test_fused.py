@@ -13,7 +13,7 @@ from fedray.adapters.reft import attach_reft
 from fedray.adapters.stacked import Stack, Unfusable
 from fedray.config import LoraSection, ReftSection, TrainConfig
 from fedray.errors import TrainingError
-from fedray.training.fused import fastest_width, run_together
+from fedray.training.fused import fastest_width, join, run_together
 from fedray.training.lane_optimizer import LaneOptimizer
 from fedray.training.optimizer import RoundOptimizer, Schedule
 from fedray.training.trainer import LocalTrainer
@@ -129,6 +129,52 @@ def test_interventions(backbone, locals_of, task, kind, positions):
     compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
 
 
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+def test_interventions_with_short_batches(backbone, locals_of, task):
+    """Steps end with fewer micro-batches, and these with fewer examples, than those of other lanes."""
+    adapter = attach_reft(backbone(task), ReftSection(rank=2, positions="f1+l2", dropout=0.3), seed=1)
+    locals_ = locals_of(adapter, task, measure=True, batch_size=4, accumulation=2, lr=0.01)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
+def test_rows_that_fill_up_are_copies_without_answers():
+    """Lanes of 1, 0 and 2 rows: attention over nothing is never asked of a model."""
+
+    def part(ids, labels):
+        tokens = torch.tensor(ids, dtype=torch.long).reshape(len(ids), -1)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.tensor(labels)}
+
+    none = {name: tensor[:0] for name, tensor in part([[1, 2]], [[-100, 2]]).items()}
+    parts = [part([[5, 6, 7]], [[-100, 6, 7]]), none, part([[8, 9], [3, 4]], [[-100, 9], [-100, 4]])]
+    joined = join(parts, "causal_lm", 0)
+    five, none_ = [5, 6, 7], [-100] * 3
+    assert joined.batch["input_ids"].tolist() == [five, five, five, five, [8, 9, 0], [3, 4, 0]]
+    assert joined.batch["attention_mask"].tolist() == [[1, 1, 1]] * 4 + [[1, 1, 0]] * 2
+    assert joined.batch["labels"].tolist() == [[-100, 6, 7], none_, none_, none_, [-100, 9, -100], [-100, 4, -100]]
+    assert joined.shapes == ((1, 3), (0, 2), (2, 2))
+    weights, lanes = joined.weights([2, 1, 2])
+    assert weights.tolist() == [0.5] * 4
+    assert lanes.tolist() == [0, 0, 2, 2]
+    assert [own.tolist() for own in joined.own_units("cpu")] == [[0, 1], [], [2, 3]]
+
+
+def test_a_class_in_a_row_that_fills_up_weighs_nothing():
+    tokens = torch.tensor([[3, 4], [5, 6]])
+    parts = [
+        {
+            "input_ids": tokens[:number],
+            "attention_mask": tokens[:number] * 0 + 1,
+            "labels": torch.tensor([2, 1])[:number],
+        }
+        for number in (1, 2)
+    ]
+    joined = join(parts, "classification", 0)
+    assert joined.batch["labels"].tolist() == [2, 2, 2, 1]
+    assert joined.weights([1, 4])[0].tolist() == [1, 0, 0.25, 0.25]
+    assert [own.tolist() for own in joined.own_units("cpu")] == [[0], [2, 3]]
+
+
 @pytest.mark.parametrize("names", [["dee", "cid", "bob", "ann"], ["bob", "ann"], ["cid"]], ids=len)
 def test_neither_order_nor_width_matter(adapt, locals_of, names):
     adapter = adapt(dropout=0.3)
@@ -201,6 +247,18 @@ def test_what_is_not_finite_stays_on_its_lane(adapt, locals_of, monkeypatch):
     assert not np.isfinite(found["ann"][0]).all()
     others = {name: result for name, result in found.items() if name != "ann"}
     compare(others, expected, values)
+
+
+def test_interventions_keep_what_is_not_finite_on_its_lane(backbone, locals_of, monkeypatch):
+    """`all` edits unequally many tokens per lane, so that the shorter ones are filled up."""
+    monkeypatch.setattr("fedray.training.loop.check_finite", lambda *_: None)
+    adapter = attach_reft(backbone("classification"), ReftSection(rank=2, kind="nodireft", positions="all"), seed=1)
+    values = {name: first_values(adapter, name) for name in CLIENTS}
+    expected = alone(adapter, locals_of(adapter, batch_size=1), values)
+    values["ann"]["reft"][:] = 1e30
+    found = fused(adapter, locals_of(adapter, batch_size=1), values)
+    assert not np.isfinite(found["ann"][0]).all()
+    compare({name: result for name, result in found.items() if name != "ann"}, expected, values)
 
 
 def test_a_client_without_examples_is_named(adapt, locals_of):
