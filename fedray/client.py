@@ -53,9 +53,6 @@ class ClientActor:
         """See `serve`."""
         yield from serve(self.worker.train_many, groups, self._shards)
 
-    def close(self) -> None:
-        """Nothing that outlives the process."""
-
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process
 def build_extensions(offload: OffloadConfig, gpus: float) -> None:

@@ -146,8 +146,8 @@ class ClientPool:
 
     def close(self) -> None:
         """End the actors."""
-        closing = [actor.close.remote() for tier, actors in self._actors.items() for actor in actors]
-        if closing:  # a silo's workers give their resources back themselves
+        silos = [actor for tier, actors in self._actors.items() for actor in actors if self._workers[tier] > 1]
+        if closing := [silo.close.remote() for silo in silos]:  # their workers give resources back themselves
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
         for actors in self._actors.values():
             for actor in actors:
