@@ -122,6 +122,7 @@ def test_exactly_what_a_live_engine_holds(kind: str, stage: int | None, train: d
     before = storages()
     adapter = attach(kind, backbone("cpu"))
     engine = make_engine(adapter, section, tier, "cpu")
+    adapter.model.train()  # mixers keep statistics while they are evaluated
     engine.begin(Schedule(section, 0, 2))
     for step in range(2):
         for micro in range(section.accumulation):
