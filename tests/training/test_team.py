@@ -22,6 +22,8 @@ def together(size: int, work: Callable[[Team], Any], path: Any) -> list[Any]:
 
     def member(rank: int) -> None:
         torch.set_num_threads(1)
+        if distributed.is_initialized():  # by other tests in the process that was forked: a world of its own
+            distributed.destroy_process_group()
         store = distributed.FileStore(str(path), size)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
         try:
@@ -45,7 +47,7 @@ def with_team(local: LocalTrainer, team: Team, **train: Any) -> LocalTrainer:
     """The same client's round, of another team."""
     setting = local._setting
     setting = replace(setting, train=setting.train.model_copy(update=train))
-    engine = TorchEngine(local._adapter, team=team)
+    engine = TorchEngine(local._work.adapter, team=team)
     return LocalTrainer(Alone(engine, setting), local._shard, local.client, local.server_round, setting, local._measure)
 
 
