@@ -4,23 +4,22 @@ Weights, adapter, gradients and optimizer are counted exactly, tensor by tensor,
 Activations are traced through one training step and one evaluation batch on shapes (`fedray.training.tracing`).
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from fedray.adapters.adapter import Adapter, TrainableGroup
-from fedray.adapters.heads import float_head
 from fedray.config import Config, MethodConfig, TierConfig, TrainConfig
 from fedray.errors import ConfigError
 from fedray.methods.registry import build_method
-from fedray.models.backbone import checkpoint_activations, meta_backbone
+from fedray.models.backbone import meta_backbone
 from fedray.training.deepspeed_config import engine_config, zero_stage
 from fedray.training.engine import hold_rows
 from fedray.training.tracing import Traced, trace_evaluation, trace_step
+from fedray.worker import as_held, held_architecture
 
 FLOAT32 = 4
 """Bytes of one number of what DeepSpeed trains."""
@@ -91,7 +90,7 @@ def predict(
         ConfigError: a step of this model cannot be traced without values.
     """
     held, train = config.clients.tier(tier), config.section_for(entry, tier).train
-    model = _base(architecture, config, held)
+    model = as_held(meta_backbone(held_architecture(architecture, held), config.task), held)
     base = [*model.parameters(), *model.buffers()]
     weights = _bytes(base)
     adapter = build_method(config, entry, tier).attach(model)
@@ -170,18 +169,6 @@ def _activations(step: Traced, evaluation: Traced, gradients: int, stage: int) -
     if stage > 0:
         return max(step.activations, evaluation.peak - gradients)
     return max(step.peak, evaluation.peak, gradients) - gradients
-
-
-def _base(architecture: PretrainedConfig, config: Config, tier: TierConfig) -> PreTrainedModel:
-    """Return the frozen base model on the meta device as the tier's devices hold it."""
-    held = copy.deepcopy(architecture)
-    if tier.precision is not None:
-        held.dtype = getattr(torch, tier.precision)
-    model: PreTrainedModel = meta_backbone(held, config.task)
-    float_head(model)
-    if tier.activation_checkpointing:
-        checkpoint_activations(model)
-    return model
 
 
 def _optimizer_state(groups: Sequence[TrainableGroup], trained: int, train: TrainConfig) -> int:

@@ -274,15 +274,31 @@ def _load_model(job: Job, tier: TierConfig, device: str) -> PreTrainedModel:
     Raises:
         ConfigError: float16 where there is no GPU, or checkpointing that the model does not support.
     """
-    section, architecture = job.config.model, copy.deepcopy(job.architecture)
+    section, architecture = job.config.model, held_architecture(job.architecture, tier)
     if tier.precision is not None:
         section = section.model_copy(update={"dtype": tier.precision})
-        architecture.dtype = getattr(torch, tier.precision)
     if section.dtype == "float16" and device == "cpu":
         raise ConfigError(f"tier {job.tier!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
     # ZeRO-3 moves parameters to the device one by one: the whole model may be larger than that.
     place = device if tier.offload.params == "none" else "cpu"
-    model = load_backbone(section, architecture, job.config.task, job.config.seed, place, job.config.data.cache_dir)
+    cache = job.config.data.cache_dir
+    return as_held(load_backbone(section, architecture, job.config.task, job.config.seed, place, cache), tier)
+
+
+def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:
+    """Return the architecture with the type in which the tier's devices hold the base weights."""
+    held = copy.deepcopy(architecture)
+    if tier.precision is not None:
+        held.dtype = getattr(torch, tier.precision)
+    return held
+
+
+def as_held(model: PreTrainedModel, tier: TierConfig) -> PreTrainedModel:
+    """Return the base model, changed in place, as the tier's devices compute with it.
+
+    Raises:
+        ConfigError: checkpointing that the model does not support.
+    """
     float_head(model)
     if tier.activation_checkpointing:
         checkpoint_activations(model)

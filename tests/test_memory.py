@@ -202,6 +202,20 @@ def test_tiers_differ() -> None:
     assert found["offloaded"].offloaded.optimizer >= 2 * plain.gradients
 
 
+def test_clients_in_one_step_each_take_their_own() -> None:
+    """Four clients: four times the gradients and moments, and beside the adapter two stacks of four; the base model is
+    one. Where clients are trained one by one anyway, the number changes nothing."""
+    alone, four = (footprints(clients__fuse=fuse)["default"] for fuse in ("off", 4))
+    assert four.device.weights == alone.device.weights
+    assert four.device.gradients == 4 * alone.device.gradients
+    assert four.device.optimizer == 4 * alone.device.optimizer
+    assert four.device.adapter == alone.device.adapter + 2 * 4 * alone.vectors
+    assert 3 < four.device.activations / alone.device.activations < 5
+    tiers = {"weak": {"share": 1.0, "engine": "deepspeed", "offload": {"optimizer": "cpu"}}}
+    offloaded, same = (footprints(clients__tiers=tiers, clients__fuse=fuse)["weak"] for fuse in ("off", 4))
+    assert same == offloaded
+
+
 def test_a_large_evaluation_counts() -> None:
     small, large = (footprints(evaluation__batch_size=size)["default"].device for size in (1, 1000))
     assert large.activations > 10 * small.activations

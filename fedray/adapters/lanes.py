@@ -40,10 +40,6 @@ class Lanes:
         place = torch.arange(self.rows)
         return torch.cat([place < rows for rows, _ in self.shapes]).to(self.device)
 
-    @cached_property
-    def slot_index(self) -> Tensor:
-        return torch.tensor(self.slots, device=self.device)
-
     def mask(self, x: Tensor, shapes: Sequence[Sequence[int]], draw: Callable[[int, Sequence[int]], Tensor]) -> Tensor:
         """Return a boolean mask of x's shape, drawn for every lane in its own shape, False elsewhere.
 

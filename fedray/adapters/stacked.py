@@ -69,10 +69,6 @@ class Stack:
         self._views: list[Tensor] = []
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
 
-    @property
-    def trained_size(self) -> int:
-        return self.columns[self.trained - 1].stop if self.trained else 0
-
     def lane(self, index: int) -> "LaneAdapter":
         """Return one lane's values as an adapter: what a method loads and reads."""
         return LaneAdapter(self, index)
@@ -111,8 +107,9 @@ class Stack:
             use.begin(training)
 
     def take_gradients(self) -> tuple[Tensor, npt.NDArray[np.bool_] | None]:
-        """Return and drop the gradients, [lanes of the pass, trained_size], and where there were any, [lanes, trained]
-        (None: everywhere). A parameter that took no part in a lane's step has no gradient, rather than a zero one."""
+        """Return and drop the gradients, [lanes of the pass, trained values], and where there were any, [lanes,
+        trained] (None: everywhere). A parameter that took no part in a lane's step has no gradient, rather than a zero
+        one."""
         leaves = self._views[: self.trained]
         lanes = len(leaves[0])
         present = np.ones((lanes, self.trained), bool)

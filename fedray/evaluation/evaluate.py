@@ -60,7 +60,7 @@ def evaluate(
     if table.num_rows == 0:
         return Evaluation(float("nan"), float("nan"), 0)
     with evaluating(model):
-        units = score_all(model, table, task, batch_size, pad_token_id, device)
+        units = _score_all(model, table, task, batch_size, pad_token_id, device)
         if tokenizer is None or metric not in GENERATED:
             return summarise(units, metric, table.num_rows)
         texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens)
@@ -128,7 +128,7 @@ def generate(
     return texts
 
 
-def score_all(
+def _score_all(
     model: nn.Module, table: pa.Table, task: Task, batch_size: int, pad_token_id: int, device: Device
 ) -> Units:
     """Score a whole table."""

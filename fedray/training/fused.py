@@ -3,8 +3,8 @@ and only the adapters are per client.
 
 Every client's batches, losses, draws, clipping, learning rates and optimizer are what they would be alone
 (`fedray.training.loop`), so its result is the same up to float rounding. A method stays sequential code: it runs once
-per client, on threads that take turns (`fedray.training.turns`), and where all of them train or evaluate, that is done
-here for all at once.
+per client, on threads that take turns (`fedray.training.rendezvous`), and where all of them train or evaluate, that is
+done here for all at once.
 
 In a pass every lane has the rows and tokens of the largest batch. What a lane's own lacks is filled up: tokens that the
 attention mask hides, and copies of a row whose loss counts nothing.
@@ -34,10 +34,10 @@ from fedray.training.importance import check_examples, mean_importance, shift_gr
 from fedray.training.lane_optimizer import LaneOptimizer
 from fedray.training.loop import CHECK_EVERY, Step, dropout_key, total_steps
 from fedray.training.optimizer import Schedule
+from fedray.training.rendezvous import Ask, take_turns
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE
 from fedray.training.trainer import evaluate_client
-from fedray.training.turns import Ask, take_turns
 from fedray.types import IGNORED, ClientId, Evaluation, Task
 
 Result = TypeVar("Result")

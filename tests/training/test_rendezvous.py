@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedray.training.turns import take_turns
+from fedray.training.rendezvous import take_turns
 
 
 @dataclass(frozen=True)
