@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
-from fedray.methods.protocol import AnyMethod, Initial, Update
+from fedray.methods.protocol import AnyMethod, Initial, Update, averages
 from fedray.randomness import keyed_rng
 from fedray.state import leaves, num_bytes
 from fedray.types import Client, Evaluation, Split, Vector
@@ -66,8 +66,11 @@ def method_cost(
             payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
         if server_round == 0:  # no client receives the second round's aggregate
+            if averages(method):  # all are zeros, and so is their mean
+                examples = sum(update.num_examples for update in updates)
+                updates = [Update(clients[0], examples, updates[0].payload, len(updates))]
             server, _ = method.aggregate_train(server, updates)
-    up, down = updates[-1].payload, downlinks[clients[-1].id]
+    up, down = payload, downlinks[clients[-1].id]
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
     return Cost(local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
 

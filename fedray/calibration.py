@@ -68,8 +68,8 @@ def _example_seconds(prepared: Prepared, pool: Pool) -> float:
     examples = examples_trained(client.num_examples, federation.train[client.tier])
     measured = []
     for _ in range(REPEATS):
-        ((outcome, _),) = pool.train(assignments, downlinks, {})
-        measured.append(outcome.report.seconds / examples)
+        (block,) = pool.train(assignments, downlinks, {})
+        measured.append(block.outcomes[0].report.seconds / examples)
     return float(f"{min(measured) * config.clients.tier(client.tier).speed:.3g}")
 
 
@@ -80,4 +80,4 @@ def _first_federation(prepared: Prepared, pool: Pool) -> Federation:
 
 def _turns(federation: Federation, clients: Sequence[Client]) -> tuple[list[Assignment], Any]:
     downlinks = federation.method.configure_train(federation.server, clients)
-    return [Assignment(client, 0, measure=False) for client in clients], downlinks
+    return [Assignment(client, 0, measure=False, keep="nothing") for client in clients], downlinks

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
 from fedray.errors import ClientFailure, choices
-from fedray.types import ClientId
+from fedray.types import Client, ClientId
 from fedray.worker import Assignment
 
 Group = tuple[Assignment, ...]
@@ -45,6 +45,7 @@ class Chunks:
 
     def __init__(self, groups: Sequence[Group], max_failures: int) -> None:
         self._waiting = deque(groups)
+        self._all = self._left = sum(map(_work, groups))
         self._alone: deque[Group] = deque()
         self._max_failures = max_failures
         self._failures: Counter[ClientId] = Counter()
@@ -52,16 +53,21 @@ class Chunks:
     def __bool__(self) -> bool:
         return bool(self._waiting or self._alone)
 
-    def take(self, actors: int) -> list[Group]:
-        """Return the next chunk, of at least one group; actors: how many share the rest."""
+    def take(self, actors: int, least: float = 0) -> list[Group]:
+        """Return the next chunk, of at least one group.
+
+        actors: how many share the rest. least: work below which a chunk is not worth its message; nobody gets more
+        than an equal part of the round for that.
+        """
         if self._alone:
             return [self._alone.popleft()]
-        left = sum(_work(group) for group in self._waiting) / (SHARE * actors)
+        size = max(self._left / (SHARE * actors), min(least, self._all / actors))
         chunk = [self._waiting.popleft()]
         work = _work(chunk[0])
-        while self._waiting and work + _work(self._waiting[0]) <= left:
+        while self._waiting and work + (following := _work(self._waiting[0])) <= size:
             chunk.append(self._waiting.popleft())
-            work += _work(chunk[-1])
+            work += following
+        self._left -= work
         return chunk
 
     def failed(self, chunk: Sequence[Group], finished: int, error: Exception) -> None:
@@ -89,6 +95,10 @@ class Chunks:
             ) from None
 
 
-def _work(group: Group) -> int:
+def work_of(client: Client) -> int:
     """Expected work, in examples; a client without any still costs a turn."""
-    return sum(1 + assignment.client.num_examples for assignment in group)
+    return 1 + client.num_examples
+
+
+def _work(group: Group) -> int:
+    return sum(work_of(assignment.client) for assignment in group)

@@ -1,17 +1,19 @@
 """ClientActor: a worker as a Ray actor. It gets clients in chunks and streams their results back in blocks."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 import torch
 
+from fedray.blocks import Blocks
 from fedray.config.clients import OffloadConfig
+from fedray.heap import settle_heap
 from fedray.methods.protocol import Initial
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
-from fedray.turns import Turn, serve, unpack
+from fedray.turns import Chunk, Sealed, seal, unpack
 from fedray.worker import Job, Worker
 
 
@@ -21,7 +23,7 @@ class ClientActor:
 
     gpus: its share of a GPU; without one it does not see any, and of a part it never takes more memory than that.
 
-    It keeps nothing of a client's between two: state and shard come as references, the next state goes back as one.
+    It keeps nothing of a client's between two: shards come as references, states are in the run's folder.
     """
 
     def __init__(self, gpus: float) -> None:
@@ -35,7 +37,9 @@ class ClientActor:
         """Return once the actor has started."""
 
     def setup(self, job: Job) -> None:
+        self.blocks = Blocks(job, self.worker.train_many)
         self.worker.setup(job)
+        settle_heap()
 
     def initial(self) -> Initial:
         return self.worker.initial()
@@ -43,15 +47,16 @@ class ClientActor:
     def memory(self) -> MemoryUse:
         return self.worker.memory()
 
-    def fuse_width(self, turns: Sequence[Turn]) -> int:
+    def fuse_width(self, chunk: Chunk) -> int:
         """See `Worker.fuse_width`."""
-        (given,) = unpack([turns], self._shards)
-        return self.worker.fuse_width(*given)
+        ((assignments, downlinks, states, shards),) = unpack(chunk, self._shards)
+        return self.worker.fuse_width(assignments, downlinks, [None] * len(states), shards)
 
     @ray.method(num_returns="streaming")
-    def train(self, groups: Sequence[Sequence[Turn]]) -> Iterator[Any]:
-        """See `serve`."""
-        yield from serve(self.worker.train_many, groups, self._shards)
+    def train(self, chunk: Chunk) -> Iterator[Sealed]:
+        """See `Blocks.serve`; yields the blocks."""
+        for block in self.blocks.serve(unpack(chunk, self._shards)):
+            yield seal(block)
 
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process

@@ -14,7 +14,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from fedray.cluster import living_nodes
 from fedray.config import ClientsConfig, Config
 from fedray.errors import FedrayError
-from fedray.experiment import Event, TurnFinished, run_experiment
+from fedray.experiment import Event, TurnsFinished, run_experiment
+from fedray.heap import settle_heap
 from fedray.inline import InlinePool
 from fedray.planning import Cluster
 from fedray.pool import ClientPool
@@ -40,6 +41,7 @@ class DriverActor:
         pool: ClientPool | None = None
         try:
             pool = ClientPool(clients, prepared.data.shards, prepared.cohorts())
+            settle_heap()
             yield from in_batches(run_experiment(prepared, pool, path))
         except FedrayError as error:
             yield [error]
@@ -55,7 +57,7 @@ def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
     try:
         for event in events:
             batch.append(event)
-            if not isinstance(event, TurnFinished) or monotonic() - started > MOMENT_S:
+            if not isinstance(event, TurnsFinished) or monotonic() - started > MOMENT_S:
                 yield batch
                 batch, started = [], monotonic()
     except FedrayError:

@@ -23,6 +23,10 @@ class TrainingError(FedrayError):
     """Local training failed: a loss that is not finite, a client without training examples; exit code 1."""
 
 
+class StateError(FedrayError):
+    """A client's or the server's state cannot be written or read; exit code 1."""
+
+
 class ClientFailure(FedrayError):
     """A client failed more often than `clients.max_failures` allows; the message has the last cause."""
 

@@ -11,10 +11,10 @@ from fedray.calibration import calibrated
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
-from fedray.federation import ClientDone, Pool
+from fedray.federation import ClientsDone, Pool
 from fedray.prepare import Prepared
 from fedray.state import sha256
-from fedray.tracking import Row, RunFolder, Summary, means, memory_row, round_row
+from fedray.tracking import Row, RunFolder, Summary, means, memory_row
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
 from fedray.worker import Outcome
@@ -33,10 +33,10 @@ class MethodStarted:
 
 
 @dataclass(frozen=True)
-class TurnFinished:
+class TurnsFinished:
     method: str
     server_round: int
-    client: str
+    clients: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MethodFinished:
     summary: Summary
 
 
-Event = MethodStarted | TurnFinished | RoundFinished | MethodFinished
+Event = MethodStarted | TurnsFinished | RoundFinished | MethodFinished
 
 
 def run_experiment(prepared: Prepared, pool: Pool, path: Path) -> Iterator[Event]:
@@ -71,16 +71,16 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     config, started = prepared.config, perf_counter()
     cohort = config.clients.per_round or len(prepared.clients)
     yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients))
-    initial = pool.setup(prepared.jobs(entry))
+    folder.begin(entry.key)
+    initial = pool.setup(prepared.jobs(entry, folder.path))
     federation = prepared.federation(entry, initial, pool)
     totals: Counter[str] = Counter()
     final: tuple[Outcome, ...] = ()
     for event in federation.run():
-        if isinstance(event, ClientDone):
-            yield TurnFinished(entry.key, event.server_round, event.outcome.update.client.id)
+        if isinstance(event, ClientsDone):
+            yield TurnsFinished(entry.key, event.server_round, event.clients)
             continue
-        folder.record(entry.key, event)
-        row = round_row(event, config.clients)
+        row = folder.record(entry.key, event)
         if event.final:
             final = event.outcomes
         else:
@@ -95,7 +95,6 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
             event.seconds,
         )
     uses = pool.memory()
-    states = federation.states()
     metric = config.evaluation.metric or default_metric(config.task)
     measured = means(final)
     summary = Summary(
@@ -112,10 +111,10 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
         **{name: totals[name] for name in TOTALS},
         wall_seconds=perf_counter() - started,
-        state_sha256=sha256(states),
+        state_sha256=sha256(folder.write_states(entry.key, federation.states())),
         data_sha256=prepared.data.fingerprint,
     )
-    folder.finish(summary, states, final)
+    folder.finish(summary)
     folder.record_memory(_memory_rows(prepared, entry, uses))
     yield MethodFinished(summary)
 

@@ -4,6 +4,7 @@
 bits: every draw is keyed, outcomes come in any order and are reduced in the order of client ids.
 """
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -11,17 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedray.aggregation.pairwise import PairwiseMean
+from fedray.blocks import Block
 from fedray.config import Config, TrainConfig
 from fedray.devices import Attendance, attend, cohort_size
-from fedray.methods.protocol import AnyMethod, Initial, Metrics
+from fedray.methods.protocol import AnyMethod, Initial, Metrics, Update
 from fedray.randomness import keyed_rng
-from fedray.state import num_bytes
+from fedray.state import num_bytes, with_arrays
+from fedray.state_files import StateRef
 from fedray.training.metering import MemoryUse
 from fedray.types import Client, ClientId
-from fedray.worker import Assignment, Job, Outcome
-
-Handle = Any
-"""A client's state, or a reference to it; only the pool looks inside."""
+from fedray.worker import Assignment, Job, Keep, Outcome
 
 
 class Pool(Protocol):
@@ -33,17 +34,21 @@ class Pool(Protocol):
         self,
         assignments: Sequence[Assignment],
         downlinks: Mapping[ClientId, Any],
-        states: Mapping[ClientId, Handle],
-    ) -> Iterator[tuple[Outcome, Handle]]:
-        """Yield every client's outcome and the handle of its next state, in completion order."""
+        states: Mapping[ClientId, StateRef],
+    ) -> Iterator[Block]:
+        """Yield all clients in completion order."""
         ...
 
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step (`Worker.fuse_width`)."""
         ...
 
-    def fetch(self, handle: Handle) -> Any:
-        """Return the state behind a handle."""
+    def fetch(self, refs: Sequence[StateRef]) -> Sequence[Any]:
+        """Return the states."""
+        ...
+
+    def forget(self, refs: Sequence[StateRef]) -> None:
+        """Let go of states that nobody needs any more."""
         ...
 
     def memory(self) -> Mapping[str, Sequence[MemoryUse]]:
@@ -52,11 +57,11 @@ class Pool(Protocol):
 
 
 @dataclass(frozen=True)
-class ClientDone:
-    """A client finished its turn."""
+class ClientsDone:
+    """Clients finished their turns."""
 
     server_round: int
-    outcome: Outcome
+    clients: tuple[ClientId, ...]
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,52 @@ class RoundDone:
     final: bool = False
 
 
+class Finished:
+    """What the clients of one round brought, in whatever order."""
+
+    def __init__(self) -> None:
+        self.states: dict[ClientId, StateRef] = {}
+        self._outcomes: dict[ClientId, Outcome] = {}
+        self._means: dict[str, PairwiseMean] = {}
+        self._shapes: dict[str, Any] = {}
+
+    def add(self, block: Block) -> None:
+        for outcome, state in zip(block.outcomes, block.states, strict=True):
+            self._outcomes[outcome.update.client.id] = outcome
+            if state is not None:
+                self.states[outcome.update.client.id] = state
+        for node in block.means:
+            tier = block.outcomes[0].update.client.tier
+            self._means.setdefault(tier, PairwiseMean()).add(node)
+            self._shapes[tier] = block.shape
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """In the order of client ids."""
+        return tuple(self._outcomes[id] for id in sorted(self._outcomes))
+
+    def updates(self) -> list[Update[Any]]:
+        """Return the updates to aggregate: all in the order of client ids, or one of each tier where they were averaged
+        (`Update`)."""
+        updates = [outcome.update for outcome in self.outcomes]
+        if not self._means:
+            return updates
+        merged = []
+        for tier in sorted(self._means):
+            mine = [update for update in updates if update.client.tier == tier]
+            mean = self._means[tier].total()
+            assert mean is not None
+            assert mean.leaves == len(mine), "every client's update is in the mean once"
+            payload = with_arrays(self._shapes[tier], iter(mean.arrays))
+            merged.append(Update(mine[0].client, sum(update.num_examples for update in mine), payload, len(mine)))
+        return merged
+
+
 class Federation:
     """One method on one population of clients.
 
-    The state is `server_round`, `server` and `client_states` (handles of those who have trained), nothing else.
+    The state is `server_round`, `server` and `client_states` (where the states of those who have trained are), nothing
+    else.
 
     train, up_bytes: by tier, how a client trains with this method and how many bytes it sends.
     """
@@ -94,40 +141,43 @@ class Federation:
         self.train, self.up_bytes = train, up_bytes
         self.server_round = 0
         self.server = method.init_server(initial, self.clients)
-        self.client_states: dict[ClientId, Handle] = {}
+        self.client_states: dict[ClientId, StateRef] = {}
 
-    def run(self) -> Iterator[ClientDone | RoundDone]:
+    def run(self) -> Iterator[ClientsDone | RoundDone]:
         """Train all rounds, then let every client take the result home (`take_home`)."""
         while self.server_round < self.config.rounds:
             yield from self.round()
         yield from self.take_home()
 
-    def round(self) -> Iterator[ClientDone | RoundDone]:
+    def round(self) -> Iterator[ClientsDone | RoundDone]:
         started = perf_counter()
         cohort = sample_cohort(self.clients, self.config, self.server_round)
         downlinks = self.method.configure_train(self.server, cohort)
         measure = self.config.evaluation.every > 0 and self.server_round % self.config.evaluation.every == 0
         attendance = self._attend(cohort, downlinks)
-        finished = yield from self._train(self._assign(attendance.present, measure), downlinks)
-        outcomes = tuple(outcome for outcome, _ in finished)
-        self.client_states |= {outcome.update.client.id: state for outcome, state in finished}
-        self.server, metrics = self.method.aggregate_train(self.server, [outcome.update for outcome in outcomes])
-        yield RoundDone(self.server_round, outcomes, metrics, perf_counter() - started, attendance)
+        finished = yield from self._train(self._assign(attendance.present, measure, "state"), downlinks)
+        self.server, metrics = self.method.aggregate_train(self.server, finished.updates())
+        self.pool.forget([self.client_states[id] for id in finished.states if id in self.client_states])
+        self.client_states |= finished.states
+        yield RoundDone(self.server_round, finished.outcomes, metrics, perf_counter() - started, attendance)
         self.server_round += 1
 
-    def take_home(self) -> Iterator[ClientDone | RoundDone]:
+    def take_home(self) -> Iterator[ClientsDone | RoundDone]:
         """The final pass over all clients: download, evaluate (`aggregated`), train once more, evaluate
         (`personalised`). Nothing is sent up, and neither the server's nor a client's state changes."""
         started = perf_counter()
         downlinks = self.method.configure_train(self.server, self.clients)
-        finished = yield from self._train(self._assign(self.clients, measure=True, keep=True), downlinks)
-        outcomes = tuple(replace(outcome, uplink_bytes=0) for outcome, _ in finished)
+        finished = yield from self._train(self._assign(self.clients, True, "adapter"), downlinks)
+        outcomes = tuple(replace(outcome, uplink_bytes=0) for outcome in finished.outcomes)
         yield RoundDone(self.server_round, outcomes, {}, perf_counter() - started, final=True)
 
-    def states(self) -> dict[str, Any]:
-        """Return the server's state as "server", and each trained client's as "client/ID"."""
-        clients = {f"client/{id}": self.pool.fetch(self.client_states[id]) for id in sorted(self.client_states)}
-        return {"server": self.server, **clients}
+    def states(self) -> Iterator[tuple[str, Any]]:
+        """Yield each trained client's state as "client/ID", in the order of ids, one in memory at a time; then the
+        server's as "server"."""
+        for id in sorted(self.client_states):
+            (state,) = self.pool.fetch([self.client_states[id]])
+            yield f"client/{id}", state
+        yield "server", self.server
 
     def _attend(self, cohort: Sequence[Client], downlinks: Mapping[ClientId, Any]) -> Attendance:
         distinct = {id(payload): payload for payload in downlinks.values()}
@@ -145,18 +195,23 @@ class Federation:
 
     def _train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
-    ) -> Generator[ClientDone, None, list[tuple[Outcome, Handle]]]:
-        """Yield clients as they finish; return their outcomes and next states in the order of client ids."""
-        finished: dict[ClientId, tuple[Outcome, Handle]] = {}
-        for outcome, state in self.pool.train(assignments, downlinks, self.client_states):
-            finished[outcome.update.client.id] = (outcome, state)
-            yield ClientDone(self.server_round, outcome)
-        return [finished[id] for id in sorted(finished)]
+    ) -> Generator[ClientsDone, None, Finished]:
+        """Yield clients as they finish; return what they brought."""
+        finished = Finished()
+        for block in self.pool.train(assignments, downlinks, self.client_states):
+            finished.add(block)
+            yield ClientsDone(self.server_round, tuple(outcome.update.client.id for outcome in block.outcomes))
+        return finished
 
-    def _assign(self, cohort: Sequence[Client], measure: bool, keep: bool = False) -> list[Assignment]:
+    def _assign(self, cohort: Sequence[Client], measure: bool, keep: Keep) -> list[Assignment]:
         """Largest clients first, so that nobody waits for one that began last."""
         ordered = sorted(cohort, key=lambda client: (-client.num_examples, client.id))
-        return [Assignment(client, self.server_round, measure, keep) for client in ordered]
+        places: Counter[str] = Counter()
+        assignments = []
+        for client in ordered:
+            assignments.append(Assignment(client, self.server_round, measure, keep, places[client.tier]))
+            places[client.tier] += 1
+        return assignments
 
 
 def sample_cohort(clients: Sequence[Client], config: Config, server_round: int) -> list[Client]:

@@ -15,7 +15,8 @@ import ray._private.state
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.chunks import Chunks, Group, groups
+from fedray.blocks import BLOCK_SECONDS, Block, state_files
+from fedray.chunks import Chunks, Group, groups, work_of
 from fedray.client import ClientActor, build_extensions
 from fedray.cluster import check_room, living, living_nodes, node_types, readable, total_of
 from fedray.config import ClientsConfig
@@ -24,10 +25,11 @@ from fedray.errors import ConfigError
 from fedray.methods.protocol import Initial
 from fedray.packing import Amounts, allot_with_gpus, fits, requests
 from fedray.silo import start_silo
+from fedray.state_files import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
-from fedray.turns import Packed, Turn, get, next_block, pack_downlinks, pack_shards
+from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.types import ClientId
-from fedray.worker import Assignment, Job, Outcome
+from fedray.worker import Assignment, Job
 
 START_TIMEOUT_S = 120.0
 """How long to wait for actors to start; those that the cluster has no room for until then are given up."""
@@ -52,6 +54,8 @@ class ClientPool:
         self._widths: dict[str, int] = {}
         self._shards = pack_shards(shards)
         self._jobs: dict[str, Any] = {}
+        self._files: StateFiles | None = None
+        self._paces: dict[str, _Pace] = {}
         nodes = living_nodes()
         asked = requests(clients, list(cohorts), nodes)
         elastic = bool(node_types())
@@ -68,6 +72,8 @@ class ClientPool:
         jobs: the method's job on each tier.
         """
         self._jobs = {tier: ray.put(job) for tier, job in jobs.items()}
+        self._paces = {tier: _Pace() for tier in jobs}
+        self._files = state_files(next(iter(jobs.values())))
         self._widths = {tier: job.config.clients.tier(tier).fuse_width for tier, job in jobs.items()}
         ready = [
             (tier, actor, actor.setup.remote(self._jobs[tier]))
@@ -83,9 +89,9 @@ class ClientPool:
         return initial
 
     def train(
-        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, Any]
-    ) -> Iterator[tuple[Outcome, Any]]:
-        """Yield each client's outcome and the reference of its next state, in completion order.
+        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
+    ) -> Iterator[Block]:
+        """Yield clients in completion order.
 
         Raises:
             ClientFailure: a client's actor died more often than `max_failures` allows.
@@ -98,9 +104,10 @@ class ClientPool:
         while running or any(waiting.values()):
             for tier, chunks in waiting.items():
                 while chunks and idle[tier]:
-                    chunk, actor = chunks.take(len(self._actors[tier])), idle[tier].pop()
+                    worthwhile = self._paces[tier].work_in(BLOCK_SECONDS)
+                    chunk, actor = chunks.take(len(self._actors[tier]), worthwhile), idle[tier].pop()
                     turns = [self._turns(group, sent, states) for group in chunk]
-                    running[actor.train.remote(turns)] = _Running(tier, actor, chunk)
+                    running[actor.train.remote(chunk_of(turns))] = _Running(tier, actor, chunk)
             (stream,), _ = ray.wait(list(running), num_returns=1)
             serving = running[stream]
             try:
@@ -110,30 +117,34 @@ class ClientPool:
                 waiting[serving.tier].failed(serving.chunk, serving.finished, error)
                 idle[serving.tier].append(self._replace(serving.tier, serving.actor))
                 continue
-            if block is None:
+            serving.finished += len(block.outcomes)
+            self._paces[serving.tier].add(block)
+            if block.last:
                 del running[stream]
                 idle[serving.tier].append(serving.actor)
-                continue
-            next_states, outcomes = block
-            serving.finished += len(outcomes)
-            for index, outcome in enumerate(outcomes):
-                yield outcome, Packed(next_states, index)
+            yield block
 
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step, as one of its actors finds."""
         actor = self._actors[assignments[0].client.tier][0]
-        found: int = get(actor.fuse_width.remote(self._turns(assignments, pack_downlinks(downlinks), {})))
+        turns = self._turns(assignments, pack_downlinks(downlinks), {})
+        found: int = get(actor.fuse_width.remote(chunk_of([turns])))
         return found
 
     def _turns(
-        self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, Packed]
+        self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, StateRef]
     ) -> list[Turn]:
         ids = [assignment.client.id for assignment in group]
         return [Turn(entry, sent[id], states.get(id), self._shards[id]) for entry, id in zip(group, ids, strict=True)]
 
-    def fetch(self, handle: Any) -> Any:
-        """Return the state behind a handle."""
-        return ray.get(handle.ref)[handle.index]
+    def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
+        """Return the states."""
+        return [] if self._files is None else self._files.read(refs)
+
+    def forget(self, refs: Sequence[StateRef]) -> None:
+        """Delete states that nobody needs any more."""
+        if self._files is not None:
+            self._files.forget(refs)
 
     def memory(self) -> dict[str, list[MemoryUse]]:
         """Return what each actor has taken at most since `setup`, by tier; one that died just now is left out."""
@@ -209,6 +220,22 @@ def _build_extensions(clients: ClientsConfig, asked: Mapping[str, Amounts]) -> N
         if clients.tier(tier).engine == "deepspeed" and fits(asked[tier], node["Resources"])
     ]
     get(building)
+
+
+@dataclass
+class _Pace:
+    """How fast a tier's actors have been with this method."""
+
+    seconds: float = 0.0
+    work: int = 0
+
+    def add(self, block: Block) -> None:
+        self.seconds += block.seconds
+        self.work += sum(work_of(outcome.update.client) for outcome in block.outcomes)
+
+    def work_in(self, seconds: float) -> float:
+        """Return the work that an actor does in this time; 0 while nothing is known."""
+        return seconds * self.work / self.seconds if self.seconds else 0.0
 
 
 @dataclass

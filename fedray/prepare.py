@@ -6,6 +6,7 @@ Whatever is wrong with an experiment shows here, as one ConfigError.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PretrainedConfig
 
@@ -43,9 +44,13 @@ class Prepared:
     architecture: PretrainedConfig
     costs: Mapping[str, TierCosts]
 
-    def jobs(self, entry: MethodConfig) -> dict[str, Job]:
-        """Return what a worker needs for one method, by the tier that it serves."""
-        job = Job(self.config, entry, self.architecture, self.data.label_names, self.data.pad_token_id)
+    def jobs(self, entry: MethodConfig, folder: Path | None = None) -> dict[str, Job]:
+        """Return what a worker needs for one method, by the tier that it serves.
+
+        folder: the run's; None: for trials, of which nothing is kept.
+        """
+        data = self.data
+        job = Job(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
         return {tier: replace(job, tier=tier) for tier in self.cohorts()}
 
     def federation(self, entry: MethodConfig, initial: Initial, pool: Pool) -> Federation:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedray.accounting import Cost
 from fedray.data.shards import FederatedData
-from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnFinished
+from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnsFinished
 from fedray.tracking import Summary
 from fedray.types import Client
 
@@ -65,8 +65,8 @@ class LiveProgress:
         if isinstance(event, MethodStarted):
             self._tasks[event.method] = self._bars.add_task(event.method, total=event.turns, at="starting", scores="")
             self._plain(f"{event.method}: {event.rounds} rounds")
-        elif isinstance(event, TurnFinished):
-            self._bars.advance(self._tasks[event.method])
+        elif isinstance(event, TurnsFinished):
+            self._bars.advance(self._tasks[event.method], len(event.clients))
         elif isinstance(event, RoundFinished):
             at = "final pass" if event.final else f"round {event.server_round + 1}"
             shown = "nobody came" if event.train_loss is None else f"loss {event.train_loss:.3f}"

@@ -11,16 +11,17 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 
+from fedray.blocks import Blocks
 from fedray.methods.protocol import Initial
 from fedray.training.metering import MemoryUse
 from fedray.training.team import MemberLost, Team
-from fedray.turns import Turn, serve
+from fedray.turns import Chunk, Sealed, seal, unpack
 from fedray.worker import Job, Outcome, Worker
 
 EXTRA_THREADS = 4
@@ -62,6 +63,7 @@ class SiloActor:
             self._die_if_ended()
 
     def setup(self, job: Job) -> None:
+        self._blocks = Blocks(job, self._train)
         self._together("setup", job)
 
     def initial(self) -> Initial:
@@ -74,14 +76,10 @@ class SiloActor:
         return found
 
     @ray.method(num_returns="streaming")
-    def train(self, groups: Sequence[Sequence[Turn]]) -> Iterator[Any]:
+    def train(self, chunk: Chunk) -> Iterator[Sealed]:
         """As of ClientActor; every client is trained by all workers."""
-
-        def together(*group: Any) -> Iterator[tuple[Outcome, Any]]:
-            for turn in zip(*group, strict=True):
-                yield self._together("train", *turn)
-
-        yield from serve(together, groups, self._shards)
+        for block in self._blocks.serve(unpack(chunk, self._shards)):
+            yield seal(block)
 
     def close(self) -> None:
         """Let the workers end and give their resources back."""
@@ -106,6 +104,10 @@ class SiloActor:
             self._result.set_exception(error)
         elif not self._result.done():
             self._result.set_result(result)
+
+    def _train(self, *group: Any) -> Iterator[tuple[Outcome, Any]]:
+        for turn in zip(*group, strict=True):
+            yield self._together("train", *turn)
 
     def _together(self, name: str, *arguments: Any) -> Any:
         with self._one_call:

@@ -4,12 +4,15 @@ and counting bytes."""
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from fedray.adapters.layout import Layout
 
@@ -42,14 +45,14 @@ def _children(state: Any, path: str = "") -> list[tuple[str, Any]] | None:
     if isinstance(state, tuple | list):
         return [(str(index), value) for index, value in enumerate(state)]
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return [(name, getattr(state, name)) for name in _field_names(type(state))]
+        return [(name, getattr(state, name)) for name in field_names(type(state))]
     raise TypeError(
         f"{path or 'state'}: a state holds arrays, numbers, mappings and tuples, not {type(state).__name__}"
     )
 
 
 @lru_cache(maxsize=256)
-def _field_names(kind: Any) -> tuple[str, ...]:
+def field_names(kind: Any) -> tuple[str, ...]:
     """The same of every instance, and asked for with every payload."""
     return tuple(field.name for field in dataclasses.fields(kind))
 
@@ -63,18 +66,47 @@ def arrays(state: Any) -> dict[str, Array]:
     }
 
 
+def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
+    """Return a state with its arrays replaced, one after another in the order of `leaves`."""
+    if isinstance(state, np.ndarray):
+        return next(arrays)
+    if isinstance(state, Mapping):
+        replaced = {key: with_arrays(state[key], arrays) for key in sorted(state, key=str)}
+        return {key: replaced[key] for key in state}
+    if isinstance(state, tuple | list):
+        return type(state)(with_arrays(part, arrays) for part in state)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type | Layout):
+        fields = {name: with_arrays(getattr(state, name), arrays) for name in field_names(type(state))}
+        return type(state)(**fields)
+    return state
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Write arrays by name to a safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
 def num_bytes(payload: Any) -> int:
     """Return the bytes of a payload's arrays: what travels. Numbers and names beside them are not counted."""
     if isinstance(payload, np.ndarray):
         return payload.nbytes
-    return sum(num_bytes(part) for _, part in _children(payload) or ())
+    if isinstance(payload, Layout):
+        return 0
+    if dataclasses.is_dataclass(payload):  # the usual case, several times in every client's turn
+        parts = [getattr(payload, name) for name in field_names(payload.__class__)]
+    else:
+        parts = [part for _, part in _children(payload) or ()]
+    return sum(map(num_bytes, parts))
 
 
-def sha256(states: Mapping[str, Any]) -> str:
-    """Return one hash over states by name: every path, type, shape and bit."""
+def sha256(states: Iterable[tuple[str, Any]]) -> str:
+    """Return one hash over states and their names, in the order given: every path, type, shape and bit."""
     digest = hashlib.sha256()
-    for name in sorted(states):
-        for path, value in leaves(states[name]):
+    for name, state in states:
+        for path, value in leaves(state):
             array = value if isinstance(value, np.ndarray) else None
             header = [name, path, str(array.dtype), array.shape] if array is not None else [name, path, repr(value)]
             digest.update(json.dumps(header).encode())

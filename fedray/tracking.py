@@ -7,12 +7,14 @@ DIR/memory.parquet      one row per method and tier: predicted and measured peak
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
                         adapter that it took home) and states/ID.safetensors (its private state after the last round)
+DIR/states/METHOD/      the clients' states while the method runs (`StateFiles`)
 """
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
 
 from fedray.accounting import Cost
 from fedray.config import ClientsConfig, Config, dump_yaml
@@ -28,7 +29,7 @@ from fedray.devices import device_seconds
 from fedray.errors import ConfigError
 from fedray.federation import RoundDone
 from fedray.memory import Footprint, Memory
-from fedray.state import arrays
+from fedray.state import arrays, save_tensors
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId, Evaluation
 from fedray.worker import Outcome
@@ -85,11 +86,16 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         self._write_text("config.yaml", dump_yaml(config))
 
-    def record(self, method: str, done: RoundDone) -> None:
-        """Append a round (or the final pass) and its clients, and write both tables."""
+    def begin(self, method: str) -> None:
+        """Make the folder for the states of a method's clients while it runs."""
+        (self.path / "states" / method).mkdir(parents=True)
+
+    def record(self, method: str, done: RoundDone) -> Row:
+        """Append a round (or the final pass) and its clients, and write both tables; return the round's row."""
         phase = "final" if done.final else "train"
-        self._rounds.append(_table([{"method": method, "phase": phase, **round_row(done, self._config.clients)}]))
         simulated = client_seconds(self._config.clients, done)
+        row = {"method": method, "phase": phase, **round_row(done, simulated)}
+        self._rounds.append(_table([row]))
         self._clients.append(
             _table(
                 [
@@ -100,29 +106,26 @@ class RunFolder:
         )
         self._write_table("rounds.parquet", self._rounds)
         self._write_table("clients.parquet", self._clients)
+        return row
 
     def record_memory(self, rows: Sequence[Row]) -> None:
         """Append a finished method's rows of memory.parquet, and write it."""
         self._memory.append(_table(rows))
         self._write_table("memory.parquet", self._memory)
 
-    def finish(self, summary: Summary, states: Mapping[str, Any], final: Sequence[Outcome]) -> None:
-        """Write a finished method's states and adapters, and its entry of the summary."""
-        folder = self.path / "adapters" / summary.method
-        for name, state in states.items():
-            self._write_tensors(folder / name.replace("client/", "states/"), arrays(state))
-        for outcome in final:
-            if outcome.tensors is not None:
-                self._write_tensors(folder / "clients" / outcome.update.client.id, dict(outcome.tensors))
+    def write_states(self, method: str, states: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Write a finished method's states, and yield them on, one in memory at a time."""
+        for name, state in states:
+            path = self.path / "adapters" / method / f"{name.replace('client/', 'states/')}.safetensors"
+            save_tensors(path, arrays(state))
+            yield name, state
+        shutil.rmtree(self.path / "states" / method)  # all of them are written now
+
+    def finish(self, summary: Summary) -> None:
+        """Write a finished method's entry of the summary."""
         self._summaries.append(summary)
         entries = [{name: _strict(value) for name, value in asdict(entry).items()} for entry in self._summaries]
         self._write_text("summary.json", json.dumps(entries, indent=2, allow_nan=False) + "\n")
-
-    def _write_tensors(self, path: Path, tensors: dict[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path.with_name(path.name + ".safetensors"))
 
     def _write_table(self, name: str, tables: list[pa.Table]) -> None:
         tables[:] = [pa.concat_tables(tables, promote_options="permissive")]
@@ -165,11 +168,11 @@ def client_seconds(clients: ClientsConfig, done: RoundDone) -> dict[ClientId, fl
     }
 
 
-def round_seconds(clients: ClientsConfig, done: RoundDone) -> float:
+def round_seconds(done: RoundDone, simulated: Mapping[ClientId, float]) -> float:
     """Return the round's simulated seconds: until the last update that was waited for."""
     if done.attendance is not None and done.attendance.seconds is not None:
         return done.attendance.seconds
-    return max(client_seconds(clients, done).values(), default=0.0)
+    return max(simulated.values(), default=0.0)
 
 
 def client_row(outcome: Outcome, simulated_seconds: float) -> Row:
@@ -222,15 +225,15 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
     }
 
 
-def round_row(done: RoundDone, clients: ClientsConfig) -> Row:
-    """Return a round's row of rounds.parquet: means over its clients."""
+def round_row(done: RoundDone, simulated: Mapping[ClientId, float]) -> Row:
+    """Return a round's row of rounds.parquet: means over its clients. simulated: each one's seconds."""
     losses = [outcome.report.train_loss for outcome in done.outcomes]
     return {
         "server_round": done.server_round,
         "clients": len(done.outcomes),
         "late": len(done.attendance.late) if done.attendance else 0,
         "dropped_out": len(done.attendance.dropped_out) if done.attendance else 0,
-        "simulated_seconds": round_seconds(clients, done),
+        "simulated_seconds": round_seconds(done, simulated),
         "train_loss": float(np.mean(losses)) if losses else None,
         **means(done.outcomes),
         "uplink_bytes": sum(outcome.uplink_bytes for outcome in done.outcomes),

@@ -1,33 +1,28 @@
-"""What travels between the pool and its actors: chunks of turns there, blocks of outcomes and next states back.
+"""What travels between the pool and its actors: chunks of turns there, `Block`s back.
 
 Values lie in Ray's object store, small ones together in one object, and are named by `Packed`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from time import monotonic
+import pickle
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayTaskError
 
+from fedray.blocks import Block, Given
 from fedray.data.shards import Shard
 from fedray.errors import FedrayError
 from fedray.state import num_bytes
+from fedray.state_files import StateRef
 from fedray.types import ClientId
-from fedray.worker import Assignment, Outcome
+from fedray.worker import Assignment
 
 PACK_CLIENTS = 64
 """So many clients' shards are one object: an actor fetches it once, and maps what it holds."""
 
 SMALL_BYTES = 100_000
 """Downlinks of fewer bytes are packed into one object."""
-
-BLOCK_SECONDS = 0.1
-BLOCK_CLIENTS = 64
-BLOCK_BYTES = 100_000
-"""A block is sent on when it has lasted this long, or has so many clients or bytes of state: a death loses one block,
-and a client's large state is an object of its own."""
 
 
 class Packed(NamedTuple):
@@ -37,60 +32,73 @@ class Packed(NamedTuple):
     index: Any
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One client's turn; what travels beside the assignment lies in Ray's object store.
-
-    state: None on the client's first turn.
-    """
+class Turn(NamedTuple):
+    """One client's turn; the state is in a file, None on the client's first turn. Downlink and shard lie in Ray's
+    object store: `ref` is the place of their reference in the chunk's list."""
 
     assignment: Assignment
     downlink: Packed
-    state: Packed | None
+    state: StateRef | None
     shard: Packed
 
 
-Given = tuple[list[Assignment], list[Any], list[Any], list[Shard]]
-Train = Callable[[Sequence[Assignment], Sequence[Any], Sequence[Any], Sequence[Shard]], Iterable[tuple[Outcome, Any]]]
-"""Given a group's assignments, downlinks, states and shards; see `Worker.train_many`."""
+class Sealed(NamedTuple):
+    """A value on its way, pickled by itself: Ray's own pickler calls back into Python for every object in it.
+
+    buffers: memory of its arrays, which is not copied.
+    """
+
+    pickled: bytes
+    buffers: list[pickle.PickleBuffer]
 
 
-def serve(train: Train, groups: Sequence[Sequence[Turn]], cache: dict[Any, Any]) -> Iterator[Any]:
-    """Let the groups of clients take their turns, in order; yield for every block of whole groups its list of next
-    states, and then its list of outcomes.
+def seal(value: Any) -> Sealed:
+    buffers: list[pickle.PickleBuffer] = []
+    return Sealed(pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers)
+
+
+def unseal(sealed: Sealed) -> Any:
+    return pickle.loads(sealed.pickled, buffers=sealed.buffers)
+
+
+class Chunk(NamedTuple):
+    """Groups of turns on their way to an actor, and the references that they name."""
+
+    groups: Sealed
+    refs: list[Any]
+
+
+def chunk_of(groups: Sequence[Sequence[Turn]]) -> Chunk:
+    """Return turns, whose downlinks and shards name references themselves, as what travels."""
+    places: dict[Any, int] = {}
+
+    def named(packed: Packed) -> Packed:
+        return Packed(places.setdefault(packed.ref, len(places)), packed.index)
+
+    turns = [
+        [turn._replace(downlink=named(turn.downlink), shard=named(turn.shard)) for turn in group] for group in groups
+    ]
+    return Chunk(seal(turns), list(places))
+
+
+def unpack(chunk: Chunk, cache: dict[Any, Any]) -> list[Given]:
+    """Fetch what the turns name, once for all; return every group's assignments, downlinks, states' places and shards.
 
     cache: what was fetched and stays good for later chunks: packs of shards, which are mapped and not copied.
     """
-    outcomes: list[Outcome] = []
-    states: list[Any] = []
-    started, size = monotonic(), 0
-    for given in unpack(groups, cache):
-        for outcome, after in train(*given):
-            outcomes.append(outcome)
-            states.append(after)
-            size += num_bytes(after)
-        if monotonic() - started > BLOCK_SECONDS or len(outcomes) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
-            yield states
-            yield outcomes
-            outcomes, states = [], []
-            started, size = monotonic(), 0
-    if outcomes:
-        yield states
-        yield outcomes
-
-
-def unpack(groups: Sequence[Sequence[Turn]], cache: dict[Any, Any]) -> Iterator[Given]:
-    """Fetch what the turns name, once for all; yield every group's assignments, downlinks, states and shards."""
+    groups, refs = unseal(chunk.groups), chunk.refs
     turns = [turn for group in groups for turn in group]
-    found = _fetch({packed.ref for turn in turns for packed in (turn.downlink, turn.state) if packed is not None})
-    cache.update(_fetch({turn.shard.ref for turn in turns} - cache.keys()))
-    for group in groups:
-        yield (
+    found = _fetch({refs[turn.downlink.ref] for turn in turns})
+    cache.update(_fetch({refs[turn.shard.ref] for turn in turns} - cache.keys()))
+    return [
+        (
             [turn.assignment for turn in group],
-            [found[turn.downlink.ref][turn.downlink.index] for turn in group],
-            [None if turn.state is None else found[turn.state.ref][turn.state.index] for turn in group],
-            [cache[turn.shard.ref][turn.shard.index] for turn in group],
+            [found[refs[turn.downlink.ref]][turn.downlink.index] for turn in group],
+            [turn.state for turn in group],
+            [cache[refs[turn.shard.ref]][turn.shard.index] for turn in group],
         )
+        for group in groups
+    ]
 
 
 def _fetch(refs: set[Any]) -> dict[Any, Any]:
@@ -98,21 +106,14 @@ def _fetch(refs: set[Any]) -> dict[Any, Any]:
     return dict(zip(ordered, ray.get(ordered), strict=True))
 
 
-def next_block(stream: Any) -> tuple[Any, list[Outcome]] | None:
-    """Return the next block's states, as a reference, and its outcomes; None at the end of the chunk.
+def next_block(stream: Any) -> Block:
+    """Return the next block of a chunk.
 
     Raises:
         RayActorError: the actor died. FedrayError: what the client's own code raised.
     """
-    try:
-        states = next(stream)
-    except StopIteration:
-        return None
-    try:
-        return states, get(next(stream))
-    except StopIteration:  # instead of a block there was an error
-        get(states)
-        raise
+    block: Block = unseal(get(next(stream)))
+    return block
 
 
 def pack_downlinks(downlinks: Mapping[ClientId, Any]) -> dict[ClientId, Packed]:

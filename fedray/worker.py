@@ -5,7 +5,8 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to serve one method on one tier: all that is the same for its clients and rounds."""
+    """What a worker needs to know to serve one method on one tier: all that is the same for its clients and rounds.
+
+    folder: the run's, which all nodes see; None: nothing can be kept, for trials.
+    """
 
     config: Config
     entry: MethodConfig
@@ -47,19 +51,26 @@ class Job:
     label_names: tuple[str, ...]
     pad_token_id: int
     tier: str = "default"
+    folder: Path | None = None
+
+
+Keep = Literal["state", "adapter", "nothing"]
 
 
 @dataclass(frozen=True)
 class Assignment:
     """One client's turn. Its downlink, state and shard travel beside it, as references.
 
-    measure: whether to evaluate before and after training. keep: whether to return the trained adapter's tensors.
+    measure: whether to evaluate before and after training. keep: what is kept of the turn: the client's next `state`
+    (a round), the trained `adapter` that it takes home, or `nothing` (a trial). position: its place in the round's
+    order of its tier, by which what it sends is added up.
     """
 
     client: Client
     server_round: int
     measure: bool
-    keep: bool = False
+    keep: Keep = "state"
+    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -229,7 +240,7 @@ class Worker:
             report=trainer.report,
             uplink_bytes=num_bytes(payload),
             downlink_bytes=num_bytes(downlink),
-            tensors=work.adapter.tensors() if assignment.keep else None,
+            tensors=work.adapter.tensors() if assignment.keep == "adapter" else None,
         )
         return outcome, after
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedray.config import load_config
-from fedray.federation import RoundDone
 from fedray.inline import InlinePool
 from fedray.prepare import prepare
+from fedray.worker import Assignment
 
 PROGRAMS = Path(__file__).parents[1] / "jobs" / "benchmarks"
 
@@ -102,9 +102,11 @@ def test_the_plain_loop_and_fedray_reach_the_same_lora(tmp_path: Path) -> None:
     pool = InlinePool(prepared.data.shards)
     (entry,) = prepared.config.method
     initial = pool.setup(prepared.jobs(entry))
-    (done,) = (e for e in prepared.federation(entry, initial, pool).round() if isinstance(e, RoundDone))
-    ours = done.outcomes[0].update.payload.adapter
-    assert done.outcomes[0].report.steps == both.steps == 2
+    (client,), server = prepared.clients, prepared.federation(entry, initial, pool).server
+    turn = Assignment(client, 0, measure=False), server.shared, None, prepared.data.shards[client.id]
+    outcome, _ = pool.workers["default"].train(*turn)
+    ours = outcome.update.payload.adapter
+    assert outcome.report.steps == both.steps == 2
 
     work = LocalWork(both)
     assert [tuple(p.shape) for p in work.parameters] == [slot.shape for slot in initial.layouts["lora"].slots]

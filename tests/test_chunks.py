@@ -40,6 +40,14 @@ def test_chunks_shrink() -> None:
     assert names(Chunks(alone(*[9] * 8), 0).take(1)) == "a b c d"
 
 
+def test_chunks_are_worth_their_message_but_nobody_gets_more_than_an_equal_part() -> None:
+    """Eight clients of a work of 10 and two actors: 35 is worth it, three clients; 100 would be, but half is 40."""
+    chunks = Chunks(alone(*[9] * 8), 0)
+    assert [names(chunks.take(2, 35)) for _ in range(3)] == ["a b c", "d e f", "g h"]
+    chunks = Chunks(alone(*[9] * 8), 0)
+    assert [names(chunks.take(2, 100)) for _ in range(2)] == ["a b c d", "e f g h"]
+
+
 def test_a_large_client_is_a_chunk_of_its_own() -> None:
     """100 + 10 · 10: a quarter is 50; the rest, ten times 10, is shared by chunks of two and then one."""
     chunks = Chunks(alone(99, *[9] * 10), 0)

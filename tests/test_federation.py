@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from fedray.blocks import Block
 from fedray.config import Config, TrainConfig, load_config
-from fedray.federation import ClientDone, Federation, RoundDone, sample_cohort
+from fedray.federation import ClientsDone, Federation, RoundDone, sample_cohort
 from fedray.inline import InlinePool
 from fedray.methods.protocol import Update
 from fedray.prepare import prepare
 from fedray.state import sha256
+from fedray.state_files import StateRef
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
 from fedray.worker import Assignment, Outcome
@@ -80,20 +82,27 @@ class Stage:
         self.order = order
         self.assigned: list[list[Assignment]] = []
         self.downlinks: list[Mapping[str, Any]] = []
+        self.forgotten: list[int] = []
 
     def train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[str, Any], states: Mapping[str, Any]
-    ) -> Iterator[tuple[Outcome, Any]]:
+    ) -> Iterator[Block]:
         self.assigned.append(list(assignments))
         self.downlinks.append(downlinks)
         for assignment in self.order(list(assignments)):
             client = assignment.client
             report = ClientReport(client.id, assignment.server_round, 1, 1, 0.0, 0.0, None, None, {})
             outcome = Outcome(Update(client, 1, client.id), report, 0, 0, None)
-            yield outcome, states.get(client.id, 0) + 1
+            turns = states[client.id].entry + 1 if client.id in states else 1
+            yield Block(
+                (outcome,), (StateRef("file", turns, 99) if assignment.keep == "state" else None,), (), None, 1.0, True
+            )
 
-    def fetch(self, handle: int) -> int:
-        return handle * 100
+    def fetch(self, refs: Sequence[StateRef]) -> list[int]:
+        return [ref.entry * 100 for ref in refs]
+
+    def forget(self, refs: Sequence[StateRef]) -> None:
+        self.forgotten += [ref.entry for ref in refs]
 
 
 def stage(pool: Stage, sizes: Sequence[int] = (3, 9, 5, 9, 1), **changes: Any) -> Federation:
@@ -118,9 +127,7 @@ def test_updates_are_aggregated_in_the_order_of_ids_whoever_is_first() -> None:
 def test_every_turn_is_reported_as_it_ends_and_every_round_once() -> None:
     federation = stage(Stage(order=lambda assigned: assigned[::-1]), rounds=2)
     events = [
-        (event.server_round, event.outcome.update.client.id)
-        if isinstance(event, ClientDone)
-        else (event.server_round, event.final)
+        (event.server_round, *event.clients) if isinstance(event, ClientsDone) else (event.server_round, event.final)
         for event in federation.run()
     ]
     turns = ["c4", "c0", "c2", "c3", "c1"]
@@ -141,7 +148,7 @@ def test_every_nth_round_is_measured_and_the_final_pass_always(every: int, measu
     rounds_of(stage(pool, rounds=5, evaluation__every=every))
     flags = [{a.measure for a in part} for part in pool.assigned]
     assert flags == [{t in measured} for t in range(5)] + [{True}]
-    assert [{a.keep for a in part} for part in pool.assigned] == [{False}] * 5 + [{True}]
+    assert [{a.keep for a in part} for part in pool.assigned] == [{"state"}] * 5 + [{"adapter"}]
     assert [{a.server_round for a in part} for part in pool.assigned] == [{t} for t in range(6)]
 
 
@@ -154,7 +161,11 @@ def test_only_the_cohort_trains_and_states_follow_their_clients() -> None:
     assert [[o.update.client.id for o in event.outcomes] for event in done[:-1]] == cohorts
     assert [sorted(down) for down in pool.downlinks[:-1]] == cohorts
     turns = {id: sum(id in cohort for cohort in cohorts) for id in sorted({id for cohort in cohorts for id in cohort})}
-    assert federation.states() == {"server": federation.server} | {f"client/{id}": 100 * n for id, n in turns.items()}
+    assert list(federation.states()) == [
+        *((f"client/{id}", 100 * n) for id, n in turns.items()),
+        ("server", federation.server),
+    ]
+    assert sorted(pool.forgotten) == sorted(n for often in turns.values() for n in range(1, often))
     assert len(done[-1].outcomes) == 5
 
 
@@ -164,9 +175,9 @@ def test_the_final_pass_goes_to_everybody_and_changes_nothing() -> None:
     federation = stage(pool, clients__per_round=2)
     for _ in range(3):
         list(federation.round())
-    before = (federation.states(), federation.server_round, dict(federation.client_states))
+    before = (list(federation.states()), federation.server_round, dict(federation.client_states))
     *turns, final = federation.take_home()
-    assert (federation.states(), federation.server_round, dict(federation.client_states)) == before
+    assert (list(federation.states()), federation.server_round, dict(federation.client_states)) == before
     assert len(turns) == 5
     assert isinstance(final, RoundDone)
     assert (final.final, final.server_round, final.metrics) == (True, 3, {})
@@ -183,7 +194,7 @@ def test_a_client_that_fails_is_left_out_of_its_round() -> None:
         ("c0", "c1", "c2", "c3", "c4"),
         ("c0", "c1", "c3", "c4"),
     )
-    assert federation.client_states["c2"] == 1
+    assert federation.client_states["c2"].entry == 1
 
 
 # ---------------------------------------------------------------- cohorts
@@ -218,11 +229,13 @@ def test_cohorts_follow_from_seed_and_round_alone() -> None:
 
 
 class Backwards(InlinePool):
-    """Trains in the opposite order, and hands out in yet another one."""
+    """Trains one by one in the opposite order, and hands out in yet another one."""
 
-    def train(self, assignments: Sequence[Assignment], downlinks: Any, states: Any) -> Iterator[tuple[Outcome, Any]]:
-        outcomes = list(super().train(assignments[::-1], downlinks, states))
-        yield from outcomes[1:] + outcomes[:1]
+    def train(self, assignments: Sequence[Assignment], downlinks: Any, states: Any) -> Iterator[Block]:
+        blocks = [
+            block for entry in assignments[::-1] for block in super(Backwards, self).train([entry], downlinks, states)
+        ]
+        yield from blocks[1:] + blocks[:1]
 
 
 @pytest.fixture(scope="module")
@@ -230,11 +243,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache"))
 
 
-def trained(pool_class: type[InlinePool], cache: str, **changes: Any) -> tuple[Federation, list[RoundDone]]:
+def trained(
+    pool_class: type[InlinePool], cache: str, folder: Path, **changes: Any
+) -> tuple[Federation, list[RoundDone]]:
     config = configure(data__cache_dir=cache, rounds=2, clients__per_round=3, **changes)
     prepared = prepare(config)
     pool = pool_class(prepared.data.shards)
-    initial = pool.setup(prepared.jobs(config.method[0]))
+    (folder / "states" / config.method[0].key).mkdir(parents=True)
+    initial = pool.setup(prepared.jobs(config.method[0], folder))
     federation = prepared.federation(config.method[0], initial, pool)
     return federation, [event for event in federation.run() if isinstance(event, RoundDone)]
 
@@ -250,10 +266,10 @@ def trained(pool_class: type[InlinePool], cache: str, **changes: Any) -> tuple[F
         "head_only",
     ],
 )
-def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: str) -> None:
+def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: str, tmp_path: Path) -> None:
     changes = {"method": method, "clients__tiers": {"a": {"share": 0.5}, "b": {"share": 0.5, "mask_ratio": 0.4}}}
-    federation, done = trained(InlinePool, cache, **changes)
-    again, done_again = trained(Backwards, cache, **changes)
+    federation, done = trained(InlinePool, cache, tmp_path / "one", **changes)
+    again, done_again = trained(Backwards, cache, tmp_path / "other", **changes)
     assert sha256(federation.states()) == sha256(again.states())
     assert len(federation.client_states) < 5 or len({len(event.outcomes) for event in done}) > 1
     for ours, theirs in zip(done, done_again, strict=True):
@@ -261,20 +277,24 @@ def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: st
             assert one.update.client == other.update.client
             assert one.report.train_loss == other.report.train_loss
             assert one.report.personalised == other.report.personalised
-    tensors = [{o.update.client.id: o.tensors for o in event[-1].outcomes} for event in (done, done_again)]
-    for id, mine in tensors[0].items():
-        assert mine is not None
-        assert all(np.array_equal(value, tensors[1][id][name]) for name, value in mine.items())  # type: ignore[index]
+    mine, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / run / "adapters").rglob("*.safetensors")}
+        for run in ("one", "other")
+    )
+    assert len(mine) == 5
+    assert mine == theirs
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_one_others(cache: str) -> None:
-    shas = [sha256(trained(InlinePool, cache, method="fedavg", seed=seed)[0].states()) for seed in (0, 0, 1)]
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(cache: str, tmp_path: Path) -> None:
+    folders = (tmp_path / name for name in "abc")
+    runs = [trained(InlinePool, cache, next(folders), method="fedavg", seed=seed)[0] for seed in (0, 0, 1)]
+    shas = [sha256(federation.states()) for federation in runs]
     assert shas[0] == shas[1] != shas[2]
 
 
-def test_the_final_pass_of_real_clients_changes_no_state(cache: str) -> None:
+def test_the_final_pass_of_real_clients_changes_no_state(cache: str, tmp_path: Path) -> None:
     """Although every client trains in it: the server and those who took part are as they were."""
-    federation, done = trained(InlinePool, cache, method="fedalt")
+    federation, done = trained(InlinePool, cache, tmp_path, method="fedalt")
     before = sha256(federation.states())
     *_, final = federation.take_home()
     assert sha256(federation.states()) == before

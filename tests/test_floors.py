@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedray"
 
 FLOORS = (
     # From the ground up. A folder stands for all modules in it; `fedray` itself is the package's __init__.
-    {"types", "errors", "randomness"},
+    {"types", "errors", "randomness", "heap"},
     {"aggregation"},
     {"config"},
     {"models"},
@@ -28,6 +28,9 @@ FLOORS = (
         "memory",
         "planning",
         "worker",
+        "codec",
+        "state_files",
+        "blocks",
         "federation",
         "inline",
         "packing",

@@ -8,7 +8,6 @@ hold parts of the adapter (`fedray.methods.capacity`), a value is averaged over 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import nn
 
@@ -18,7 +17,7 @@ from fedray.adapters.rotations import retract_rotations
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
 from fedray.methods.capacity import held_mean, own_layout, take
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
 
 
@@ -50,7 +49,11 @@ class FedAvg:
     reft: ReftSection
     head: Head = "shared"
     adapter: adapters.AdapterKind = "lora"
-    weights: Literal["examples", "uniform"] = "examples"
+    weights: Averages = "examples"
+
+    @property
+    def averages(self) -> Averages:
+        return self.weights
 
     def attach(self, model: nn.Module) -> Adapter:
         return adapters.attach(model, self.adapter, self.lora, self.reft, self.head)
@@ -82,7 +85,7 @@ class FedAvg:
     def aggregate_train(self, server: Server, updates: Sequence[Update[Shared]]) -> tuple[Server, Metrics]:
         if not updates:
             return server, {}
-        weights = [update.num_examples if self.weights == "examples" else 1 for update in updates]
+        weights = [update.num_examples if self.weights == "examples" else update.num_clients for update in updates]
         held = [(own_layout(server.layout, update.client), update.payload.adapter) for update in updates]
         mean = held_mean(server.layout, server.shared.adapter, held, weights)
         head = heads.average(server.shared.head, [update.payload.head for update in updates], weights)

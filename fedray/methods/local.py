@@ -12,7 +12,7 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
 
 
@@ -43,6 +43,10 @@ class LocalOnly:
     @property
     def effective_head(self) -> Head:
         return "local" if self.head == "shared" else self.head
+
+    @property
+    def averages(self) -> Averages:
+        return "examples"
 
     def attach(self, model: nn.Module) -> Adapter:
         return adapters.attach(model, self.adapter, self.lora, self.reft, self.effective_head)

@@ -47,7 +47,7 @@ The smallest method, which federates how many examples the clients have and trai
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,13 @@ from fedray.adapters.layout import Layout
 from fedray.types import Client, ClientId, Evaluation, Split, Vector
 
 Metrics = Mapping[str, float]
+Averages = Literal["examples", "uniform"]
+"""What clients count for in a weighted mean: their numbers of examples, or all the same.
+
+A method of whose updates `aggregate_train` takes nothing but that mean, over all who sent the same shapes, should say
+so with an attribute `averages`. Updates are then added up where they arise, and do not travel one by one: see `Update`.
+"""
+
 Payload = TypeVar("Payload")
 ServerState = TypeVar("ServerState")
 ClientState = TypeVar("ClientState")
@@ -84,11 +91,16 @@ class Initial:
 
 @dataclass(frozen=True)
 class Update(Generic[Payload]):
-    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink."""
+    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink.
+
+    Of a method that averages (`Averages`), one update stands for all clients of a tier: `client` is the first of them,
+    num_examples their sum, num_clients how many they are, and payload their weighted mean.
+    """
 
     client: Client
     num_examples: int
     payload: Payload
+    num_clients: int = 1
 
 
 class Local(Protocol):
@@ -155,3 +167,9 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
 
 
 AnyMethod = FederatedMethod[Any, Any, Any, Any]
+
+
+def averages(method: AnyMethod) -> Averages | None:
+    """Return what clients count for in the method's mean; None where it needs every update."""
+    found: Averages | None = getattr(method, "averages", None)
+    return found

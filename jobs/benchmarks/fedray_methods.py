@@ -13,7 +13,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ReftSection
 from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector
 
 
@@ -30,6 +30,10 @@ class Turns:
 
     workload: str
     lora: LoraSection
+
+    @property
+    def averages(self) -> Averages:
+        return "uniform"
 
     def attach(self, model: nn.Module) -> Adapter:
         return attach_lora(model, self.lora)
@@ -50,11 +54,8 @@ class Turns:
         return Numbers(update), Numbers(client_state.values + np.float32(1))
 
     def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:
-        total = np.zeros_like(server.values)
-        for update in updates:
-            total += update.payload.values
-        mean = total / np.float32(len(updates))
-        return Numbers(mean), {"value": float(mean[0])}
+        (update,) = updates  # the mean of all
+        return update.payload, {"value": float(update.payload.values[0])}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class StatefulFedAvg:
     state: int
     lora: LoraSection
     reft: ReftSection
+
+    @property
+    def averages(self) -> Averages:
+        return self.fedavg.averages
 
     @cached_property
     def fedavg(self) -> FedAvg:

@@ -16,7 +16,7 @@ import fedray
 from fedray.client import ClientActor
 from fedray.config import ClientsConfig, load_config
 from fedray.driver import events
-from fedray.experiment import MethodFinished, TurnFinished
+from fedray.experiment import MethodFinished, TurnsFinished
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.turns import Packed
@@ -103,7 +103,7 @@ def test_a_killed_actor_costs_no_update_and_no_bit(tiny: dict[str, Any], cluster
     undisturbed = fedray.run(config, output=tmp_path / "undisturbed")
     killed = False
     for event in events(prepare(config), tmp_path / "killed"):
-        if isinstance(event, TurnFinished) and event.server_round == 1 and not killed:
+        if isinstance(event, TurnsFinished) and event.server_round == 1 and not killed:
             killed = True
             family = psutil.Process().children(recursive=True)  # Ray's node is a child of this process
             next(p for p in family if "ray::ClientActor" in "".join(p.cmdline())).kill()

@@ -58,15 +58,23 @@ class Run:
         return [self.round() for _ in range(number)]
 
     def serve(self, *ids: str) -> dict[str, tuple[Outcome, Any]]:
-        """Let these clients take their turn in this order, without changing the federation."""
+        """Let these clients, or all, take their turn in this order, without changing the federation."""
         downlinks = self.method.configure_train(self.federation.server, self.prepared.clients)
         clients = {client.id: client for client in self.prepared.clients}
-        assignments = [Assignment(clients[id], self.federation.server_round, measure=False, keep=True) for id in ids]
-        turns = self.pool.train(assignments, downlinks, self.federation.client_states)
-        return {outcome.update.client.id: (outcome, state) for outcome, state in turns}
+        states, turns = self.states(), {}
+        for id in ids or sorted(clients):
+            assignment = Assignment(clients[id], self.federation.server_round, measure=False, keep="adapter")
+            worker = self.pool.workers[clients[id].tier]
+            turns[id] = worker.train(assignment, downlinks[id], states.get(id), self.pool.shards[id])
+        return turns
+
+    def states(self) -> dict[str, Any]:
+        """The states of those who have trained."""
+        refs = self.federation.client_states
+        return dict(zip(refs, self.pool.fetch(list(refs.values())), strict=True))
 
     def state(self, id: str) -> Any:
-        return self.federation.client_states[id]
+        return self.states()[id]
 
     def views(self, group: str, vector: Any) -> dict[str, Any]:
         return self.initial.layouts[group].views(vector)
@@ -128,7 +136,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         prepared = unequal(prepare(config))
         entry = config.method[0]
         pool = InlinePool(prepared.data.shards)
-        initial = pool.setup(prepared.jobs(entry))
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "states" / entry.key).mkdir(parents=True)
+        initial = pool.setup(prepared.jobs(entry, folder))
         return Run(prepared, initial, pool, prepared.federation(entry, initial, pool))
 
     return build

@@ -88,10 +88,10 @@ def test_two_real_rounds(start, adapter):
     size = layout.size + run.initial.layouts["head"].size
     for _ in range(2):
         before = run.federation.server.shared
+        p, q, r = (outcome.update.payload for outcome, _ in run.serve().values())
         outcomes = run.round().outcomes
         assert [outcome.update.num_examples for outcome in outcomes] == [9, 5, 7]
         assert all(outcome.uplink_bytes == outcome.downlink_bytes == 4 * size for outcome in outcomes)
-        p, q, r = (outcome.update.payload for outcome in outcomes)
         assert not np.array_equal(p.adapter, before.adapter)
         mean = (9 * p.adapter + 5 * q.adapter + 7 * r.adapter) / 21
         for (slot, found), (_, plain) in zip(
@@ -115,9 +115,10 @@ def test_of_one_client_is_local_training(start):
 @pytest.mark.parametrize("head", ["local", "frozen_label_text"])
 def test_a_head_that_is_not_shared_never_travels(start, head):
     run = start("fedavg", head=head)
-    for done in run.rounds(2):
-        for outcome in done.outcomes:
-            assert outcome.update.payload.head is None
+    for _ in range(2):
+        served = run.serve()
+        for outcome in run.round().outcomes:
+            assert served[outcome.update.client.id][0].update.payload.head is None
             assert outcome.uplink_bytes == outcome.downlink_bytes == 4 * run.initial.layouts["lora"].size
     assert run.federation.server.shared.head is None
     heads = [run.state(client.id).head for client in run.prepared.clients]
@@ -132,9 +133,10 @@ def test_full_fine_tuning_averages_the_whole_model(start):
     """Weighted by examples; the next round starts from there, and the file that other processes map keeps its bits."""
     run = start({"name": "fedavg", "adapter": "full"})
     before = run.initial.vectors["full"]
-    done = run.round()
-    sent = np.stack([outcome.update.payload.adapter for outcome in done.outcomes]).astype(np.float64)
-    sizes = np.array([outcome.update.num_examples for outcome in done.outcomes])
+    outcomes = [outcome for outcome, _ in run.serve().values()]
+    run.round()
+    sent = np.stack([outcome.update.payload.adapter for outcome in outcomes]).astype(np.float64)
+    sizes = np.array([outcome.update.num_examples for outcome in outcomes])
     expected = (sizes[:, None] * sent).sum(0) / sizes.sum()
     np.testing.assert_allclose(run.federation.server.shared.adapter, expected, atol=1e-6)
     assert np.abs(expected - before).max() > 1e-3

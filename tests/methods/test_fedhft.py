@@ -105,7 +105,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         config = load_config(config, {"method": entry})
         prepared = prepare(config)
         pool = InlinePool(prepared.data.shards)
-        initial = pool.setup(prepared.jobs(config.method[0]))
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "states" / "fedhft").mkdir(parents=True)
+        initial = pool.setup(prepared.jobs(config.method[0], folder))
         return Run(prepared, initial, pool, prepared.federation(config.method[0], initial, pool))
 
     return build
@@ -246,7 +248,7 @@ def test_local_heads_stay_with_their_clients(start: Callable[..., Run], timing: 
     done = run.round()
     assert run.server.heads == ()
     assert {outcome.update.payload.head is None for outcome in done.outcomes} == {True}
-    heads = np.stack([run.federation.client_states[client.id].head for client in run.prepared.clients])
+    heads = np.stack([run.state(client.id).head for client in run.prepared.clients])
     assert np.abs(heads - heads[0])[1:].max(axis=1).min() > 1e-4
     assert all(not isinstance(feature, np.ndarray) for feature in run.server.features.values())
 
@@ -325,7 +327,7 @@ def test_pre_draws_its_rows_first_and_then_knows_them(start: Callable[..., Run])
             assert np.array_equal(mask, expected)
     assert len({np.stack(masks).tobytes() for masks in drawn.values()}) == 4
     downlinks = run.federation.method.configure_train(run.server, run.prepared.clients)
-    previous = {id: state.previous for id, state in run.federation.client_states.items()}
+    previous = {id: state.previous for id, state in run.states().items()}
     for outcome in run.round().outcomes:
         id = outcome.update.client.id
         rest = split(run.initial.layouts["rest"], decode(downlinks[id].rest))
@@ -339,9 +341,7 @@ def test_pre_draws_its_rows_first_and_then_knows_them(start: Callable[..., Run])
 def test_pre_takes_home_an_adapter_with_all_rows(start: Callable[..., Run]) -> None:
     """B [16, 2] with zeros outside the mask: the file of a client needs no knowledge of its rows."""
     run = start({"timing": "pre"}, clients__tiers=tiers(0.3))
-    *_, final = run.federation.take_home()
-    assert isinstance(final, RoundDone)
-    for outcome in final.outcomes:
+    for outcome, _ in run.serve().values():
         assert outcome.tensors is not None
         for target, mask in zip(
             TARGETS, unpack_masks(run.initial.layouts["lora"], outcome.update.payload.masks), strict=True
@@ -355,7 +355,7 @@ def test_the_previous_update_of_pre_is_what_was_sent(start: Callable[..., Run]) 
     run = start({"timing": "pre"}, clients__tiers=tiers(0.3))
     layout = run.initial.layouts["lora"]
     for outcome in run.round().outcomes:
-        payload, state = outcome.update.payload, run.federation.client_states[outcome.update.client.id]
+        payload, state = outcome.update.payload, run.state(outcome.update.client.id)
         masks = unpack_masks(layout, payload.masks)
         for delta, mask in zip(split(layout, state.previous), masks, strict=True):
             assert delta.B[mask].any(axis=1).all()

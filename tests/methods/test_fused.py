@@ -46,9 +46,9 @@ def turns_of(run, ids, measure=True):
     downlinks = run.method.configure_train(run.federation.server, run.prepared.clients)
     return [
         (
-            Assignment(clients[id], run.federation.server_round, measure, keep=True),
+            Assignment(clients[id], run.federation.server_round, measure, keep="adapter"),
             downlinks[id],
-            run.federation.client_states.get(id),
+            run.states().get(id),
             run.pool.shards[id],
         )
         for id in ids
@@ -166,11 +166,11 @@ def test_states_of_others_stay(start):
     """What goes in is never written to: neither the states of those who train, nor anybody else's."""
     run = start("fedalt")
     run.round()
-    before = {id: np.concatenate(numbers(state)).copy() for id, state in run.federation.client_states.items()}
+    before = {id: np.concatenate(numbers(state)).copy() for id, state in run.states().items()}
     alone = run.worker.train(*turns_of(run, IDS[2:])[0])
     done = together(run.worker, turns_of(run, IDS[:2]))
-    assert distance(done[0][1], run.federation.client_states[IDS[0]]) > 1e-3
-    for id, state in run.federation.client_states.items():
+    assert distance(done[0][1], run.state(IDS[0])) > 1e-3
+    for id, state in run.states().items():
         assert np.array_equal(np.concatenate(numbers(state)), before[id])
     again = run.worker.train(*turns_of(run, IDS[2:])[0])
     assert np.array_equal(np.concatenate(numbers(again)), np.concatenate(numbers(alone)))

@@ -62,9 +62,9 @@ def test_head_only_shares_the_head_alone(start, head, adapter):
     the adapters stay where they were trained."""
     run = start({"name": "head_only", "adapter": adapter}, head=head)
     for _ in range(2):
+        p, q, r = (outcome.update.payload.head for outcome, _ in run.serve().values())
         outcomes = run.round().outcomes
         assert all(outcome.uplink_bytes == outcome.downlink_bytes == 4 * 51 for outcome in outcomes)
-        p, q, r = (outcome.update.payload.head for outcome in outcomes)
         np.testing.assert_allclose(run.federation.server.head, (9 * p + 5 * q + 7 * r) / 21, atol=1e-6)
     states = [run.state(client.id) for client in run.prepared.clients]
     assert all(state.head is None for state in states)
@@ -110,7 +110,7 @@ def test_a_turn_depends_on_nobody_elses(start, method):
     served = [run.serve(*order) for order in orders]
     for id in orders[0]:
         bits = {
-            sha256({"up": turns[id][0].update.payload, "own": turns[id][1], "tensors": turns[id][0].tensors})
+            sha256([("up", turns[id][0].update.payload), ("own", turns[id][1]), ("tensors", turns[id][0].tensors)])
             for turns in served
             if id in turns
         }

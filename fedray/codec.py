@@ -1,0 +1,141 @@
+"""States as bytes and back: safetensors for the arrays, JSON for what holds them, and no pickle.
+
+A state's classes are known by their names among those that its method's module defines or imports (`state_classes`),
+so bytes from a stranger build nothing else.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedray.adapters.layout import Layout, Slot
+from fedray.errors import StateError
+from fedray.state import field_names
+
+Classes = Mapping[str, type[Any]]
+"""Dataclasses by `module.Class`."""
+
+SHAPE = "shape"
+"""Name of the tensor that holds the JSON."""
+
+
+def state_classes(method: type[Any]) -> Classes:
+    """Return the dataclasses that states of this method may be made of: those in the namespaces of its class's and its
+    bases' modules, and layouts."""
+    spaces = [vars(sys.modules[cls.__module__]) for cls in method.__mro__]
+    found = [value for space in spaces for value in space.values()] + [Layout, Slot]
+    return {_name(cls): cls for cls in found if isinstance(cls, type) and dataclasses.is_dataclass(cls)}
+
+
+def pack_small(state: Any, classes: Classes) -> str | None:
+    """Return a state as text; None where it has arrays with anything in them. Raises as `pack`."""
+    tensors: dict[str, Any] = {}
+    shape = _taken_apart(state, classes, tensors)
+    return None if tensors else json.dumps(shape, separators=(",", ":"))
+
+
+def unpack_small(text: str, classes: Classes) -> Any:
+    """Return the state that `pack_small` was given. Raises as `unpack`."""
+    try:
+        return _put_together(json.loads(text), classes, {})
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"no state can be read from {text[:100]!r}: {error}") from error
+
+
+def pack(states: Sequence[Any], classes: Classes) -> bytes:
+    """Return states as bytes.
+
+    Raises:
+        StateError: something in one is neither an array, a number, a string, None, a mapping with strings or whole
+            numbers as keys, a tuple, a list, nor one of `classes`.
+    """
+    tensors: dict[str, Any] = {}
+    shape = [_taken_apart(state, classes, tensors) for state in states]
+    text = json.dumps(shape, separators=(",", ":")).encode()
+    return bytes(save({SHAPE: np.frombuffer(text, np.uint8), **tensors}))
+
+
+def unpack(blob: bytes, classes: Classes) -> list[Any]:
+    """Return the states that `pack` was given; their arrays are read-only.
+
+    Raises:
+        StateError: these are not the bytes of states of these classes.
+    """
+    try:
+        tensors = load(blob)
+        shape = json.loads(tensors.pop(SHAPE).tobytes())
+        if not isinstance(shape, list):
+            raise StateError(f"expected a list of states, got {type(shape).__name__}")
+        for tensor in tensors.values():
+            tensor.flags.writeable = False
+        return [_put_together(part, classes, tensors) for part in shape]
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"no states can be read from these {len(blob)} bytes: {error}") from error
+
+
+def _taken_apart(state: Any, classes: Classes, tensors: dict[str, Any]) -> Any:
+    """Return the state as JSON, with its arrays put into `tensors`: plain values stand for themselves, all else is a
+    list that begins with its kind."""
+    if state is None or (isinstance(state, bool | int | float | str) and not isinstance(state, np.generic)):
+        return state
+    if isinstance(state, np.ndarray) and not state.size:
+        return ["empty", state.dtype.str, list(state.shape)]
+    if isinstance(state, np.ndarray | np.generic):
+        key = str(len(tensors))
+        tensors[key] = np.asarray(state, order="C")
+        return ["array" if isinstance(state, np.ndarray) else "scalar", key]
+    if isinstance(state, Mapping):
+        for key in state:
+            if type(key) not in (str, int):
+                raise StateError(f"a state's mapping has the key {key!r}; expected a string or a whole number")
+        return ["map", [[key, _taken_apart(value, classes, tensors)] for key, value in state.items()]]
+    if isinstance(state, tuple | list) and type(state) in (tuple, list):
+        return [type(state).__name__, [_taken_apart(part, classes, tensors) for part in state]]
+    cls: Any = type(state)
+    name = _name(cls)
+    if name not in classes:
+        raise StateError(
+            f"a state holds a {name}; expected arrays, numbers, mappings, tuples, and dataclasses that the module of "
+            "the method defines or imports"
+        )
+    parts = [_taken_apart(getattr(state, field), classes, tensors) for field in field_names(cls)]
+    return ["class", name, parts]
+
+
+def _put_together(part: Any, classes: Classes, tensors: Mapping[str, Any]) -> Any:
+    if not isinstance(part, list):
+        return part
+    kind, *rest = part
+    if kind in ("array", "scalar"):
+        (key,) = rest
+        return tensors[key] if kind == "array" else tensors[key][()]
+    if kind == "empty":
+        dtype, shape = rest
+        if 0 not in shape:
+            raise StateError(f"an empty array of shape {shape}")
+        return np.zeros(shape, np.dtype(dtype))
+    if kind == "map":
+        (entries,) = rest
+        return {key: _put_together(value, classes, tensors) for key, value in entries}
+    if kind in ("tuple", "list"):
+        (entries,) = rest
+        parts = [_put_together(entry, classes, tensors) for entry in entries]
+        return tuple(parts) if kind == "tuple" else parts
+    if kind != "class":
+        raise StateError(f"unknown kind {kind!r}")
+    name, entries = rest
+    if name not in classes:
+        raise StateError(f"a state of this method holds no {name!r}")
+    parts = [_put_together(entry, classes, tensors) for entry in entries]
+    cls: Any = classes[name]
+    return cls(**dict(zip(field_names(cls), parts, strict=True)))
+
+
+def _name(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

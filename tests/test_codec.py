@@ -1,0 +1,146 @@
+"""States as bytes and back; bytes from strangers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from fedray.adapters.layout import Layout, Slot
+from fedray.codec import SHAPE, pack, state_classes, unpack
+from fedray.errors import StateError
+from fedray.methods.fedalt import FedAlt, Own
+from fedray.methods.local import HeadOnly, OwnAdapter
+from fedray.state import sha256
+
+
+@dataclass(frozen=True)
+class Inner:
+    values: Any
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    by_client: Mapping[Any, Any]
+    several: tuple[Any, ...]
+    inner: Inner
+
+
+class Method:
+    """One whose module is this one."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Imported by nobody: it is taken out of the classes below."""
+
+    values: Any
+
+
+CLASSES = {name: cls for name, cls in state_classes(Method).items() if cls is not Unknown}
+NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+ARRAYS = st.builds(
+    lambda dtype, shape, seed: np.random.default_rng(seed).integers(0, 2, shape).astype(dtype),
+    st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_]),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.integers(0, 9),
+)
+STATES = st.recursive(
+    NUMBERS | ARRAYS | st.builds(np.float32, st.floats(width=32)),
+    lambda part: st.one_of(
+        st.dictionaries(st.text(max_size=3) | st.integers(), part, max_size=3),
+        st.lists(part, max_size=3),
+        st.lists(part, max_size=3).map(tuple),
+        st.builds(Inner, part),
+    ),
+    max_leaves=8,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and sha256([("", one)]) == sha256([("", other)])
+
+
+@given(st.lists(STATES, max_size=4))
+def test_states_come_back_as_they_were(states: list[Any]) -> None:
+    found = unpack(pack(states, CLASSES), CLASSES)
+    assert len(found) == len(states)
+    assert all(same(one, other) for one, other in zip(found, states, strict=True))
+
+
+def test_types_keys_and_layouts_come_back() -> None:
+    layout = Layout((Slot("layer.0", "A", (2, 3)), Slot("layer.0", "B", (3, 2))))
+    values = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    state = Outer({3: 1.5, "x": (layout, [True, None])}, (np.float32(0.1), -0.0, float("nan")), Inner(values, "a"))
+    (found,) = unpack(pack([state], CLASSES), CLASSES)
+    assert list(found.by_client) == [3, "x"]
+    assert found.by_client["x"] == (layout, [True, None])
+    assert type(found.several[0]) is np.float32
+    assert str(found.several[1:]) == "(-0.0, nan)"
+    assert np.array_equal(found.inner.values, values)
+    with pytest.raises(ValueError, match="read-only"):
+        found.inner.values[0, 0] = 1
+
+
+def test_the_classes_of_a_method_are_those_of_its_module_and_its_bases() -> None:
+    assert {Own, Layout} <= set(state_classes(FedAlt).values())
+    assert OwnAdapter in state_classes(HeadOnly).values()
+    assert OwnAdapter not in state_classes(FedAlt).values()
+
+
+@pytest.mark.parametrize("state", [Unknown(1), {"a": [object()]}, {(1, 2): 3}, {1.5: 2}, {True: 1}, len])
+def test_what_cannot_be_read_back_is_not_written(state: Any) -> None:
+    with pytest.raises(StateError, match=r"expected|holds"):
+        pack([state], CLASSES)
+
+
+def shaped(shape: Any, **tensors: Any) -> bytes:
+    return bytes(save({SHAPE: np.frombuffer(json.dumps(shape).encode(), np.uint8), **tensors}))
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"\xff" * 100,
+        save({"x": np.zeros(2)}),
+        shaped({"a": 1}),
+        shaped([["array", "7"]]),
+        shaped([["class", "os.system", ["true"]]]),
+        shaped([["class", f"{Inner.__module__}.Inner", [1, 2, 3]]]),
+        shaped([["class", f"{Unknown.__module__}.Unknown", [1]]]),
+        shaped([["magic"]]),
+        shaped([[]]),
+        shaped([["map", [[["array", "0"], 1]]]]),
+        shaped([["map", 5]]),
+        pack([{"a": np.ones(3)}], CLASSES)[:-1],
+    ],
+)
+def test_other_bytes_are_refused_and_build_nothing(blob: bytes) -> None:
+    with pytest.raises(StateError):
+        unpack(blob, CLASSES)
+
+
+def test_deep_nesting_is_refused() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    blob = bytes(save({SHAPE: np.frombuffer(deep.encode(), np.uint8)}))
+    with pytest.raises(StateError):
+        unpack(blob, CLASSES)
+
+
+@given(st.binary(max_size=200), st.integers(0, 10_000))
+def test_any_bytes_are_read_or_refused(noise: bytes, at: int) -> None:
+    """Noise, and good bytes with a piece of noise in them."""
+    good = pack([Outer({"a": np.arange(4.0)}, (1,), Inner(None))], CLASSES)
+    at %= len(good)
+    for blob in (noise, good[:at] + noise + good[at + len(noise) :]):
+        try:
+            unpack(blob, CLASSES)
+        except StateError:
+            continue
