@@ -42,6 +42,10 @@ class TrainConfig(Section):
     """Examples per micro-batch."""
     accumulation: PositiveInt = 1
     """Micro-batches per optimizer step."""
+    group_by_length: bool = False
+    """Whether the examples of a step are of similar length, so that less padding is computed: an epoch's shuffled
+    examples are sorted within runs of a few steps, and the steps are shuffled again. Faster; other batches than
+    without."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Its state starts afresh each round."""
     lr: Annotated[float, Field(gt=0)] = 5e-4

@@ -143,8 +143,13 @@ def _score_all(
 
 def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
     """Longest first: a batch that does not fit into memory fails at once."""
-    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
-    return np.argsort(-lengths.astype(np.int64), kind="stable")
+    return np.argsort(-lengths(table), kind="stable")
+
+
+def lengths(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return each example's number of tokens."""
+    found: npt.NDArray[np.int64] = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    return found
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """The training loop of one client in one round, whatever the engine.
 
-The client's training examples are shuffled anew for every epoch and cut into micro-batches of `batch_size`;
-`accumulation` of those make one optimizer step (the last step of an epoch may have fewer). The gradient of a step is
-that of the mean loss over all its units (examples; answer tokens for causal_lm), exactly as of one large batch. The
-processes of a team take turns with a step's micro-batches.
+The client's training examples are shuffled anew for every epoch (by similar length, if that is asked for) and cut into
+micro-batches of `batch_size`; `accumulation` of those make one optimizer step (the last step of an epoch may have
+fewer). The gradient of a step is that of the mean loss over all its units (examples; answer tokens for causal_lm),
+exactly as of one large batch. The processes of a team take turns with a step's micro-batches.
 """
 
 import math
@@ -16,8 +16,9 @@ import pyarrow as pa
 import torch
 
 from fedray.config import TrainConfig
-from fedray.data.batches import batches
+from fedray.data.batches import Indices, batches
 from fedray.errors import TrainingError
+from fedray.evaluation.evaluate import lengths
 from fedray.evaluation.losses import num_units, score
 from fedray.randomness import keyed_rng, keyed_seed
 from fedray.training.engine import Engine
@@ -28,6 +29,11 @@ from fedray.types import ClientId
 
 CHECK_EVERY = 50
 """Steps between looks at the losses; a look makes the host wait for the device."""
+
+
+GROUPED_STEPS = 8
+"""With `train.group_by_length`, so many steps' examples are sorted together: enough for steps of little padding, few
+enough that an example meets others in the next epoch."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,10 @@ def steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting
     train = setting.train
     units = num_units(table, setting.task)
     for epoch in count():
-        order = keyed_rng(setting.seed, "order", server_round, client, epoch).permutation(table.num_rows)
+        rng = keyed_rng(setting.seed, "order", server_round, client, epoch)
+        order = rng.permutation(table.num_rows)
+        if train.group_by_length:
+            order = grouped_by_length(order, lengths(table), train.batch_size * train.accumulation, rng)
         cuts = [order[start : start + train.batch_size] for start in range(0, table.num_rows, train.batch_size)]
         stepped = [cuts[start : start + train.accumulation] for start in range(0, len(cuts), train.accumulation)]
         own = [[index for index in range(len(step)) if team.mine(index)] for step in stepped]
@@ -92,6 +101,19 @@ def steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting
                     "check data.answer, or raise data.max_length"
                 )
             yield Step({index: next(micro_batches) for index in indices}, step_units)
+
+
+def grouped_by_length(order: Indices, lengths: Indices, step: int, rng: np.random.Generator) -> Indices:
+    """Return the order with rows of similar length together: sorted by length within runs of `GROUPED_STEPS` steps, cut
+    into steps, and these shuffled; a last step that is not full stays the last.
+
+    order: rows. lengths: of all rows. step: rows of an optimizer step.
+    """
+    runs = [order[start : start + GROUPED_STEPS * step] for start in range(0, len(order), GROUPED_STEPS * step)]
+    ordered = [run[np.argsort(-lengths[run], kind="stable")] for run in runs]
+    cuts = [run[start : start + step] for run in ordered for start in range(0, len(run), step)]
+    rest = [cuts.pop()] if cuts and len(cuts[-1]) < step else []
+    return np.concatenate([order[:0], *(cuts[index] for index in rng.permutation(len(cuts))), *rest])
 
 
 def dropout_key(setting: Setting, client: ClientId, server_round: int, step: int, micro: int) -> int:

@@ -38,10 +38,11 @@ def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") ->
         "device": "cpu",
     }
     if workload.kind != "lora":
+        kind = "OneByOne" if workload.each else "Turns"
         tiny = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8,
                 "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
         return common | {
-            "method": [{"class": "fedray_methods.Turns", "workload": workload.to_json()}],
+            "method": [{"class": f"fedray_methods.{kind}", "workload": workload.to_json()}],
             "model": {"path": "random", "tokenizer": "bytes", "config": tiny},
             "data": {"source": "synthetic", "examples_per_client": 2, "classes": 2, "groups": 1}
             | {"conflict": 0, "cache_dir": str(folder)},

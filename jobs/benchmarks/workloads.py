@@ -32,7 +32,8 @@ class Workload:
     """One row. kind: `null` adds 1 to the payload; `cnn` and `lora` train it.
 
     payload, state: float32 numbers of the payload (kind null) and of each client's private state, to which 1 is added
-    in every turn. examples: of each client. steps: optimizer steps of a turn, of `batch` examples each.
+    in every turn. each: whether fedray's server takes every update and not only their mean (kind null). examples: of
+    each client. steps: optimizer steps of a turn, of `batch` examples each.
     """
 
     row: str
@@ -42,6 +43,7 @@ class Workload:
     rounds: int
     payload: int = 0
     state: int = 0
+    each: bool = False
     examples: int = 1
     tokens: int = 64
     batch: int = 1

@@ -45,6 +45,15 @@ class Run:
         return worker
 
     @property
+    def adapter(self) -> Any:
+        """The one of the first tier's worker."""
+        return next(iter(self.pool.workers.values())).adapter
+
+    @property
+    def server(self) -> Any:
+        return self.federation.server
+
+    @property
     def method(self) -> Any:
         return self.federation.method
 
@@ -91,7 +100,21 @@ def unequal(prepared: Prepared) -> Prepared:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Prepared], Run]:
+    """begin(prepared): the federation of its first method, before its first round."""
+
+    def begun(prepared: Prepared) -> Run:
+        entry, pool = prepared.config.method[0], InlinePool(prepared.data.shards)
+        folder = tmp_path_factory.mktemp("run")
+        (folder / "states" / entry.key).mkdir(parents=True)
+        initial = pool.setup(prepared.jobs(entry, folder))
+        return Run(prepared, initial, pool, prepared.federation(entry, initial, pool))
+
+    return begun
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Prepared], Run]) -> Callable[..., Run]:
     """start(method, **changes): a federation of three clients with 9, 5 and 7 examples, before its first round.
 
     method: the entry of `config.method`. changes: overrides, with `__` for the dot in a path.
@@ -133,13 +156,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     def build(method: Mapping[str, Any] | str, **changes: Any) -> Run:
         overrides = {path.replace("__", "."): value for path, value in changes.items()}
         config = load_config(base, {**overrides, "method": method})
-        prepared = unequal(prepare(config))
-        entry = config.method[0]
-        pool = InlinePool(prepared.data.shards)
-        folder = tmp_path_factory.mktemp("run")
-        (folder / "states" / entry.key).mkdir(parents=True)
-        initial = pool.setup(prepared.jobs(entry, folder))
-        return Run(prepared, initial, pool, prepared.federation(entry, initial, pool))
+        return begin(unequal(prepare(config)))
 
     return build
 

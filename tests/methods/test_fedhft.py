@@ -16,13 +16,11 @@ from fedray.aggregation.low_rank import LowRank, relative_error
 from fedray.aggregation.masks import random_rows
 from fedray.config import LoraSection, load_config
 from fedray.errors import ConfigError
-from fedray.federation import Federation, RoundDone
-from fedray.inline import InlinePool
 from fedray.methods.factors import join, keep_rows, pack_masks, split, unpack_masks
 from fedray.methods.fedhft import FedHft, MaskedUpdate, Mixture, Own, Server, similarity
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.wire import decode, encode
-from fedray.prepare import Prepared, prepare
+from fedray.prepare import prepare
 from fedray.randomness import keyed_rng
 from fedray.state import arrays, num_bytes
 from fedray.training.engine import TorchEngine
@@ -33,36 +31,18 @@ WIDTH, RANK = 16, 2
 TARGETS = [f"bert.encoder.layer.{block}.attention.self.{name}" for block in (0, 1) for name in ("query", "value")]
 
 
-@dataclass
-class Run:
-    """A federation whose rounds the test runs one by one."""
+Run = Any
+"""A federation whose rounds the test runs one by one: that of conftest.py."""
 
-    prepared: Prepared
-    initial: Initial
-    pool: InlinePool
-    federation: Federation
 
-    @property
-    def server(self) -> Server:
-        return self.federation.server
-
-    @property
-    def adapter(self) -> Adapter:
-        return next(iter(self.pool.workers.values())).adapter
-
-    def round(self) -> RoundDone:
-        *_, done = self.federation.round()
-        assert isinstance(done, RoundDone)
-        return done
-
-    def plant(self, memberships: Sequence[Sequence[float]]) -> None:
-        """Fix every client's π."""
-        pi = {c.id: np.array(row, np.float32) for c, row in zip(self.prepared.clients, memberships, strict=True)}
-        self.federation.server = replace(self.server, memberships=pi)
+def plant(run: Run, memberships: Sequence[Sequence[float]]) -> None:
+    """Fix every client's π."""
+    pi = {c.id: np.array(row, np.float32) for c, row in zip(run.prepared.clients, memberships, strict=True)}
+    run.federation.server = replace(run.server, memberships=pi)
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+def start(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Any], Run]) -> Callable[..., Run]:
     """start(hyperparameters, **changes): four clients of a tiny BERT before their first round, their memberships kept
     unless the test says otherwise. `__` stands for the dot in a path."""
     base = {
@@ -103,12 +83,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         entry = {"name": "fedhft", "warmup_rounds": 100, **hyperparameters}
         config = load_config(base, {path.replace("__", "."): value for path, value in changes.items()})
         config = load_config(config, {"method": entry})
-        prepared = prepare(config)
-        pool = InlinePool(prepared.data.shards)
-        folder = tmp_path_factory.mktemp("run")
-        (folder / "states" / "fedhft").mkdir(parents=True)
-        initial = pool.setup(prepared.jobs(config.method[0], folder))
-        return Run(prepared, initial, pool, prepared.federation(config.method[0], initial, pool))
+        return begin(prepare(config))
 
     return build
 
@@ -193,7 +168,7 @@ def test_four_rounds_are_those_of_dense_matrices(
     changes = {"clients__tiers": tiers(1.0, 0.3)}
     run, reference = start(hyperparameters, **changes), start(hyperparameters, **changes)
     assert [client.mask_ratio for client in run.prepared.clients].count(0.3) == 2
-    run.plant(memberships)
+    plant(run, memberships)
     for _ in range(4):
         run.round()
     W, heads = dense_fedhft(reference, np.array(memberships, np.float64), 4, 5, normalise)
@@ -258,7 +233,7 @@ def test_clients_start_every_round_from_their_mixture_with_a_fresh_lora(
 ) -> None:
     """B = 0, and A the same for all clients and rounds; W0 + Σ_j π_kj ΔW_j is the frozen branch."""
     run = start({"downlink_rank": WIDTH})
-    run.plant([[1, 0], [0, 1], [0.5, 0.5], [0.5, 0.5]])
+    plant(run, [[1, 0], [0, 1], [0.5, 0.5], [0.5, 0.5]])
     seen: list[dict[str, Any]] = []
     train = LocalTrainer.train
 

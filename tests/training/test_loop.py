@@ -1,18 +1,22 @@
 """The loop against plain torch, and what must not change its bits."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.utils import parametrize
 
 from fedray.adapters.reft import attach_reft
 from fedray.config import ReftSection, TrainConfig
 from fedray.errors import TrainingError
 from fedray.randomness import keyed_rng
-from fedray.training.loop import total_steps
+from fedray.training.loop import grouped_by_length, steps, total_steps
+from fedray.training.team import ALONE
 
 TASKS = ["classification", "regression", "causal_lm"]
 
@@ -194,6 +198,34 @@ def test_interventions_of_a_language_model_end_at_its_prompt(backbone, trainer, 
 )
 def test_number_of_steps(num_examples, train, steps):
     assert total_steps(num_examples, TrainConfig(**train)) == steps
+
+
+@given(st.lists(st.integers(1, 60), max_size=90), st.integers(1, 6), st.integers(0, 9))
+def test_grouping_by_length_keeps_all_rows_and_pads_no_more(sizes, step, seed):
+    """Every row once; full steps first. In runs of eight steps, sorted pieces have the least sum of longest rows."""
+    sizes, rng = np.array(sizes, np.int64), np.random.default_rng(seed)
+    order = rng.permutation(len(sizes))
+    found = grouped_by_length(order, sizes, step, rng)
+    assert sorted(found) == list(range(len(sizes)))
+
+    def longest(rows):
+        return sum(max(sizes[rows[start : start + step]]) for start in range(0, len(rows), step))
+
+    assert longest(found) <= longest(order)
+
+
+def test_grouping_by_length_changes_the_batches_and_nothing_else(adapt, trainer, examples):
+    """Six examples of two lengths in steps of three: the long ones train together, whichever comes first."""
+    rows = examples("classification", 6, 1)
+    ids = [[5] * (12 if index % 2 else 3) for index in range(6)]
+    table = rows.set_column(rows.column_names.index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32())))
+    setting = trainer(adapt("classification"), batch_size=3, group_by_length=True)._setting
+    for server_round in range(4):
+        two = [
+            next(iter(step.micro_batches.values()))
+            for step in islice(steps(table, "ann", server_round, setting, ALONE), 2)
+        ]
+        assert sorted(batch["input_ids"].shape for batch in two) == [(3, 3), (3, 12)]
 
 
 def test_max_steps_ends_a_round(adapt, trainer):

@@ -1,0 +1,161 @@
+"""How a round's time grows with the clients, with what they send, and with the actors; fits the exponents.
+
+    python jobs/benchmarks/growth.py [--quick] [--output docs]
+
+Writes growth.json, growth.svg and growth.md. Steps are null (1 is added to the payload), so that what grows is fedray's
+own; only the last sweep trains. About ten minutes.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+import matplotlib
+import numpy as np
+from contenders import HERE, ROOT, machine
+from measure import ENVIRONMENT
+from with_fedray import LastRoundEnded, config
+from workloads import Workload, make_files, rows
+
+import fedray
+from fedray.driver import start_ray
+from fedray.experiment import Event, RoundFinished
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+KB = 1000 // 4
+"""Numbers of a kilobyte."""
+
+Sweep = tuple[str, str, list[tuple[float, Workload, int]]]
+"""Name, what is varied, and for each value a workload and its workers."""
+
+
+def sweeps(quick: bool, files: Path) -> list[Sweep]:
+    null = Workload("growth", "null", 10_000, 100, 8, payload=1024, files=str(files))
+    counts = (4, 8, 16) if quick else (100, 300, 1000, 3000, 10_000)
+    sizes = (1, 10) if quick else (4, 40, 400, 4000, 40_000)
+    null = replace(null, clients=counts[-1], rounds=3 if quick else null.rounds)
+    trained = replace(rows(quick, files)["W3s, batch 1"], rounds=3 if quick else 5)
+    return [
+        ("averaged", "clients per round", [(n, replace(null, per_round=n), 2) for n in counts]),
+        ("each on its own", "clients per round", [(n, replace(null, per_round=n, each=True), 2) for n in counts]),
+        (
+            "averaged, 20 clients",
+            "KB per client",
+            [(kb, replace(null, clients=20, per_round=20, payload=kb * KB), 2) for kb in sizes],
+        ),
+        (
+            "each on its own, 20 clients",
+            "KB per client",
+            [(kb, replace(null, clients=20, per_round=20, payload=kb * KB, each=True), 2) for kb in sizes],
+        ),
+        ("null, 1,000 clients", "actors", [(n, replace(null, per_round=min(1000, counts[-1])), n) for n in (1, 2, 4)]),
+        ("W3s, batch 1", "actors", [(n, trained, n) for n in (1, 2, 4)]),
+    ]
+
+
+def round_seconds(workload: Workload, workers: int) -> list[float]:
+    """Return the seconds of every round but the first."""
+    make_files(workload)
+    ends: list[float] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            ends.append(monotonic())
+            if event.server_round + 1 == workload.rounds:
+                raise LastRoundEnded
+
+    with TemporaryDirectory() as runs, suppress(LastRoundEnded):
+        folder = Path(workload.files) / "fedray"
+        fedray.run(config(workload, workers, folder), output=Path(runs) / "run", on_event=on_event)
+    return [float(seconds) for seconds in np.diff(ends)]
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of log seconds over log x."""
+    x, y = np.log(np.array(points)).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return (seconds at 0, seconds per unit): the line with the least relative errors."""
+    x, y = np.array(points).T
+    fixed, each = np.linalg.lstsq(np.stack([np.ones_like(x), x], 1) / y[:, None], np.ones_like(y), rcond=None)[0]
+    return float(fixed), float(each)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    parts = [
+        "# Growth\n",
+        "How long a round takes, against how many clients it has, what they send, and how many actors serve them: the",
+        "median over a run's rounds without the first one, with their range. The exponent is the slope of the",
+        "logarithms, the line the one with least relative errors. `python jobs/benchmarks/growth.py` writes this.\n",
+        f"Measured on {found['date']} on {found['machine']}; load of the machine {found['load']}.\n",
+        "![Seconds per round](growth.svg)\n",
+    ]
+    for sweep in found["sweeps"]:
+        header = " | ".join(f"{x:,g}" for x, *_ in sweep["points"])
+        times = " | ".join(f"{1e3 * t:.4g} ({1e3 * low:.3g}–{1e3 * high:.3g})" for _, t, low, high in sweep["points"])
+        parts += [
+            f"## {sweep['varied'].capitalize()}: {sweep['name']}\n",
+            f"| {sweep['varied']} | {header} |\n|{'---|' * (len(sweep['points']) + 1)}\n| ms per round | {times} |\n",
+            f"Exponent {sweep['exponent']:.2f}; {1e3 * sweep['fixed']:.3g} ms + {1e3 * sweep['each']:.3g} ms each.\n",
+        ]
+    return "\n".join(parts)
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    varied = list(dict.fromkeys(sweep["varied"] for sweep in found["sweeps"]))
+    figure, axes = pyplot.subplots(1, len(varied), figsize=(4.5 * len(varied), 4), layout="constrained")
+    for axis, what in zip(axes, varied, strict=True):
+        for sweep in (sweep for sweep in found["sweeps"] if sweep["varied"] == what):
+            x, y, low, high = np.array(sweep["points"]).T
+            label = f"{sweep['name']}: x^{sweep['exponent']:.2f}"
+            axis.errorbar(x, y, [y - low, high - y], marker="o", capsize=3, label=label)
+        axis.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds per round")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--output", type=Path, help="folder; default docs, with --quick .bench/quick")
+    args = parser.parse_args()
+    output = args.output or (ROOT / ".bench" / "quick" if args.quick else ROOT / "docs")
+    output.mkdir(parents=True, exist_ok=True)
+    os.environ.update({**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE)))})
+    start_ray(address="local", num_cpus=4, include_dashboard=False)  # four actors, whatever the machine has
+    done: list[dict[str, Any]] = []
+    loads = [os.getloadavg()[0]]
+    for name, varied, cases in sweeps(args.quick, ROOT / ".bench" / ("files-quick" if args.quick else "files")):
+        points = []
+        for x, workload, workers in cases:
+            seconds = round_seconds(workload, workers)
+            points.append((x, median(seconds), min(seconds), max(seconds)))
+            loads.append(os.getloadavg()[0])
+            print(f"{name}: {x:g} {varied}: {1e3 * median(seconds):.4g} ms", flush=True)
+        middle = [(x, seconds) for x, seconds, *_ in points]
+        fixed, each = line(middle)
+        fit = {"exponent": exponent(middle), "fixed": fixed, "each": each}
+        done.append({"name": name, "varied": varied, "points": points, **fit})
+        load = f"{min(loads):.1f} to {max(loads):.1f}"
+        found = {"date": date.today().isoformat(), "machine": machine(), "load": load, "sweeps": done}
+        (output / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (output / "growth.md").write_text(page(found), encoding="utf-8")
+    draw(found, output / "growth.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What a run leaves behind from round to round: no reference, no object, no file that nobody needs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray._private.worker import global_worker
+
+from fedray.config import load_config
+from fedray.federation import RoundDone
+from fedray.inline import InlinePool
+from fedray.pool import ClientPool
+from fedray.prepare import prepare
+from fedray.state import sha256
+
+ROUNDS = 5
+
+
+def alive() -> int:
+    """References that this process owns or holds, once Ray has let go of what it lets go of."""
+    counts: list[int] = []
+    for _ in range(20):
+        counts.append(len(global_worker.core_worker.get_all_reference_counts()))
+        time.sleep(0.05)
+    return min(counts)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedalt"])
+def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_chunks(
+    tiny: dict[str, Any], cluster: None, tmp_path: Path, method: str
+) -> None:
+    """Of fedavg, actors return means; of fedalt every update, and each client keeps a state."""
+    clients = {"count": 9, "per_round": 7, "actors": 2, "num_cpus": 0.5}
+    config = load_config({**tiny, "method": method, "rounds": ROUNDS, "clients": clients, "evaluation": {"every": 0}})
+    prepared = prepare(config)
+    shards = prepared.data.shards
+    pools = {"ray": ClientPool(config.clients, shards, {"default": 7}), "inline": InlinePool(shards)}
+    hashes, counts, files = {}, [], []
+    for name, pool in pools.items():
+        folder = tmp_path / name
+        (folder / "states" / method).mkdir(parents=True)
+        initial = pool.setup(prepared.jobs(config.method[0], folder))
+        federation = prepared.federation(config.method[0], initial, pool)
+        for _ in range(ROUNDS):
+            assert any(isinstance(event, RoundDone) for event in federation.round())
+            if name == "ray":
+                counts.append(alive())
+            files.append(len(list((folder / "states" / method).iterdir())))
+        hashes[name] = sha256(federation.states())
+    pools["ray"].close()  # type: ignore[attr-defined]
+    assert len(set(counts)) == 1, counts
+    assert max(files) <= (0 if method == "fedavg" else 9)
+    assert hashes["ray"] == hashes["inline"]
