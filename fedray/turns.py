@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from fedray.blocks import Block, Given
-from fedray.data.shards import Shard
+from fedray.data.shards import Shard, ShardPack
 from fedray.errors import FedrayError
 from fedray.state import num_bytes
 from fedray.state_files import StateRef
@@ -129,9 +129,9 @@ def pack_shards(shards: Mapping[ClientId, Shard]) -> dict[ClientId, Packed]:
     ids = sorted(shards)
     packed: dict[ClientId, Packed] = {}
     for start in range(0, len(ids), PACK_CLIENTS):
-        pack = {id: shards[id] for id in ids[start : start + PACK_CLIENTS]}
-        ref = ray.put(pack)
-        packed |= {id: Packed(ref, id) for id in pack}
+        together = ids[start : start + PACK_CLIENTS]
+        ref = ray.put(ShardPack.of([shards[id] for id in together]))
+        packed |= {id: Packed(ref, id) for id in together}
     return packed
 
 

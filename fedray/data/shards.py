@@ -1,12 +1,12 @@
 """What the data floor hands to the rest: one shard of tokenised examples per client."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 from pyarrow import compute
 
-from fedray.types import ClientId, Split, Task
+from fedray.types import SPLITS, ClientId, Split, Task
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,35 @@ class Shard:
     def longest(self, split: Split = "train") -> int:
         """Return the tokens of the longest example, 0 where there is none."""
         return compute.max(compute.list_value_length(self.tables[split]["input_ids"])).as_py() or 0
+
+
+@dataclass(frozen=True)
+class ShardPack:
+    """Some clients' shards as one table per split: sent and read as a whole, in the time of one shard.
+
+    rows: where each client's begin and end.
+    """
+
+    tables: Mapping[Split, pa.Table]
+    rows: Mapping[ClientId, Mapping[Split, tuple[int, int]]]
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> "ShardPack":
+        """Return at least one shard, all with the same columns, as a pack."""
+        tables = {
+            split: pa.concat_tables([shard.tables[split] for shard in shards]).combine_chunks() for split in SPLITS
+        }
+        ends = dict.fromkeys(SPLITS, 0)
+        rows: dict[ClientId, dict[Split, tuple[int, int]]] = {}
+        for shard in shards:
+            starts = dict(ends)
+            ends = {split: ends[split] + shard.num_examples(split) for split in SPLITS}
+            rows[shard.client] = {split: (starts[split], ends[split]) for split in SPLITS}
+        return cls(tables, rows)
+
+    def __getitem__(self, client: ClientId) -> Shard:
+        rows = self.rows[client]
+        return Shard(client, {split: self.tables[split].slice(a, b - a) for split, (a, b) in rows.items()})
 
 
 @dataclass(frozen=True)

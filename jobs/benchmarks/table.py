@@ -49,10 +49,10 @@ What differs all the same: fedray's own `fedavg` trains W3, W3s and W4 (its loop
 accounting counts bytes), everybody else a loop of ten lines on peft's LoRA; fedray computes logits for the 63 tokens
 that are predicted, transformers' own loss for all 64. In W0, W1 and W2 fedray is given a method that does the common
 work itself and never calls fedray's training loop. fedray's actors take means where the updates arise, so that one
-array returns for some clients; the servers of the others get every update. Clients are drawn by each framework, so cohorts differ. pfl sends
-nothing between server and client: each process trains on its own copy of the model, and processes meet once per round.
-Its states of W4 lie in its only process. flwr's Ray starts while its server already runs: most of its start-up
-is in its first round. The plain loop's payloads and states lie in shared memory.
+array returns for some clients; the servers of the others get every update. Clients are drawn by each framework, so
+cohorts differ. pfl sends nothing between server and client: each process trains on its own copy of the model, and
+processes meet once per round. Its states of W4 lie in its only process. flwr's Ray starts while its server already
+runs: most of its start-up is in its first round. The plain loop's payloads and states lie in shared memory.
 """
 
 
