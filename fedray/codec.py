@@ -21,6 +21,8 @@ from fedray.state import field_names
 Classes = Mapping[str, type[Any]]
 """Dataclasses by `module.Class`."""
 
+_as_json = json.JSONEncoder(separators=(",", ":")).encode
+
 SHAPE = "shape"
 """Name of the tensor that holds the JSON."""
 
@@ -37,7 +39,7 @@ def pack_small(state: Any, classes: Classes) -> str | None:
     """Return a state as text; None where it has arrays with anything in them. Raises as `pack`."""
     tensors: dict[str, Any] = {}
     shape = _taken_apart(state, classes, tensors)
-    return None if tensors else json.dumps(shape, separators=(",", ":"))
+    return None if tensors else _as_json(shape)
 
 
 def unpack_small(text: str, classes: Classes) -> Any:
@@ -57,7 +59,7 @@ def pack(states: Sequence[Any], classes: Classes) -> bytes:
     """
     tensors: dict[str, Any] = {}
     shape = [_taken_apart(state, classes, tensors) for state in states]
-    text = json.dumps(shape, separators=(",", ":")).encode()
+    text = _as_json(shape).encode()
     return bytes(save({SHAPE: np.frombuffer(text, np.uint8), **tensors}))
 
 

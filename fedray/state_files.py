@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from fedray.codec import Classes, pack, pack_small, unpack, unpack_small
 from fedray.errors import ConfigError, StateError
-from fedray.state import num_bytes
 
 CACHE_BYTES = 32_000_000
 """Bytes of files that a process keeps in memory."""
@@ -51,10 +50,9 @@ class StateFiles:
 
     def write(self, server_round: int, states: Sequence[Any]) -> list[StateRef]:
         """Write states into one new file; return where each is."""
-        if not any(num_bytes(state) for state in states):
-            texts = [pack_small(state, self._classes) for state in states]
-            if all(text is not None for text in texts):
-                return [StateRef("", 0, 1, text or "") for text in texts]
+        texts = [text for state in states if (text := pack_small(state, self._classes)) is not None]
+        if len(texts) == len(states):
+            return [StateRef("", 0, 1, text) for text in texts]
         name = f"{server_round:05d}-{self._writer}-{self._written:06d}.safetensors"
         self._written += 1
         blob = pack(states, self._classes)

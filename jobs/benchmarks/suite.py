@@ -10,7 +10,7 @@ from measure import Failed, Measurement, measure
 from table import entry
 from workloads import Workload, make_files
 
-MEMORY_ROUNDS = 5
+MEMORY_ROUNDS = 2
 
 
 def measure_row(workload: Workload, chosen: Sequence[Contender], repeats: int) -> dict[str, Any]:
