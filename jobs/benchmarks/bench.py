@@ -2,7 +2,7 @@
 
     python jobs/benchmarks/bench.py [W0 W3 A1 ...] [--quick] [--repeats 3] [--contenders fedray flwr] [--output docs]
 
-Words choose the rows that begin with them; rows that are not measured stay as the JSON file has them. With --quick
+Words choose the row of that name, or else the rows that begin with them; rows that are not measured stay as the JSON file has them. With --quick
 everything is tiny and is written below .bench.
 """
 
@@ -39,11 +39,12 @@ def main() -> None:
     output = args.output or (WORK / "quick" if args.quick else ROOT / "docs")
     file = output / "benchmarks.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": {}, "kernels": {}}
-    wanted = tuple(args.rows) or ("",)
-    for workload in rows(args.quick, WORK / ("files-quick" if args.quick else "files")).values():
+    all_rows = rows(args.quick, WORK / ("files-quick" if args.quick else "files"))
+    wanted = tuple(word for word in args.rows if word not in all_rows) if args.rows else ("",)
+    for workload in all_rows.values():
         workload = workload.shortened(args.rounds)
         chosen = [c for c in contenders(workload, WORK) if c.name.startswith(tuple(args.contenders))]
-        if workload.row.startswith(wanted) and chosen:
+        if (workload.row in args.rows or workload.row.startswith(wanted)) and chosen:
             measured = measure_row(workload, chosen, args.repeats)
             loads = [load for found in measured["contenders"].values() for load in found["load"]]
             results["rows"][workload.row] = {**measured, "place": place(loads, place_versions(WORK))}
