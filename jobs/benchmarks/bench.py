@@ -2,8 +2,8 @@
 
     python jobs/benchmarks/bench.py [W0 W3 A1 ...] [--quick] [--repeats 3] [--contenders fedray flwr] [--output docs]
 
-Words choose the row of that name, or else the rows that begin with them; rows that are not measured stay as the JSON file has them. With --quick
-everything is tiny and is written below .bench.
+A word chooses the row of that name, or else the rows that begin with it; rows that are not measured stay as the JSON
+file has them. With --quick everything is tiny and is written below .bench.
 """
 
 import argparse

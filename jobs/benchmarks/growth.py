@@ -31,7 +31,7 @@ from fedray.driver import start_ray
 from fedray.experiment import Event, RoundFinished
 
 matplotlib.use("svg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 KB = 1000 // 4
 """Numbers of a kilobyte."""
@@ -107,11 +107,19 @@ def page(found: Mapping[str, Any]) -> str:
         header = " | ".join(f"{x:,g}" for x, *_ in sweep["points"])
         times = " | ".join(f"{1e3 * t:.4g} ({1e3 * low:.3g}–{1e3 * high:.3g})" for _, t, low, high in sweep["points"])
         parts += [
-            f"## {sweep['varied'].capitalize()}: {sweep['name']}\n",
+            f"## {sweep['varied'][0].upper()}{sweep['varied'][1:]}: {sweep['name']}\n",
             f"| {sweep['varied']} | {header} |\n|{'---|' * (len(sweep['points']) + 1)}\n| ms per round | {times} |\n",
-            f"Exponent {sweep['exponent']:.2f}; {1e3 * sweep['fixed']:.3g} ms + {1e3 * sweep['each']:.3g} ms each.\n",
+            f"Exponent {sweep['exponent']:.2f}, between the last two {sweep['last']:.2f}{line_of(sweep)}.\n",
         ]
     return "\n".join(parts)
+
+
+def line_of(sweep: Mapping[str, Any]) -> str:
+    """Time falls with the actors: no line describes that."""
+    if sweep["varied"] == "actors":
+        return ""
+    unit = sweep["varied"].split()[0].removesuffix("s")
+    return f"; {1e3 * sweep['fixed']:.3g} ms + {1e3 * sweep['each']:.3g} ms per {unit}"
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -120,9 +128,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     for axis, what in zip(axes, varied, strict=True):
         for sweep in (sweep for sweep in found["sweeps"] if sweep["varied"] == what):
             x, y, low, high = np.array(sweep["points"]).T
-            label = f"{sweep['name']}: x^{sweep['exponent']:.2f}"
+            label = f"{sweep['name']}: exponent {sweep['exponent']:.2f}"
             axis.errorbar(x, y, [y - low, high - y], marker="o", capsize=3, label=label)
         axis.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds per round")
+        if what == "actors":
+            axis.set_xticks(x, [f"{value:g}" for value in x])
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     figure.savefig(path)
@@ -148,7 +159,7 @@ def main() -> None:
             print(f"{name}: {x:g} {varied}: {1e3 * median(seconds):.4g} ms", flush=True)
         middle = [(x, seconds) for x, seconds, *_ in points]
         fixed, each = line(middle)
-        fit = {"exponent": exponent(middle), "fixed": fixed, "each": each}
+        fit = {"exponent": exponent(middle), "last": exponent(middle[-2:]), "fixed": fixed, "each": each}
         done.append({"name": name, "varied": varied, "points": points, **fit})
         load = f"{min(loads):.1f} to {max(loads):.1f}"
         found = {"date": date.today().isoformat(), "machine": machine(), "load": load, "sweeps": done}
