@@ -73,8 +73,11 @@ class Blocks:
         self._files = state_files(job)
         self._adapters = (job.folder or Path()) / "adapters" / job.entry.key / "clients"
 
-    def serve(self, groups: Sequence[Given]) -> Iterator[Block]:
-        """Let the groups of clients take their turns, in order; yield blocks of whole groups."""
+    def serve(self, groups: Sequence[Given], lasting: float = BLOCK_SECONDS) -> Iterator[Block]:
+        """Let the groups of clients take their turns, in order; yield blocks of whole groups.
+
+        lasting: seconds after which a block ends.
+        """
         outcomes: list[Outcome] = []
         after: list[Any] = []
         means, shape, size, started = PairwiseMean(), None, 0, perf_counter()
@@ -88,7 +91,7 @@ class Blocks:
                 after.append(state)
                 size += num_bytes(state)
             seconds = perf_counter() - started
-            if not left or seconds > BLOCK_SECONDS or len(after) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
+            if not left or seconds > lasting or len(after) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
                 places = self._places(assignments[0], after)
                 yield Block(tuple(outcomes), places, means.take(), shape, perf_counter() - started, not left)
                 outcomes, after, size, started = [], [], 0, perf_counter()
