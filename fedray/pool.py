@@ -1,4 +1,4 @@
-"""ClientPool: the cohort on client actors; references in, references out.
+"""ClientPool: the cohort on client actors.
 
 An actor that dies is replaced, and the clients that it had not finished are run again elsewhere from the round's
 inputs, each at most `clients.max_failures` times. An exception in a client's own code is not the machine's fault and
@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 import ray._private.state
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.blocks import BLOCK_SECONDS, Block, state_files
@@ -119,7 +119,7 @@ class ClientPool:
             serving = running[stream]
             try:
                 block = next_block(stream)
-            except RayActorError as error:
+            except (RayActorError, ObjectLostError) as error:  # the actor died, or its node with the block
                 del running[stream]
                 waiting[serving.tier].failed(serving.chunk, serving.finished, error)
                 idle[serving.tier].append(self._replace(serving.tier, serving.actor))

@@ -26,7 +26,8 @@ SMALL_BYTES = 100_000
 
 
 class Packed(NamedTuple):
-    """One entry of an object that holds several: `index` into a sequence or a mapping."""
+    """One entry of an object that holds several: `index` into a sequence or a mapping. ref: the object's reference, or
+    on its way the place of that in the chunk's list."""
 
     ref: Any
     index: Any
@@ -112,7 +113,8 @@ def next_block(stream: Any) -> Block:
     """Return the next block of a chunk.
 
     Raises:
-        RayActorError: the actor died. FedrayError: what the client's own code raised.
+        RayActorError, ObjectLostError: the actor died, or its node with the block. FedrayError: what the client's own
+            code raised.
     """
     block: Block = unseal(get(next(stream)))
     return block

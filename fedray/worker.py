@@ -59,7 +59,7 @@ Keep = Literal["state", "adapter", "nothing"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """One client's turn. Its downlink, state and shard travel beside it, as references.
+    """One client's turn. Its downlink, state and shard come beside it.
 
     measure: whether to evaluate before and after training. keep: what is kept of the turn: the client's next `state`
     (a round), the trained `adapter` that it takes home, or `nothing` (a trial). position: its place in the round's

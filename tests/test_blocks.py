@@ -79,6 +79,18 @@ def test_a_block_ends_with_its_time_after_a_whole_group(
     assert [block.last for block in blocks] == [False] * (len(expected) - 1) + [True]
 
 
+def test_large_updates_that_travel_one_by_one_end_a_block(tmp_path: Path) -> None:
+    class Heavy(Plays):
+        def __call__(self, *given: Any) -> Iterator[Any]:
+            for outcome, state in super().__call__(*given):
+                yield replace(outcome, uplink_bytes=60_000), state
+
+    averaged = list(Blocks(job(None), Heavy()).serve(given([0], [1], [2], [3]), 60))
+    each = list(Blocks(job(None, method=1), Heavy()).serve(given([0], [1], [2], [3]), 60))
+    assert [ids(block) for block in averaged] == [["c0", "c1", "c2", "c3"]]
+    assert [ids(block) for block in each] == [["c0", "c1"], ["c2", "c3"]]
+
+
 def test_large_states_end_a_block_too(tmp_path: Path) -> None:
     class Heavy(Plays):
         def __call__(self, *given: Any) -> Iterator[Any]:
