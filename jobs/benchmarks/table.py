@@ -102,7 +102,8 @@ def check(workload: Workload, measurement: Measurement) -> None:
     ValueError: rounds are missing, or the null step's payload is not the number of rounds.
     """
     value, rounds = measurement.facts["value"], len(measurement.ends)
-    right = math.isfinite(value) and (workload.kind != "null" or value == rounds)
+    # Not to the last bit: some take a mean of many as a sum of shares.
+    right = math.isfinite(value) and (workload.kind != "null" or math.isclose(value, rounds, rel_tol=1e-4))
     if not right or rounds < 2:
         raise ValueError(f"{workload.row}: {rounds} rounds ended with {value}; in a null step both are the same")
 
