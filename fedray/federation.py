@@ -39,6 +39,10 @@ class Pool(Protocol):
         """Yield all clients in completion order."""
         ...
 
+    def actors(self, tier: str) -> int:
+        """Return how many actors serve the tier."""
+        ...
+
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step (`Worker.fuse_width`)."""
         ...

@@ -132,6 +132,10 @@ class ClientPool:
             yield block
             self._handling += SMOOTHING * (perf_counter() - started - self._handling)
 
+    def actors(self, tier: str) -> int:
+        """Return how many actors serve the tier."""
+        return len(self._actors[tier])
+
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step, as one of its actors finds."""
         actor = self._actors[assignments[0].client.tier][0]
