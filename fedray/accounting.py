@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
+from fedray.codec import pack_small, state_classes
 from fedray.methods.protocol import AnyMethod, Initial, Update, averages
 from fedray.randomness import keyed_rng
-from fedray.state import leaves, num_bytes
+from fedray.state import float_arrays, leaves, num_bytes
 from fedray.types import Client, Evaluation, Split, Vector
 
 
@@ -65,8 +66,10 @@ def method_cost(
             turn = (shapes, states[client.id], downlinks[client.id], local)
             payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
+            pack_small(states[client.id], state_classes(type(held.method)))  # it can be kept in a file
         if server_round == 0:  # no client receives the second round's aggregate
             if averages(method):  # all are zeros, and so is their mean
+                float_arrays(updates[0].payload)
                 examples = sum(update.num_examples for update in updates)
                 updates = [Update(clients[0], examples, updates[0].payload, len(updates))]
             server, _ = method.aggregate_train(server, updates)

@@ -74,7 +74,8 @@ def run(
     `rounds=10`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
 
     Raises:
-        ConfigError: the experiment does not fit together; raised before any actor starts.
+        ConfigError: the experiment does not fit together; raised before any actor starts, but for what only the
+            cluster's nodes know (room for actors, a folder that all of them see).
         FedrayError: it ended early; the message says why.
 
     >>> result = run("jobs/quickstart.yaml", rounds=2)      # doctest: +SKIP

@@ -15,15 +15,15 @@ from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.methods.protocol import Update, averages
 from fedray.methods.registry import build_method
-from fedray.state import leaves, num_bytes, save_tensors, with_arrays
+from fedray.state import float_arrays, num_bytes, save_tensors, with_arrays
 from fedray.state_files import StateFiles, StateRef
 from fedray.worker import Assignment, Job, Outcome
 
 BLOCK_SECONDS = 0.1
 BLOCK_CLIENTS = 256
 BLOCK_BYTES = 100_000
-"""A block is sent on when it has lasted this long, or has so many clients or bytes of state: a death loses one block,
-and a client's large state is in a file of its own."""
+"""A block is sent on when it has lasted this long (longer where many actors send: `ClientPool`), or has so many clients
+or bytes of states and of updates that travel one by one: a death loses one block."""
 
 Given = tuple[Sequence[Assignment], Sequence[Any], Sequence[StateRef | None], Sequence[Shard]]
 """A group's assignments, downlinks, states' places and shards."""
@@ -73,8 +73,11 @@ class Blocks:
         self._files = state_files(job)
         self._adapters = (job.folder or Path()) / "adapters" / job.entry.key / "clients"
 
-    def serve(self, groups: Sequence[Given]) -> Iterator[Block]:
-        """Let the groups of clients take their turns, in order; yield blocks of whole groups."""
+    def serve(self, groups: Sequence[Given], lasting: float = BLOCK_SECONDS) -> Iterator[Block]:
+        """Let the groups of clients take their turns, in order; yield blocks of whole groups.
+
+        lasting: seconds after which a block ends.
+        """
         outcomes: list[Outcome] = []
         after: list[Any] = []
         means, shape, size, started = PairwiseMean(), None, 0, perf_counter()
@@ -86,21 +89,16 @@ class Blocks:
                     shape = self._add(means, assignment, outcome.update, shape)
                 outcomes.append(self._settled(assignment, outcome))
                 after.append(state)
-                size += num_bytes(state)
+                size += num_bytes(state) + (0 if self._averages else outcome.uplink_bytes)
             seconds = perf_counter() - started
-            if not left or seconds > BLOCK_SECONDS or len(after) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
+            if not left or seconds > lasting or len(after) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
                 places = self._places(assignments[0], after)
                 yield Block(tuple(outcomes), places, means.take(), shape, perf_counter() - started, not left)
                 outcomes, after, size, started = [], [], 0, perf_counter()
 
     def _add(self, means: PairwiseMean, assignment: Assignment, update: Update[Any], shape: Any) -> Any:
         """Add what the client sent up to the means; return its shape, the one that is known already if there is one."""
-        arrays = []
-        for path, value in leaves(update.payload):
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                arrays.append(value)
-            elif value is not None:
-                raise TypeError(f"{path}: a payload that is averaged has arrays of floats, not {type(value).__name__}")
+        arrays = float_arrays(update.payload)
         weight = update.num_examples if self._averages == "examples" else 1
         try:
             means.add(leaf(assignment.position, weight, arrays))
@@ -108,7 +106,9 @@ class Blocks:
             raise TrainingError(
                 f"client {update.client.id!r}, round {assignment.server_round}: its update cannot be averaged: {error}"
             ) from error
-        return shape or with_arrays(update.payload, iter([np.empty(0, np.float32)] * len(arrays)))
+        if shape is not None:
+            return shape
+        return with_arrays(update.payload, iter([np.empty(0, np.float32)] * len(arrays)))
 
     def _settled(self, assignment: Assignment, outcome: Outcome) -> Outcome:
         """Write the adapter that the client takes home; return what travels. Payloads do where each is aggregated."""

@@ -1,6 +1,7 @@
 """What is found by timing at the start of a run, once, and then part of its configuration: the cost of training on one
 example, and how many clients are trained in one step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,8 @@ def _changed(prepared: Prepared, clients: dict[str, Any]) -> Prepared:
 
 
 def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
-    """Return the section's fields: a tier on plain torch trains some of its largest clients in every width."""
+    """Return the section's fields: a tier on plain torch trains some of its largest clients in every width, as many as
+    an actor gets in a round, so that what is left over counts."""
     clients = prepared.config.clients
     federation = _first_federation(prepared, pool)
     found: dict[str, Any] = {}
@@ -43,7 +45,8 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
         if tier.fuse == "auto":
             width = 1
             if tier.engine == "torch" and tier.workers == 1 and len(mine) > 1:
-                width = pool.fuse_width(*_turns(federation, mine[: max(WIDTHS)]))
+                share = math.ceil(prepared.cohorts()[name] / pool.actors(name))  # of one actor in a round
+                width = pool.fuse_width(*_turns(federation, mine[: min(share, max(WIDTHS))]))
             found[name] = width if width > 1 else "off"
     if not clients.tiers:
         return {"fuse": found["default"]}

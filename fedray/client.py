@@ -55,7 +55,7 @@ class ClientActor:
     @ray.method(num_returns="streaming")
     def train(self, chunk: Chunk) -> Iterator[Sealed]:
         """See `Blocks.serve`; yields the blocks."""
-        for block in self.blocks.serve(unpack(chunk, self._shards)):
+        for block in self.blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
             yield seal(block)
 
 

@@ -7,7 +7,10 @@ so bytes from a stranger build nothing else.
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,54 +46,80 @@ def pack_small(state: Any, classes: Classes) -> str | None:
 
 
 def unpack_small(text: str, classes: Classes) -> Any:
-    """Return the state that `pack_small` was given. Raises as `unpack`."""
-    try:
-        return _put_together(json.loads(text), classes, {})
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise StateError(f"no state can be read from {text[:100]!r}: {error}") from error
+    """Return the state that `pack_small` was given. Raises as `Packed.state`."""
+    with _reading(f"the text {text[:100]!r}"):
+        return _put_together(_parsed(text), classes, {})
 
 
 def pack(states: Sequence[Any], classes: Classes) -> bytes:
     """Return states as bytes.
 
     Raises:
-        StateError: something in one is neither an array, a number, a string, None, a mapping with strings or whole
-            numbers as keys, a tuple, a list, nor one of `classes`.
+        StateError: something in one is neither an array of numbers, a number, a string, None, a mapping with strings or
+            whole numbers as keys, a tuple, a list, nor one of `classes`.
     """
     tensors: dict[str, Any] = {}
     shape = [_taken_apart(state, classes, tensors) for state in states]
-    text = _as_json(shape).encode()
-    return bytes(save({SHAPE: np.frombuffer(text, np.uint8), **tensors}))
+    for key, tensor in tensors.items():
+        tensors[key] = np.asarray(tensor, order="C")
+        if tensors[key].dtype.kind not in "fiub" or tensors[key].dtype.itemsize > 8:
+            raise StateError(f"a state holds an array of {tensors[key].dtype}; expected numbers or truth values")
+    return bytes(save({SHAPE: np.frombuffer(_as_json(shape).encode(), np.uint8), **tensors}))
 
 
-def unpack(blob: bytes, classes: Classes) -> list[Any]:
-    """Return the states that `pack` was given; their arrays are read-only.
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` wrote, read but for the states' objects; these are made anew for everyone who asks."""
 
-    Raises:
-        StateError: these are not the bytes of states of these classes.
+    shape: Sequence[Any]
+    tensors: Mapping[str, Any]
+
+    def state(self, entry: int, classes: Classes) -> Any:
+        """Return one of the states; its arrays are read-only.
+
+        Raises:
+            StateError: this is not a state of these classes.
+        """
+        with _reading(f"entry {entry}"):
+            return _put_together(self.shape[entry], classes, self.tensors)
+
+
+def read_packed(blob: bytes) -> Packed:
+    """Raises:
+    StateError: `pack` did not write this.
     """
-    try:
+    with _reading(f"these {len(blob)} bytes"):
         tensors = load(blob)
         shape = json.loads(tensors.pop(SHAPE).tobytes())
         if not isinstance(shape, list):
             raise StateError(f"expected a list of states, got {type(shape).__name__}")
         for tensor in tensors.values():
             tensor.flags.writeable = False
-        return [_put_together(part, classes, tensors) for part in shape]
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise StateError(f"no states can be read from these {len(blob)} bytes: {error}") from error
+        return Packed(shape, tensors)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, LookupError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"no state can be read from {what}: {error}") from error
+
+
+_parsed = lru_cache(maxsize=256)(json.loads)
+"""Of states without arrays, which often are the same for all clients."""
 
 
 def _taken_apart(state: Any, classes: Classes, tensors: dict[str, Any]) -> Any:
     """Return the state as JSON, with its arrays put into `tensors`: plain values stand for themselves, all else is a
     list that begins with its kind."""
-    if state is None or (isinstance(state, bool | int | float | str) and not isinstance(state, np.generic)):
+    if state is None or type(state) in (bool, int, float, str):
         return state
     if isinstance(state, np.ndarray) and not state.size:
         return ["empty", state.dtype.str, list(state.shape)]
     if isinstance(state, np.ndarray | np.generic):
         key = str(len(tensors))
-        tensors[key] = np.asarray(state, order="C")
+        tensors[key] = state
         return ["array" if isinstance(state, np.ndarray) else "scalar", key]
     if isinstance(state, Mapping):
         for key in state:
@@ -119,7 +148,7 @@ def _put_together(part: Any, classes: Classes, tensors: Mapping[str, Any]) -> An
         return tensors[key] if kind == "array" else tensors[key][()]
     if kind == "empty":
         dtype, shape = rest
-        if 0 not in shape:
+        if 0 not in shape or any(type(size) is not int for size in shape):
             raise StateError(f"an empty array of shape {shape}")
         return np.zeros(shape, np.dtype(dtype))
     if kind == "map":

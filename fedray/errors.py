@@ -24,7 +24,7 @@ class TrainingError(FedrayError):
 
 
 class StateError(FedrayError):
-    """A client's or the server's state cannot be written or read; exit code 1."""
+    """A client's state cannot be written or read; exit code 1."""
 
 
 class ClientFailure(FedrayError):

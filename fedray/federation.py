@@ -39,6 +39,10 @@ class Pool(Protocol):
         """Yield all clients in completion order."""
         ...
 
+    def actors(self, tier: str) -> int:
+        """Return how many actors serve the tier."""
+        ...
+
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step (`Worker.fuse_width`)."""
         ...
@@ -157,10 +161,11 @@ class Federation:
         attendance = self._attend(cohort, downlinks)
         finished = yield from self._train(self._assign(attendance.present, measure, "state"), downlinks)
         self.server, metrics = self.method.aggregate_train(self.server, finished.updates())
-        self.pool.forget([self.client_states[id] for id in finished.states if id in self.client_states])
+        replaced = [self.client_states[id] for id in finished.states if id in self.client_states]
         self.client_states |= finished.states
         yield RoundDone(self.server_round, finished.outcomes, metrics, perf_counter() - started, attendance)
         self.server_round += 1
+        self.pool.forget(replaced)  # not before the round is recorded
 
     def take_home(self) -> Iterator[ClientsDone | RoundDone]:
         """The final pass over all clients: download, evaluate (`aggregated`), train once more, evaluate

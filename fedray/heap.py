@@ -9,5 +9,6 @@ def settle_heap() -> None:
     What torch and its kin import are a million objects that live as long as the process, and a collection that a
     thousand clients' messages set off would go through all of them.
     """
+    gc.unfreeze()  # of an earlier call, some may be garbage by now
     gc.collect()
     gc.freeze()

@@ -44,6 +44,9 @@ class InlinePool:
         ids = [assignment.client.id for assignment in group]
         return group, [downlinks[id] for id in ids], [states.get(id) for id in ids], [self.shards[id] for id in ids]
 
+    def actors(self, tier: str) -> int:
+        return 1
+
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step."""
         ids = [assignment.client.id for assignment in assignments]

@@ -1,4 +1,4 @@
-"""ClientPool: the cohort on client actors; references in, references out.
+"""ClientPool: the cohort on client actors.
 
 An actor that dies is replaced, and the clients that it had not finished are run again elsewhere from the round's
 inputs, each at most `clients.max_failures` times. An exception in a client's own code is not the machine's fault and
@@ -8,11 +8,12 @@ ends the run.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import ray
 import ray._private.state
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.blocks import BLOCK_SECONDS, Block, state_files
@@ -33,6 +34,9 @@ from fedray.worker import Assignment, Job
 
 START_TIMEOUT_S = 120.0
 """How long to wait for actors to start; those that the cluster has no room for until then are given up."""
+
+SMOOTHING = 0.1
+"""Weight of the latest block in the moving average of the seconds that handling one takes."""
 
 CLOSE_TIMEOUT_S = 10.0
 """How long silos may take to end in order; then they are killed."""
@@ -56,6 +60,7 @@ class ClientPool:
         self._jobs: dict[str, Any] = {}
         self._files: StateFiles | None = None
         self._paces: dict[str, _Pace] = {}
+        self._handling = 0.0  # seconds in which a block is taken and made use of, a moving average
         nodes = living_nodes()
         asked = requests(clients, list(cohorts), nodes)
         elastic = bool(node_types())
@@ -104,15 +109,17 @@ class ClientPool:
         while running or any(waiting.values()):
             for tier, chunks in waiting.items():
                 while chunks and idle[tier]:
-                    worthwhile = self._paces[tier].work_in(BLOCK_SECONDS)
+                    lasting = self._block_seconds()
+                    worthwhile = self._paces[tier].work_in(lasting)
                     chunk, actor = chunks.take(len(self._actors[tier]), worthwhile), idle[tier].pop()
                     turns = [self._turns(group, sent, states) for group in chunk]
-                    running[actor.train.remote(chunk_of(turns))] = _Running(tier, actor, chunk)
+                    running[actor.train.remote(chunk_of(turns, lasting))] = _Running(tier, actor, chunk)
             (stream,), _ = ray.wait(list(running), num_returns=1)
+            started = perf_counter()
             serving = running[stream]
             try:
                 block = next_block(stream)
-            except RayActorError as error:
+            except (RayActorError, ObjectLostError) as error:  # the actor died, or its node with the block
                 del running[stream]
                 waiting[serving.tier].failed(serving.chunk, serving.finished, error)
                 idle[serving.tier].append(self._replace(serving.tier, serving.actor))
@@ -123,6 +130,11 @@ class ClientPool:
                 del running[stream]
                 idle[serving.tier].append(serving.actor)
             yield block
+            self._handling += SMOOTHING * (perf_counter() - started - self._handling)
+
+    def actors(self, tier: str) -> int:
+        """Return how many actors serve the tier."""
+        return len(self._actors[tier])
 
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step, as one of its actors finds."""
@@ -130,6 +142,10 @@ class ClientPool:
         turns = self._turns(assignments, pack_downlinks(downlinks), {})
         found: int = get(actor.fuse_width.remote(chunk_of([turns])))
         return found
+
+    def _block_seconds(self) -> float:
+        """As long as it takes to handle a block of everybody: more actors never send more than can be taken."""
+        return max(BLOCK_SECONDS, self._handling * sum(map(len, self._actors.values())))
 
     def _turns(
         self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, StateRef]

@@ -78,7 +78,7 @@ class SiloActor:
     @ray.method(num_returns="streaming")
     def train(self, chunk: Chunk) -> Iterator[Sealed]:
         """As of ClientActor; every client is trained by all workers."""
-        for block in self._blocks.serve(unpack(chunk, self._shards)):
+        for block in self._blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
             yield seal(block)
 
     def close(self) -> None:

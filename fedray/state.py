@@ -66,6 +66,21 @@ def arrays(state: Any) -> dict[str, Array]:
     }
 
 
+def float_arrays(payload: Any) -> list[Array]:
+    """Return the arrays of a payload that is averaged, in the order of `leaves`.
+
+    Raises:
+        TypeError: it has something else in it than arrays of floats and None; the message names its path.
+    """
+    arrays = []
+    for path, value in leaves(payload):
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            arrays.append(value)
+        elif value is not None:
+            raise TypeError(f"{path}: a payload that is averaged has arrays of floats, not {type(value).__name__}")
+    return arrays
+
+
 def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
     """Return a state with its arrays replaced, one after another in the order of `leaves`."""
     if isinstance(state, np.ndarray):
@@ -74,7 +89,8 @@ def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
         replaced = {key: with_arrays(state[key], arrays) for key in sorted(state, key=str)}
         return {key: replaced[key] for key in state}
     if isinstance(state, tuple | list):
-        return type(state)(with_arrays(part, arrays) for part in state)
+        parts = [with_arrays(part, arrays) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     if dataclasses.is_dataclass(state) and not isinstance(state, type | Layout):
         fields = {name: with_arrays(getattr(state, name), arrays) for name in field_names(type(state))}
         return type(state)(**fields)

@@ -1,26 +1,29 @@
 """The states of one method's clients, in files that all nodes see: whoever trains a client next reads its state there.
 
-A file holds the states of clients that finished together, and is never changed. Processes that read and write keep some
-of the bytes that they had last.
+A file holds the states of clients that finished together, and is never changed. Processes that read keep some of what
+they read last.
 """
 
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedray.codec import Classes, pack, pack_small, unpack, unpack_small
+from fedray.codec import Classes, Packed, pack, pack_small, read_packed, unpack_small
 from fedray.errors import ConfigError, StateError
+from fedray.state import num_bytes
 
 CACHE_BYTES = 32_000_000
 """Bytes of files that a process keeps in memory."""
 
+FILE_BYTES = 100_000
+"""A file that has so many bytes takes no more states: a client's large state is alone in its file."""
+
 
 class StateRef(NamedTuple):
-    """Where a state is: `entry` in a file of `of` states. text: the state itself, where it has no arrays: then there is
-    no file."""
+    """Where a state is: `entry` in a file of `of` states. text: the state itself, where none of those that finished
+    together has arrays: then there is no file."""
 
     file: str
     entry: int
@@ -37,28 +40,35 @@ class StateFiles:
 
     def __init__(self, folder: Path, classes: Classes):
         self._folder, self._classes = folder, classes
-        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[Packed, int]] = OrderedDict()
         self._cached = 0
         self._forgotten: Counter[str] = Counter()
-        self._writer, self._written = os.urandom(4).hex(), 0
-        self._small = lru_cache(maxsize=256)(lambda text: unpack_small(text, classes))  # often all clients' are equal
+        self._writer, self._written = os.urandom(8).hex(), 0
         if not folder.is_dir():
             raise ConfigError(
-                f"storage_path: {folder} is not there on node {os.uname().nodename}; it must be a folder that all "
-                "nodes of the cluster share"
+                f"storage_path, output: {folder} is not there on node {os.uname().nodename}; it must be in a folder "
+                "that all nodes of the cluster share"
             )
 
     def write(self, server_round: int, states: Sequence[Any]) -> list[StateRef]:
-        """Write states into one new file; return where each is."""
+        """Write states into new files; return where each is.
+
+        Raises:
+            StateError: a state has something in it that could not be read back (`codec.pack`).
+        """
         texts = [text for state in states if (text := pack_small(state, self._classes)) is not None]
         if len(texts) == len(states):
             return [StateRef("", 0, 1, text) for text in texts]
-        name = f"{server_round:05d}-{self._writer}-{self._written:06d}.safetensors"
-        self._written += 1
-        blob = pack(states, self._classes)
-        (self._folder / name).write_bytes(blob)
-        self._keep(name, blob)
-        return [StateRef(name, index, len(states)) for index in range(len(states))]
+        refs: list[StateRef] = []
+        together: list[Any] = []
+        size = 0
+        for left, state in enumerate(states, start=1 - len(states)):
+            together.append(state)
+            size += num_bytes(state)
+            if not left or size >= FILE_BYTES:
+                refs += self._write_file(server_round, together)
+                together, size = [], 0
+        return refs
 
     def read(self, refs: Sequence[StateRef | None]) -> list[Any]:
         """Return the states; None for None.
@@ -66,18 +76,7 @@ class StateFiles:
         Raises:
             StateError: a file is gone or broken.
         """
-        files: dict[str, list[Any]] = {}
-        found: list[Any] = []
-        for ref in refs:
-            if ref is None:
-                found.append(None)
-            elif ref.text:
-                found.append(self._small(ref.text))
-            else:
-                if ref.file not in files:
-                    files[ref.file] = self._states(ref.file)
-                found.append(files[ref.file][ref.entry])
-        return found
+        return [None if ref is None else self._state(ref) for ref in refs]
 
     def forget(self, refs: Iterable[StateRef]) -> None:
         """Delete the files of which every state has been forgotten. A state that shares its file with others' stays
@@ -91,26 +90,35 @@ class StateFiles:
                 self._drop(ref.file)
                 (self._folder / ref.file).unlink(missing_ok=True)
 
-    def _states(self, name: str) -> list[Any]:
-        blob = self._cache.get(name)
-        if blob is None:
-            try:
-                blob = (self._folder / name).read_bytes()
-            except OSError as error:
-                raise StateError(f"a client's state cannot be read: {error}") from error
-        self._keep(name, blob)
-        try:
-            return unpack(blob, self._classes)
-        except StateError as error:
-            raise StateError(f"{self._folder / name}: {error}") from error
+    def _write_file(self, server_round: int, states: Sequence[Any]) -> list[StateRef]:
+        name = f"{server_round:05d}-{self._writer}-{self._written:06d}.safetensors"
+        self._written += 1
+        with open(self._folder / name, "xb") as file:
+            file.write(pack(states, self._classes))
+        return [StateRef(name, entry, len(states)) for entry in range(len(states))]
 
-    def _keep(self, name: str, blob: bytes) -> None:
-        self._drop(name)
-        self._cache[name] = blob
-        self._cached += len(blob)
+    def _state(self, ref: StateRef) -> Any:
+        if ref.text:
+            return unpack_small(ref.text, self._classes)
+        path = self._folder / ref.file
+        try:
+            if ref.file not in self._cache:
+                blob = path.read_bytes()
+                self._keep(ref.file, read_packed(blob), len(blob))
+            self._cache.move_to_end(ref.file)
+            state = self._cache[ref.file][0].state(ref.entry, self._classes)
+        except OSError as error:
+            raise StateError(f"a client's state cannot be read: {error}") from error
+        except StateError as error:
+            raise StateError(f"{path}: {error}") from error
         while self._cached > CACHE_BYTES:
             self._drop(next(iter(self._cache)))
+        return state
+
+    def _keep(self, name: str, packed: Packed, size: int) -> None:
+        self._cache[name] = packed, size
+        self._cached += size
 
     def _drop(self, name: str) -> None:
-        if (blob := self._cache.pop(name, None)) is not None:
-            self._cached -= len(blob)
+        if (kept := self._cache.pop(name, None)) is not None:
+            self._cached -= kept[1]

@@ -119,10 +119,10 @@ class RunFolder:
             path = self.path / "adapters" / method / f"{name.replace('client/', 'states/')}.safetensors"
             save_tensors(path, arrays(state))
             yield name, state
-        shutil.rmtree(self.path / "states" / method)  # all of them are written now
 
     def finish(self, summary: Summary) -> None:
-        """Write a finished method's entry of the summary."""
+        """Write a finished method's entry of the summary. Its states are all written: the working files go."""
+        shutil.rmtree(self.path / "states" / summary.method, ignore_errors=True)
         self._summaries.append(summary)
         entries = [{name: _strict(value) for name, value in asdict(entry).items()} for entry in self._summaries]
         self._write_text("summary.json", json.dumps(entries, indent=2, allow_nan=False) + "\n")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayTaskError
 
-from fedray.blocks import Block, Given
+from fedray.blocks import BLOCK_SECONDS, Block, Given
 from fedray.data.shards import Shard, ShardPack
 from fedray.errors import FedrayError
 from fedray.state import num_bytes
@@ -26,7 +26,8 @@ SMALL_BYTES = 100_000
 
 
 class Packed(NamedTuple):
-    """One entry of an object that holds several: `index` into a sequence or a mapping."""
+    """One entry of an object that holds several: `index` into a sequence or a mapping. ref: the object's reference, or
+    on its way the place of that in the chunk's list."""
 
     ref: Any
     index: Any
@@ -62,13 +63,15 @@ def unseal(sealed: Sealed) -> Any:
 
 
 class Chunk(NamedTuple):
-    """Groups of turns on their way to an actor, and the references that they name."""
+    """Groups of turns on their way to an actor, the references that they name, and how many seconds their blocks
+    last."""
 
     groups: Sealed
     refs: list[Any]
+    block_seconds: float
 
 
-def chunk_of(groups: Sequence[Sequence[Turn]]) -> Chunk:
+def chunk_of(groups: Sequence[Sequence[Turn]], block_seconds: float = BLOCK_SECONDS) -> Chunk:
     """Return turns, whose downlinks and shards name references themselves, as what travels."""
     places: dict[Any, int] = {}
 
@@ -78,7 +81,7 @@ def chunk_of(groups: Sequence[Sequence[Turn]]) -> Chunk:
     turns = [
         [turn._replace(downlink=named(turn.downlink), shard=named(turn.shard)) for turn in group] for group in groups
     ]
-    return Chunk(seal(turns), list(places))
+    return Chunk(seal(turns), list(places), block_seconds)
 
 
 def unpack(chunk: Chunk, cache: dict[Any, Any]) -> list[Given]:
@@ -110,7 +113,8 @@ def next_block(stream: Any) -> Block:
     """Return the next block of a chunk.
 
     Raises:
-        RayActorError: the actor died. FedrayError: what the client's own code raised.
+        RayActorError, ObjectLostError: the actor died, or its node with the block. FedrayError: what the client's own
+            code raised.
     """
     block: Block = unseal(get(next(stream)))
     return block

@@ -3,6 +3,7 @@ is this class as a Ray actor, and the inline runtime calls it directly."""
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
-from fedray.training.fused import TIMED_STEPS, WIDTHS, Lane, fastest_width, run_together
+from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, fastest_width, run_together
 from fedray.training.metering import MemoryMeter, MemoryUse
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
@@ -59,7 +60,7 @@ Keep = Literal["state", "adapter", "nothing"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """One client's turn. Its downlink, state and shard travel beside it, as references.
+    """One client's turn. Its downlink, state and shard come beside it.
 
     measure: whether to evaluate before and after training. keep: what is kept of the turn: the client's next `state`
     (a round), the trained `adapter` that it takes home, or `nothing` (a trial). position: its place in the round's
@@ -185,15 +186,16 @@ class Worker:
         downlinks: Sequence[Any],
         states: Sequence[Any],
         shards: Sequence[Shard],
-        widths: Sequence[int] = WIDTHS,
     ) -> int:
         """Return how many clients to train together: the width with which the first steps of these take least time, or
         1 where no other is possible or clearly faster. Nothing is kept of what they trained.
 
         Args:
-            assignments: of typical clients, at least as many as the largest width that should be tried.
+            assignments: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are
+                powers of two, and widths that cut these into equal parts.
         """
         turns = list(zip(assignments, downlinks, states, shards, strict=True))
+        widths = {*WIDTHS, *(math.ceil(len(turns) / parts) for parts in EQUAL_PARTS)}
         setting, train = self.setting, self.setting.train
         steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
         self.setting = replace(setting, train=train.model_copy(update={"max_steps": steps}))
@@ -202,7 +204,7 @@ class Worker:
             return self.train(*turns[start]) if stop - start == 1 else self._together(turns[start:stop])
 
         try:
-            return fastest_width(serve, len(turns), widths)
+            return fastest_width(serve, len(turns), sorted(widths))
         except Unfusable:
             return 1
         finally:

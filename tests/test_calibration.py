@@ -30,10 +30,14 @@ BASE: dict[str, Any] = {
 class Finds(InlinePool):
     """A pool whose workers find `width`; notes who was asked."""
 
-    def __init__(self, prepared: Any, width: int):
+    def __init__(self, prepared: Any, width: int, size: int = 1):
         super().__init__(prepared.data.shards)
         self.width = width
+        self.size = size
         self.asked: list[list[str]] = []
+
+    def actors(self, tier: str) -> int:
+        return self.size
 
     def fuse_width(self, assignments: Any, downlinks: Any) -> int:
         self.asked.append([assignment.client.id for assignment in assignments])
@@ -47,6 +51,15 @@ def test_auto_is_replaced_by_what_was_found(found: int, kept: int | str) -> None
     pool = Finds(prepared, found)
     assert calibrated(prepared, pool).config.clients.fuse == kept
     assert [len(ids) for ids in pool.asked] == [5]
+
+
+@pytest.mark.parametrize(("actors", "share"), [(1, 16), (2, 12), (3, 8), (50, 1)])
+def test_as_many_are_timed_as_an_actor_gets_in_a_round(actors: int, share: int) -> None:
+    """24 of 30 clients per round, and at most 16."""
+    prepared = prepare(load_config({**BASE, "clients": {"count": 30, "per_round": 24, "fuse": "auto"}}))
+    pool = Finds(prepared, 4, actors)
+    calibrated(prepared, pool)
+    assert [len(ids) for ids in pool.asked] == [share]
 
 
 def test_every_tier_has_its_own_and_only_auto_is_timed() -> None:

@@ -64,13 +64,12 @@ def test_a_file_goes_when_all_its_states_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of 10,000 numbers has 40 KB and a header: three fit into 125 KB. The one used longest ago goes first; one
+    """A file of 30,000 numbers has 120 KB and a header: three fit into 370 KB. The one used longest ago goes first; one
     that is larger than everything is not kept, and is read all the same."""
-    monkeypatch.setattr(state_files, "CACHE_BYTES", 125_000)
+    monkeypatch.setattr(state_files, "CACHE_BYTES", 370_000)
     files = StateFiles(tmp_path, CLASSES)
-    refs = [files.write(0, kept(number, size=10_000))[0] for number in range(3)]
-    assert read(files, refs[:1]) == [0]
-    refs += files.write(0, kept(3, size=10_000))
+    refs = [files.write(0, kept(number, size=30_000))[0] for number in range(4)]
+    assert read(files, [refs[0], refs[1], refs[2], refs[0], refs[3]]) == [0, 1, 2, 0, 3]
     for ref in refs:
         (tmp_path / ref.file).unlink()
     assert read(files, [refs[0], refs[2], refs[3]]) == [0, 2, 3]
@@ -78,7 +77,15 @@ def test_what_is_kept_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.M
         files.read([refs[1]])
     (large,) = files.write(0, kept(9, size=100_000))
     assert read(files, [large]) == [9]
-    assert files._cached == sum(map(len, files._cache.values())) <= 125_000
+    assert files._cached == sum(size for _, size in files._cache.values()) <= 370_000
+
+
+def test_a_large_state_is_alone_in_its_file(tmp_path: Path) -> None:
+    """Six states of 40 KB: three make 100 KB. One of 400 KB ends its file."""
+    files = StateFiles(tmp_path, CLASSES)
+    refs = files.write(0, [*kept(1, 2, 3, 4, 5, 6, size=10_000), *kept(7, 8, size=100_000)])
+    assert [(ref.entry, ref.of) for ref in refs] == [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3), (0, 1), (0, 1)]
+    assert read(files, refs) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -90,5 +97,5 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"storage_path: .*gone is not there on node .* must be a folder that all"):
+    with pytest.raises(ConfigError, match=r"storage_path, output: .*gone is not there on node .*all nodes"):
         StateFiles(tmp_path / "gone", CLASSES)

@@ -53,7 +53,11 @@ class PairwiseMean:
         self._nodes: dict[tuple[int, int], Node] = {}
 
     def add(self, node: Node) -> None:
-        """Take a node of whose leaves none was taken before."""
+        """Take a node of whose leaves none was taken before.
+
+        Raises:
+            ValueError: its arrays have other shapes or types than those it is averaged with.
+        """
         while (sibling := self._nodes.pop((node.level, node.place ^ 1), None)) is not None:
             node = _parent(*((sibling, node) if node.place & 1 else (node, sibling)))
         self._nodes[node.level, node.place] = node
@@ -79,8 +83,14 @@ class PairwiseMean:
 
 
 def _parent(left: Node, right: Node) -> Node:
-    weight = left.weight + right.weight
-    share = right.weight / weight if weight else 0.0
+    shapes, others = ([(array.shape, array.dtype) for array in node.arrays] for node in (left, right))
+    if shapes != others:
+        raise ValueError(f"shapes differ: {shapes} and {others}")
+    weight, leaves = left.weight + right.weight, left.leaves + right.leaves
+    if not left.weight or not right.weight:  # what counts for nothing is not even rounded with
+        counted = left if left.weight else right
+        return counted._replace(level=left.level + 1, place=left.place // 2, leaves=leaves)
+    share = right.weight / weight
     arrays = []
     for one, other in zip(left.arrays, right.arrays, strict=True):
         mean = one if left.own else other if right.own else np.empty_like(one)
@@ -88,7 +98,7 @@ def _parent(left: Node, right: Node) -> Node:
             part = slice(start, start + BLOCK)
             _between(one.reshape(-1)[part], other.reshape(-1)[part], np.float32(share), mean.reshape(-1)[part])
         arrays.append(mean)
-    return Node(left.level + 1, left.place // 2, weight, left.leaves + right.leaves, tuple(arrays), own=True)
+    return Node(left.level + 1, left.place // 2, weight, leaves, tuple(arrays), own=True)
 
 
 def _between(one: Vector, other: Vector, share: np.float32, out: Vector) -> None:

@@ -47,7 +47,7 @@ The smallest method, which federates how many examples the clients have and trai
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,7 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
+from fedray.errors import ConfigError, choices
 from fedray.types import Client, ClientId, Evaluation, Split, Vector
 
 Metrics = Mapping[str, float]
@@ -135,7 +136,8 @@ class Local(Protocol):
 
 
 class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
-    """States, downlinks and uplinks are frozen dataclasses of arrays, numbers, and mappings or tuples of these."""
+    """States, downlinks and uplinks are frozen dataclasses of arrays, numbers, and mappings or tuples of these. States
+    are kept in files: their classes must be defined or imported by name in the module of the method or of a base."""
 
     def attach(self, model: nn.Module) -> Adapter:
         """Insert the adapter's modules into the frozen model and choose the groups that train. Also called with a
@@ -170,6 +172,16 @@ AnyMethod = FederatedMethod[Any, Any, Any, Any]
 
 
 def averages(method: AnyMethod) -> Averages | None:
-    """Return what clients count for in the method's mean; None where it needs every update."""
+    """Return what clients count for in the method's mean; None where it needs every update: it does not say otherwise,
+    or a class derived from the one that says so has an `aggregate_train` of its own.
+
+    Raises:
+        ConfigError: it says something else.
+    """
     found: Averages | None = getattr(method, "averages", None)
+    definers = [cls for cls in type(method).__mro__ if {"averages", "aggregate_train"} & vars(cls).keys()]
+    if found is None or (definers and "averages" not in vars(definers[0])):
+        return None
+    if found not in get_args(Averages):
+        raise ConfigError(f"{type(method).__name__}.averages: expected {choices(get_args(Averages))}, got {found!r}")
     return found

@@ -45,6 +45,10 @@ Batch = dict[str, Tensor]
 
 WIDTHS = (1, 2, 4, 8, 16)
 """Numbers of clients that are tried together."""
+EQUAL_PARTS = (1, 2, 3)
+"""Ten clients of an actor are worth trying in one step of ten, in two of five and three of four, not only in eight and
+two."""
+
 TIMED_STEPS = 3
 """Optimizer steps of a client while widths are timed."""
 TIMED_REPEATS = 2

@@ -14,8 +14,6 @@ from workloads import Workload
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORKERS = 2
-FUSE = 8
-"""Of the row's 20 clients per round, two workers have 10 each."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ def contenders(workload: Workload, work: Path) -> list[Contender]:
     own = (ROOT, HERE)
     ours = [Contender("fedray", _program(lambda: sys.executable, "with_fedray.py", WORKERS), own)]
     if workload.kind == "lora":
-        fused = _program(lambda: sys.executable, "with_fedray.py", WORKERS, options=(str(FUSE),))
-        ours.append(Contender(f"fedray, {FUSE} in one step", fused, own))
+        fused = _program(lambda: sys.executable, "with_fedray.py", WORKERS, options=("auto",))
+        ours.append(Contender("fedray, fuse: auto", fused, own))
     flwr = Contender("flwr", _program(lambda: peer("flwr", work), "with_flwr.py", WORKERS))
     pfl = [
         Contender("pfl, 1 process", _program(lambda: peer("pfl", work), "with_pfl.py", 1)),

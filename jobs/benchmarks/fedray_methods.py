@@ -62,8 +62,6 @@ class Turns:
 class OneByOne(Turns):
     """As Turns; the server takes the mean itself, from every update."""
 
-    averages = None
-
     def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:
         total = np.zeros_like(server.values)
         for update in updates:

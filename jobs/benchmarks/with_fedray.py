@@ -2,7 +2,7 @@
 
     python with_fedray.py WORKLOAD WORKERS [FUSE] RESULT
 
-FUSE: clients that are trained in one step.
+FUSE: clients.fuse, how many clients are trained in one step.
 
 Every run ends with a pass over all clients, which no peer has: it is left as soon as the last round is aggregated. A
 round lasts from the end of the one before to its own, as the caller sees it: writing its rows is part of it.
@@ -33,7 +33,7 @@ def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") ->
     common = {
         "rounds": workload.rounds,
         "clients": {"count": workload.clients, "per_round": workload.per_round, "actors": workers, "num_cpus": 1}
-        | {"fuse": fuse if fuse == "off" else int(fuse)},
+        | {"fuse": int(fuse) if fuse.isdigit() else fuse},
         "evaluation": {"every": 0},
         "device": "cpu",
     }

@@ -105,7 +105,16 @@ def test_nobody_has_no_mean_and_zero_weights_are_refused() -> None:
     zeros = np.zeros(2, np.float32)
     with pytest.raises(ValueError, match="all weights are zero"):
         mean_of([leaf(0, 0, [zeros]), leaf(1, 0, [zeros])])
-    assert mean_of([leaf(0, 0, [zeros]), leaf(1, 2, [zeros + 3])]).arrays[0].tolist() == [3, 3]
+    for first, second in ((0, 2), (2, 0)):
+        counted = np.full(2, 3, np.float32)
+        nodes = [leaf(0, first, [counted + 1e8 * (first == 0)]), leaf(1, second, [counted + 1e8 * (second == 0)])]
+        assert mean_of(nodes).arrays[0].tolist() == [3, 3], "1e8 counts for nothing"
+
+
+@pytest.mark.parametrize("other", [np.zeros(1, np.float32), np.zeros((2, 1), np.float32), np.zeros(2)])
+def test_other_shapes_and_types_are_refused(other: Any) -> None:
+    with pytest.raises(ValueError, match="shapes differ"):
+        mean_of([leaf(0, 1, [np.zeros(2, np.float32)]), leaf(1, 1, [other])])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

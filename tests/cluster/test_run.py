@@ -98,8 +98,12 @@ def test_tiers_with_three_engines_give_the_same_states_on_ray_and_inline(
     assert trained.train_loss.notna().all()
 
 
-def test_a_killed_actor_costs_no_update_and_no_bit(tiny: dict[str, Any], cluster: None, tmp_path: Path) -> None:
-    config = load_config({**tiny, "method": "fedalt", "rounds": 3, "name": "killed"})
+@pytest.mark.parametrize("method", ["fedalt", "fedavg"])
+def test_a_killed_actor_costs_no_update_and_no_bit(
+    tiny: dict[str, Any], cluster: None, tmp_path: Path, method: str
+) -> None:
+    """Whether updates travel one by one, or means do."""
+    config = load_config({**tiny, "method": method, "rounds": 3, "name": "killed"})
     undisturbed = fedray.run(config, output=tmp_path / "undisturbed")
     killed = False
     for event in events(prepare(config), tmp_path / "killed"):
@@ -108,7 +112,7 @@ def test_a_killed_actor_costs_no_update_and_no_bit(tiny: dict[str, Any], cluster
             family = psutil.Process().children(recursive=True)  # Ray's node is a child of this process
             next(p for p in family if "ray::ClientActor" in "".join(p.cmdline())).kill()
         if isinstance(event, MethodFinished):
-            assert event.summary.state_sha256 == undisturbed["fedalt"].state_sha256
+            assert event.summary.state_sha256 == undisturbed[method].state_sha256
     assert killed
     clients = pd.read_parquet(tmp_path / "killed" / "clients.parquet")
     assert (clients[clients.phase == "train"].groupby("server_round").client.nunique() == 3).all()

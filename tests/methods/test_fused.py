@@ -237,11 +237,23 @@ def test_tiers_with_other_ranks(start):
     agree(together(worker, turns), [worker.train(*turn) for turn in turns])
 
 
+def test_widths_that_cut_an_actors_clients_into_equal_parts_are_tried(start, monkeypatch):
+    """Of four clients in groups of 1, 2, 4, 8 and 16, and of 4/1, 4/2 and 4/3 rounded up."""
+    run, tried = start("fedavg", clients__count=4), []
+    monkeypatch.setattr(
+        "fedray.worker.fastest_width", lambda serve, number, widths: tried.append((number, widths)) or 1
+    )
+    ids = [client.id for client in run.prepared.clients]
+    run.worker.fuse_width(*zip(*turns_of(run, ids), strict=True))
+    run.worker.fuse_width(*zip(*turns_of(run, ids[:3]), strict=True))
+    assert tried == [(4, [1, 2, 4, 8, 16]), (3, [1, 2, 3, 4, 8, 16])]
+
+
 def test_timing_widths_leaves_nothing_behind(start):
     run = start("fedalt", train__epochs=5)
     turns, setting = turns_of(run, IDS), run.worker.setting
     expected = [run.worker.train(*turn) for turn in turns]
-    assert run.worker.fuse_width(*zip(*turns, strict=True)) in (1, 2)
+    assert run.worker.fuse_width(*zip(*turns, strict=True)) in (1, 2, 3)
     assert run.worker.setting == setting
     for turn, before in zip(turns, expected, strict=True):
         after = run.worker.train(*turn)

@@ -3,18 +3,21 @@
 import sys
 import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedray.config import Config, load_config
+from fedray.config import Config, LoraSection, ReftSection, load_config
 from fedray.errors import ConfigError
 from fedray.experiment import MethodFinished, run_experiment
 from fedray.federation import RoundDone
 from fedray.inline import InlinePool
 from fedray.methods import protocol
-from fedray.methods.protocol import AnyMethod
+from fedray.methods.fedalt import FedAlt
+from fedray.methods.fedavg import FedAvg
+from fedray.methods.protocol import AnyMethod, averages
 from fedray.methods.registry import METHODS, build_method
 from fedray.prepare import prepare
 
@@ -226,3 +229,40 @@ def test_a_class_that_cannot_do_a_round_is_named_before_anything_starts(folder: 
     config = configure({"class": "failing.Count"}, **{"data.cache_dir": str(folder / "cache")})
     with pytest.raises(ConfigError, match="^method 'Count' on tier 'default': fails in a round on shapes: Zero"):
         prepare(config)
+
+
+# ---------------------------------------------------------------- methods that only average
+
+
+@dataclass(frozen=True)
+class Median(FedAvg):
+    """Needs every update, and inherits an attribute that says otherwise."""
+
+    def aggregate_train(self, server: Any, updates: Any) -> Any:
+        return server, {}
+
+
+@dataclass(frozen=True)
+class Uniform(Median):
+    averages = "uniform"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Derived(Uniform):
+    """Changes neither."""
+
+
+@dataclass(frozen=True)
+class Misspelt(FedAvg):
+    averages = "unifrom"  # type: ignore[assignment]
+
+
+def test_who_aggregates_in_its_own_way_gets_every_update_unless_it_says_otherwise() -> None:
+    given: Any = LoraSection(), ReftSection()
+    assert averages(FedAvg(*given)) == "examples"
+    assert averages(FedAvg(*given, weights="uniform")) == "uniform"
+    assert averages(Median(*given)) is None
+    assert averages(Uniform(*given)) == averages(Derived(*given)) == "uniform"
+    assert averages(FedAlt(LoraSection())) is None
+    with pytest.raises(ConfigError, match="Misspelt.averages: expected examples, uniform, got 'unifrom'"):
+        averages(Misspelt(*given))

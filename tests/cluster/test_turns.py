@@ -1,0 +1,54 @@
+"""What travels between the pool and its actors, without a cluster."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedray.blocks import BLOCK_SECONDS, Block
+from fedray.pool import ClientPool, _Pace
+from fedray.turns import Packed, Turn, chunk_of, seal, unseal
+from fedray.types import Client
+from fedray.worker import Assignment
+
+
+def test_a_sealed_value_comes_back_and_its_arrays_are_not_copied() -> None:
+    value = {"a": [np.arange(5.0)], "b": ("text", 3)}
+    found = unseal(seal(value))
+    assert np.shares_memory(found["a"][0], value["a"][0])
+    assert found["a"][0].tolist() == [0, 1, 2, 3, 4]
+    assert found["b"] == value["b"]
+
+
+def test_a_chunk_names_every_reference_once() -> None:
+    down, shards = object(), [object(), object()]
+    turns = [
+        Turn(Assignment(Client(f"c{k}", k, 1), 0, False), Packed(down, "all"), None, Packed(shards[k % 2], f"c{k}"))
+        for k in range(3)
+    ]
+    chunk = chunk_of([turns[:2], turns[2:]], 7.0)
+    assert chunk.refs == [down, *shards]
+    groups = unseal(chunk.groups)
+    assert [[turn.assignment.client.id for turn in group] for group in groups] == [["c0", "c1"], ["c2"]]
+    assert [turn.shard for group in groups for turn in group] == [(1, "c0"), (2, "c1"), (1, "c2")]
+    assert {turn.downlink for group in groups for turn in group} == {(0, "all")}
+    assert chunk.block_seconds == 7.0
+
+
+def test_a_pace_is_of_all_blocks() -> None:
+    """3 + 1 examples and one more for each client in 2 s, then 5 + 1 in 1 s: 12 in 3 s."""
+    pace = _Pace()
+    assert pace.work_in(10) == 0
+    for seconds, examples in ((2.0, (3, 1)), (1.0, (5,))):
+        outcomes: Any = [SimpleNamespace(update=SimpleNamespace(client=Client("c", 0, n))) for n in examples]
+        pace.add(Block(outcomes, (), (), None, seconds, False))
+    assert pace.work_in(10) == pytest.approx(40)
+
+
+@pytest.mark.parametrize(("actors", "expected"), [(1, BLOCK_SECONDS), (50, 0.5), (1000, 10.0)])
+def test_more_actors_send_no_more_than_can_be_taken(actors: int, expected: float) -> None:
+    pool: Any = SimpleNamespace(
+        _handling=0.01, _actors={"a": [None] * (actors - actors // 2), "b": [None] * (actors // 2)}
+    )
+    assert ClientPool._block_seconds(pool) == pytest.approx(expected)
