@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ class RunFolder:
     def finish(self, summary: Summary) -> None:
         """Write a finished method's entry of the summary. Its states are all written: the working files go."""
         shutil.rmtree(self.path / "states" / summary.method, ignore_errors=True)
+        with suppress(OSError):  # another method's may still be there
+            (self.path / "states").rmdir()
         self._summaries.append(summary)
         entries = [{name: _strict(value) for name, value in asdict(entry).items()} for entry in self._summaries]
         self._write_text("summary.json", json.dumps(entries, indent=2, allow_nan=False) + "\n")
