@@ -57,6 +57,7 @@ def method_cost(
     method, shapes = whole.method, Shapes(held.adapter)
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
+    kept = state_classes(type(held.method))
     states = {client.id: held.method.init_client(initial, client) for client in clients}
     for server_round in range(2):
         downlinks = method.configure_train(server, clients)
@@ -66,7 +67,7 @@ def method_cost(
             turn = (shapes, states[client.id], downlinks[client.id], local)
             payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
-            pack_small(states[client.id], state_classes(type(held.method)))  # it can be kept in a file
+            pack_small(states[client.id], kept)  # raises where it could not be kept in a file
         if server_round == 0:  # no client receives the second round's aggregate
             if averages(method):  # all are zeros, and so is their mean
                 float_arrays(updates[0].payload)

@@ -46,7 +46,7 @@ def pack_small(state: Any, classes: Classes) -> str | None:
 
 
 def unpack_small(text: str, classes: Classes) -> Any:
-    """Return the state that `pack_small` was given. Raises as `Packed.state`."""
+    """Return the state that `pack_small` was given. Raises as `StatePack.state`."""
     with _reading(f"the text {text[:100]!r}"):
         return _put_together(_parsed(text), classes, {})
 
@@ -68,7 +68,7 @@ def pack(states: Sequence[Any], classes: Classes) -> bytes:
 
 
 @dataclass(frozen=True)
-class Packed:
+class StatePack:
     """What `pack` wrote, read but for the states' objects; these are made anew for everyone who asks."""
 
     shape: Sequence[Any]
@@ -84,7 +84,7 @@ class Packed:
             return _put_together(self.shape[entry], classes, self.tensors)
 
 
-def read_packed(blob: bytes) -> Packed:
+def read_pack(blob: bytes) -> StatePack:
     """Raises:
     StateError: `pack` did not write this.
     """
@@ -95,7 +95,7 @@ def read_packed(blob: bytes) -> Packed:
             raise StateError(f"expected a list of states, got {type(shape).__name__}")
         for tensor in tensors.values():
             tensor.flags.writeable = False
-        return Packed(shape, tensors)
+        return StatePack(shape, tensors)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _taken_apart(state: Any, classes: Classes, tensors: dict[str, Any]) -> Any:
             if type(key) not in (str, int):
                 raise StateError(f"a state's mapping has the key {key!r}; expected a string or a whole number")
         return ["map", [[key, _taken_apart(value, classes, tensors)] for key, value in state.items()]]
-    if isinstance(state, tuple | list) and type(state) in (tuple, list):
+    if type(state) in (tuple, list):
         return [type(state).__name__, [_taken_apart(part, classes, tensors) for part in state]]
     cls: Any = type(state)
     name = _name(cls)

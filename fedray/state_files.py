@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedray.codec import Classes, Packed, pack, pack_small, read_packed, unpack_small
+from fedray.codec import Classes, StatePack, pack, pack_small, read_pack, unpack_small
 from fedray.errors import ConfigError, StateError
 from fedray.state import num_bytes
 
@@ -40,7 +40,7 @@ class StateFiles:
 
     def __init__(self, folder: Path, classes: Classes):
         self._folder, self._classes = folder, classes
-        self._cache: OrderedDict[str, tuple[Packed, int]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[StatePack, int]] = OrderedDict()
         self._cached = 0
         self._forgotten: Counter[str] = Counter()
         self._writer, self._written = os.urandom(8).hex(), 0
@@ -104,7 +104,7 @@ class StateFiles:
         try:
             if ref.file not in self._cache:
                 blob = path.read_bytes()
-                self._keep(ref.file, read_packed(blob), len(blob))
+                self._keep(ref.file, read_pack(blob), len(blob))
             self._cache.move_to_end(ref.file)
             state = self._cache[ref.file][0].state(ref.entry, self._classes)
         except OSError as error:
@@ -115,7 +115,7 @@ class StateFiles:
             self._drop(next(iter(self._cache)))
         return state
 
-    def _keep(self, name: str, packed: Packed, size: int) -> None:
+    def _keep(self, name: str, packed: StatePack, size: int) -> None:
         self._cache[name] = packed, size
         self._cached += size
 

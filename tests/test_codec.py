@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.codec import SHAPE, pack, pack_small, read_packed, state_classes, unpack_small
+from fedray.codec import SHAPE, pack, pack_small, read_pack, state_classes, unpack_small
 from fedray.errors import StateError
 from fedray.methods.fedalt import FedAlt, Own
 from fedray.methods.local import HeadOnly, OwnAdapter
@@ -65,7 +65,7 @@ STATES = st.recursive(
 
 
 def unpack(blob: bytes) -> list[Any]:
-    packed = read_packed(blob)
+    packed = read_pack(blob)
     return [packed.state(entry, CLASSES) for entry in range(len(packed.shape))]
 
 
@@ -111,7 +111,7 @@ def test_states_without_arrays_are_text_and_come_back(state: Any) -> None:
 
 def test_nobody_gets_an_object_that_somebody_else_may_change() -> None:
     text = pack_small({"a": [1]}, CLASSES)
-    packed = read_packed(pack([{"a": [np.ones(2)]}], CLASSES))
+    packed = read_pack(pack([{"a": [np.ones(2)]}], CLASSES))
     assert text is not None
     for read in (lambda: unpack_small(text, CLASSES), lambda: packed.state(0, CLASSES)):
         read()["a"].append(2)

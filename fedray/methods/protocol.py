@@ -63,7 +63,7 @@ Averages = Literal["examples", "uniform"]
 """What clients count for in a weighted mean: their numbers of examples, or all the same.
 
 A method of whose updates `aggregate_train` takes nothing but that mean, over all who sent the same shapes, should say
-so with an attribute `averages`. Updates are then added up where they arise, and do not travel one by one: see `Update`.
+so with an attribute `averages`. Updates are then averaged where they arise, and do not travel one by one: see `Update`.
 """
 
 Payload = TypeVar("Payload")
