@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import eigh
 
 from fedray.aggregation.masks import Mask
 from fedray.aggregation.points import Matrix
@@ -76,15 +77,24 @@ def truncate(x: LowRank, rank: int) -> LowRank:
     """Return the best approximation of the given rank, with exactly `rank` columns (zeros where x has lower rank).
 
     Factors are balanced (the roots of the singular values on both sides) and signed so that the entry of largest
-    magnitude in each column of B is positive. Cost: O((d_out + d_in) q² + q³), never more than a dense SVD.
+    magnitude in each column of B is positive. Cost: O((d_out + d_in) q² + q³), never more than a dense SVD. What is
+    lost exceeds the least possible by no more than 1e-7 of the largest singular value.
 
     Raises:
         ValueError: rank < 0.
     """
     if rank < 0:
         raise ValueError(f"expected rank >= 0, got {rank}")
-    u, s, vt = _svd(x)
-    return _balanced(u, s, vt, min(rank, len(s)), rank)
+    if not min(rank, *x.shape, x.rank):
+        return LowRank.zeros(*x.shape, rank)
+    B, A = x.B.astype(np.float64), x.A.astype(np.float64)
+    r_b, r_a = _upper(B), _upper(A.T)
+    core = r_b @ r_a.T  # of the whole, with orthonormal matrices on both sides that are never formed
+    size = core.shape[1]
+    _, right = eigh(core.T @ core, subset_by_index=(max(size - rank, 0), size - 1))
+    basis, _ = np.linalg.qr(B @ (r_a.T @ right))  # of the columns that B A has along its first right singular vectors
+    u, s, vt = np.linalg.svd((basis.T @ B) @ A, full_matrices=False)
+    return _balanced(basis @ u, s, vt, len(s), rank)
 
 
 def compress(x: LowRank) -> LowRank:
@@ -155,6 +165,12 @@ def gram(clients: Sequence[Sequence[LowRank]]) -> Matrix:
             products = ((B[:, mine].T @ B) * (A[mine] @ A.T)).sum(axis=0)
             result[k] += np.bincount(owner, weights=products, minlength=len(target))
     return (result + result.T) / 2
+
+
+def _upper(matrix: Matrix) -> Matrix:
+    """Return the upper triangular factor of its QR decomposition."""
+    r: Matrix = np.linalg.qr(matrix, mode="r")  # type: ignore[assignment]  # numpy's stubs know the pair only
+    return r
 
 
 def _core(x: LowRank) -> tuple[Matrix, Matrix, Matrix]:

@@ -230,3 +230,12 @@ def test_alone_there_is_nobody_to_take_a_median_of():
 def test_unusable_settings_are_refused(bad):
     with pytest.raises(ValueError, match="smoothing >= 0, tolerance > 0 and max_iterations >= 1"):
         Weiszfeld(**bad)
+
+
+def test_without_the_client_at_whom_all_medians_would_be() -> None:
+    """The median of all is client 0's point: nothing of it is left to begin the others' median with."""
+    points = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
+    medians = leave_one_out_geometric_medians(points).astype(np.float64)
+    np.testing.assert_allclose(medians[0], [0, 0], atol=1e-6)
+    for k, median in enumerate(medians[1:], 1):  # three arms are left, and the sum of distances is flat at the centre
+        assert np.linalg.norm(np.delete(points, k, axis=0) - median, axis=1).sum() == pytest.approx(3, rel=1e-7)
