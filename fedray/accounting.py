@@ -5,7 +5,7 @@ every value, two clients, two rounds. So a method of the user's own is counted l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from fedray.adapters.adapter import Adapter
 from fedray.codec import pack_small, state_classes
 from fedray.methods.protocol import AnyMethod, Initial, Update, averages
 from fedray.randomness import keyed_rng
-from fedray.state import float_arrays, leaves, num_bytes
+from fedray.state import float_arrays, leaves, num_bytes, signature_of
 from fedray.types import Client, Evaluation, Split, Vector
+from fedray.update_checks import Expected
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Cost:
     trainable: parameters that a client trains. total: parameters of the model with all of the adapter.
     uplink, downlink: numbers sent. uplink_bytes, downlink_bytes: the same as they travel.
     head: how this method treats the task head; `-` where there is none.
+    shapes: what an uplink looks like, in the first round and in later ones.
     """
 
     trainable: int
@@ -35,6 +37,7 @@ class Cost:
     uplink_bytes: int
     downlink_bytes: int
     head: str
+    shapes: Expected = field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def method_cost(
     server = method.init_server(common, clients)
     kept = state_classes(type(held.method))
     states = {client.id: held.method.init_client(initial, client) for client in clients}
+    seen = set()
     for server_round in range(2):
         downlinks = method.configure_train(server, clients)
         updates = []
@@ -67,6 +71,7 @@ def method_cost(
             turn = (shapes, states[client.id], downlinks[client.id], local)
             payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
+            seen.add(signature_of(leaves(payload)))
             pack_small(states[client.id], kept)  # raises where it could not be kept in a file
         if server_round == 0:  # no client receives the second round's aggregate
             if averages(method):  # all are zeros, and so is their mean
@@ -76,7 +81,9 @@ def method_cost(
             server, _ = method.aggregate_train(server, updates)
     up, down = payload, downlinks[clients[-1].id]
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
-    return Cost(local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head)
+    return Cost(
+        local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head, frozenset(seen)
+    )
 
 
 def _zeros(adapter: Adapter, seed: int) -> Initial:

@@ -1,6 +1,7 @@
 """What leaves a worker: clients that finished together. Their next states and trained adapters are written to the run's
-folder here; what a method only averages is averaged here."""
+folder here; what a method only averages is averaged here, and what must not be averaged is kept out."""
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,15 +9,19 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedray.aggregation.pairwise import Node, PairwiseMean, leaf
 from fedray.codec import state_classes
 from fedray.data.shards import Shard
-from fedray.errors import TrainingError
+from fedray.errors import ConfigError, FedrayError, TrainingError
+from fedray.failures import Failure
 from fedray.methods.protocol import Update, averages
 from fedray.methods.registry import build_method
 from fedray.state import float_arrays, num_bytes, save_tensors, with_arrays
 from fedray.state_files import StateFiles, StateRef
+from fedray.types import ClientId
+from fedray.update_checks import objection
 from fedray.worker import Assignment, Job, Outcome
 
 BLOCK_SECONDS = 0.1
@@ -49,14 +54,17 @@ class Block:
     """Clients of one tier that finished together.
 
     states: where each one's next state is; None where it keeps none. means: of what they sent up, where the method
-    averages it; their outcomes' payloads are None then. shape: one such payload, its arrays empty. seconds: since the
-    block before. last: nothing comes after it.
+    averages it; their outcomes' payloads are None then. shape: one such payload, its arrays empty. failures: those of
+    whom nothing came. groups: how many were served, failed ones too. seconds: since the block before. last: nothing
+    comes after it.
     """
 
     outcomes: tuple[Outcome, ...]
     states: tuple[StateRef | None, ...]
     means: tuple[Node, ...]
     shape: Any
+    failures: tuple[Failure, ...]
+    groups: int
     seconds: float
     last: bool
 
@@ -64,12 +72,17 @@ class Block:
 class Blocks:
     """Serves groups of clients in blocks, with one method on one tier.
 
+    survives: whether an exception leaves the worker fit for other clients; else it is passed on.
+
     Raises:
         ConfigError: this node does not see the run's folder.
     """
 
-    def __init__(self, job: Job, train: Train):
-        self._train, self._averages = train, averages(build_method(job.config, job.entry, job.tier))
+    def __init__(self, job: Job, train: Train, survives: bool = True):
+        self._train, self._survives = train, survives
+        self._checks, self._expected = job.config.clients.update_checks, job.uplink
+        method = build_method(job.config, job.entry, job.tier)
+        self._averages = averages(method) if self._checks.norm is None else None
         self._files = state_files(job)
         self._adapters = (job.folder or Path()) / "adapters" / job.entry.key / "clients"
 
@@ -78,23 +91,49 @@ class Blocks:
 
         lasting: seconds after which a block ends.
         """
-        outcomes: list[Outcome] = []
-        after: list[Any] = []
-        means, shape, size, started = PairwiseMean(), None, 0, perf_counter()
-        for left, (assignments, downlinks, refs, shards) in enumerate(groups, start=1 - len(groups)):
+        found = _Found()
+        for left, group in enumerate(groups, start=1 - len(groups)):
+            self._serve(group, found)
+            seconds = perf_counter() - found.started
+            if not left or seconds > lasting or len(found.states) >= BLOCK_CLIENTS or found.size > BLOCK_BYTES:
+                places = self._places(group[0][0], found.states)
+                yield Block(
+                    outcomes=tuple(found.outcomes),
+                    states=places,
+                    means=found.means.take(),
+                    shape=found.shape,
+                    failures=tuple(found.failures),
+                    groups=found.groups,
+                    seconds=perf_counter() - found.started,
+                    last=not left,
+                )
+                found = _Found()
+
+    def _serve(self, group: Given, found: "_Found") -> None:
+        """Let one group take its turns; add what it brings to what was found."""
+        assignments, downlinks, refs, shards = group
+        found.groups += 1
+        try:
             states = [None] * len(refs) if self._files is None else self._files.read(refs)
-            turns = self._train(assignments, downlinks, states, shards)
-            for assignment, (outcome, state) in zip(assignments, turns, strict=True):
-                if self._averages and assignment.keep == "state":
-                    shape = self._add(means, assignment, outcome.update, shape)
-                outcomes.append(self._settled(assignment, outcome))
-                after.append(state)
-                size += num_bytes(state) + (0 if self._averages else outcome.uplink_bytes)
-            seconds = perf_counter() - started
-            if not left or seconds > lasting or len(after) >= BLOCK_CLIENTS or size > BLOCK_BYTES:
-                places = self._places(assignments[0], after)
-                yield Block(tuple(outcomes), places, means.take(), shape, perf_counter() - started, not left)
-                outcomes, after, size, started = [], [], 0, perf_counter()
+            turns = list(self._train(assignments, downlinks, states, shards))
+        except (ConfigError, torch.AcceleratorError):  # no client's fault, and no place for others
+            raise
+        except Exception as error:
+            if not self._survives:
+                raise
+            found.failures.append(failure_of([assignment.client.id for assignment in assignments], error))
+            return
+        for assignment, (outcome, state) in zip(assignments, turns, strict=True):
+            client = assignment.client.id
+            if assignment.keep == "state":
+                if (cause := objection(outcome.update.payload, self._checks, self._expected)) is not None:
+                    found.failures.append(Failure((client,), cause, rejected=True))
+                    continue
+                if self._averages:
+                    found.shape = self._add(found.means, assignment, outcome.update, found.shape)
+            found.outcomes.append(self._settled(assignment, outcome))
+            found.states.append(state)
+            found.size += num_bytes(state) + (0 if self._averages else outcome.uplink_bytes)
 
     def _add(self, means: PairwiseMean, assignment: Assignment, update: Update[Any], shape: Any) -> Any:
         """Add what the client sent up to the means; return its shape, the one that is known already if there is one."""
@@ -123,3 +162,26 @@ class Blocks:
         if self._files is None or first.keep != "state":
             return (None,) * len(states)
         return tuple(self._files.write(first.server_round, states))
+
+
+class _Found:
+    """What a block has so far. size: bytes of states, and of updates that travel one by one."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.states: list[Any] = []
+        self.failures: list[Failure] = []
+        self.means = PairwiseMean()
+        self.shape: Any = None
+        self.groups = 0
+        self.size = 0
+        self.started = perf_counter()
+
+
+def failure_of(clients: Sequence[ClientId], error: Exception) -> Failure:
+    """Return what an exception says of the clients in whose turns it was raised."""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    if isinstance(error, FedrayError):
+        return Failure(tuple(clients), f"{error}{notes}", hopeless=isinstance(error, TrainingError))
+    trace = "".join(traceback.format_exception(error))
+    return Failure(tuple(clients), f"{type(error).__name__}: {error}{notes}", trace)

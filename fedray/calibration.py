@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedray.blocks import Block
 from fedray.devices import examples_trained
 from fedray.federation import Federation, Pool
 from fedray.prepare import Prepared
@@ -71,8 +72,11 @@ def _example_seconds(prepared: Prepared, pool: Pool) -> float:
     examples = examples_trained(client.num_examples, federation.train[client.tier])
     measured = []
     for _ in range(REPEATS):
-        (block,) = pool.train(assignments, downlinks, {})
-        measured.append(block.outcomes[0].report.seconds / examples)
+        for found in pool.train(assignments, downlinks, {}):
+            if isinstance(found, Block):
+                measured.append(found.outcomes[0].report.seconds / examples)
+            elif found.given_up:
+                raise found.error()
     return float(f"{min(measured) * config.clients.tier(client.tier).speed:.3g}")
 
 

@@ -7,13 +7,14 @@ depend, by their last bits, on who is trained together.
 Groups go to actors in chunks that shrink towards the round's end (guided self-scheduling, Polychronopoulos and Kuck
 1987), so that a thousand small clients cost few messages, and nobody waits long for whoever got the last ones. After an
 actor died, what it had not finished is handed out group by group, so that a group that kills its actor is known, and
-others are not blamed for it.
+others are not blamed for it. A group that has failed too often is given up; of several clients, each has one more try
+alone first.
 """
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fedray.errors import ClientFailure, choices
 from fedray.types import Client, ClientId
 from fedray.worker import Assignment
 
@@ -40,27 +41,31 @@ def groups(assignments: Sequence[Assignment], widths: Mapping[str, int]) -> dict
 class Chunks:
     """The groups of one round on one tier that nobody has finished.
 
-    groups: largest first. max_failures: how often an actor may die with a group alone.
+    groups: largest first. max_failures: how often a group is run again after it failed.
     """
 
     def __init__(self, groups: Sequence[Group], max_failures: int) -> None:
         self._waiting = deque(groups)
         self._all = self._left = sum(map(_work, groups))
-        self._alone: deque[Group] = deque()
+        self._alone: deque[tuple[Group, Any]] = deque()
         self._max_failures = max_failures
-        self._failures: Counter[ClientId] = Counter()
+        self._failures: Counter[tuple[ClientId, ...]] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._alone)
 
-    def take(self, actors: int, least: float = 0) -> list[Group]:
-        """Return the next chunk, of at least one group.
+    def take(self, actors: int, least: float = 0, actor: Any = None) -> list[Group]:
+        """Return the next chunk; empty where all that is left has failed with this actor and there are others.
 
         actors: how many share the rest. least: work below which a chunk is not worth its message; nobody gets more
-        than an equal part of the round for that.
+        than an equal part of the round for that. actor: who asks.
         """
-        if self._alone:
-            return [self._alone.popleft()]
+        for entry in self._alone:
+            if entry[1] is None or entry[1] is not actor or actors == 1:
+                self._alone.remove(entry)
+                return [entry[0]]
+        if not self._waiting:
+            return []
         size = max(self._left / (SHARE * actors), min(least, self._all / actors))
         chunk = [self._waiting.popleft()]
         work = _work(chunk[0])
@@ -70,29 +75,33 @@ class Chunks:
         self._left -= work
         return chunk
 
-    def failed(self, chunk: Sequence[Group], finished: int, error: Exception) -> None:
-        """Take back what an actor had not finished of its chunk when it died.
+    def unserved(self, groups: Sequence[Group]) -> None:
+        """Take back groups that their actor left without its being known that it was because of them."""
+        self._alone.extend((group, None) for group in groups)
 
-        finished: how many of its clients had come back, in their order.
+    def failed(self, group: Group, actor: Any = None, hopeless: bool = False) -> tuple[int, bool]:
+        """Take back a group that failed with an actor.
 
-        Raises:
-            ClientFailure: a group was alone with its actor more often than `max_failures`.
+        hopeless: it would fail again.
+
+        Returns: how often it has failed, and whether it is given up.
         """
-        unfinished = list(chunk)
-        while unfinished and finished > 0:
-            finished -= len(unfinished.pop(0))
-        self._alone.extend(unfinished)
-        if len(chunk) > 1 or not unfinished:
-            return
-        first = chunk[0][0]
-        self._failures[first.client.id] += 1
-        deaths = self._failures[first.client.id]
-        if deaths > self._max_failures:
-            names = choices([assignment.client.id for assignment in chunk[0]])
-            raise ClientFailure(
-                f"client {names}: its actor died {deaths} times in round {first.server_round} "
-                f"(clients.max_failures={self._max_failures}): {error}"
-            ) from None
+        ids = ids_of(group)
+        self._failures[ids] += 1
+        number = self._failures[ids]
+        if number <= self._max_failures and not hopeless:
+            self._alone.append((group, actor))
+            return number, False
+        if len(group) == 1:
+            return number, True
+        for assignment in group:
+            self._failures[(assignment.client.id,)] = max(number, self._max_failures)
+            self._alone.append(((assignment,), None))
+        return number, False
+
+
+def ids_of(group: Group) -> tuple[ClientId, ...]:
+    return tuple(assignment.client.id for assignment in group)
 
 
 def work_of(client: Client) -> int:

@@ -36,10 +36,12 @@ class ClientActor:
     def ready(self) -> None:
         """Return once the actor has started."""
 
-    def setup(self, job: Job) -> None:
+    def setup(self, job: Job) -> str:
+        """Get ready for a method; return where this is."""
         self.blocks = Blocks(job, self.worker.train_many)
         self.worker.setup(job)
         settle_heap()
+        return place()
 
     def initial(self) -> Initial:
         return self.worker.initial()
@@ -57,6 +59,12 @@ class ClientActor:
         """See `Blocks.serve`; yields the blocks."""
         for block in self.blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
             yield seal(block)
+
+
+def place() -> str:
+    """Return this process's node and number, as in `node-3 (10.0.0.7), process 4711`."""
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return f"{os.uname().nodename} ({address}), process {os.getpid()}"
 
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process

@@ -11,6 +11,7 @@ from fedray.calibration import calibrated
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
+from fedray.failures import Attempt
 from fedray.federation import ClientsDone, Pool
 from fedray.prepare import Prepared
 from fedray.state import sha256
@@ -20,7 +21,7 @@ from fedray.training.threads import set_threads
 from fedray.worker import Outcome
 
 log = logging.getLogger(__name__)
-TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "simulated_seconds")
+TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "simulated_seconds")
 """Columns of a round that add up to the summary's."""
 
 
@@ -40,6 +41,12 @@ class TurnsFinished:
 
 
 @dataclass(frozen=True)
+class TurnFailed:
+    method: str
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
 class RoundFinished:
     method: str
     server_round: int
@@ -55,7 +62,7 @@ class MethodFinished:
     summary: Summary
 
 
-Event = MethodStarted | TurnsFinished | RoundFinished | MethodFinished
+Event = MethodStarted | TurnsFinished | TurnFailed | RoundFinished | MethodFinished
 
 
 def run_experiment(prepared: Prepared, pool: Pool, path: Path) -> Iterator[Event]:
@@ -79,6 +86,10 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     for event in federation.run():
         if isinstance(event, ClientsDone):
             yield TurnsFinished(entry.key, event.server_round, event.clients)
+            continue
+        if isinstance(event, Attempt):
+            folder.record_attempt(entry.key, event)
+            yield TurnFailed(entry.key, event)
             continue
         row = folder.record(entry.key, event)
         if event.final:

@@ -16,12 +16,14 @@ from fedray.aggregation.pairwise import PairwiseMean
 from fedray.blocks import Block
 from fedray.config import Config, TrainConfig
 from fedray.devices import Attendance, attend, cohort_size
+from fedray.failures import Attempt, too_few
 from fedray.methods.protocol import AnyMethod, Initial, Metrics, Update
 from fedray.randomness import keyed_rng
 from fedray.state import num_bytes, with_arrays
 from fedray.state_files import StateRef
 from fedray.training.metering import MemoryUse
 from fedray.types import Client, ClientId
+from fedray.update_checks import outliers
 from fedray.worker import Assignment, Job, Keep, Outcome
 
 
@@ -35,8 +37,8 @@ class Pool(Protocol):
         assignments: Sequence[Assignment],
         downlinks: Mapping[ClientId, Any],
         states: Mapping[ClientId, StateRef],
-    ) -> Iterator[Block]:
-        """Yield all clients in completion order."""
+    ) -> Iterator[Block | Attempt]:
+        """Yield all clients in completion order, and attempts that came to nothing."""
         ...
 
     def actors(self, tier: str) -> int:
@@ -71,14 +73,19 @@ class ClientsDone:
 @dataclass(frozen=True)
 class RoundDone:
     """A round was aggregated. outcomes: in the order of client ids. attendance: who was asked and came (None in the
-    final pass, to which everybody comes). final: the last pass, nothing is sent up."""
+    final pass, to which everybody comes). left_out: of those who came, who failed or sent what cannot be used. final:
+    the last pass, nothing is sent up."""
 
     server_round: int
     outcomes: tuple[Outcome, ...]
     metrics: Metrics
     seconds: float
     attendance: Attendance | None = None
+    left_out: tuple[ClientId, ...] = ()
     final: bool = False
+
+
+Happened = ClientsDone | RoundDone | Attempt
 
 
 class Finished:
@@ -86,6 +93,7 @@ class Finished:
 
     def __init__(self) -> None:
         self.states: dict[ClientId, StateRef] = {}
+        self.given_up: list[Attempt] = []
         self._outcomes: dict[ClientId, Outcome] = {}
         self._means: dict[str, PairwiseMean] = {}
         self._shapes: dict[str, Any] = {}
@@ -99,6 +107,17 @@ class Finished:
             tier = block.outcomes[0].update.client.tier
             self._means.setdefault(tier, PairwiseMean()).add(node)
             self._shapes[tier] = block.shape
+
+    def reject(self, attempt: Attempt) -> None:
+        """Leave out clients whose updates travel one by one."""
+        self.given_up.append(attempt)
+        for id in attempt.clients:
+            del self._outcomes[id]
+            self.states.pop(id, None)
+
+    @property
+    def left_out(self) -> tuple[ClientId, ...]:
+        return tuple(sorted(id for attempt in self.given_up for id in attempt.clients))
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -147,13 +166,13 @@ class Federation:
         self.server = method.init_server(initial, self.clients)
         self.client_states: dict[ClientId, StateRef] = {}
 
-    def run(self) -> Iterator[ClientsDone | RoundDone]:
+    def run(self) -> Iterator[Happened]:
         """Train all rounds, then let every client take the result home (`take_home`)."""
         while self.server_round < self.config.rounds:
             yield from self.round()
         yield from self.take_home()
 
-    def round(self) -> Iterator[ClientsDone | RoundDone]:
+    def round(self) -> Iterator[Happened]:
         started = perf_counter()
         cohort = sample_cohort(self.clients, self.config, self.server_round)
         downlinks = self.method.configure_train(self.server, cohort)
@@ -163,18 +182,21 @@ class Federation:
         self.server, metrics = self.method.aggregate_train(self.server, finished.updates())
         replaced = [self.client_states[id] for id in finished.states if id in self.client_states]
         self.client_states |= finished.states
-        yield RoundDone(self.server_round, finished.outcomes, metrics, perf_counter() - started, attendance)
+        yield RoundDone(
+            self.server_round, finished.outcomes, metrics, perf_counter() - started, attendance, finished.left_out
+        )
         self.server_round += 1
         self.pool.forget(replaced)  # not before the round is recorded
 
-    def take_home(self) -> Iterator[ClientsDone | RoundDone]:
+    def take_home(self) -> Iterator[Happened]:
         """The final pass over all clients: download, evaluate (`aggregated`), train once more, evaluate
         (`personalised`). Nothing is sent up, and neither the server's nor a client's state changes."""
         started = perf_counter()
         downlinks = self.method.configure_train(self.server, self.clients)
         finished = yield from self._train(self._assign(self.clients, True, "adapter"), downlinks)
         outcomes = tuple(replace(outcome, uplink_bytes=0) for outcome in finished.outcomes)
-        yield RoundDone(self.server_round, outcomes, {}, perf_counter() - started, final=True)
+        seconds, left_out = perf_counter() - started, finished.left_out
+        yield RoundDone(self.server_round, outcomes, {}, seconds, left_out=left_out, final=True)
 
     def states(self) -> Iterator[tuple[str, Any]]:
         """Yield each trained client's state as "client/ID", in the order of ids, one in memory at a time; then the
@@ -200,12 +222,34 @@ class Federation:
 
     def _train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
-    ) -> Generator[ClientsDone, None, Finished]:
-        """Yield clients as they finish; return what they brought."""
-        finished = Finished()
-        for block in self.pool.train(assignments, downlinks, self.client_states):
-            finished.add(block)
-            yield ClientsDone(self.server_round, tuple(outcome.update.client.id for outcome in block.outcomes))
+    ) -> Generator[ClientsDone | Attempt, None, Finished]:
+        """Yield clients as they finish, and what failed; return what they brought.
+
+        Raises:
+            FedrayError: a client failed for good and `clients.on_failure` says that this ends the run, or too few are
+                left.
+        """
+        finished, clients = Finished(), self.config.clients
+        for found in self.pool.train(assignments, downlinks, self.client_states):
+            if isinstance(found, Block):
+                finished.add(found)
+                yield ClientsDone(self.server_round, tuple(outcome.update.client.id for outcome in found.outcomes))
+            elif not found.given_up:
+                yield found
+            elif found.kind == "update rejected" or clients.on_failure == "drop":
+                yield replace(found, action="left out")
+                finished.given_up.append(found)
+            else:
+                yield replace(found, action="run ended")
+                raise found.error()
+        if (bound := clients.update_checks.norm) is not None:
+            payloads = {outcome.update.client.id: outcome.update.payload for outcome in finished.outcomes}
+            for id, cause in outliers(payloads, bound).items():
+                attempt = Attempt(self.server_round, (id,), 1, "", "update rejected", cause, given_up=True)
+                yield replace(attempt, action="left out")
+                finished.reject(attempt)
+        if finished.given_up and len(finished.outcomes) < clients.min_clients:
+            raise too_few(self.server_round, len(finished.outcomes), clients.min_clients, finished.given_up)
         return finished
 
     def _assign(self, cohort: Sequence[Client], measure: bool, keep: Keep) -> list[Assignment]:

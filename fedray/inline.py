@@ -1,11 +1,13 @@
 """Clients in this process, one after another, without Ray: for tests, debuggers and notebooks."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedray.blocks import Block, Blocks, Given, state_files
-from fedray.chunks import Group, groups
+from fedray.chunks import Chunks, Group, groups, ids_of
 from fedray.data.shards import Shard
+from fedray.failures import Attempt, Failure
 from fedray.methods.protocol import Initial
 from fedray.state_files import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
@@ -28,17 +30,45 @@ class InlinePool:
         self.workers = {tier: self.workers.get(tier, Worker()) for tier in jobs}
         self._files = state_files(next(iter(jobs.values())))
         for tier, job in jobs.items():
-            self._blocks[tier] = Blocks(job, self.workers[tier].train_many)
+            survives = job.config.clients.on_failure == "drop"
+            self._blocks[tier] = Blocks(job, self.workers[tier].train_many, survives)
             self.workers[tier].setup(job)
             self._widths[tier] = job.config.clients.tier(tier).fuse_width
         return next(iter(self.workers.values())).initial()
 
     def train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
-    ) -> Iterator[Block]:
-        """Yield clients tier by tier, in the order of the assignments."""
+    ) -> Iterator[Block | Attempt]:
+        """Yield clients tier by tier, in the order of the assignments, and attempts that came to nothing. There is no
+        elsewhere: nobody is run again, but those who failed together each alone.
+
+        Raises:
+            Whatever a client's code raises, if its failure ends the run: a debugger stops where it happened.
+        """
         for tier, entries in groups(assignments, self._widths).items():
-            yield from self._blocks[tier].serve([self._given(group, downlinks, states) for group in entries])
+            chunks = Chunks(entries, 0)
+            while chunks:
+                chunk = chunks.take(1, math.inf)
+                for block in self._blocks[tier].serve([self._given(group, downlinks, states) for group in chunk]):
+                    if block.outcomes:
+                        yield block
+                    for failure in block.failures:
+                        yield self._failed(failure, chunk, chunks)
+
+    def _failed(self, failure: Failure, chunk: Sequence[Group], chunks: Chunks) -> Attempt:
+        group = next(group for group in chunk if failure.clients[0] in ids_of(group))
+        number, given_up = (1, True) if failure.rejected else chunks.failed(group, hopeless=failure.hopeless)
+        return Attempt(
+            group[0].server_round,
+            failure.clients,
+            number,
+            "",
+            "update rejected" if failure.rejected else "exception",
+            failure.cause,
+            given_up,
+            failure.hopeless,
+            failure.trace,
+        )
 
     def _given(self, group: Group, downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]) -> Given:
         ids = [assignment.client.id for assignment in group]

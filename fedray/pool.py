@@ -1,45 +1,40 @@
 """ClientPool: the cohort on client actors.
 
-An actor that dies is replaced, and the clients that it had not finished are run again elsewhere from the round's
-inputs, each at most `clients.max_failures` times. An exception in a client's own code is not the machine's fault and
-ends the run.
+Whatever keeps a client from finishing (an exception, its actor's death, a lost object, no progress for too long), the
+client is run again from the round's inputs, elsewhere if there is an elsewhere, at most `clients.max_failures` times.
+An actor that died is replaced; until the new one is ready the others go on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
 from typing import Any
 
 import ray
-import ray._private.state
-from ray.exceptions import ObjectLostError, RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
-from fedray.blocks import BLOCK_SECONDS, Block, state_files
-from fedray.chunks import Chunks, Group, groups, work_of
-from fedray.client import ClientActor, build_extensions
-from fedray.cluster import check_room, living, living_nodes, node_types, readable, total_of
+from fedray.actors import Crew, Member, first_line
+from fedray.blocks import BLOCK_SECONDS, Block, failure_of, state_files
+from fedray.chunks import Chunks, Group, groups, ids_of, work_of
+from fedray.cluster import check_room, living_nodes, node_types
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, FedrayError
+from fedray.failures import Attempt, Failure, Kind
 from fedray.methods.protocol import Initial
-from fedray.packing import Amounts, allot_with_gpus, fits, requests
-from fedray.silo import start_silo
+from fedray.packing import allot_with_gpus, requests
 from fedray.state_files import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job
 
-START_TIMEOUT_S = 120.0
-"""How long to wait for actors to start; those that the cluster has no room for until then are given up."""
-
 SMOOTHING = 0.1
 """Weight of the latest block in the moving average of the seconds that handling one takes."""
 
-CLOSE_TIMEOUT_S = 10.0
-"""How long silos may take to end in order; then they are killed."""
+LOOK_S = 1.0
+"""How often those are looked for that make no progress."""
 
 
 class ClientPool:
@@ -53,105 +48,103 @@ class ClientPool:
     """
 
     def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohorts: Mapping[str, int]):
-        self._max_failures = clients.max_failures
-        self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
+        self._max_failures, self._timeout = clients.max_failures, clients.client_timeout_s
         self._widths: dict[str, int] = {}
         self._shards = pack_shards(shards)
-        self._jobs: dict[str, Any] = {}
         self._files: StateFiles | None = None
         self._paces: dict[str, _Pace] = {}
         self._handling = 0.0  # seconds in which a block is taken and made use of, a moving average
+        workers = {tier: clients.tier(tier).workers for tier in cohorts}
         nodes = living_nodes()
         asked = requests(clients, list(cohorts), nodes)
         elastic = bool(node_types())
-        check_room(asked, nodes, self._workers)
+        check_room(asked, nodes, workers)
         fixed = {tier: clients.tier(tier).actors for tier in cohorts}
-        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
-        sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic, self._workers)
-        _build_extensions(clients, self._asked)
-        self._actors = self._start_together(sizes)
+        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and workers[tier] == 1]
+        sizes, asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic, workers)
+        self.crew = Crew(clients, sizes, asked)
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
         """Make every actor ready for a method and return the common starting point, drawn by one of them.
 
         jobs: the method's job on each tier.
         """
-        self._jobs = {tier: ray.put(job) for tier, job in jobs.items()}
         self._paces = {tier: _Pace() for tier in jobs}
         self._files = state_files(next(iter(jobs.values())))
         self._widths = {tier: job.config.clients.tier(tier).fuse_width for tier, job in jobs.items()}
-        ready = [
-            (tier, actor, actor.setup.remote(self._jobs[tier]))
-            for tier, actors in self._actors.items()
-            for actor in actors
-        ]
-        for tier, actor, ref in ready:
-            try:
-                get(ref)
-            except RayActorError:
-                self._replace(tier, actor)
-        initial: Initial = get(next(iter(self._actors.values()))[0].initial.remote())
+        self.crew.setup(jobs)
+        initial: Initial = get(next(iter(self.crew.members.values()))[0].handle.initial.remote())
         return initial
 
     def train(
         self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
-    ) -> Iterator[Block]:
-        """Yield clients in completion order.
+    ) -> Iterator[Block | Attempt]:
+        """Yield clients in completion order, and attempts that came to nothing.
 
         Raises:
-            ClientFailure: a client's actor died more often than `max_failures` allows.
+            FedrayError: a tier has no actor left and gets none.
         """
         sent = pack_downlinks({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
         by_tier = groups(assignments, self._widths)
         waiting = {tier: Chunks(entries, self._max_failures) for tier, entries in by_tier.items()}
-        idle = {tier: list(actors) for tier, actors in self._actors.items()}
+        idle = {tier: list(members) for tier, members in self.crew.members.items()}
         running: dict[Any, _Running] = {}
+        looked = monotonic()
         while running or any(waiting.values()):
             for tier, chunks in waiting.items():
-                while chunks and idle[tier]:
+                for member in list(idle[tier]):
                     lasting = self._block_seconds()
                     worthwhile = self._paces[tier].work_in(lasting)
-                    chunk, actor = chunks.take(len(self._actors[tier]), worthwhile), idle[tier].pop()
-                    turns = [self._turns(group, sent, states) for group in chunk]
-                    running[actor.train.remote(chunk_of(turns, lasting))] = _Running(tier, actor, chunk)
-            (stream,), _ = ray.wait(list(running), num_returns=1)
+                    if chunk := chunks.take(self.actors(tier), worthwhile, member):
+                        idle[tier].remove(member)
+                        turns = [self._turns(group, sent, states) for group in chunk]
+                        stream = member.handle.train.remote(chunk_of(turns, lasting))
+                        running[stream] = _Running(member, chunk)
+            ready, _ = ray.wait([*running, *self.crew.starting()], timeout=LOOK_S)
+            if monotonic() - looked > LOOK_S:
+                looked = monotonic()
+                self.crew.check_patience()
+                for stream in self._stuck(running):
+                    late = f"no progress for {self._timeout:g} s (clients.client_timeout_s)"
+                    yield from self._lost(running.pop(stream), waiting, "timeout", late)
+                continue
+            if not ready:
+                continue
+            (stream,) = ready
+            if stream not in running:
+                if (new := self.crew.started(stream)) is not None:
+                    idle[new.tier].append(new)
+                continue
             started = perf_counter()
             serving = running[stream]
             try:
                 block = next_block(stream)
-            except (RayActorError, ObjectLostError) as error:  # the actor died, or its node with the block
-                del running[stream]
-                waiting[serving.tier].failed(serving.chunk, serving.finished, error)
-                idle[serving.tier].append(self._replace(serving.tier, serving.actor))
+            except ConfigError:
+                raise
+            except (RayError, FedrayError) as error:  # the actor died, or its node with the block, or the call
+                yield from self._lost(running.pop(stream), waiting, *_cause(error))
                 continue
-            serving.finished += len(block.outcomes)
-            self._paces[serving.tier].add(block)
+            serving.served(block)
+            self._paces[serving.member.tier].add(block)
             if block.last:
                 del running[stream]
-                idle[serving.tier].append(serving.actor)
-            yield block
+                idle[serving.member.tier].append(serving.member)
+            if block.outcomes:
+                yield block
+            for failure in block.failures:
+                yield self._failed(serving, failure, waiting[serving.member.tier])
             self._handling += SMOOTHING * (perf_counter() - started - self._handling)
 
     def actors(self, tier: str) -> int:
         """Return how many actors serve the tier."""
-        return len(self._actors[tier])
+        return len(self.crew.members[tier])
 
     def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
         """Return how many clients of the assignments' tier are best trained in one step, as one of its actors finds."""
-        actor = self._actors[assignments[0].client.tier][0]
+        actor = self.crew.members[assignments[0].client.tier][0].handle
         turns = self._turns(assignments, pack_downlinks(downlinks), {})
         found: int = get(actor.fuse_width.remote(chunk_of([turns])))
         return found
-
-    def _block_seconds(self) -> float:
-        """As long as it takes to handle a block of everybody: more actors never send more than can be taken."""
-        return max(BLOCK_SECONDS, self._handling * sum(map(len, self._actors.values())))
-
-    def _turns(
-        self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, StateRef]
-    ) -> list[Turn]:
-        ids = [assignment.client.id for assignment in group]
-        return [Turn(entry, sent[id], states.get(id), self._shards[id]) for entry, id in zip(group, ids, strict=True)]
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
         """Return the states."""
@@ -164,78 +157,88 @@ class ClientPool:
 
     def memory(self) -> dict[str, list[MemoryUse]]:
         """Return what each actor has taken at most since `setup`, by tier; one that died just now is left out."""
-        uses: dict[str, list[MemoryUse]] = {tier: [] for tier in self._actors}
-        asked = [(tier, actor.memory.remote()) for tier, actors in self._actors.items() for actor in actors]
+        uses: dict[str, list[MemoryUse]] = {tier: [] for tier in self.crew.members}
+        asked = [
+            (member.tier, member.handle.memory.remote()) for members in self.crew.members.values() for member in members
+        ]
         for tier, ref in asked:
-            with suppress(RayActorError):
+            with suppress(RayError):
                 uses[tier].append(get(ref))
         return uses
 
     def close(self) -> None:
         """End the actors."""
-        silos = [actor for tier, actors in self._actors.items() for actor in actors if self._workers[tier] > 1]
-        if closing := [silo.close.remote() for silo in silos]:  # their workers give resources back themselves
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
-        for actors in self._actors.values():
-            for actor in actors:
-                ray.kill(actor)
-        self._actors = {}
+        self.crew.close()
 
-    def _start_together(self, sizes: Mapping[str, int]) -> dict[str, list[Any]]:
-        started = [(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
-        up = [actor.ready.remote() for _, actor in started]
-        done, _ = ray.wait(up, num_returns=len(up), timeout=START_TIMEOUT_S)
-        actors: dict[str, list[Any]] = {tier: [] for tier in sizes}
-        for (tier, actor), ref in zip(started, up, strict=True):
-            if ref in done:
-                actors[tier].append(actor)
-            else:
-                ray.kill(actor)
-        for tier, ready in actors.items():
-            if not ready:
-                for actor in (actor for others in actors.values() for actor in others):
-                    ray.kill(actor)
-                raise ConfigError(
-                    f"clients: no client actor of tier {tier!r} could start in {START_TIMEOUT_S:.0f} s; each asks for "
-                    f"{readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
-                )
-        return actors
+    def _block_seconds(self) -> float:
+        """As long as it takes to handle a block of everybody: more actors never send more than can be taken."""
+        return max(BLOCK_SECONDS, self._handling * sum(map(len, self.crew.members.values())))
 
-    def _start(self, tier: str) -> Any:
-        asked = dict(self._asked[tier])
-        if self._workers[tier] > 1:
-            return start_silo(self._workers[tier], asked)
-        cpus, gpus, memory = asked.pop("CPU"), asked.pop("GPU"), asked.pop("memory")
-        return ClientActor.options(  # type: ignore[attr-defined]
-            num_cpus=cpus, num_gpus=gpus, memory=int(memory) or None, resources=asked or None
-        ).remote(gpus)
+    def _turns(
+        self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, StateRef]
+    ) -> list[Turn]:
+        ids = [assignment.client.id for assignment in group]
+        return [Turn(entry, sent[id], states.get(id), self._shards[id]) for entry, id in zip(group, ids, strict=True)]
 
-    def _replace(self, tier: str, dead: Any) -> Any:
-        """Return a new actor that is ready for the method. The old one is ended: it may only have been out of reach."""
-        ray.kill(dead)
-        actor = self._start(tier)
-        self._actors[tier] = [actor if other is dead else other for other in self._actors[tier]]
-        get(actor.setup.remote(self._jobs[tier]))
-        return actor
+    def _stuck(self, running: "Mapping[Any, _Running]") -> list[Any]:
+        """Return the streams of which nothing has come for too long."""
+        if self._timeout is None:
+            return []
+        return [stream for stream, serving in running.items() if monotonic() - serving.heard > self._timeout]
+
+    def _failed(self, serving: "_Running", failure: Failure, chunks: Chunks) -> Attempt:
+        """Hand clients out again that failed in an actor which goes on."""
+        group = serving.group_of(failure.clients)
+        server_round, node = group[0].server_round, serving.member.node
+        if failure.rejected:
+            return Attempt(server_round, failure.clients, 1, node, "update rejected", failure.cause, given_up=True)
+        number, given_up = chunks.failed(group, serving.member, failure.hopeless)
+        return Attempt(
+            server_round,
+            failure.clients,
+            number,
+            node,
+            "exception",
+            failure.cause,
+            given_up=given_up,
+            hopeless=failure.hopeless,
+            trace=failure.trace,
+        )
+
+    def _lost(
+        self, serving: "_Running", waiting: Mapping[str, Chunks], kind: Kind, cause: str, failure: Failure | None = None
+    ) -> Iterator[Attempt]:
+        """Hand out again what an actor had not finished, and replace it."""
+        member, chunks = serving.member, waiting[serving.member.tier]
+        self.crew.replace(member, cause)
+        if not (left := serving.left):
+            return
+        ids = tuple(id for group in left for id in ids_of(group))
+        number, given_up = 1, False
+        hopeless = failure is not None and failure.hopeless
+        if len(serving.chunk) == 1:
+            number, given_up = chunks.failed(left[0], member, hopeless)
+        else:
+            chunks.unserved(left)
+        trace = "" if failure is None else failure.trace
+        yield Attempt(
+            left[0][0].server_round, ids, number, member.node, kind, cause, given_up, given_up and hopeless, trace
+        )
 
 
-def _build_extensions(clients: ClientsConfig, asked: Mapping[str, Amounts]) -> None:
-    """Let every node that tiers with DeepSpeed may use build its extensions, all nodes at a time: it takes minutes on a
-    new machine, and the first client's turn would take them. A node that comes later builds when its first actor does.
-
-    Raises:
-        ConfigError: a node lacks what they need.
-    """
-    building = [
-        build_extensions.options(
-            num_gpus=asked[tier]["GPU"],
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(clients.tier(tier).offload, asked[tier]["GPU"])
-        for tier in asked
-        for node in living()
-        if clients.tier(tier).engine == "deepspeed" and fits(asked[tier], node["Resources"])
-    ]
-    get(building)
+def _cause(error: Exception) -> tuple[Kind, str, Failure | None]:
+    """Return what ended a stream: its kind, one line, and what an exception in the actor says."""
+    if isinstance(error, FedrayError):
+        failure = failure_of((), error)
+        return "exception", failure.cause, failure
+    if isinstance(error, RayTaskError):
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        return "exception", f"{type(cause).__name__}: {first_line(cause)}", Failure((), "", trace=str(error))
+    if isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error):  # Ray's memory monitor ended it
+        return "out of memory", first_line(error), None
+    if isinstance(error, ObjectLostError | GetTimeoutError):
+        return "lost object", first_line(error), None
+    return "actor died", first_line(error), None
 
 
 @dataclass
@@ -256,9 +259,22 @@ class _Pace:
 
 @dataclass
 class _Running:
-    """A chunk that an actor works on. finished: how many of its clients have come back, in their order."""
+    """A chunk that an actor works on. finished: how many of its groups have come back, in their order. heard: when the
+    last block came."""
 
-    tier: str
-    actor: Any
+    member: Member
     chunk: list[Group]
     finished: int = 0
+    heard: float = field(default_factory=monotonic)
+
+    def served(self, block: Block) -> None:
+        self.finished += block.groups
+        self.heard = monotonic()
+
+    @property
+    def left(self) -> list[Group]:
+        return self.chunk[self.finished :]
+
+    def group_of(self, clients: Sequence[ClientId]) -> Group:
+        """Return the chunk's group that has these clients, or of one in it."""
+        return next(group for group in self.chunk if clients[0] in ids_of(group))

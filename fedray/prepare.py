@@ -51,7 +51,8 @@ class Prepared:
         """
         data = self.data
         job = Job(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
-        return {tier: replace(job, tier=tier) for tier in self.cohorts()}
+        costs = self.costs[entry.key]
+        return {tier: replace(job, tier=tier, uplink=costs[tier].shapes) for tier in self.cohorts()}
 
     def federation(self, entry: MethodConfig, initial: Initial, pool: Pool) -> Federation:
         """Return the federation of one method, before its first round."""

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from fedray.accounting import Cost
 from fedray.data.shards import FederatedData
-from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnsFinished
+from fedray.errors import choices
+from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
 from fedray.tracking import Summary
 from fedray.types import Client
 
@@ -67,6 +68,8 @@ class LiveProgress:
             self._plain(f"{event.method}: {event.rounds} rounds")
         elif isinstance(event, TurnsFinished):
             self._bars.advance(self._tasks[event.method], len(event.clients))
+        elif isinstance(event, TurnFailed):
+            self._console.print(failure_line(event), style="yellow", highlight=False, soft_wrap=True)
         elif isinstance(event, RoundFinished):
             at = "final pass" if event.final else f"round {event.server_round + 1}"
             shown = "nobody came" if event.train_loss is None else f"loss {event.train_loss:.3f}"
@@ -82,6 +85,16 @@ class LiveProgress:
     def _plain(self, line: str) -> None:
         if not self._console.is_terminal:
             self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def failure_line(event: TurnFailed) -> str:
+    """Return what went wrong and what was done about it."""
+    attempt = event.attempt
+    where = f" on {attempt.node}" if attempt.node else ""
+    return (
+        f"{event.method}: round {attempt.server_round + 1}: {choices(attempt.clients, 5)}: {attempt.kind}{where}: "
+        f"{attempt.cause}; {attempt.action}"
+    )
 
 
 def summary_table(summaries: Sequence[Summary]) -> Table:

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from fedray.blocks import Blocks
+from fedray.client import place
 from fedray.methods.protocol import Initial
 from fedray.training.metering import MemoryUse
 from fedray.training.team import MemberLost, Team
@@ -62,9 +63,11 @@ class SiloActor:
             self._changed.wait_for(lambda: self._ended or len(self._here) == self._size)
             self._die_if_ended()
 
-    def setup(self, job: Job) -> None:
-        self._blocks = Blocks(job, self._train)
+    def setup(self, job: Job) -> str:
+        """As of ClientActor."""
+        self._blocks = Blocks(job, self._train, survives=False)  # an exception ends the worker where it was raised
         self._together("setup", job)
+        return place()
 
     def initial(self) -> Initial:
         found: Initial = self._together("initial")

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from fedray.adapters.layout import Layout
 
 Array = npt.NDArray[Any]
+Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Path, type and shape of every array of a payload."""
 
 
 def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -64,6 +66,11 @@ def arrays(state: Any) -> dict[str, Array]:
         for path, value in leaves(state)
         if value is not None and not isinstance(value, str)
     }
+
+
+def signature_of(leaves: Iterable[tuple[str, Any]]) -> Signature:
+    """Return the signature of what `leaves` found."""
+    return tuple((path, value.dtype.str, value.shape) for path, value in leaves if isinstance(value, np.ndarray))
 
 
 def float_arrays(payload: Any) -> list[Array]:

@@ -3,6 +3,7 @@
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
+DIR/events.parquet      one row per attempt that came to nothing, see `Attempt`; written when there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
@@ -17,6 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from fedray.accounting import Cost
 from fedray.config import ClientsConfig, Config, dump_yaml
 from fedray.devices import device_seconds
 from fedray.errors import ConfigError
+from fedray.failures import Attempt
 from fedray.federation import RoundDone
 from fedray.memory import Footprint, Memory
 from fedray.state import arrays, save_tensors
@@ -43,8 +46,8 @@ class Summary:
     """One method's result. aggregated, personalised: metric on each client's test split in the final pass, right after
     aggregation and after the next local training; `weighted`: by test examples; `worst`: the client with the worst.
     uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. late, dropped_out: clients that
-    were asked and not aggregated, likewise. simulated_seconds: of all rounds on the tiers' devices. wall_seconds: on
-    this machine, the final pass included.
+    were asked and not aggregated, likewise; left_out: those that failed or sent what cannot be used.
+    simulated_seconds: of all rounds on the tiers' devices. wall_seconds: on this machine, the final pass included.
     trainable_parameters: of a client; where tiers differ, the most. state_sha256: of the final server and client
     states. data_sha256: of the examples and who holds which."""
 
@@ -63,6 +66,7 @@ class Summary:
     downlink_bytes: int
     late: int
     dropped_out: int
+    left_out: int
     simulated_seconds: float
     wall_seconds: float
     state_sha256: str
@@ -82,6 +86,7 @@ class RunFolder:
         self._rounds: list[pa.Table] = []
         self._clients: list[pa.Table] = []
         self._memory: list[pa.Table] = []
+        self._events: list[pa.Table] = []
         self._summaries: list[Summary] = []
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -108,6 +113,22 @@ class RunFolder:
         self._write_table("rounds.parquet", self._rounds)
         self._write_table("clients.parquet", self._clients)
         return row
+
+    def record_attempt(self, method: str, attempt: Attempt) -> None:
+        """Append a row to the ledger, and write it."""
+        row = {
+            "time": datetime.now(UTC),
+            "method": method,
+            "server_round": attempt.server_round,
+            "clients": list(attempt.clients),
+            "attempt": attempt.number,
+            "node": attempt.node,
+            "kind": attempt.kind,
+            "cause": attempt.cause,
+            "action": attempt.action,
+        }
+        self._events.append(_table([row]))
+        self._write_table("events.parquet", self._events)
 
     def record_memory(self, rows: Sequence[Row]) -> None:
         """Append a finished method's rows of memory.parquet, and write it."""
@@ -236,6 +257,7 @@ def round_row(done: RoundDone, simulated: Mapping[ClientId, float]) -> Row:
         "clients": len(done.outcomes),
         "late": len(done.attendance.late) if done.attendance else 0,
         "dropped_out": len(done.attendance.dropped_out) if done.attendance else 0,
+        "left_out": len(done.left_out),
         "simulated_seconds": round_seconds(done, simulated),
         "train_loss": float(np.mean(losses)) if losses else None,
         **means(done.outcomes),

@@ -35,6 +35,7 @@ from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
 from fedray.training.trainer import Alone, ClientReport, LocalTrainer, Work
 from fedray.types import Client, Vector
+from fedray.update_checks import Expected
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ log = logging.getLogger(__name__)
 class Job:
     """What a worker needs to know to serve one method on one tier: all that is the same for its clients and rounds.
 
-    folder: the run's, which all nodes see; None: nothing can be kept, for trials.
+    folder: the run's, which all nodes see; None: nothing can be kept, for trials. uplink: what updates look like; None:
+    anything.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Job:
     pad_token_id: int
     tier: str = "default"
     folder: Path | None = None
+    uplink: Expected | None = None
 
 
 Keep = Literal["state", "adapter", "nothing"]

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+HELPERS = Path(__file__).parent / "helpers"
+"""Modules that tests and their actors import; setup.cfg names the folder for the tests themselves."""
+
 # Before the first import of torch, transformers or ray, which read these once; actors inherit them.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -15,6 +18,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(HELPERS), os.environ.get("PYTHONPATH")])),
 }
 
 settings.register_profile("fedray", deadline=None, derandomize=True)

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 from fedray.aggregation.pairwise import PairwiseMean
 from fedray.blocks import Block, Blocks, Given, state_files
 from fedray.config import load_config
+from fedray.config.clients import UpdateChecks
 from fedray.errors import TrainingError
+from fedray.failures import Failure
 from fedray.methods.fedavg import OwnHead, Shared
 from fedray.methods.protocol import Update
 from fedray.training.trainer import ClientReport
@@ -154,7 +156,6 @@ def test_a_trial_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("payload", "error", "message"),
     [
-        (Shared(np.array([1, np.nan], np.float32), None), TrainingError, r"client 'c1', round 3: .*not finite"),
         (Shared(np.array([1, 2], np.int64), None), TypeError, "arrays of floats, not ndarray"),
         (replace(Shared(SENT[0], None), head=3.5), TypeError, "head: .*arrays of floats, not float"),  # type: ignore[arg-type]
     ],
@@ -162,3 +163,50 @@ def test_a_trial_leaves_nothing() -> None:
 def test_what_cannot_be_averaged_is_said(tmp_path: Path, payload: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         list(Blocks(job(tmp_path), Plays(sent=payload)).serve(given([1]), 60))
+
+
+def test_one_clients_useless_update_is_kept_out_of_the_others_mean(tmp_path: Path) -> None:
+    class Poisoned(Plays):
+        def __call__(self, *given: Any) -> Iterator[Any]:
+            for outcome, state in super().__call__(*given):
+                bad = outcome.update.client.id == "c1"
+                payload = Shared(np.array([1, np.nan], np.float32), None) if bad else outcome.update.payload
+                yield replace(outcome, update=replace(outcome.update, payload=payload)), state
+
+    the_job = job(tmp_path)
+    (block,) = Blocks(the_job, Poisoned()).serve(given([0, 1], [2]), 60)
+    assert ids(block) == ["c0", "c2"]
+    assert block.failures == (Failure(("c1",), "not finite: adapter", rejected=True),)
+    assert block.groups == 2
+    assert sum(node.leaves for node in block.means) == 2
+    assert len(block.states) == 2
+    (trial,) = Blocks(the_job, Poisoned()).serve(given([1], keep="nothing"), 60)
+    assert trial.failures == (), "a trial sends nothing"
+
+
+def test_an_exception_costs_its_group_and_no_other(tmp_path: Path) -> None:
+    class Raising(Plays):
+        def __call__(self, group: Any, *rest: Any) -> Iterator[Any]:
+            if group[0].client.id == "c1":
+                raise KeyError("a hole")
+            if group[0].client.id == "c3":
+                raise TrainingError("diverged")
+            yield from super().__call__(group, *rest)
+
+    (block,) = Blocks(job(tmp_path / "a"), Raising()).serve(given([0], [1, 2], [3], [4]), 60)
+    assert ids(block) == ["c0", "c4"]
+    hole, diverged = block.failures
+    assert (hole.clients, hole.cause, hole.hopeless) == (("c1", "c2"), "KeyError: 'a hole'", False)
+    assert "in __call__" in hole.trace
+    assert (diverged.clients, diverged.cause, diverged.hopeless, diverged.trace) == (("c3",), "diverged", True, "")
+    with pytest.raises(KeyError):
+        list(Blocks(job(tmp_path / "b"), Raising(), survives=False).serve(given([1]), 60))
+
+
+def test_with_a_bound_on_norms_updates_travel_one_by_one(tmp_path: Path) -> None:
+    the_job = job(tmp_path)
+    clients = the_job.config.clients.model_copy(update={"update_checks": UpdateChecks(norm=10)})
+    config = the_job.config.model_copy(update={"clients": clients})
+    (block,) = Blocks(replace(the_job, config=config), Plays()).serve(given([0, 1]), 60)
+    assert block.means == ()
+    assert [outcome.update.payload.adapter.tolist() for outcome in block.outcomes] == SENT[:2].tolist()

@@ -1,11 +1,9 @@
 """How clients are handed to actors."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.chunks import Chunks, Group, groups
-from fedray.errors import ClientFailure
 from fedray.types import Client
 from fedray.worker import Assignment
 
@@ -71,22 +69,49 @@ def test_what_a_dead_actor_left_comes_back_group_by_group_and_nobody_is_blamed()
     chunks = Chunks(groups(assignments(*[9] * 8), {"default": 2})["default"], 0)
     chunk = chunks.take(1)
     assert names(chunk) == "ab cd"
-    chunks.failed(chunk, 2, RuntimeError("killed"))
+    chunks.unserved(chunk[1:])
     assert [names(chunks.take(1)) for _ in range(2)] == ["cd", "ef"]
     assert names(chunks.take(1)) == "gh"
     assert not chunks
 
 
-def test_who_was_alone_with_its_actor_is_blamed() -> None:
-    chunks = Chunks(alone(9), 1)
-    chunk = chunks.take(1)
-    chunks.failed(chunk, 0, RuntimeError("killed"))
-    chunk = chunks.take(1)
-    with pytest.raises(ClientFailure, match=r"a: its actor died 2 times in round 5 \(clients.max_failures=1\): killed"):
-        chunks.failed(chunk, 0, RuntimeError("killed"))
-
-
-def test_an_actor_that_dies_after_its_last_client_is_nobodys_fault() -> None:
-    chunks = Chunks(alone(9), 0)
-    chunks.failed(chunks.take(1), 1, RuntimeError("killed"))
+def test_who_fails_is_run_again_elsewhere_and_in_the_end_given_up() -> None:
+    here, there = object(), object()
+    chunks = Chunks(alone(9), 2)
+    (group,) = chunks.take(2, actor=here)
+    assert chunks.failed(group, here) == (1, False)
+    assert chunks.take(2, actor=here) == []
+    assert chunks.take(2, actor=there) == [group]
+    assert chunks.failed(group, there) == (2, False)
+    assert chunks.take(1, actor=there) == [group], "there is no other"
+    assert chunks.failed(group, there) == (3, True)
     assert not chunks
+
+
+def test_who_waits_for_another_actor_does_not_keep_this_one_from_others() -> None:
+    here = object()
+    chunks = Chunks(alone(9, 9), 1)
+    (first,) = chunks.take(2, actor=here)
+    chunks.failed(first, here)
+    assert names(chunks.take(2, actor=here)) == "b"
+
+
+def test_of_several_that_fail_together_each_has_one_more_try_alone() -> None:
+    chunks = Chunks(groups(assignments(9, 9, 9), {"default": 3})["default"], 1)
+    (group,) = chunks.take(1)
+    assert chunks.failed(group) == (1, False)
+    assert chunks.take(1) == [group]
+    assert chunks.failed(group) == (2, False)
+    assert [names(chunks.take(1)) for _ in range(2)] == ["a", "b"]
+    (last,) = chunks.take(1)
+    assert chunks.failed(last) == (3, True)
+    assert not chunks
+
+
+def test_what_is_hopeless_is_not_run_again() -> None:
+    chunks = Chunks(groups(assignments(9, 9), {"default": 2})["default"], 5)
+    (group,) = chunks.take(1)
+    assert chunks.failed(group, hopeless=True) == (1, False), "one of the two is at fault"
+    (single,) = chunks.take(1)
+    assert names([single]) == "a"
+    assert chunks.failed(single, hopeless=True)[1]

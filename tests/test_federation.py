@@ -94,9 +94,8 @@ class Stage:
             report = ClientReport(client.id, assignment.server_round, 1, 1, 0.0, 0.0, None, None, {})
             outcome = Outcome(Update(client, 1, client.id), report, 0, 0, None)
             turns = states[client.id].entry + 1 if client.id in states else 1
-            yield Block(
-                (outcome,), (StateRef("file", turns, 99) if assignment.keep == "state" else None,), (), None, 1.0, True
-            )
+            kept = StateRef("file", turns, 99) if assignment.keep == "state" else None
+            yield Block((outcome,), (kept,), (), None, (), groups=1, seconds=1.0, last=True)
 
     def fetch(self, refs: Sequence[StateRef]) -> list[int]:
         return [ref.entry * 100 for ref in refs]

@@ -37,12 +37,10 @@ def leaf(position: int, weight: float, arrays: Sequence[Vector]) -> Node:
     """Return a leaf.
 
     Raises:
-        ValueError: the weight is negative, or it or an array is not finite.
+        ValueError: the weight is negative or not finite.
     """
     if not 0 <= weight < np.inf:
         raise ValueError(f"expected a finite weight >= 0, got {weight}")
-    if not all(_finite(array) for array in arrays):
-        raise ValueError("values are not finite")
     return Node(0, position, weight, 1, tuple(np.asarray(array, order="C") for array in arrays))
 
 
@@ -110,10 +108,3 @@ def _between(one: Vector, other: Vector, share: np.float32, out: Vector) -> None
     step = other - one
     step *= share
     np.add(one, step, out=out)
-
-
-def _finite(array: Vector) -> bool:
-    """One pass over the values; a sum that overflows is looked at again."""
-    flat = array.reshape(-1)
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(flat @ flat) or np.isfinite(flat).all())

@@ -128,6 +128,16 @@ class TierConfig(Section):
         return self
 
 
+class UpdateChecks(Section):
+    finite: bool = True
+    """No number is NaN or infinite."""
+    shape: bool = True
+    """Arrays have the names, types and shapes with which the method was counted (`fedray params`)."""
+    norm: Annotated[float, Field(gt=1)] | None = None
+    """Root mean square of its numbers, at most so many times the median of the round's clients. Given, methods that
+    average get all updates one by one."""
+
+
 class ClientsConfig(Section):
     count: PositiveInt | None = None
     """Number of clients K. by_column, by_file: taken from the data; given, the `count` largest are kept."""
@@ -147,7 +157,17 @@ class ClientsConfig(Section):
     threads: PositiveInt = 1
     """Threads of torch per client actor."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a client is run again elsewhere in a round after the actor that trained it died."""
+    """How often a client is run again in a round, elsewhere if possible, after an exception, a timeout, or the death of
+    the actor that trained it. Training that diverges would do so again and is not run again."""
+    on_failure: Literal["fail", "drop"] = "fail"
+    """What becomes of a round in which a client failed more often than that: the run ends, or goes on without it."""
+    min_clients: PositiveInt = 1
+    """A round that fewer clients finish because others failed ends the run."""
+    client_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without any progress after which an actor is ended, and its clients run again. More than the slowest
+    client's turn takes, of `fuse` clients if they train together. Default: wait for as long as the actor lives."""
+    update_checks: UpdateChecks = UpdateChecks()
+    """What keeps a client's update out of a round."""
     over_selection: Annotated[float, Field(ge=0)] = 0.0
     """A round asks this share more than `per_round`, and takes the `per_round` whose updates would arrive first."""
     deadline_s: Annotated[float, Field(gt=0)] | None = None

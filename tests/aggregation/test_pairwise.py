@@ -117,11 +117,7 @@ def test_other_shapes_and_types_are_refused(other: Any) -> None:
         mean_of([leaf(0, 1, [np.zeros(2, np.float32)]), leaf(1, 1, [other])])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(bad: float) -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        leaf(0, 1, [np.array([1, bad], np.float32)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1])
+def test_a_weight_that_means_nothing_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="finite weight"):
         leaf(0, bad, [np.zeros(1, np.float32)])
-    large = np.array([3e38, -3e38], np.float32)  # its square is infinite, it is not
-    assert leaf(0, 1, [large]).arrays[0] is large

@@ -1,7 +1,5 @@
 """Whole experiments on real local Ray."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ from fedray.driver import events
 from fedray.experiment import MethodFinished, TurnsFinished
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
-from fedray.turns import Packed
-from fedray.worker import Assignment
 
 
 def test_every_method_gives_the_same_states_on_ray_and_inline(
@@ -118,18 +114,6 @@ def test_a_killed_actor_costs_no_update_and_no_bit(
     assert (clients[clients.phase == "train"].groupby("server_round").client.nunique() == 3).all()
 
 
-def test_a_client_that_keeps_killing_its_actor_ends_the_run_with_its_name(tiny: dict[str, Any], cluster: None) -> None:
-    config = load_config({**tiny, "method": "fedavg", "clients": {"count": 4}})
-    prepared = prepare(config)
-    pool = ClientPool(ClientsConfig(actors=1, max_failures=1), prepared.data.shards, {"default": 1})
-    pool.setup(prepared.jobs(config.method[0]))
-    client = prepared.clients[0]
-    pool._shards[client.id] = Packed(ray.put({client.id: _Bomb()}), client.id)
-    with pytest.raises(fedray.errors.ClientFailure, match=rf"{client.id}.*died 2 times in round 0"):
-        list(pool.train([Assignment(client, 0, measure=False)], {client.id: None}, {}))
-    pool.close()
-
-
 @pytest.mark.parametrize(
     ("tiers", "message"),
     [
@@ -154,9 +138,9 @@ def test_eight_actors_of_a_quarter_share_two_gpus(cluster: None) -> None:
     config = ClientsConfig(num_gpus=0.25, num_cpus=0.1)
     pool = ClientPool(config, {}, {"default": 100})
     try:
-        assert len(pool._actors["default"]) == 8
+        assert pool.actors("default") == 8
         assert ray.available_resources().get("GPU", 0.0) == 0.0
-        ids = ray.get([actor.__ray_call__.remote(_gpu_ids) for actor in pool._actors["default"]])
+        ids = ray.get([member.handle.__ray_call__.remote(_gpu_ids) for member in pool.crew.members["default"]])
         assert sorted(gpu for (gpu,) in ids) == [0] * 4 + [1] * 4
     finally:
         pool.close()
@@ -167,7 +151,7 @@ def test_tiers_get_actors_of_their_own(cluster: None) -> None:
     tiers = {"many": {"share": 0.7, "num_cpus": 0.25}, "few": {"share": 0.3, "num_cpus": 0.5, "actors": 1}}
     pool = ClientPool(ClientsConfig.model_validate({"tiers": tiers}), {}, {"many": 4, "few": 2})
     try:
-        assert {tier: len(actors) for tier, actors in pool._actors.items()} == {"many": 4, "few": 1}
+        assert {tier: pool.actors(tier) for tier in tiers} == {"many": 4, "few": 1}
     finally:
         pool.close()
 
@@ -177,7 +161,7 @@ def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(tiny: dict[s
     prepared = prepare(load_config({**tiny, "method": "fedavg", "clients": {"count": 4}}))
     pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, {"default": 4})
     pool.setup(prepared.jobs(prepared.config.method[0]))
-    assert len(pool._actors["default"]) == 2
+    assert pool.actors("default") == 2
     pool.close()
 
 
@@ -187,17 +171,3 @@ def test_client_actors_are_not_restarted_by_ray() -> None:
 
 def _gpu_ids(actor: Any) -> list[int]:
     return [int(gpu) for gpu in ray.get_gpu_ids()]
-
-
-class _Bomb:
-    """Kills the process that unpickles it."""
-
-    def __reduce__(self) -> Any:
-        return os.kill, (_Here(), signal.SIGKILL)
-
-
-class _Here:
-    """The pid of the process that unpickles it."""
-
-    def __reduce__(self) -> Any:
-        return os.getpid, ()

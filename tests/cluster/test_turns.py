@@ -42,13 +42,12 @@ def test_a_pace_is_of_all_blocks() -> None:
     assert pace.work_in(10) == 0
     for seconds, examples in ((2.0, (3, 1)), (1.0, (5,))):
         outcomes: Any = [SimpleNamespace(update=SimpleNamespace(client=Client("c", 0, n))) for n in examples]
-        pace.add(Block(outcomes, (), (), None, seconds, False))
+        pace.add(Block(outcomes, (), (), None, (), 1, seconds, False))
     assert pace.work_in(10) == pytest.approx(40)
 
 
 @pytest.mark.parametrize(("actors", "expected"), [(1, BLOCK_SECONDS), (50, 0.5), (1000, 10.0)])
 def test_more_actors_send_no_more_than_can_be_taken(actors: int, expected: float) -> None:
-    pool: Any = SimpleNamespace(
-        _handling=0.01, _actors={"a": [None] * (actors - actors // 2), "b": [None] * (actors // 2)}
-    )
+    members = {"a": [None] * (actors - actors // 2), "b": [None] * (actors // 2)}
+    pool: Any = SimpleNamespace(_handling=0.01, crew=SimpleNamespace(members=members))
     assert ClientPool._block_seconds(pool) == pytest.approx(expected)

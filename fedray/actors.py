@@ -1,0 +1,198 @@
+"""Client actors from start to end. One that is lost is replaced while the others go on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fedray.client import ClientActor, build_extensions
+from fedray.cluster import living, living_nodes, readable, total_of
+from fedray.config import ClientsConfig
+from fedray.errors import ConfigError, FedrayError
+from fedray.packing import Amounts, fits
+from fedray.silo import start_silo
+from fedray.turns import get
+from fedray.worker import Job
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 120.0
+"""How long to wait for actors to start; those that the cluster has no room for until then are given up."""
+
+RESTART_TIMEOUT_S = 600.0
+"""How long a tier without any actor waits for another one: a node of an autoscaled cluster takes minutes."""
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long silos may take to end in order; then they are killed."""
+
+
+@dataclass(eq=False)
+class Member:
+    """An actor of a tier. node: where it runs, and as which process."""
+
+    tier: str
+    handle: Any
+    node: str = ""
+
+
+class Crew:
+    """The actors of all tiers.
+
+    sizes: how many of each tier to start; fewer where the cluster has no room. asked: what each asks for.
+
+    Raises:
+        ConfigError: a tier got none.
+    """
+
+    def __init__(self, clients: ClientsConfig, sizes: Mapping[str, int], asked: Mapping[str, Amounts]):
+        self._workers = {tier: clients.tier(tier).workers for tier in sizes}
+        self._asked = asked
+        self._jobs: Mapping[str, Any] = {}
+        self._starting: dict[Any, Member] = {}
+        self._alone_since: dict[str, float] = {}
+        self._deaths = dict.fromkeys(sizes, 0)  # in a row, of actors that were starting
+        self._max_deaths = clients.max_failures
+        _build_extensions(clients, asked)
+        self.members = self._start_together(sizes)
+
+    def setup(self, jobs: Mapping[str, Job]) -> None:
+        """Make every actor ready for a method."""
+        self._jobs = {tier: ray.put(job) for tier, job in jobs.items()}
+        self._starting = {self._set_up(member): member for member in self._starting.values()}
+        asked = [(member, self._set_up(member)) for members in self.members.values() for member in members]
+        for member, ref in asked:
+            try:
+                member.node = get(ref)
+            except RayError as error:
+                self.replace(member, error)
+        while not all(self.members.values()):
+            self.check_patience()
+            ready, _ = ray.wait(list(self._starting), timeout=1.0)
+            for ref in ready:
+                self.started(ref)
+
+    def replace(self, lost: Member, error: object) -> None:
+        """Start another actor in the place of one that is lost. That one is ended: it may only be out of reach."""
+        log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.node or "a node", error)
+        with suppress(RayError):
+            ray.kill(lost.handle)
+        self.members[lost.tier] = [member for member in self.members[lost.tier] if member is not lost]
+        self._begin(lost.tier)
+
+    def starting(self) -> list[Any]:
+        """Return references that become ready when an actor that replaces another is, or has failed to be."""
+        return list(self._starting)
+
+    def started(self, ref: Any) -> Member | None:
+        """Return the actor whose reference is ready; None where it died: another one is started.
+
+        Raises:
+            FedrayError: actors of this tier die whenever they start.
+        """
+        member = self._starting.pop(ref)
+        try:
+            member.node = get(ref)
+        except RayError as error:
+            self._deaths[member.tier] += 1
+            if self._deaths[member.tier] > self._max_deaths:
+                raise FedrayError(
+                    f"clients: actors of tier {member.tier!r} that should replace others died while they started, "
+                    f"{self._deaths[member.tier]} times in a row: {first_line(error)}"
+                ) from None
+            self._begin(member.tier)
+            return None
+        self._deaths[member.tier] = 0
+        self._alone_since.pop(member.tier, None)
+        self.members[member.tier].append(member)
+        return member
+
+    def check_patience(self) -> None:
+        """Raises:
+        FedrayError: a tier has been without actors for too long.
+        """
+        for tier, since in self._alone_since.items():
+            if not self.members[tier] and monotonic() - since > RESTART_TIMEOUT_S:
+                raise FedrayError(
+                    f"clients: no actor of tier {tier!r} could be started again in {RESTART_TIMEOUT_S:.0f} s; each "
+                    f"asks for {readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
+                )
+
+    def close(self) -> None:
+        """End all actors."""
+        everybody = [member for members in self.members.values() for member in members] + list(self._starting.values())
+        silos = [member.handle for member in everybody if self._workers[member.tier] > 1]
+        if closing := [silo.close.remote() for silo in silos]:  # their workers give resources back themselves
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
+        for member in everybody:
+            with suppress(RayError):
+                ray.kill(member.handle)
+        self.members, self._starting = {}, {}
+
+    def _begin(self, tier: str) -> None:
+        member = Member(tier, self._start(tier))
+        self._starting[self._set_up(member)] = member
+        if not self.members[tier]:
+            self._alone_since.setdefault(tier, monotonic())
+
+    def _set_up(self, member: Member) -> Any:
+        return member.handle.setup.remote(self._jobs[member.tier])
+
+    def _start_together(self, sizes: Mapping[str, int]) -> dict[str, list[Member]]:
+        started = [Member(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
+        up = [member.handle.ready.remote() for member in started]
+        done, _ = ray.wait(up, num_returns=len(up), timeout=START_TIMEOUT_S)
+        members: dict[str, list[Member]] = {tier: [] for tier in sizes}
+        for member, ref in zip(started, up, strict=True):
+            if ref in done:
+                members[member.tier].append(member)
+            else:
+                ray.kill(member.handle)
+        for tier, ready in members.items():
+            if not ready:
+                for member in started:
+                    ray.kill(member.handle)
+                raise ConfigError(
+                    f"clients: no client actor of tier {tier!r} could start in {START_TIMEOUT_S:.0f} s; each asks for "
+                    f"{readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
+                )
+        return members
+
+    def _start(self, tier: str) -> Any:
+        asked = dict(self._asked[tier])
+        if self._workers[tier] > 1:
+            return start_silo(self._workers[tier], asked)
+        cpus, gpus, memory = asked.pop("CPU"), asked.pop("GPU"), asked.pop("memory")
+        return ClientActor.options(  # type: ignore[attr-defined]
+            num_cpus=cpus, num_gpus=gpus, memory=int(memory) or None, resources=asked or None
+        ).remote(gpus)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the part of Ray's long messages that says what happened."""
+    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _build_extensions(clients: ClientsConfig, asked: Mapping[str, Amounts]) -> None:
+    """Let every node that tiers with DeepSpeed may use build its extensions, all nodes at a time: it takes minutes on a
+    new machine, and the first client's turn would take them. A node that comes later builds when its first actor does.
+
+    Raises:
+        ConfigError: a node lacks what they need.
+    """
+    building = [
+        build_extensions.options(
+            num_gpus=asked[tier]["GPU"],
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
+        ).remote(clients.tier(tier).offload, asked[tier]["GPU"])
+        for tier in asked
+        for node in living()
+        if clients.tier(tier).engine == "deepspeed" and fits(asked[tier], node["Resources"])
+    ]
+    get(building)
