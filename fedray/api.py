@@ -1,9 +1,9 @@
 """`fedray.run`: one experiment from Python."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import pandas as pd
 from pydantic import BaseModel
 
 from fedray.config import Config, load_config
-from fedray.driver import default_path, events
+from fedray.driver import default_place, events
+from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event
 from fedray.prepare import prepare
-from fedray.tracking import Summary, check_free
+from fedray.run_folder import check_free, continued, read_summaries
+from fedray.storage import Place
+from fedray.tracking import Summary
 
 SECTIONS = tuple(
     name
@@ -25,16 +28,28 @@ SECTIONS = tuple(
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. path: its folder. summaries: one per method, in the configuration's order."""
+    """A finished run. place: its folder. summaries: one per method, in the configuration's order."""
 
-    path: Path
+    place: Place
     summaries: tuple[Summary, ...]
 
     @classmethod
-    def load(cls, path: str | Path) -> "RunResult":
-        """Read the result of an earlier run from its folder."""
-        entries = json.loads((Path(path) / "summary.json").read_text(encoding="utf-8"))
-        return cls(Path(path), tuple(Summary(**entry) for entry in entries))
+    def load(cls, where: str | Path | Place) -> "RunResult":
+        """Read the result of an earlier run from its folder, a path or a URI.
+
+        Raises:
+            StateError: no method of it is finished, or the summary cannot be read.
+        """
+        place = Place.of(where)
+        summaries = tuple(read_summaries(place))
+        if not summaries:
+            raise StateError(f"{place}: has no summary.json: no method is finished")
+        return cls(place, summaries)
+
+    @property
+    def path(self) -> Path:
+        """Its folder on this machine. Raises ValueError where it is elsewhere."""
+        return self.place.local
 
     def __getitem__(self, method: str) -> Summary:
         """Return one method's summary. Raises KeyError, naming the methods there are."""
@@ -49,29 +64,38 @@ class RunResult:
 
     def rounds(self) -> pd.DataFrame:
         """Return rounds.parquet: one row per method and round."""
-        return pd.read_parquet(self.path / "rounds.parquet")
+        return self._table("rounds")
 
     def clients(self) -> pd.DataFrame:
         """Return clients.parquet: one row per method, round and client."""
-        return pd.read_parquet(self.path / "clients.parquet")
+        return self._table("clients")
 
     def memory(self) -> pd.DataFrame:
         """Return memory.parquet: one row per method and tier."""
-        return pd.read_parquet(self.path / "memory.parquet")
+        return self._table("memory")
+
+    def events(self) -> pd.DataFrame:
+        """Return events.parquet, the ledger of what went wrong: one row per attempt that came to nothing."""
+        return self._table("events") if (self.place / "events.parquet").is_file() else pd.DataFrame()
+
+    def _table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(BytesIO((self.place / f"{name}.parquet").read()))
 
 
 def run(
     config: Config | Mapping[str, Any] | str | Path,
     *,
     output: str | Path | None = None,
+    resume: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
     **overrides: Any,
 ) -> RunResult:
     """Run an experiment and wait for it.
 
     config: a path of a YAML file, a mapping, or a Config. output: folder of the run, which must be empty or not exist;
-    default storage_path/NAME-TIME. on_event: called with everything that happens. overrides: values of fields, as
-    `rounds=10`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
+    default storage_path/NAME-TIME. resume: folder of a run to continue instead, with the same configuration; there may
+    be more rounds. on_event: called with everything that happens. overrides: values of fields, as `rounds=10`,
+    `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
 
     Raises:
         ConfigError: the experiment does not fit together; raised before any actor starts, but for what only the
@@ -81,28 +105,32 @@ def run(
     >>> result = run("jobs/quickstart.yaml", rounds=2)      # doctest: +SKIP
     >>> result["fedalt"].personalised_mean                  # doctest: +SKIP
     """
-    loaded = load_config(config, dict(_dotted(overrides)))
-    path = run_folder(loaded, output)
-    for event in start(loaded, path):
+    loaded, place = settle(load_config(config, dict(_dotted(overrides))), output, resume)
+    for event in start(loaded, place, resume is not None):
         if on_event is not None:
             on_event(event)
-    return RunResult.load(path)
+    return RunResult.load(place)
 
 
-def run_folder(config: Config, output: str | Path | None) -> Path:
-    """Return the folder of a new run.
+def settle(config: Config, output: str | Path | None, resume: str | Path | None) -> tuple[Config, Place]:
+    """Return the configuration and the folder of a new run, or of one that is continued.
 
     Raises:
-        ConfigError: it exists and is not empty.
+        ConfigError: a new one's folder exists and is not empty, or what is continued had another configuration.
     """
-    path = Path(output) if output else default_path(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
-    check_free(path)
-    return path
+    if resume is not None:
+        if output is not None:
+            raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
+        place = Place.of(resume)
+        return continued(place, config), place
+    place = Place.of(output) if output else default_place(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    check_free(place)
+    return config, place
 
 
-def start(config: Config, path: Path) -> Iterator[Event]:
-    """Check an experiment, run it into the folder `path`, and yield what happens."""
-    yield from events(prepare(config), path)
+def start(config: Config, place: Place, resume: bool = False) -> Iterator[Event]:
+    """Check an experiment, run it in its folder, and yield what happens."""
+    yield from events(prepare(config), place, resume)
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,6 @@ folder here; what a method only averages is averaged here, and what must not be 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +19,7 @@ from fedray.methods.protocol import Update, averages
 from fedray.methods.registry import build_method
 from fedray.state import float_arrays, num_bytes, save_tensors, with_arrays
 from fedray.state_files import StateFiles, StateRef
+from fedray.storage import file_name
 from fedray.types import ClientId
 from fedray.update_checks import objection
 from fedray.worker import Assignment, Job, Outcome
@@ -46,7 +46,8 @@ def state_files(job: Job) -> StateFiles | None:
     if job.folder is None:
         return None
     method = build_method(job.config, job.entry, job.tier)
-    return StateFiles(job.folder / "states" / job.entry.key, state_classes(type(method)))
+    folder = job.folder / "states" / job.entry.key
+    return StateFiles(folder, state_classes(type(method)), job.config.checkpoint.every > 0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Blocks:
         method = build_method(job.config, job.entry, job.tier)
         self._averages = averages(method) if self._checks.norm is None else None
         self._files = state_files(job)
-        self._adapters = (job.folder or Path()) / "adapters" / job.entry.key / "clients"
+        self._adapters = job.folder and job.folder / "adapters" / job.entry.key / "clients"
 
     def serve(self, groups: Sequence[Given], lasting: float = BLOCK_SECONDS) -> Iterator[Block]:
         """Let the groups of clients take their turns, in order; yield blocks of whole groups.
@@ -151,8 +152,8 @@ class Blocks:
 
     def _settled(self, assignment: Assignment, outcome: Outcome) -> Outcome:
         """Write the adapter that the client takes home; return what travels. Payloads do where each is aggregated."""
-        if assignment.keep == "adapter" and self._files is not None and outcome.tensors is not None:
-            save_tensors(self._adapters / f"{assignment.client.id}.safetensors", outcome.tensors)
+        if assignment.keep == "adapter" and self._adapters is not None and outcome.tensors is not None:
+            save_tensors(self._adapters / f"{file_name(assignment.client.id)}.safetensors", outcome.tensors)
         if assignment.keep == "state" and not self._averages:
             return outcome
         update = outcome.update

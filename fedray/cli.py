@@ -34,29 +34,34 @@ Overrides = Annotated[
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the results; must be empty or not exist.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the results, a path or a URI; must be empty or not exist.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Folder of a run that ended early, or shall have more rounds.")
+    ] = None,
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
     console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
-        from fedray.api import RunResult, run_folder, start
+        from fedray.api import RunResult, settle, start
         from fedray.evaluation.metrics import default_metric
         from fedray.memory_report import measured_table
         from fedray.report import LiveProgress, summary_table
 
-        path = run_folder(loaded, output)
+        loaded, place = settle(loaded, output, resume)
         console.print("reading data and model configuration ...", highlight=False)
         try:
             with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
-                for event in start(loaded, path):
+                for event in start(loaded, place, resume is not None):
                     progress(event)
         except KeyboardInterrupt:
-            _fail(f"interrupted; the rounds that were finished are kept in {path}", 130)
-        result = RunResult.load(path)
+            _fail(f"interrupted; to continue: fedray run {config} --resume {place}", 130)
+        result = RunResult.load(place)
         console.print(summary_table(result.summaries))
         console.print(measured_table(result.memory().to_dict("records")))
-        console.print(f"results: {path}", highlight=False, soft_wrap=True)
+        console.print(f"results: {place}", highlight=False, soft_wrap=True)
 
 
 @app.command()

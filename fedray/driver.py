@@ -14,12 +14,15 @@ from ray.exceptions import GetTimeoutError, RayError
 from fedray.cluster import living_nodes
 from fedray.config import ClientsConfig, Config
 from fedray.errors import FedrayError
-from fedray.experiment import Event, TurnsFinished, run_experiment
+from fedray.experiment import Event, RoundFinished, TurnsFinished, run_experiment
 from fedray.heap import settle_heap
 from fedray.inline import InlinePool
 from fedray.planning import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
+from fedray.storage import Place
+
+log = logging.getLogger(__name__)
 
 MOMENT_S = 0.1
 """Clients that finish within this time are told together: a message costs more than a small client."""
@@ -33,16 +36,19 @@ class DriverActor:
     """The driver of one experiment. It takes no CPU from the clients: it works while they wait."""
 
     @ray.method(num_returns="streaming")
-    def run(self, prepared: Prepared, path: Path) -> Iterator[Sequence[Event | FedrayError]]:
+    def run(self, prepared: Prepared, place: Place, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
         """Yield the experiment's events, those of a moment together; a FedrayError that ends it comes as the last one,
-        as itself."""
+        as itself.
+
+        resume: begin with loading the newest intact checkpoint.
+        """
         config = prepared.config
         clients = config.clients if config.device != "cpu" else without_gpus(config.clients)
         pool: ClientPool | None = None
         try:
             pool = ClientPool(clients, prepared.data.shards, prepared.cohorts())
             settle_heap()
-            yield from in_batches(run_experiment(prepared, pool, path))
+            yield from in_batches(run_experiment(prepared, pool, place, resume))
         except FedrayError as error:
             yield [error]
         finally:
@@ -71,38 +77,67 @@ def without_gpus(clients: ClientsConfig) -> ClientsConfig:
     return clients.model_copy(update={"num_gpus": 0.0, "tiers": tiers})
 
 
-def events(prepared: Prepared, path: Path) -> Iterator[Event]:
+def events(prepared: Prepared, where: str | Path | Place, resume: bool = False) -> Iterator[Event]:
     """Run an experiment on the runtime that its configuration names, and yield what happens.
 
     Connects to the cluster that RAY_ADDRESS names or that runs on this machine, and else starts one of its own, which
-    ends with the experiment.
+    ends with the experiment. A driver that dies is started again, and continues from the newest checkpoint, unless it
+    dies again before it has finished another round.
+
+    resume: continue the run that is in the folder.
 
     Raises:
         FedrayError: the experiment ended; the message says why.
     """
+    place = Place.of(where)
     if prepared.config.runtime == "inline":
-        yield from run_experiment(prepared, InlinePool(prepared.data.shards), path)
+        yield from run_experiment(prepared, InlinePool(prepared.data.shards), place, resume)
         return
     own = not ray.is_initialized()
     if own:
         start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
     try:
-        driver = DriverActor.remote()  # type: ignore[attr-defined]
-        try:
-            for ref in driver.run.remote(ray.put(prepared), path.resolve()):
-                try:
-                    batch = ray.get(ref)
-                except RayError as error:
-                    raise FedrayError(f"the driver ended: {str(error).strip().splitlines()[-1]}") from error
-                for event in batch:
-                    if isinstance(event, FedrayError):
-                        raise event
+        shared, fruitless = ray.put(prepared), 0
+        while True:
+            try:
+                for event in _driven(shared, place, resume):
+                    fruitless = 0 if isinstance(event, RoundFinished) else fruitless
                     yield event
-        finally:
-            ray.kill(driver)  # its pool's actors are its children and end with it
+                return
+            except _DriverDied as died:
+                fruitless += 1
+                if fruitless > 1 or not prepared.config.checkpoint.every:
+                    raise FedrayError(f"the driver ended: {died}") from died.__cause__
+                log.warning("the driver ended, and is started again: %s", died)
+                resume = True
     finally:
         if own:
             ray.shutdown()
+
+
+class _DriverDied(Exception):
+    """And with it its actors."""
+
+
+def _driven(prepared: Any, place: Place, resume: bool) -> Iterator[Event]:
+    """Run an experiment, given as a reference, in a driver of its own.
+
+    Raises:
+        FedrayError: the experiment ended. _DriverDied: the driver did.
+    """
+    driver = DriverActor.remote()  # type: ignore[attr-defined]
+    try:
+        for ref in driver.run.remote(prepared, place, resume):
+            try:
+                batch = ray.get(ref)
+            except RayError as error:
+                raise _DriverDied(str(error).strip().splitlines()[-1]) from error
+            for event in batch:
+                if isinstance(event, FedrayError):
+                    raise event
+                yield event
+    finally:
+        ray.kill(driver)  # its pool's actors are its children and end with it
 
 
 def running_cluster() -> Cluster:
@@ -152,6 +187,6 @@ def start_ray(**options: Any) -> None:
                 raise FedrayError(f"Ray: no cluster could be reached or started: {error}") from error
 
 
-def default_path(config: Config, stamp: str) -> Path:
+def default_place(config: Config, stamp: str) -> Place:
     """Return storage_path/NAME-STAMP."""
-    return Path(config.storage_path).expanduser() / f"{config.name}-{stamp}"
+    return Place.of(config.storage_path) / f"{config.name}-{stamp}"

@@ -1,6 +1,7 @@
 """An experiment: each method of the comparison in turn, on identical data, partition, initial weights and cohorts."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +9,20 @@ from pathlib import Path
 from time import perf_counter
 
 from fedray.calibration import calibrated
+from fedray.checkpoint import Checkpoints, Progress
+from fedray.codec import state_classes
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.failures import Attempt
 from fedray.federation import ClientsDone, Pool
+from fedray.methods.registry import build_method
 from fedray.prepare import Prepared
+from fedray.run_folder import RunFolder
 from fedray.state import sha256
-from fedray.tracking import Row, RunFolder, Summary, means, memory_row
+from fedray.state_files import StateRef
+from fedray.storage import Place
+from fedray.tracking import Row, Summary, means, memory_row
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
 from fedray.worker import Outcome
@@ -31,6 +38,9 @@ class MethodStarted:
     rounds: int
     turns: int
     """Clients' turns in all rounds and the final pass."""
+    server_round: int = 0
+    """Rounds that it has already."""
+    turns_done: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,23 +75,47 @@ class MethodFinished:
 Event = MethodStarted | TurnsFinished | TurnFailed | RoundFinished | MethodFinished
 
 
-def run_experiment(prepared: Prepared, pool: Pool, path: Path) -> Iterator[Event]:
-    """Run every method, write the run's folder as it goes, and yield what happens."""
+def run_experiment(prepared: Prepared, pool: Pool, where: str | Path | Place, resume: bool = False) -> Iterator[Event]:
+    """Run every method, write the run's folder as it goes, and yield what happens.
+
+    resume: continue the run that is there (`run_folder.continued`).
+    """
     set_threads(prepared.config.clients.threads)
     prepared = calibrated(prepared, pool)
-    folder = RunFolder(path, prepared.config)
+    folder = RunFolder(Place.of(where), prepared.config, resume)
     for entry in prepared.config.method:
-        yield from _run_method(prepared, entry, pool, folder)
+        if (summary := folder.finished(entry.key)) is not None:
+            yield MethodFinished(summary)
+        else:
+            yield from _run_method(prepared, entry, pool, folder)
 
 
 def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
+    metric = config.evaluation.metric or default_metric(config.task)
+    classes = state_classes(type(build_method(config, entry)))
+    checkpoints = Checkpoints(folder.place, entry.key, classes, config.checkpoint, higher_is_better(metric))
+    before = _taken_up(prepared, entry, checkpoints, folder)
+    done = before.server_round if before else 0
     cohort = config.clients.per_round or len(prepared.clients)
-    yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients))
-    folder.begin(entry.key)
-    initial = pool.setup(prepared.jobs(entry, folder.path))
-    federation = prepared.federation(entry, initial, pool)
+    turns = config.rounds * cohort + len(prepared.clients)
+    yield MethodStarted(entry.key, config.rounds, turns, done, done * cohort)
+    federation = prepared.federation(entry, pool.setup(prepared.jobs(entry, folder.place)), pool)
     totals: Counter[str] = Counter()
+    earlier = 0.0
+    if before is not None:
+        federation.restore(before.server_round, before.server, before.client_states)
+        totals.update(before.totals)
+        earlier = before.seconds
+    replaced: list[StateRef] = []
+
+    def progress(score: float | None) -> Progress:
+        seconds = earlier + perf_counter() - started
+        where = federation.server_round, federation.server, federation.client_states
+        return Progress(*where, totals, seconds, score, prepared.data.fingerprint)
+
+    if before is None and config.checkpoint.every:  # from now on there is always one
+        checkpoints.save(progress(None))
     final: tuple[Outcome, ...] = ()
     for event in federation.run():
         if isinstance(event, ClientsDone):
@@ -96,6 +130,12 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
             final = event.outcomes
         else:
             totals.update({name: row[name] for name in TOTALS})
+            replaced += event.replaced
+            if checkpoints.due(federation.server_round, config.rounds):
+                replaced = checkpoints.save(progress(_score(row)), replaced)
+            if checkpoints.due(federation.server_round, config.rounds) or not config.checkpoint.every:
+                pool.forget(replaced)
+                replaced = []
         yield RoundFinished(
             entry.key,
             event.server_round,
@@ -106,7 +146,6 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
             event.seconds,
         )
     uses = pool.memory()
-    metric = config.evaluation.metric or default_metric(config.task)
     measured = means(final)
     summary = Summary(
         method=entry.key,
@@ -121,13 +160,41 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         personalised_worst=measured["personalised_min" if higher_is_better(metric) else "personalised_max"],
         trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
         **{name: totals[name] for name in TOTALS},
-        wall_seconds=perf_counter() - started,
+        wall_seconds=earlier + perf_counter() - started,
         state_sha256=sha256(folder.write_states(entry.key, federation.states())),
         data_sha256=prepared.data.fingerprint,
     )
-    folder.finish(summary)
     folder.record_memory(_memory_rows(prepared, entry, uses))
+    folder.finish(summary)
+    pool.forget(checkpoints.finish())
     yield MethodFinished(summary)
+
+
+def _taken_up(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints, folder: RunFolder) -> Progress | None:
+    """Return what a method is continued from, None where it begins, and make the folder ready for what follows.
+
+    Raises:
+        ConfigError: the data are others than before.
+        StateError: it has rounds, but no intact checkpoint.
+    """
+    before, broken = checkpoints.newest() if folder.resumed else (None, [])
+    if before is not None and before.data_sha256 != prepared.data.fingerprint:
+        raise ConfigError(
+            f"{folder.place}: the data have changed since the run began: examples or their clients are others "
+            f"(data_sha256 {before.data_sha256[:12]}, now {prepared.data.fingerprint[:12]})"
+        )
+    folder.begin(entry.key, before.server_round if before else None)
+    if before is not None:
+        for cause in broken:
+            log.warning("%s: an older checkpoint is used: %s", entry.key, cause)
+        folder.record_continued(entry.key, before.server_round, broken)
+    return before
+
+
+def _score(row: Row) -> float | None:
+    """Return what tells the best checkpoint."""
+    score: float | None = row["personalised_mean"]
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _memory_rows(prepared: Prepared, entry: MethodConfig, uses: Mapping[str, Sequence[MemoryUse]]) -> list[Row]:

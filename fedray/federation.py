@@ -73,8 +73,9 @@ class ClientsDone:
 @dataclass(frozen=True)
 class RoundDone:
     """A round was aggregated. outcomes: in the order of client ids. attendance: who was asked and came (None in the
-    final pass, to which everybody comes). left_out: of those who came, who failed or sent what cannot be used. final:
-    the last pass, nothing is sent up."""
+    final pass, to which everybody comes). left_out: of those who came, who failed or sent what cannot be used.
+    replaced: states of clients that are not current any more; whoever records the round lets them go (`Pool.forget`).
+    final: the last pass, nothing is sent up."""
 
     server_round: int
     outcomes: tuple[Outcome, ...]
@@ -82,6 +83,7 @@ class RoundDone:
     seconds: float
     attendance: Attendance | None = None
     left_out: tuple[ClientId, ...] = ()
+    replaced: tuple[StateRef, ...] = ()
     final: bool = False
 
 
@@ -166,6 +168,10 @@ class Federation:
         self.server = method.init_server(initial, self.clients)
         self.client_states: dict[ClientId, StateRef] = {}
 
+    def restore(self, server_round: int, server: Any, client_states: Mapping[ClientId, StateRef]) -> None:
+        """Go on from the state after some rounds."""
+        self.server_round, self.server, self.client_states = server_round, server, dict(client_states)
+
     def run(self) -> Iterator[Happened]:
         """Train all rounds, then let every client take the result home (`take_home`)."""
         while self.server_round < self.config.rounds:
@@ -180,13 +186,13 @@ class Federation:
         attendance = self._attend(cohort, downlinks)
         finished = yield from self._train(self._assign(attendance.present, measure, "state"), downlinks)
         self.server, metrics = self.method.aggregate_train(self.server, finished.updates())
-        replaced = [self.client_states[id] for id in finished.states if id in self.client_states]
+        replaced = tuple(self.client_states[id] for id in finished.states if id in self.client_states)
         self.client_states |= finished.states
-        yield RoundDone(
-            self.server_round, finished.outcomes, metrics, perf_counter() - started, attendance, finished.left_out
-        )
         self.server_round += 1
-        self.pool.forget(replaced)  # not before the round is recorded
+        seconds = perf_counter() - started
+        yield RoundDone(
+            self.server_round - 1, finished.outcomes, metrics, seconds, attendance, finished.left_out, replaced
+        )
 
     def take_home(self) -> Iterator[Happened]:
         """The final pass over all clients: download, evaluate (`aggregated`), train once more, evaluate

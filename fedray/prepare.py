@@ -6,7 +6,6 @@ Whatever is wrong with an experiment shows here, as one ConfigError.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from transformers import PretrainedConfig
 
@@ -24,6 +23,7 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
+from fedray.storage import Place
 from fedray.training.deepspeed_config import engine_config
 from fedray.types import Client, ClientId, Split
 from fedray.worker import Job
@@ -44,7 +44,7 @@ class Prepared:
     architecture: PretrainedConfig
     costs: Mapping[str, TierCosts]
 
-    def jobs(self, entry: MethodConfig, folder: Path | None = None) -> dict[str, Job]:
+    def jobs(self, entry: MethodConfig, folder: Place | None = None) -> dict[str, Job]:
         """Return what a worker needs for one method, by the tier that it serves.
 
         folder: the run's; None: for trials, of which nothing is kept.

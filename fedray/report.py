@@ -64,8 +64,15 @@ class LiveProgress:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, MethodStarted):
-            self._tasks[event.method] = self._bars.add_task(event.method, total=event.turns, at="starting", scores="")
-            self._plain(f"{event.method}: {event.rounds} rounds")
+            if event.method in self._tasks:  # its driver died
+                self._bars.remove_task(self._tasks[event.method])
+            self._tasks[event.method] = self._bars.add_task(
+                event.method, total=event.turns, completed=event.turns_done, at="starting", scores=""
+            )
+            self._plain(
+                f"{event.method}: {event.rounds} rounds"
+                + (f", continued after {event.server_round}" if event.server_round else "")
+            )
         elif isinstance(event, TurnsFinished):
             self._bars.advance(self._tasks[event.method], len(event.clients))
         elif isinstance(event, TurnFailed):
@@ -79,7 +86,9 @@ class LiveProgress:
             self._bars.update(self._tasks[event.method], at=at, scores=shown)
             self._plain(f"{event.method}: {at}: {shown}, {event.seconds:.1f} s")
         elif isinstance(event, MethodFinished):
-            task = self._tasks[event.summary.method]
+            if (task := self._tasks.get(event.summary.method)) is None:
+                self._plain(f"{event.summary.method}: finished before")
+                return
             self._bars.update(task, completed=self._bars.tasks[task].total, at="done")  # some may never have come
 
     def _plain(self, line: str) -> None:

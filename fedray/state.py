@@ -4,17 +4,16 @@ and counting bytes."""
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fedray.adapters.layout import Layout
+from fedray.storage import Place
 
 Array = npt.NDArray[Any]
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -104,12 +103,9 @@ def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
     return state
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write arrays by name to a safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
+def save_tensors(place: Place, tensors: Mapping[str, Array], durable: bool = True) -> None:
+    """Write arrays by name to a safetensors file, whole or not at all. Raises OSError."""
+    place.write(save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}), durable)
 
 
 def num_bytes(payload: Any) -> int:

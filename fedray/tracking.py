@@ -1,39 +1,17 @@
-"""What a run leaves on disk, written after every round: a run that was ended keeps all rounds that it finished.
+"""What is told of a run: a summary of each method, and rows of its tables."""
 
-DIR/config.yaml         the resolved configuration
-DIR/rounds.parquet      one row per method and round
-DIR/clients.parquet     one row per method, round and client
-DIR/events.parquet      one row per attempt that came to nothing, see `Attempt`; written when there is one
-DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
-DIR/summary.json        one entry per finished method
-DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
-                        adapter that it took home) and states/ID.safetensors (its private state after the last round)
-DIR/states/METHOD/      the clients' states while the method runs (`StateFiles`)
-"""
-
-import json
 import math
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fedray.accounting import Cost
-from fedray.config import ClientsConfig, Config, dump_yaml
+from fedray.config import ClientsConfig
 from fedray.devices import device_seconds
-from fedray.errors import ConfigError
-from fedray.failures import Attempt
 from fedray.federation import RoundDone
 from fedray.memory import Footprint, Memory
-from fedray.state import arrays, save_tensors
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId, Evaluation
 from fedray.worker import Outcome
@@ -71,112 +49,6 @@ class Summary:
     wall_seconds: float
     state_sha256: str
     data_sha256: str
-
-
-class RunFolder:
-    """The folder of one run.
-
-    Raises:
-        ConfigError: the folder exists and is not empty.
-    """
-
-    def __init__(self, path: Path, config: Config):
-        self.path = path
-        self._config = config
-        self._rounds: list[pa.Table] = []
-        self._clients: list[pa.Table] = []
-        self._memory: list[pa.Table] = []
-        self._events: list[pa.Table] = []
-        self._summaries: list[Summary] = []
-        check_free(path)
-        path.mkdir(parents=True, exist_ok=True)
-        self._write_text("config.yaml", dump_yaml(config))
-
-    def begin(self, method: str) -> None:
-        """Make the folder for the states of a method's clients while it runs."""
-        (self.path / "states" / method).mkdir(parents=True)
-
-    def record(self, method: str, done: RoundDone) -> Row:
-        """Append a round (or the final pass) and its clients, and write both tables; return the round's row."""
-        phase = "final" if done.final else "train"
-        simulated = client_seconds(self._config.clients, done)
-        row = {"method": method, "phase": phase, **round_row(done, simulated)}
-        self._rounds.append(_table([row]))
-        self._clients.append(
-            _table(
-                [
-                    {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
-                    for outcome in done.outcomes
-                ]
-            )
-        )
-        self._write_table("rounds.parquet", self._rounds)
-        self._write_table("clients.parquet", self._clients)
-        return row
-
-    def record_attempt(self, method: str, attempt: Attempt) -> None:
-        """Append a row to the ledger, and write it."""
-        row = {
-            "time": datetime.now(UTC),
-            "method": method,
-            "server_round": attempt.server_round,
-            "clients": list(attempt.clients),
-            "attempt": attempt.number,
-            "node": attempt.node,
-            "kind": attempt.kind,
-            "cause": attempt.cause,
-            "action": attempt.action,
-        }
-        self._events.append(_table([row]))
-        self._write_table("events.parquet", self._events)
-
-    def record_memory(self, rows: Sequence[Row]) -> None:
-        """Append a finished method's rows of memory.parquet, and write it."""
-        self._memory.append(_table(rows))
-        self._write_table("memory.parquet", self._memory)
-
-    def write_states(self, method: str, states: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """Write a finished method's states, and yield them on, one in memory at a time."""
-        for name, state in states:
-            path = self.path / "adapters" / method / f"{name.replace('client/', 'states/')}.safetensors"
-            save_tensors(path, arrays(state))
-            yield name, state
-
-    def finish(self, summary: Summary) -> None:
-        """Write a finished method's entry of the summary. Its states are all written: the working files go."""
-        shutil.rmtree(self.path / "states" / summary.method, ignore_errors=True)
-        with suppress(OSError):  # another method's may still be there
-            (self.path / "states").rmdir()
-        self._summaries.append(summary)
-        entries = [{name: _strict(value) for name, value in asdict(entry).items()} for entry in self._summaries]
-        self._write_text("summary.json", json.dumps(entries, indent=2, allow_nan=False) + "\n")
-
-    def _write_table(self, name: str, tables: list[pa.Table]) -> None:
-        tables[:] = [pa.concat_tables(tables, promote_options="permissive")]
-        temporary = self.path / f"{name}.tmp"
-        pq.write_table(tables[0], temporary)
-        os.replace(temporary, self.path / name)
-
-    def _write_text(self, name: str, text: str) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
-
-
-def _table(rows: Sequence[Row]) -> pa.Table:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return pa.table({column: [row.get(column) for row in rows] for column in columns})
-
-
-def check_free(path: Path) -> None:
-    """Raises:
-    ConfigError: the folder exists and holds something: nothing that a user made is overwritten.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"output {path}: exists and is not empty; name another folder with --output")
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"output {path}: {parent} cannot be written to; name another folder with --output")
 
 
 def client_seconds(clients: ClientsConfig, done: RoundDone) -> dict[ClientId, float]:
@@ -288,8 +160,8 @@ def _evaluation(moment: str, evaluation: Evaluation | None) -> Row:
     }
 
 
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity: an undefined score is null."""
+def strict(value: Any) -> Any:
+    """Return a value as JSON can hold it. JSON has no NaN and no infinity: an undefined score is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

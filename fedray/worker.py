@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
+from fedray.storage import Place
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
 from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, fastest_width, run_together
@@ -54,7 +54,7 @@ class Job:
     label_names: tuple[str, ...]
     pad_token_id: int
     tier: str = "default"
-    folder: Path | None = None
+    folder: Place | None = None
     uplink: Expected | None = None
 
 

@@ -17,6 +17,7 @@ from fedray.errors import TrainingError
 from fedray.failures import Failure
 from fedray.methods.fedavg import OwnHead, Shared
 from fedray.methods.protocol import Update
+from fedray.storage import Place
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
 from fedray.worker import Assignment, Job, Keep, Outcome
@@ -53,7 +54,8 @@ def job(folder: Path | None, method: int = 0) -> Job:
     entry = config.method[method]
     if folder is not None:
         (folder / "states" / entry.key).mkdir(parents=True)
-    return Job(config, entry, None, (), 0, folder=folder)  # type: ignore[arg-type]
+    place = None if folder is None else Place.of(folder)
+    return Job(config, entry, None, (), 0, folder=place)  # type: ignore[arg-type]
 
 
 def given(*groups: Sequence[int], keep: Keep = "state", states: Any = None) -> list[Given]:

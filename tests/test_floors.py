@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "fedray"
 
 FLOORS = (
     # From the ground up. A folder stands for all modules in it; `fedray` itself is the package's __init__.
-    {"types", "errors", "randomness", "heap"},
+    {"types", "errors", "randomness", "heap", "storage"},
     {"aggregation"},
     {"config"},
     {"models"},
@@ -42,6 +42,7 @@ FLOORS = (
         "prepare",
         "checkpoint",
         "tracking",
+        "run_folder",
         "experiment",
         "report",
         "memory_report",

@@ -17,11 +17,14 @@ from fedray.errors import ConfigError
 from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished, run_experiment
 from fedray.inline import InlinePool
 from fedray.prepare import prepare
+from fedray.run_folder import RunFolder, check_free
 from fedray.state import arrays, sha256
-from fedray.tracking import RunFolder, check_free, memory_row
+from fedray.storage import Place
+from fedray.tracking import memory_row
 from fedray.training.metering import MemoryUse
 
 ROUNDS, CLIENTS, COHORT = 2, 4, 3
+CHECKPOINT = ("manifest.json", "server.safetensors")
 METHODS = ["local", "hft", "fedreft", "fedalt"]
 
 
@@ -82,7 +85,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def test_the_files(run: SimpleNamespace) -> None:
-    """Nothing temporary is left. Clients that never took part have no private state, but took an adapter home."""
+    """Nothing temporary is left. Clients that never took part have no private state, but took an adapter home. What a
+    method is continued from with more rounds: its last checkpoint, and the states that this names."""
     found = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
     trained = {method: set(_turns(run, method, "train").client) for method in METHODS}
     ids = {client.id for client in run.prepared.clients}
@@ -92,10 +96,17 @@ def test_the_files(run: SimpleNamespace) -> None:
         "clients.parquet",
         "memory.parquet",
         "summary.json",
+        *(f"checkpoints/{method}/{ROUNDS:05d}/{name}" for method in METHODS for name in CHECKPOINT),
+        *(f"states/{method}/{name}" for method in METHODS for name in _named_states(run.path, method)),
         *(f"adapters/{method}/server.safetensors" for method in METHODS),
         *(f"adapters/{method}/clients/{id}.safetensors" for method in METHODS for id in ids),
         *(f"adapters/{method}/states/{id}.safetensors" for method in METHODS for id in trained[method]),
     }
+
+
+def _named_states(path: Path, method: str) -> set[str]:
+    manifest = (path / "checkpoints" / method / f"{ROUNDS:05d}" / "manifest.json").read_text().splitlines()[0]
+    return {file for file, *_ in json.loads(manifest)["client_states"].values() if file}
 
 
 def test_the_configuration_reads_back(run: SimpleNamespace) -> None:
@@ -104,7 +115,7 @@ def test_the_configuration_reads_back(run: SimpleNamespace) -> None:
 
 def test_an_undefined_score_is_null(tmp_path: Path, run: SimpleNamespace) -> None:
     """JSON has no NaN and no infinity; perplexity, for one, can overflow."""
-    folder = RunFolder(tmp_path / "run", run.config)
+    folder = RunFolder(Place.of(tmp_path / "run"), run.config)
     summary = next(event.summary for event in run.events if isinstance(event, MethodFinished))
     folder.finish(replace(summary, personalised_mean=math.nan, personalised_worst=math.inf))
     (entry,) = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
@@ -227,7 +238,7 @@ def test_states_and_their_hash_can_be_made_again(run: SimpleNamespace, tmp_path:
         entry = run.config.method[index]
         pool = InlinePool(run.prepared.data.shards)
         (tmp_path / "states" / method).mkdir(parents=True)
-        initial = pool.setup(run.prepared.jobs(entry, tmp_path))
+        initial = pool.setup(run.prepared.jobs(entry, Place.of(tmp_path)))
         federation = run.prepared.federation(entry, initial, pool)
         for _ in range(ROUNDS):
             list(federation.round())
@@ -273,7 +284,7 @@ def _summary_of(event: Any) -> str | None:
 def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path, run: SimpleNamespace) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=f"output {tmp_path}: exists and is not empty; name another folder"):
-        RunFolder(tmp_path, run.config)
+        RunFolder(Place.of(tmp_path), run.config)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -282,24 +293,24 @@ def test_a_file_is_no_folder(tmp_path: Path, run: SimpleNamespace) -> None:
     path = tmp_path / "result"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="exists and is not empty"):
-        RunFolder(path, run.config)
+        RunFolder(Place.of(path), run.config)
     assert path.read_text() == "mine"
 
 
 def test_new_and_empty_folders_are_free(tmp_path: Path, run: SimpleNamespace) -> None:
-    check_free(tmp_path)
-    check_free(tmp_path / "new")
+    check_free(Place.of(tmp_path))
+    check_free(Place.of(tmp_path / "new"))
     assert list(tmp_path.iterdir()) == []
-    RunFolder(tmp_path, run.config)
-    RunFolder(tmp_path / "a" / "b", run.config)
+    RunFolder(Place.of(tmp_path), run.config)
+    RunFolder(Place.of(tmp_path / "a" / "b"), run.config)
     assert load_config(tmp_path / "a" / "b" / "config.yaml") == run.config
 
 
 def test_a_client_may_have_any_name(tmp_path: Path, run: SimpleNamespace) -> None:
     """One called `server` overwrites nobody."""
-    folder = RunFolder(tmp_path, run.config)
+    folder = RunFolder(Place.of(tmp_path), run.config)
     states = {name: {"value": np.array([n])} for n, name in enumerate(["server", "client/server", "client/x"])}
-    folder.begin("fedalt")
+    folder.begin("fedalt", None)
     assert list(folder.write_states("fedalt", states.items())) == list(states.items())
     values = sorted(int(load_file(path)["value"][0]) for path in tmp_path.rglob("*.safetensors"))
     assert values == [0, 1, 2]

@@ -4,6 +4,7 @@ What can be checked from the text alone is checked here; what needs the data or 
 `fedray.prepare`, also before any actor starts.
 """
 
+from fedray.config.checkpoint import CheckpointConfig
 from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
@@ -13,6 +14,7 @@ from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, T
 from fedray.config.yaml import parse_yaml
 
 __all__ = [
+    "CheckpointConfig",
     "ClientsConfig",
     "Config",
     "DataConfig",

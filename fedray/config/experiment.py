@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedray.config.checkpoint import CheckpointConfig
 from fedray.config.clients import ClientsConfig, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.section import PositiveInt, Section, describe
@@ -71,12 +72,13 @@ class Config(Section):
     reft: ReftSection = ReftSection()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one, else cpu."""
     runtime: Literal["ray", "inline"] = "ray"
     """inline: everything in this process, without Ray, one client after another; the same numbers."""
     storage_path: str = "runs"
-    """Folder in which the folders of runs are made."""
+    """Folder in which the folders of runs are made: a path, or a URI of pyarrow.fs (s3://, gs://, ...)."""
 
     @field_validator("method", mode="before")
     @classmethod

@@ -8,10 +8,12 @@ import pytest
 from ray._private.worker import global_worker
 
 from fedray.config import load_config
+from fedray.federation import RoundDone
 from fedray.inline import InlinePool
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.state import sha256
+from fedray.storage import Place
 
 ROUNDS = 5
 
@@ -39,10 +41,12 @@ def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_chunks(
     for name, pool in pools.items():
         states = tmp_path / name / "states" / method
         states.mkdir(parents=True)
-        initial = pool.setup(prepared.jobs(config.method[0], tmp_path / name))
+        initial = pool.setup(prepared.jobs(config.method[0], Place.of(tmp_path / name)))
         federation = prepared.federation(config.method[0], initial, pool)
         for _ in range(ROUNDS):
-            list(federation.round())
+            for event in federation.round():
+                if isinstance(event, RoundDone):
+                    pool.forget(event.replaced)  # as whoever records the round does
             if name == "ray":
                 counts.append(alive())
             kept = {ref.file for ref in federation.client_states.values()} - {""}

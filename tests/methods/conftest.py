@@ -18,6 +18,7 @@ from fedray.federation import Federation, RoundDone
 from fedray.inline import InlinePool
 from fedray.methods.protocol import Initial, Update
 from fedray.prepare import Prepared, make_clients, prepare
+from fedray.storage import Place
 from fedray.types import Client, Evaluation, Split
 from fedray.worker import Assignment, Outcome, Worker
 
@@ -107,7 +108,7 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Prepared], Run]
         entry, pool = prepared.config.method[0], InlinePool(prepared.data.shards)
         folder = tmp_path_factory.mktemp("run")
         (folder / "states" / entry.key).mkdir(parents=True)
-        initial = pool.setup(prepared.jobs(entry, folder))
+        initial = pool.setup(prepared.jobs(entry, Place.of(folder)))
         return Run(prepared, initial, pool, prepared.federation(entry, initial, pool))
 
     return begun

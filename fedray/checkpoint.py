@@ -1,0 +1,240 @@
+"""What a run can be continued from.
+
+DIR/checkpoints/METHOD/ROUND/server.safetensors   the server's state after ROUND rounds
+DIR/checkpoints/METHOD/ROUND/manifest.json        written last: without it there is no checkpoint. Where each client's
+                                                  state is (`StateRef`), totals, and checksums of everything.
+
+Clients' states are in their files already (`state_files`), which are deleted when no checkpoint that is kept names
+them.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedray.codec import Classes, pack, read_pack
+from fedray.config import CheckpointConfig
+from fedray.errors import StateError
+from fedray.state_files import StateRef, born, check
+from fedray.storage import Place
+
+LONGEST_MANIFEST = 1_000_000_000
+"""Bytes; a million clients need a tenth of it."""
+
+ROUND = re.compile(r"\d{5,9}")
+Natural = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A method after some rounds.
+
+    client_states: where the states of those who have trained are. totals: sums over rounds for the summary. seconds: of
+    work so far. score: what tells the best checkpoint; None where nothing was measured. data_sha256: of the examples.
+    """
+
+    server_round: int
+    server: Any
+    client_states: Mapping[str, StateRef]
+    totals: Mapping[str, float]
+    seconds: float
+    score: float | None
+    data_sha256: str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Server(_Strict):
+    bytes: Natural
+    sha256: str
+
+
+class _Manifest(_Strict):
+    version: Annotated[int, Field(ge=1, le=1)]
+    method: str
+    server_round: Natural
+    server: _Server
+    client_states: dict[str, tuple[str, Natural, Natural, str]]
+    totals: dict[str, int | float]
+    seconds: Annotated[float, Field(ge=0)]
+    score: float | None
+    data_sha256: str
+
+
+class Checkpoints:
+    """The checkpoints of one method in a run's folder.
+
+    classes: of what states are made (`codec.state_classes`). higher: whether a higher score is better.
+    """
+
+    def __init__(self, run: Place, method: str, classes: Classes, section: CheckpointConfig, higher: bool = True):
+        self._folder, self._states, self._method = run / "checkpoints" / method, run / "states" / method, method
+        self._classes, self._section, self._higher = classes, section, higher
+        self._scores: dict[int, float | None] = {}  # of those that are there
+        self._replaced: list[tuple[StateRef, int]] = []  # in files that are there, and the first round without each
+
+    def due(self, server_round: int, last: int) -> bool:
+        """Return whether a checkpoint is to be made after so many rounds."""
+        every = self._section.every
+        return every > 0 and (server_round % every == 0 or server_round == last)
+
+    def save(self, progress: Progress, replaced: Sequence[StateRef] = ()) -> list[StateRef]:
+        """Write a checkpoint, and delete those that need not be kept.
+
+        replaced: states that were current at the checkpoint before, or came since, and are not any more.
+
+        Returns: states that no checkpoint names any more.
+
+        Raises:
+            StateError: the server's state has something in it that could not be read back.
+            OSError: it could not be written; the checkpoints before are there.
+        """
+        blob = pack([progress.server], self._classes)
+        manifest = {
+            "version": 1,
+            "method": self._method,
+            "server_round": progress.server_round,
+            "server": {"bytes": len(blob), "sha256": sha256(blob).hexdigest()},
+            "client_states": progress.client_states,
+            "totals": dict(progress.totals),
+            "seconds": progress.seconds,
+            "score": progress.score,
+            "data_sha256": progress.data_sha256,
+        }
+        folder = self._folder / f"{progress.server_round:05d}"
+        (folder / "server.safetensors").write(blob)
+        (folder / "manifest.json").write(_sealed(manifest))
+        self._scores[progress.server_round] = progress.score
+        self._replaced += [(ref, progress.server_round) for ref in replaced if ref.file]
+        return self._pruned(self._kept())
+
+    def finish(self) -> list[StateRef]:
+        """Keep the last one only: the run can be continued with more rounds. Returns: as `save`."""
+        return self._pruned({max(self._scores)} if self._scores else set())
+
+    def newest(self) -> tuple[Progress | None, list[str]]:
+        """Return the newest intact checkpoint, None if there never was one; and what is wrong with newer ones, which
+        are deleted. States that it does not name are deleted too.
+
+        Raises:
+            StateError: there are checkpoints, and all are broken.
+        """
+        broken: list[str] = []
+        names = sorted(filter(ROUND.fullmatch, self._folder.names()), key=int)
+        for name in reversed(names):
+            if not (self._folder / name / "manifest.json").is_file():
+                continue  # it was never completed
+            try:
+                progress = self._read(self._folder / name)
+            except StateError as error:
+                broken.append(f"{self._folder / name}: {error}")
+                continue
+            place = names.index(name) + 1
+            for newer in names[place:]:
+                (self._folder / newer).remove()
+            self._take_stock(names[:place], progress)
+            return progress, broken
+        if broken:
+            raise StateError("no checkpoint is intact, and nothing was changed:\n" + "\n".join(broken))
+        return None, []
+
+    def _read(self, folder: Place) -> Progress:
+        """Raises:
+        StateError: this is no checkpoint, or something of it is gone or has changed.
+        """
+        manifest = self._manifest(folder)
+        try:
+            place = folder / "server.safetensors"
+            if place.size() != manifest.server.bytes:
+                raise StateError(f"server.safetensors has {place.size()} bytes instead of {manifest.server.bytes}")
+            blob = place.read()
+            if sha256(blob).hexdigest() != manifest.server.sha256:
+                raise StateError("server.safetensors has changed since it was written")
+            refs = {id: StateRef(*ref) for id, ref in manifest.client_states.items()}
+            for file in sorted({ref.file for ref in refs.values() if not ref.text}):
+                born(file)  # a name that leads nowhere else
+                check(file, (self._states / file).read())
+        except OSError as error:
+            raise StateError(f"cannot be read: {error}") from None
+        server = read_pack(blob).state(0, self._classes)
+        return Progress(
+            manifest.server_round,
+            server,
+            refs,
+            manifest.totals,
+            manifest.seconds,
+            manifest.score,
+            manifest.data_sha256,
+        )
+
+    def _manifest(self, folder: Place) -> _Manifest:
+        place = folder / "manifest.json"
+        try:
+            if place.size() > LONGEST_MANIFEST:
+                raise StateError(f"manifest.json has {place.size()} bytes; at most {LONGEST_MANIFEST} are read")
+            manifest = _Manifest.model_validate_json(_unsealed(place.read()))
+        except OSError as error:
+            raise StateError(f"cannot be read: {error}") from None
+        except (ValidationError, RecursionError) as error:
+            raise StateError(f"manifest.json is not one: {str(error).splitlines()[0]}") from None
+        if manifest.method != self._method or f"{manifest.server_round:05d}" != folder.name:
+            raise StateError(f"is of {manifest.method!r} after {manifest.server_round} rounds: it was moved here")
+        return manifest
+
+    def _kept(self) -> set[int]:
+        """Return the rounds whose checkpoints are kept: the last ones, and the best."""
+        kept = set(sorted(self._scores)[-self._section.keep :])
+        scored = {server_round: score for server_round, score in self._scores.items() if score is not None}
+        if self._section.best and scored:
+            sign = 1 if self._higher else -1
+            kept.add(max(scored, key=lambda server_round: (sign * scored[server_round], server_round)))
+        return kept
+
+    def _pruned(self, kept: set[int]) -> list[StateRef]:
+        for server_round in sorted(self._scores.keys() - kept):
+            folder = self._folder / f"{server_round:05d}"
+            (folder / "manifest.json").remove()  # first: what is left is no checkpoint any more
+            folder.remove()
+            del self._scores[server_round]
+        needed = [any(born(ref.file) < server_round < gone for server_round in kept) for ref, gone in self._replaced]
+        free = [ref for (ref, _), used in zip(self._replaced, needed, strict=True) if not used]
+        self._replaced = [entry for entry, used in zip(self._replaced, needed, strict=True) if used]
+        return free
+
+    def _take_stock(self, names: Iterable[str], newest: Progress) -> None:
+        """Learn which checkpoints are there, and which states they need; delete all others."""
+        current = set(newest.client_states.values())
+        for name in names:
+            try:
+                manifest = self._manifest(self._folder / name)
+            except StateError:
+                (self._folder / name).remove()
+                continue
+            self._scores[manifest.server_round] = manifest.score
+            older = {StateRef(*ref) for ref in manifest.client_states.values()} - current
+            known = {ref for ref, _ in self._replaced}
+            self._replaced += [(ref, newest.server_round) for ref in sorted(older - known) if ref.file]
+        needed = {ref.file for ref in current} | {ref.file for ref, _ in self._replaced}
+        for name in self._states.names():
+            if name not in needed:
+                (self._states / name).remove()
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON, and below it the SHA-256 of that line."""
+    line = json.dumps(manifest, allow_nan=False).encode()
+    return line + b"\n" + sha256(line).hexdigest().encode() + b"\n"
+
+
+def _unsealed(blob: bytes) -> bytes:
+    line, _, rest = blob.partition(b"\n")
+    if rest.strip() != sha256(line).hexdigest().encode():
+        raise StateError("manifest.json has changed since it was written, or is not whole")
+    return line

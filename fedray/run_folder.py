@@ -1,0 +1,303 @@
+"""What a run leaves on disk, written after every round: a run that was ended keeps all rounds that it finished.
+
+DIR/config.yaml         the resolved configuration
+DIR/rounds.parquet      one row per method and round
+DIR/clients.parquet     one row per method, round and client
+DIR/events.parquet      one row per attempt that came to nothing, see `Attempt`, and for what else went wrong; written
+                        when there is one
+DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
+DIR/summary.json        one entry per finished method
+DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
+                        adapter that it took home) and states/ID.safetensors (its private state after the last round);
+                        ID as of `storage.file_name`
+DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
+DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedray.config import Config, dump_yaml, load_config, parse_yaml, to_mapping
+from fedray.errors import ConfigError, StateError
+from fedray.failures import Attempt
+from fedray.federation import RoundDone
+from fedray.state import arrays, save_tensors
+from fedray.storage import Place, file_name
+from fedray.tracking import Row, Summary, client_row, client_seconds, round_row, strict
+
+TABLES = ("rounds", "clients", "events", "memory")
+
+FREE = re.compile(
+    r"name|rounds|runtime|storage_path|checkpoint\..*|data\.cache_dir|"
+    r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
+)
+"""What may change when a run is continued: none of it changes what a round computes."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    resume: whether it is there already, with a configuration that `continued` has accepted.
+
+    Raises:
+        ConfigError: the folder exists and is not empty; with resume: it is not there.
+        StateError: a table of it cannot be read.
+    """
+
+    def __init__(self, place: Place, config: Config, resume: bool = False):
+        self.place, self.resumed = place, resume
+        self._config, self._durable = config, config.checkpoint.every > 0
+        self._tables: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
+        self._summaries: list[Summary] = []
+        if resume:
+            self._tables = {name: self._read_table(name) for name in TABLES}
+            self._summaries = read_summaries(place)
+        else:
+            check_free(place)
+            place.make_folder()
+        self._write("config.yaml", dump_yaml(config).encode())
+
+    def finished(self, method: str) -> Summary | None:
+        """Return the summary of a method that has all rounds already.
+
+        Raises:
+            ConfigError: it has more rounds than are asked for.
+        """
+        found = next((summary for summary in self._summaries if summary.method == method), None)
+        if found is not None and found.rounds > self._config.rounds:
+            raise ConfigError(f"rounds: {self._config.rounds}, but {method} of {self.place} has {found.rounds} already")
+        return found if found is not None and found.rounds == self._config.rounds else None
+
+    def begin(self, method: str, server_round: int | None) -> None:
+        """Make ready for a method's rounds: from the first one on, or, continued, after so many.
+
+        Raises:
+            StateError: there are rounds, but none that can be continued from.
+            ConfigError: there are more rounds than are asked for.
+        """
+        have = [row for table in self._tables["rounds"] for row in table.to_pylist() if row["method"] == method]
+        if have and server_round is None:
+            raise StateError(
+                f"{self.place}: {method} has {len(have)} recorded rounds, but no checkpoint to continue from "
+                "(checkpoint.every: 0 makes none)"
+            )
+        if server_round is not None and server_round > self._config.rounds:
+            raise ConfigError(f"rounds: {self._config.rounds}, but {method} of {self.place} has {server_round} already")
+        if have:
+            self._rewind(method, server_round or 0)
+        (self.place / "states" / method).make_folder()
+
+    def record(self, method: str, done: RoundDone) -> Row:
+        """Append a round (or the final pass) and its clients, and write both tables; return the round's row."""
+        phase = "final" if done.final else "train"
+        simulated = client_seconds(self._config.clients, done)
+        row = {"method": method, "phase": phase, **round_row(done, simulated)}
+        clients = [
+            {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
+            for outcome in done.outcomes
+        ]
+        self._append("rounds", [row])
+        self._append("clients", clients)
+        return row
+
+    def record_attempt(self, method: str, attempt: Attempt) -> None:
+        """Append what went wrong in a round to the ledger, and write it."""
+        self._record_event(
+            method,
+            server_round=attempt.server_round,
+            clients=list(attempt.clients),
+            attempt=attempt.number,
+            node=attempt.node,
+            kind=attempt.kind,
+            cause=attempt.cause,
+            action=attempt.action,
+        )
+
+    def record_continued(self, method: str, server_round: int, broken: Sequence[str]) -> None:
+        """Append to the ledger that a method is continued after so many rounds, and which checkpoints are broken."""
+        for cause in broken:
+            self._record_event(method, server_round, "checkpoint broken", cause, "an older one is used")
+        self._record_event(method, server_round, "interrupted", "", f"continued after {server_round} rounds")
+
+    def record_memory(self, rows: Sequence[Row]) -> None:
+        """Append a finished method's rows of memory.parquet, and write it."""
+        self._append("memory", rows)
+
+    def write_states(self, method: str, states: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Write a finished method's states, and yield them on, one in memory at a time."""
+        folder = self.place / "adapters" / method
+        for name, state in states:
+            kind, _, id = name.partition("/")
+            place = folder / "states" / f"{file_name(id)}.safetensors" if id else folder / f"{kind}.safetensors"
+            save_tensors(place, arrays(state), self._durable)
+            yield name, state
+
+    def finish(self, summary: Summary) -> None:
+        """Write a finished method's entry of the summary."""
+        if not self._durable:  # it cannot be continued: the working files go
+            (self.place / "states" / summary.method).remove()
+            with suppress(OSError):
+                if not (self.place / "states").names():
+                    (self.place / "states").remove()
+        places = [entry.key for entry in self._config.method]
+        self._summaries = sorted([*self._summaries, summary], key=lambda one: places.index(one.method))
+        entries = [{name: strict(value) for name, value in asdict(entry).items()} for entry in self._summaries]
+        self._write("summary.json", (json.dumps(entries, indent=2, allow_nan=False) + "\n").encode())
+
+    def _rewind(self, method: str, server_round: int) -> None:
+        """Take back what was recorded of a method after so many rounds: it comes again."""
+
+        def stays(row: Row) -> bool:
+            return bool(row["method"] != method or (row["phase"] == "train" and row["server_round"] < server_round))
+
+        self._filter("rounds", stays)
+        self._filter("clients", stays)
+        self._filter("memory", lambda row: row["method"] != method)
+        self._summaries = [summary for summary in self._summaries if summary.method != method]
+
+    def _filter(self, name: str, keep: Callable[[Row], bool]) -> None:
+        self._tables[name] = [
+            table.filter(pa.array([keep(row) for row in table.to_pylist()], pa.bool_())) for table in self._tables[name]
+        ]
+
+    def _record_event(self, method: str, server_round: int, kind: str, cause: str, action: str, **more: Any) -> None:
+        row = {
+            "time": datetime.now(UTC),
+            "method": method,
+            "server_round": server_round,
+            "clients": more.get("clients", []),
+            "attempt": more.get("attempt", 0),
+            "node": more.get("node", ""),
+            "kind": kind,
+            "cause": cause,
+            "action": action,
+        }
+        self._append("events", [row])
+
+    def _append(self, name: str, rows: Sequence[Row]) -> None:
+        tables = self._tables[name]
+        tables[:] = [self._in_order(pa.concat_tables([*tables, _table(rows)], promote_options="permissive"))]
+        buffer = BytesIO()
+        pq.write_table(tables[0], buffer)
+        self._write(f"{name}.parquet", buffer.getvalue())
+
+    def _in_order(self, table: pa.Table) -> pa.Table:
+        """Return the rows in the order of the methods: one that is continued may not be the last."""
+        if not self.resumed:
+            return table
+        places = [entry.key for entry in self._config.method]
+        keys = [places.index(method) for method in table["method"].to_pylist()]
+        return table.take(np.argsort(keys, kind="stable"))
+
+    def _read_table(self, name: str) -> list[pa.Table]:
+        place = self.place / f"{name}.parquet"
+        if not place.is_file():
+            return []
+        try:
+            return [pq.read_table(BytesIO(place.read()))]
+        except (OSError, pa.ArrowException) as error:
+            raise StateError(f"{place}: cannot be read: {error}") from None
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            (self.place / name).write(data, self._durable)
+        except OSError as error:
+            raise StateError(f"{self.place / name}: cannot be written: {error}") from None
+
+
+def read_summaries(place: Place) -> list[Summary]:
+    """Return the summaries of the methods that a run has finished.
+
+    Raises:
+        StateError: they cannot be read.
+    """
+    file = place / "summary.json"
+    if not file.is_file():
+        return []
+    names = {field.name for field in fields(Summary)}
+    try:
+        entries = json.loads(file.read())
+        return [Summary(**{name: entry[name] for name in names}) for entry in entries]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise StateError(f"{file}: is no summary of a run: {type(error).__name__}: {error}") from None
+
+
+def continued(place: Place, given: Config) -> Config:
+    """Return the configuration with which a run is continued: what is given, with what the run found out at its start.
+
+    Raises:
+        ConfigError: it is not the folder of a run, or the configuration differs in what changes results; the message
+            lists the differences.
+    """
+    file = place / "config.yaml"
+    try:
+        text = file.read().decode("utf-8") if file.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if text is None:
+        raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
+    stored = load_config(parse_yaml(text, str(file)))
+    ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
+    found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
+    differing = [
+        f"  {path}: the run has {ours.get(path)!r}, given is {theirs.get(path)!r}"
+        for path in sorted({*ours, *theirs})
+        if ours.get(path) != theirs.get(path) and path not in found and not FREE.fullmatch(path)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{place}: cannot be continued with another configuration; only rounds and what changes no result may "
+            "differ:\n" + "\n".join(differing)
+        )
+    return load_config(given, found)
+
+
+def _found_out(path: str, given: Config) -> bool:
+    """Return whether a field is filled in by timing at the start (`calibration`)."""
+    if path == "clients.example_seconds":
+        return True
+    return path.endswith("fuse") and "auto" in {given.clients.tier(name).fuse for name in given.clients.tier_names}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted path; lists have indices, and empty ones are values."""
+    entries: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping) and value:
+        entries = value.items()
+    elif isinstance(value, list) and value:
+        entries = enumerate(value)
+    else:
+        return {path: value}
+    return {
+        name: leaf
+        for key, entry in entries
+        for name, leaf in _flat(entry, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+def check_free(place: Place) -> None:
+    """Raises:
+    ConfigError: the folder exists and holds something: nothing that a user made is overwritten.
+    """
+    if place.is_file() or place.names():
+        raise ConfigError(f"output {place}: exists and is not empty; name another folder with --output")
+    if place.filesystem is None:
+        parent = next(folder for folder in (place.local, *place.local.parents) if folder.exists())
+        if not os.access(parent, os.W_OK):
+            raise ConfigError(f"output {place}: {parent} cannot be written to; name another folder with --output")
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return pa.table({column: [row.get(column) for row in rows] for column in columns})

@@ -1,0 +1,180 @@
+"""Where a run's files are: a folder of this machine, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
+
+A file is written whole or not at all: to a temporary name, flushed to the disk and renamed, or in one upload where the
+store shows an object only when it is complete.
+"""
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+from pyarrow import fs
+
+from fedray.errors import ConfigError
+
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Show an object when its upload is complete, and not before."""
+
+LONGEST_NAME = 150
+"""Bytes of a file's name that comes from a client's id; most file systems take 255."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder. filesystem: None for this machine's, where `path` is absolute."""
+
+    filesystem: fs.FileSystem | None
+    path: str
+
+    @classmethod
+    def of(cls, where: "str | Path | Place") -> "Place":
+        """Return the place that a path or URI names.
+
+        Raises:
+            ConfigError: pyarrow knows no such URI.
+        """
+        if isinstance(where, Place):
+            return where
+        if isinstance(where, Path) or not re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where):
+            return cls(None, str(Path(where).expanduser().absolute()))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(where)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ConfigError(f"storage_path, output: {where!r} cannot be used: {error}") from None
+        return cls(None if isinstance(filesystem, fs.LocalFileSystem) else filesystem, path)
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.filesystem is None else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def local(self) -> Path:
+        """Raises:
+        ValueError: it is not on this machine.
+        """
+        if self.filesystem is not None:
+            raise ValueError(f"{self} is not on this machine")
+        return Path(self.path)
+
+    def is_folder(self) -> bool:
+        """Return whether it is there; a store without folders has all of them."""
+        if self.filesystem is None:
+            return self.local.is_dir()
+        if self.filesystem.type_name in OBJECT_STORES:
+            return True
+        return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.Directory)
+
+    def is_file(self) -> bool:
+        if self.filesystem is None:
+            return self.local.is_file()
+        return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
+
+    def size(self) -> int:
+        """Return a file's bytes. Raises OSError."""
+        if self.filesystem is None:
+            return self.local.stat().st_size
+        return int(self.filesystem.get_file_info(self.path).size or 0)
+
+    def names(self) -> list[str]:
+        """Return what is in the folder, in order; nothing if it is not there."""
+        if self.filesystem is None:
+            return sorted(os.listdir(self.path)) if self.local.is_dir() else []
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def make_folder(self) -> None:
+        if self.filesystem is None:
+            self.local.mkdir(parents=True, exist_ok=True)
+        else:
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def read(self) -> bytes:
+        """Raises OSError."""
+        if self.filesystem is None:
+            return self.local.read_bytes()
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write(self, data: bytes, durable: bool = True) -> None:
+        """Write a file, whole or not at all; its folder is made if it is not there.
+
+        durable: it survives a crash of the machine once this returns.
+
+        Raises:
+            OSError: it could not be written; what was there before is untouched.
+        """
+        if self.filesystem is None:
+            self._write_here(data, durable)
+            return
+        if self.filesystem.type_name in OBJECT_STORES:
+            self._upload(self.path, data)
+            return
+        temporary = self._temporary()
+        self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+        self._upload(temporary, data)
+        self.filesystem.move(temporary, self.path)
+
+    def remove(self) -> None:
+        """Delete a file or a folder with all that is in it; nothing happens if it is not there."""
+        filesystem = self.filesystem or fs.LocalFileSystem()
+        kind = filesystem.get_file_info(self.path).type
+        if kind == fs.FileType.Directory:
+            filesystem.delete_dir(self.path)
+        elif kind == fs.FileType.File:
+            filesystem.delete_file(self.path)
+
+    def _write_here(self, data: bytes, durable: bool) -> None:
+        path, temporary = Path(self.path), Path(self._temporary())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync_folder(path.parent)
+
+    def _upload(self, path: str, data: bytes) -> None:
+        assert self.filesystem is not None
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def _temporary(self) -> str:
+        folder, _, name = self.path.rpartition("/")
+        return f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
+
+
+def sync_folder(folder: Path) -> None:
+    """Let names that were made in the folder survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_name(id: str) -> str:
+    """Return a name for a file or folder that no two ids share and that leads nowhere else: `a/../b` becomes
+    `a%2F..%2Fb`."""
+    name = quote(id, safe=" ", errors="surrogatepass").replace("~", "%7E")
+    if name.startswith("."):
+        name = f"%2E{name[1:]}"
+    if len(name) > LONGEST_NAME or not name:
+        name = f"{name[:LONGEST_NAME]}~{sha256(id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    return name

@@ -1,0 +1,107 @@
+"""Files that are written whole or not at all, wherever they are."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as fs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedray.errors import ConfigError
+from fedray.storage import Place, file_name
+
+
+@pytest.fixture(params=["local", "file uri", "elsewhere"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Elsewhere: not on this machine as far as `Place` knows, as HDFS would be."""
+    if request.param == "elsewhere":
+        return Place(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "deep/run")
+    return Place.of(tmp_path / "deep" / "run" if request.param == "local" else f"file://{tmp_path}/deep/run")
+
+
+def test_what_is_written_is_read(folder: Place) -> None:
+    file = folder / "a" / "b.bin"
+    assert not file.is_file()
+    assert folder.names() == []
+    file.write(b"one")
+    file.write(b"two!")
+    assert (file.read(), file.size(), file.name) == (b"two!", 4, "b.bin")
+    assert (file.is_file(), (folder / "a").is_folder(), (folder / "a").is_file()) == (True, True, False)
+    (folder / "a" / "a.bin").write(b"", durable=False)
+    assert (folder / "a").names() == ["a.bin", "b.bin"]
+    file.remove()
+    file.remove()
+    assert (folder / "a").names() == ["a.bin"]
+    folder.remove()
+    assert folder.names() == []
+
+
+def test_a_missing_file_is_an_os_error(folder: Place) -> None:
+    with pytest.raises(OSError, match="nothing"):
+        (folder / "nothing").read()
+
+
+@pytest.fixture
+def little_room(tmp_path: Path) -> Iterator[int]:
+    """No file of this process may have more bytes than this."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield 1000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path, little_room: int) -> None:
+    file = Place.of(tmp_path) / "file"
+    file.write(b"old")
+    with pytest.raises(OSError, match="too large"):
+        file.write(bytes(little_room + 1))
+    assert file.read() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_uri_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="storage_path, output: 'nosuch://a/b' cannot be used"):
+        Place.of("nosuch://a/b")
+
+
+def test_only_what_is_here_has_a_path(tmp_path: Path) -> None:
+    assert Place.of(str(tmp_path)).local == tmp_path
+    assert Place.of(Place.of(tmp_path)) == Place.of(tmp_path)
+    elsewhere = Place(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "x")
+    with pytest.raises(ValueError, match="not on this machine"):
+        elsewhere.local  # noqa: B018
+
+
+def test_the_home_folder_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Place.of("~/runs").local == tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("id", "expected"),
+    [
+        ("client_001", "client_001"),
+        ("Zoë Müller", "Zo%C3%AB M%C3%BCller"),
+        ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
+        (".", "%2E"),
+        ("..", "%2E."),
+        ("a\0b", "a%00b"),
+    ],
+)
+def test_ids_as_names(id: str, expected: str) -> None:
+    assert file_name(id) == expected
+
+
+ID = st.text(st.characters(codec=None), max_size=300)
+
+
+@given(ID, ID)
+def test_an_id_leads_nowhere_else_and_to_nobody_else(one: str, other: str) -> None:
+    name = file_name(one)
+    assert name not in ("", ".", "..")
+    assert not set("/\\\0\n") & set(name)
+    assert len(f"{name}.safetensors".encode()) < 255
+    assert (name == file_name(other)) == (one == other)
