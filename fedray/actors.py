@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import ray
@@ -28,6 +28,13 @@ START_TIMEOUT_S = 120.0
 RESTART_TIMEOUT_S = 600.0
 """How long a tier without any actor waits for another one: a node of an autoscaled cluster takes minutes."""
 
+MOST_DEATHS, DYING_S = 3, 60.0
+"""Actors that die while they start are started again, ever later, until there were more deaths than this in a row and
+they took this long."""
+
+LOOK_S = 1.0
+"""How often to look whether something is overdue."""
+
 CLOSE_TIMEOUT_S = 10.0
 """How long silos may take to end in order; then they are killed."""
 
@@ -39,6 +46,14 @@ class Member:
     tier: str
     handle: Any
     node: str = ""
+
+
+@dataclass
+class _Dying:
+    """Deaths in a row of a tier's actors that were starting."""
+
+    since: float
+    deaths: int = 0
 
 
 class Crew:
@@ -56,8 +71,8 @@ class Crew:
         self._jobs: Mapping[str, Any] = {}
         self._starting: dict[Any, Member] = {}
         self._alone_since: dict[str, float] = {}
-        self._deaths = dict.fromkeys(sizes, 0)  # in a row, of actors that were starting
-        self._max_deaths = clients.max_failures
+        self._dying: dict[str, _Dying] = {}
+        self._later: list[tuple[float, str]] = []  # when to start another actor of a tier
         _build_extensions(clients, asked)
         self.members = self._start_together(sizes)
 
@@ -72,9 +87,7 @@ class Crew:
             except RayError as error:
                 self.replace(member, error)
         while not all(self.members.values()):
-            self.check_patience()
-            ready, _ = ray.wait(list(self._starting), timeout=1.0)
-            for ref in ready:
+            for ref in self.wait([]):
                 self.started(ref)
 
     def replace(self, lost: Member, error: object) -> None:
@@ -85,12 +98,22 @@ class Crew:
         self.members[lost.tier] = [member for member in self.members[lost.tier] if member is not lost]
         self._begin(lost.tier)
 
-    def starting(self) -> list[Any]:
-        """Return references that become ready when an actor that replaces another is, or has failed to be."""
-        return list(self._starting)
+    def wait(self, streams: Sequence[Any]) -> list[Any]:
+        """Wait for one of the streams, or for an actor that replaces another (`started`), and return it; nothing if
+        there is none for a second.
+
+        Raises:
+            FedrayError: a tier has been without actors for too long.
+        """
+        self._look_after()
+        if waiting := [*streams, *self._starting]:
+            ready, _ = ray.wait(waiting, timeout=LOOK_S)
+            return list(ready)
+        sleep(0.1)
+        return []
 
     def started(self, ref: Any) -> Member | None:
-        """Return the actor whose reference is ready; None where it died: another one is started.
+        """Return the actor whose reference is ready; None where it died: another one is started a little later.
 
         Raises:
             FedrayError: actors of this tier die whenever they start.
@@ -99,25 +122,29 @@ class Crew:
         try:
             member.node = get(ref)
         except RayError as error:
-            self._deaths[member.tier] += 1
-            if self._deaths[member.tier] > self._max_deaths:
+            dying = self._dying.setdefault(member.tier, _Dying(monotonic()))
+            dying.deaths += 1
+            if dying.deaths > MOST_DEATHS and monotonic() - dying.since > DYING_S:
                 raise FedrayError(
                     f"clients: actors of tier {member.tier!r} that should replace others died while they started, "
-                    f"{self._deaths[member.tier]} times in a row: {first_line(error)}"
+                    f"{dying.deaths} times in a row: {first_line(error)}"
                 ) from None
-            self._begin(member.tier)
+            # Ray may not know yet that a node is gone, and start it there.
+            self._later.append((monotonic() + min(2.0**dying.deaths, DYING_S / 4), member.tier))
             return None
-        self._deaths[member.tier] = 0
+        self._dying.pop(member.tier, None)
         self._alone_since.pop(member.tier, None)
         self.members[member.tier].append(member)
         return member
 
-    def check_patience(self) -> None:
-        """Raises:
-        FedrayError: a tier has been without actors for too long.
-        """
+    def _look_after(self) -> None:
+        """Start actors whose time has come; lose patience with tiers that get none."""
+        now = monotonic()
+        for entry in [entry for entry in self._later if entry[0] <= now]:
+            self._later.remove(entry)
+            self._begin(entry[1])
         for tier, since in self._alone_since.items():
-            if not self.members[tier] and monotonic() - since > RESTART_TIMEOUT_S:
+            if not self.members[tier] and now - since > RESTART_TIMEOUT_S:
                 raise FedrayError(
                     f"clients: no actor of tier {tier!r} could be started again in {RESTART_TIMEOUT_S:.0f} s; each "
                     f"asks for {readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"

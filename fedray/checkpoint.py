@@ -78,6 +78,7 @@ class Checkpoints:
         self._folder, self._states, self._method = run / "checkpoints" / method, run / "states" / method, method
         self._classes, self._section, self._higher = classes, section, higher
         self._scores: dict[int, float | None] = {}  # of those that are there
+        self._current: set[StateRef] = set()  # of the newest
         self._replaced: list[tuple[StateRef, int]] = []  # in files that are there, and the first round without each
 
     def due(self, server_round: int, last: int) -> bool:
@@ -112,12 +113,15 @@ class Checkpoints:
         (folder / "server.safetensors").write(blob)
         (folder / "manifest.json").write(_sealed(manifest))
         self._scores[progress.server_round] = progress.score
+        self._current = set(progress.client_states.values())
         self._replaced += [(ref, progress.server_round) for ref in replaced if ref.file]
         return self._pruned(self._kept())
 
     def finish(self) -> list[StateRef]:
         """Keep the last one only: the run can be continued with more rounds. Returns: as `save`."""
-        return self._pruned({max(self._scores)} if self._scores else set())
+        free = self._pruned({max(self._scores)} if self._scores else set())
+        self._sweep()
+        return free
 
     def newest(self) -> tuple[Progress | None, list[str]]:
         """Return the newest intact checkpoint, None if there never was one; and what is wrong with newer ones, which
@@ -210,7 +214,7 @@ class Checkpoints:
 
     def _take_stock(self, names: Iterable[str], newest: Progress) -> None:
         """Learn which checkpoints are there, and which states they need; delete all others."""
-        current = set(newest.client_states.values())
+        current = self._current = set(newest.client_states.values())
         for name in names:
             try:
                 manifest = self._manifest(self._folder / name)
@@ -221,7 +225,13 @@ class Checkpoints:
             older = {StateRef(*ref) for ref in manifest.client_states.values()} - current
             known = {ref for ref, _ in self._replaced}
             self._replaced += [(ref, newest.server_round) for ref in sorted(older - known) if ref.file]
-        needed = {ref.file for ref in current} | {ref.file for ref, _ in self._replaced}
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete states that no checkpoint needs: of rounds that did not end, of actors that died before they told."""
+        if not self._scores:
+            return
+        needed = {ref.file for ref in self._current} | {ref.file for ref, _ in self._replaced}
         for name in self._states.names():
             if name not in needed:
                 (self._states / name).remove()
@@ -229,7 +239,10 @@ class Checkpoints:
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
     """Return the manifest as JSON, and below it the SHA-256 of that line."""
-    line = json.dumps(manifest, allow_nan=False).encode()
+    return sealed_line(json.dumps(manifest, allow_nan=False).encode())
+
+
+def sealed_line(line: bytes) -> bytes:
     return line + b"\n" + sha256(line).hexdigest().encode() + b"\n"
 
 

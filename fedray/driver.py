@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.cluster import living_nodes
 from fedray.config import ClientsConfig, Config
@@ -125,7 +126,9 @@ def _driven(prepared: Any, place: Place, resume: bool) -> Iterator[Event]:
     Raises:
         FedrayError: the experiment ended. _DriverDied: the driver did.
     """
-    driver = DriverActor.remote()  # type: ignore[attr-defined]
+    # Beside whoever called it, on a cluster the head: a worker node may go, and that one's end is the caller's too.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    driver = DriverActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     try:
         for ref in driver.run.remote(prepared, place, resume):
             try:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
 
-import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
-from fedray.actors import Crew, Member, first_line
+from fedray.actors import LOOK_S, Crew, Member, first_line
 from fedray.blocks import BLOCK_SECONDS, Block, failure_of, state_files
 from fedray.chunks import Chunks, Group, groups, ids_of, work_of
 from fedray.cluster import check_room, living_nodes, node_types
@@ -32,9 +31,6 @@ from fedray.worker import Assignment, Job
 
 SMOOTHING = 0.1
 """Weight of the latest block in the moving average of the seconds that handling one takes."""
-
-LOOK_S = 1.0
-"""How often those are looked for that make no progress."""
 
 
 class ClientPool:
@@ -92,7 +88,7 @@ class ClientPool:
         looked = monotonic()
         while running or any(waiting.values()):
             for tier, chunks in waiting.items():
-                for member in list(idle[tier]):
+                for member in list(idle[tier]) if chunks else ():
                     lasting = self._block_seconds()
                     worthwhile = self._paces[tier].work_in(lasting)
                     if chunk := chunks.take(self.actors(tier), worthwhile, member):
@@ -100,10 +96,9 @@ class ClientPool:
                         turns = [self._turns(group, sent, states) for group in chunk]
                         stream = member.handle.train.remote(chunk_of(turns, lasting))
                         running[stream] = _Running(member, chunk)
-            ready, _ = ray.wait([*running, *self.crew.starting()], timeout=LOOK_S)
+            ready = self.crew.wait(list(running))
             if monotonic() - looked > LOOK_S:
                 looked = monotonic()
-                self.crew.check_patience()
                 for stream in self._stuck(running):
                     late = f"no progress for {self._timeout:g} s (clients.client_timeout_s)"
                     yield from self._lost(running.pop(stream), waiting, "timeout", late)

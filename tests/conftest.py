@@ -25,6 +25,10 @@ settings.register_profile("fedray", deadline=None, derandomize=True)
 settings.load_profile("fedray")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-cases", type=int, default=10_000, help="cases of every fuzz test")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets that may lie beside the checkout."""

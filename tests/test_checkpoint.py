@@ -101,6 +101,7 @@ def test_the_last_ones_and_the_best_are_kept_with_their_states_and_no_others(tmp
 def test_of_a_finished_method_the_last_one_is_kept(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.play(range(4), [9, 1, 1, 1])
+    run.files.write(2, [Kept(np.zeros(2, np.float32))])  # by an actor that died before it told
     run.files.forget(run.checkpoints.finish())
     assert (run.names(), run.states()) == (["00004"], [3])
 

@@ -55,6 +55,16 @@ def test_run_ends_with_the_table_and_where_the_results_are(config: Path, tmp_pat
     assert (resolved["rounds"], resolved["train"]["lr"]) == (2, 1e-3)
 
 
+def test_a_run_is_continued_with_more_rounds(config: Path, tmp_path: Path) -> None:
+    assert call("run", config, "--output", tmp_path / "out").exit_code == 0
+    result = call("run", config, "rounds=3", "--resume", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "fedalt: 3 rounds, continued after 1" in result.stdout
+    refused = call("run", config, "rounds=3", "train.lr=1", "--resume", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "train.lr: the run has" in refused.stderr
+
+
 def test_an_output_that_holds_something_is_never_touched(config: Path, tmp_path: Path) -> None:
     precious = tmp_path / "out" / "thesis.txt"
     precious.parent.mkdir()

@@ -584,7 +584,7 @@ def test_every_plain_field_is_documented() -> None:
     """The texts under the fields are their documentation; a new field without one fails here."""
     pairs = [(section, name) for section in Section.__subclasses__() for name in section.model_fields]
     documented = {f"{section.__name__}.{name}" for section, name in pairs if section.model_fields[name].description}
-    sections = {"model", "data", "partition", "clients", "lora", "reft", "train", "evaluation"}
+    sections = {"checkpoint", "model", "data", "partition", "clients", "lora", "reft", "train", "evaluation"}
     expected = {
         f"{section.__name__}.{name}"
         for section, name in pairs

@@ -12,6 +12,9 @@ from fedray.config.section import Section, describe
 from fedray.config.yaml import parse_yaml, to_yaml
 from fedray.errors import ConfigError
 
+LARGEST = 10_000_000
+"""Bytes of a configuration file."""
+
 
 def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a configuration from a file, a mapping or another configuration, and apply dotted overrides.
@@ -29,6 +32,8 @@ def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapp
     else:
         where = str(source)
         try:
+            if (size := Path(source).stat().st_size) > LARGEST:
+                raise ConfigError(f"{where}: {size} bytes; a configuration has at most {LARGEST}")
             raw = parse_yaml(Path(source).read_text(encoding="utf-8"), where)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{where}: cannot be read: {error}") from None

@@ -29,6 +29,9 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes text which `_Loader` would read as a number, such as the git revision 1234e56."""
 
 
+MOST_VALUES = 1_000_000
+"""Of a document."""
+
 _NUMBER = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
@@ -40,10 +43,40 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         ConfigError: it is not YAML; the message has line and column.
     """
+    loader: _Loader | None = None
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values, with every alias written out")
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node has when its aliases are written out: ten lines can stand for a billion.
+
+    Raises:
+        ValueError: a node contains itself.
+    """
+    if (found := known.get(id(node))) is not None:
+        if not found:
+            raise ValueError(f"a value contains itself:{node.start_mark}")
+        return found
+    known[id(node)] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]
 
 
 def to_yaml(value: Any) -> str:

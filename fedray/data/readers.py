@@ -17,17 +17,23 @@ from fedray.types import SPLITS, Split
 
 Columns = dict[str, Sequence[Any]]
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+LARGEST = 10_000_000_000
+"""Bytes of a file, and of what a Parquet file says that it unpacks to: all of it is read into memory."""
 
 
 def read_file(path: Path, split: Split, file: str, task: str) -> Block:
     """Read one jsonl, JSON, CSV or Parquet file.
 
     Raises:
-        DataError: the file is missing, of another kind, not UTF-8 or malformed.
+        DataError: the file is missing, of another kind, too large, not UTF-8 or malformed.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise DataError(f"{path}: unknown kind of file {suffix!r}; allowed: {choices(FORMATS)}")
+    try:
+        _check_size(path, path.stat().st_size)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     if suffix == ".parquet":
         return _parquet(path, split, file, task)
     text = _text(path)
@@ -39,6 +45,14 @@ def read_file(path: Path, split: Split, file: str, task: str) -> Block:
     else:
         columns, rows = _json_lines(text, str(path))
     return Block(str(path), split, file, task, columns, rows)
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > LARGEST:
+        raise DataError(
+            f"{path}: {size / 1e9:.3g} GB to read at once, at most {LARGEST / 1e9:g} GB; cut it into several files and "
+            "name them with a `*`"
+        )
 
 
 def _text(path: Path) -> str:
@@ -83,7 +97,7 @@ def _json_lines(text: str, where: str) -> tuple[Columns, list[int]]:
         if line.strip():
             try:
                 records.append(json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: a whole number of thousands of digits
                 raise DataError(f"{where}: line {number}: not valid JSON: {error}") from None
             rows.append(number)
     return _columns(records, rows, where, "line"), rows
@@ -94,7 +108,7 @@ def _json_array(text: str, where: str) -> tuple[Columns, list[int]]:
         records = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: line {error.lineno}: not valid JSON: {error.msg}") from None
-    except RecursionError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     rows = list(range(1, len(records) + 1))
     return _columns(records, rows, where, "row"), rows
@@ -110,7 +124,10 @@ def _columns(records: list[Any], rows: list[int], where: str, unit: str) -> Colu
 
 def _parquet(path: Path, split: Split, file: str, task: str) -> Block:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as opened:
+            groups = range(opened.metadata.num_row_groups)
+            _check_size(path, sum(opened.metadata.row_group(group).total_byte_size for group in groups))
+            table = opened.read()
         columns = table.to_pydict()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from contenders import ROOT, contenders, place_versions
-from suite import measure_kernels, measure_row, place
+from contenders import ROOT, contenders, place_versions, reliability_contenders
+from suite import measure_kernels, measure_reliability, measure_row, place
 from table import page
-from workloads import rows
+from workloads import reliability_rows, rows
 
 WORK = ROOT / ".bench"
 """Where peers' environments and the rows' files are."""
@@ -48,6 +48,13 @@ def main() -> None:
             measured = measure_row(workload, chosen, args.repeats)
             loads = [load for found in measured["contenders"].values() for load in found["load"]]
             results["rows"][workload.row] = {**measured, "place": place(loads, place_versions(WORK))}
+            save(results, output)
+    for row, workload in reliability_rows(args.quick, WORK / ("files-quick" if args.quick else "files")).items():
+        if row.startswith(wanted):
+            who = reliability_contenders(workload, WORK)
+            found = measure_reliability(workload, [c for c in who if c.name.startswith(tuple(args.contenders))])
+            loads = [load for contender in found["contenders"].values() for load in contender["load"]]
+            results.setdefault("reliability", {})[row] = {**found, "place": place(loads, place_versions(WORK))}
             save(results, output)
     for which in ("A1", "A2"):
         if which.startswith(wanted):

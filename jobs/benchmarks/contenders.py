@@ -47,6 +47,27 @@ def contenders(workload: Workload, work: Path) -> list[Contender]:
     return [*ours, *plain, flwr, *(pfl[:1] if workload.state else pfl)]
 
 
+def reliability_contenders(workload: Workload, work: Path) -> list[Contender]:
+    """Return who is asked what is lost (W5), and whether results are the same (W6): in W6 a process dies in those that
+    say so."""
+    ours, theirs = _program(lambda: sys.executable, "with_fedray.py", 2), ("with_flwr.py", lambda: peer("flwr", work))
+    if workload.row == "W5":
+        return [
+            Contender("fedray, a worker dies", ours, (ROOT, HERE)),
+            Contender("flwr, a worker dies", _program(theirs[1], theirs[0], 2)),
+        ]
+    found = []
+    for number in (1, 2, 4):
+        one = _program(lambda: sys.executable, "with_fedray.py", number)
+        found.append(Contender(f"fedray, {number} workers", one, (ROOT, HERE)))
+    dying = _program(lambda: sys.executable, "with_fedray.py", 2, options=("driver-dies",))
+    found.append(Contender("fedray, a worker dies", ours, (ROOT, HERE)))
+    found.append(Contender("fedray, the driver dies", dying, (ROOT, HERE)))
+    for number in (1, 2, 4):
+        found.append(Contender(f"flwr, {number} workers", _program(theirs[1], theirs[0], number)))
+    return [*found, Contender("flwr, 2 workers again", _program(theirs[1], theirs[0], 2))]
+
+
 @cache
 def peer(name: str, work: Path) -> str:
     """Return a peer's Python, its environment made first if need be."""

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from contenders import HERE, ROOT, Contender, machine
@@ -56,6 +58,24 @@ def measure_kernels(which: str, quick: bool, repeats: int) -> dict[str, Any]:
             own["load"].append(run.load)
             print(f"{kernel['row']}: {kernel['seconds']:.4g} s, directly {kernel['direct']:.4g} s", flush=True)
     return found
+
+
+def measure_reliability(workload: Workload, chosen: Sequence[Contender]) -> dict[str, Any]:
+    """Return the entry of W5 or W6: what each brought in every round, and a hash of what it ended with."""
+    make_files(workload)
+    found: dict[str, Any] = {}
+    for contender in chosen:
+        with TemporaryDirectory() as folder:
+            mark = folder if contender.name.endswith("a worker dies") else ""
+            try:
+                run = measure(contender.command(replace(workload, dies=mark)), contender.paths, None)
+                facts = run.facts
+                found[contender.name] = {"updates": facts["updates"], "sha256": facts["sha256"], "load": [run.load]}
+            except Failed as error:
+                print(error, file=sys.stderr, flush=True)
+                found[contender.name] = {"failed": "ended with an error", "load": []}
+        print(f"{workload.row}: {contender.name}: {found[contender.name]}", flush=True)
+    return {"asked": workload.per_round, "contenders": found}
 
 
 def place(loads: list[float], versions: Mapping[str, str]) -> dict[str, Any]:

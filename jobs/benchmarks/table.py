@@ -41,6 +41,8 @@ NOTES = """## What a row is
 200 clients, 64 sequences of 64 tokens, 8 AdamW steps of 8; 20 rounds |
 | W3s | as W3 with 8 steps of one or two sequences of 32 tokens |
 | W4 | as W3, and every client keeps and changes 1 MB of its own |
+| W5 | as W0 with 20 of 100 clients in 5 rounds; in the second round the first client kills its worker |
+| W6 | as W2 with 20 clients in 3 rounds; two processes of the same configuration should end with the same numbers |
 | A1 | every client's geometric median of the others, d = 100,000, against one run of Weiszfeld's iteration per client |
 | A2 | masked cluster update and its best approximation of rank r, against forming and decomposing the dense matrix |
 | S1 | 10,000 clients with 300 KB of state each, 100 per round, 50 rounds: what the driver holds |
@@ -122,6 +124,11 @@ def page(results: Mapping[str, Any]) -> str:
     if kernels:
         lines = [_kernel_line(row, kernels[row]) for row in kernels]
         parts.append(_table("Aggregation", ("row", "fedray, s", "directly, s", "times fedray's", ""), lines))
+    asked = results.get("reliability", {})
+    if asked:
+        lines = [line for row in asked for line in _reliability_lines(row, asked[row])]
+        columns = ("row", "contender", "updates per round", "of", "the end's SHA-256")
+        parts.append(_table("What is lost, and whether it is the same", columns, lines))
     flat = [line for row in rows for line in _driver_lines(row, rows[row])]
     if flat:
         parts.append(_table("The driver's memory", ("row", "MB after 20 %", "40 %", "60 %", "80 %", "100 %"), flat))
@@ -153,6 +160,15 @@ def _kernel_line(row: str, found: Mapping[str, Any]) -> str:
     return f"| {row} | {Spread.of(found['seconds'])} | {Spread.of(found['direct'])} | {ratio} | {found['note']} |"
 
 
+def _reliability_lines(row: str, measured: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, found in measured["contenders"].items():
+        updates = found.get("failed") or ", ".join(map(str, found["updates"]))
+        digest = (found.get("sha256") or "")[:12] if row == "W6" else ""
+        lines.append(f"| {row} | {name} | {updates} | {measured['asked']} | {digest} |")
+    return lines
+
+
 def _driver_lines(row: str, measured: Mapping[str, Any]) -> list[str]:
     values = measured["contenders"].get(FEDRAY, {}).get("driver_mb")
     return [f"| {row} | {' | '.join(_short(value) for value in values)} |"] if values and row.startswith("S") else []
@@ -161,7 +177,7 @@ def _driver_lines(row: str, measured: Mapping[str, Any]) -> list[str]:
 def _places(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return where and when rows were measured, equal ones once, with their rows."""
     places: dict[str, dict[str, Any]] = {}
-    for row, measured in {**results.get("rows", {}), **results.get("kernels", {})}.items():
+    for row, measured in {name: one for part in results.values() for name, one in part.items()}.items():
         place = measured["place"]
         places.setdefault(str(place), {**place, "rows": []})["rows"].append(row)
     return list(places.values())

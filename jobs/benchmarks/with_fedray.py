@@ -1,15 +1,17 @@
 """A row on fedray, through `fedray.run` alone.
 
-    python with_fedray.py WORKLOAD WORKERS [FUSE] RESULT
+    python with_fedray.py WORKLOAD WORKERS [FUSE | driver-dies] RESULT
 
-FUSE: clients.fuse, how many clients are trained in one step.
+FUSE: clients.fuse, how many clients are trained in one step. driver-dies: it is killed after the first round.
 
-Every run ends with a pass over all clients, which no peer has: it is left as soon as the last round is aggregated. A
-round lasts from the end of the one before to its own, as the caller sees it: writing its rows is part of it.
+Every run ends with a pass over all clients, which no peer has: it is left as soon as the last round is aggregated,
+after its checkpoint where there is one. A round lasts from the end of the one before to its own, as the caller sees it:
+writing its rows is part of it.
 """
 
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from workloads import LETTER_A, Timeline, Workload
 
 import fedray
@@ -32,9 +35,15 @@ def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") ->
     every_example = {"min_examples": 1, "validation_fraction": 0, "test_fraction": 0}
     common = {
         "rounds": workload.rounds,
-        "clients": {"count": workload.clients, "per_round": workload.per_round, "actors": workers, "num_cpus": 1}
+        "clients": {
+            "count": workload.clients,
+            "per_round": workload.per_round,
+            "actors": workers,
+            "num_cpus": min(1, 2 / workers),
+        }
         | {"fuse": int(fuse) if fuse.isdigit() else fuse},
         "evaluation": {"every": 0},
+        "checkpoint": {"every": int(workload.row == "W6")},
         "device": "cpu",
     }
     if workload.kind != "lora":
@@ -76,10 +85,17 @@ def text_file(workload: Workload, folder: Path) -> Path:
 
 
 def main(text: str, workers: str, *rest: str) -> None:
-    *fuse, result = rest
+    *options, result = rest
+    fuse, dies = [option for option in options if option != "driver-dies"], "driver-dies" in options
     workload, timeline = Workload(**json.loads(text)), Timeline(result)
 
     def on_event(event: Event) -> None:
+        nonlocal dies
+        if isinstance(event, RoundFinished) and dies:
+            dies = False
+            for process in psutil.Process().children(recursive=True):
+                if "ray::DriverActor" in " ".join(process.cmdline()):
+                    process.kill()
         if isinstance(event, RoundFinished) and not event.final:
             timeline.begin(monotonic() - event.seconds)
             timeline.end_round()
@@ -93,8 +109,11 @@ def main(text: str, workers: str, *rest: str) -> None:
         except LastRoundEnded:
             pass
         rounds = pd.read_parquet(Path(runs) / "run" / "rounds.parquet")
+        server = next((Path(runs) / "run" / "checkpoints").glob(f"*/{workload.rounds:05d}/server.safetensors"), None)
+        digest = None if server is None else sha256(server.read_bytes()).hexdigest()
         uplink = rounds["uplink_bytes"].iloc[0] / rounds["clients"].iloc[0]
-        timeline.write(value=float(rounds.get("value", rounds["train_loss"]).iloc[-1]), numbers=int(uplink) // 4)
+        value = float(rounds.get("value", rounds["train_loss"]).iloc[-1])
+        timeline.write(value=value, numbers=int(uplink) // 4, updates=rounds["clients"].tolist(), sha256=digest)
 
 
 if __name__ == "__main__":

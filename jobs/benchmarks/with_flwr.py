@@ -5,6 +5,7 @@ python with_flwr.py WORKLOAD WORKERS RESULT
 
 import sys
 from collections.abc import Iterable
+from hashlib import sha256
 from json import loads
 from typing import Any
 
@@ -21,13 +22,18 @@ class Timed(FedAvg):
     def __init__(self, timeline: Timeline, **options: Any):
         super().__init__(**options)
         self.timeline = timeline
+        self.updates: list[int] = []
 
     def configure_train(self, *arguments: Any, **named: Any) -> Iterable[Message]:
         self.timeline.begin()
         return super().configure_train(*arguments, **named)
 
-    def aggregate_train(self, *arguments: Any, **named: Any) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        result = super().aggregate_train(*arguments, **named)
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        came = list(replies)
+        self.updates.append(sum(not reply.has_error() for reply in came))
+        result = super().aggregate_train(server_round, came)
         self.timeline.end_round()
         return result
 
@@ -47,7 +53,8 @@ def main(text: str, workers: str, result: str) -> None:
         first, config = ArrayRecord([local_work(text).initial()]), ConfigRecord({"workload": text})
         ended = strategy.start(grid, first, num_rounds=workload.rounds, train_config=config)
         (vector,) = ended.arrays.to_numpy_ndarrays()
-        timeline.write(value=float(vector[0]), numbers=vector.size)
+        digest = sha256(vector.tobytes()).hexdigest()
+        timeline.write(value=float(vector[0]), numbers=vector.size, updates=strategy.updates, sha256=digest)
 
     backend = {
         "init_args": {"address": "local", "num_cpus": int(workers), "log_to_driver": False},

@@ -4,6 +4,8 @@ Only numpy is imported here, and torch where it is needed: the peers' environmen
 """
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +46,7 @@ class Workload:
     payload: int = 0
     state: int = 0
     each: bool = False
+    dies: str = ""
     examples: int = 1
     tokens: int = 64
     batch: int = 1
@@ -65,6 +68,15 @@ class Workload:
         """[clients, examples, ...]: tokens (int64) or images (uint8)."""
         shape = f"{self.clients}-{self.examples}" + (f"-{self.tokens}" if self.kind == "lora" else "")
         return self.path(f"{self.kind}-{shape}.npy")
+
+    def kill_once(self, server_round: int) -> None:
+        """End this process as a crash would, if this is the moment."""
+        if self.dies and server_round == 1:
+            try:
+                Path(self.dies, "died").touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def shortened(self, rounds: int) -> "Workload":
         return replace(self, rounds=min(self.rounds, rounds))
@@ -92,6 +104,15 @@ def rows(quick: bool, files: Path) -> dict[str, Workload]:
         workload.row: replace(workload if not quick else _quick(workload, json.dumps(small)), files=str(files))
         for workload in every
     }
+
+
+def reliability_rows(quick: bool, files: Path) -> dict[str, Workload]:
+    """Return the rows that ask what is lost, and whether the result is the same."""
+    found = {
+        "W5": Workload("W5", "null", 100, 20, 5, payload=1024),
+        "W6": Workload("W6", "cnn", 1000, 20, 3, examples=50, batch=10, steps=5),
+    }
+    return {row: replace(_quick(one, one.decoder) if quick else one, files=str(files)) for row, one in found.items()}
 
 
 def _quick(workload: Workload, decoder: str) -> Workload:

@@ -23,13 +23,13 @@ def test_every_method_gives_the_same_states_on_ray_and_inline(
     tiny: dict[str, Any], cluster: None, tmp_path: Path
 ) -> None:
     inline = fedray.run(tiny, runtime="inline", output=tmp_path / "inline")
-    on_ray = fedray.run(tiny, output=tmp_path / "ray")
-    one_actor = fedray.run(tiny, output=tmp_path / "one", **{"clients.actors": 1})
+    on_ray = fedray.run(tiny, output=tmp_path / "ray", clients={"actors": 1})  # of each of the two tiers
+    four_actors = fedray.run(tiny, output=tmp_path / "four", clients={"actors": 2, "num_cpus": 0.5})
 
     def states(result: fedray.RunResult) -> dict[str, str]:
         return {summary.method: summary.state_sha256 for summary in result.summaries}
 
-    assert states(inline) == states(on_ray) == states(one_actor)
+    assert states(inline) == states(on_ray) == states(four_actors)
     assert len(set(states(inline).values())) == len(tiny["method"]), "methods must differ"
     columns = ["method", "phase", "server_round", "client", "train_loss", "aggregated_metric", "personalised_metric"]
     tables = [result.clients()[columns].sort_values(columns[:4]).reset_index(drop=True) for result in (inline, on_ray)]

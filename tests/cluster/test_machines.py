@@ -1,0 +1,159 @@
+"""Drivers, nodes and disks that fail, and somebody who presses Ctrl-C: what was finished stays, and the bits too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+import fedray
+from fedray.api import RunResult
+from fedray.config import load_config
+from fedray.driver import events
+from fedray.errors import FedrayError
+from fedray.experiment import Event, MethodStarted, RoundFinished
+from fedray.prepare import prepare
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+@pytest.fixture
+def config(tiny: dict[str, Any]) -> dict[str, Any]:
+    """A method that keeps states; two actors."""
+    clients = {"count": 6, "per_round": 5, "actors": 2, "num_cpus": 1}
+    return {**tiny, "method": ["fedalt"], "clients": clients, "rounds": 4, "device": "cpu"}
+
+
+@pytest.fixture
+def whole(config: dict[str, Any], tmp_path: Path) -> RunResult:
+    return fedray.run(config, runtime="inline", output=tmp_path / "whole")
+
+
+def assert_same(path: Path, whole: RunResult) -> None:
+    found = RunResult.load(path)
+    assert found["fedalt"].state_sha256 == whole["fedalt"].state_sha256
+    assert found.rounds().clients.tolist() == whole.rounds().clients.tolist()
+
+
+def actors(name: str) -> list[psutil.Process]:
+    family = psutil.Process().children(recursive=True)  # Ray's node is a child of this process
+    return [process for process in family if f"ray::{name}" in "".join(process.cmdline())]
+
+
+def test_a_driver_that_dies_is_started_again(
+    config: dict[str, Any], whole: RunResult, cluster: None, tmp_path: Path
+) -> None:
+    begun = []
+    for event in events(prepare(load_config(config)), tmp_path / "run"):
+        if isinstance(event, MethodStarted):
+            begun.append(event.server_round)
+        if isinstance(event, RoundFinished) and event.server_round == 1 and len(begun) == 1:
+            for driver in actors("DriverActor"):
+                driver.kill()
+    assert len(begun) == 2
+    assert begun[1] >= 2, "the rounds that were finished are not trained again"
+    assert_same(tmp_path / "run", whole)
+    assert pd.read_parquet(tmp_path / "run" / "events.parquet").kind.tolist() == ["interrupted"]
+
+
+def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster: None, tmp_path: Path) -> None:
+    def on_event(event: Event) -> None:
+        if isinstance(event, MethodStarted):
+            for driver in actors("DriverActor"):
+                driver.kill()
+
+    with pytest.raises(FedrayError, match="the driver ended"):
+        fedray.run(config, output=tmp_path / "run", on_event=on_event)
+
+
+def test_a_node_that_disappears_costs_nothing_but_time(
+    config: dict[str, Any], whole: RunResult, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    command = [sys.executable, str(HELPERS / "lost_node.py"), str(file), str(tmp_path / "run")]
+    subprocess.run(command, check=True, timeout=300)
+    assert_same(tmp_path / "run", whole)
+    rows = RunResult.load(tmp_path / "run").events()
+    assert set(rows.kind) <= {"actor died", "lost object"}
+    assert rows.action.eq("rerun").all()
+
+
+def alive_in(group: int) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if _session(process) == group]
+
+
+def _session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid) if process.status() != psutil.STATUS_ZOMBIE else -1
+    except (ProcessLookupError, psutil.Error):
+        return -1
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_no_process(config: dict[str, Any], whole: RunResult, tmp_path: Path) -> None:
+    file, run = tmp_path / "config.json", tmp_path / "run"
+    file.write_text(json.dumps(config))
+    command = [sys.executable, "-c", "from fedray.cli import main; main()", "run", str(file), "--output", str(run)]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    before = {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
+    while not (run / "checkpoints" / "fedalt" / "00001" / "manifest.json").exists():
+        assert process.poll() is None
+        before |= {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
+        time.sleep(0.05)
+    before |= {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"to continue: fedray run {file} --resume {run}".encode() in told
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in before if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    fedray.run(config, runtime="inline", resume=run)
+    assert_same(run, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode:
+        pytest.skip(f"needs to mount a tmpfs: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_with_more_room_it_is_continued(
+    config: dict[str, Any], whole: RunResult, small_disk: Path
+) -> None:
+    run = small_disk / "run"
+    finished = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            finished.append(event.server_round)
+
+    with pytest.raises((FedrayError, OSError), match="No space left on device"):
+        fedray.run(config, runtime="inline", output=run, on_event=on_event)
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    begun = []
+    fedray.run(config, runtime="inline", resume=run, on_event=lambda event: begun.append(event))
+    assert isinstance(begun[0], MethodStarted)
+    assert begun[0].server_round == len(finished)
+    assert_same(run, whole)
