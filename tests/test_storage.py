@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as fs
@@ -44,20 +45,22 @@ def test_a_missing_file_is_an_os_error(folder: Place) -> None:
         (folder / "nothing").read()
 
 
-@pytest.fixture
-def little_room(tmp_path: Path) -> Iterator[int]:
-    """No file of this process may have more bytes than this."""
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file of this process may have more bytes: not a fixture, for pytest writes its own log."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield 1000
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path, little_room: int) -> None:
+def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
     file = Place.of(tmp_path) / "file"
     file.write(b"old")
-    with pytest.raises(OSError, match="too large"):
-        file.write(bytes(little_room + 1))
+    with files_of_at_most(1000), pytest.raises(OSError, match="too large"):
+        file.write(bytes(1001))
     assert file.read() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
