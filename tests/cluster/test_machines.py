@@ -64,6 +64,7 @@ def test_a_driver_that_dies_is_started_again(
     assert pd.read_parquet(tmp_path / "run" / "events.parquet").kind.tolist() == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster: None, tmp_path: Path) -> None:
     def on_event(event: Event) -> None:
         if isinstance(event, MethodStarted):
@@ -74,6 +75,7 @@ def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster:
         fedray.run(config, output=tmp_path / "run", on_event=on_event)
 
 
+@pytest.mark.slow
 def test_a_node_that_disappears_costs_nothing_but_time(
     config: dict[str, Any], whole: RunResult, tmp_path: Path
 ) -> None:
