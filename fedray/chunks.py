@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedray.failures import Attempt, Failure
 from fedray.types import Client, ClientId
 from fedray.worker import Assignment
 
@@ -98,6 +99,25 @@ class Chunks:
             self._failures[(assignment.client.id,)] = max(number, self._max_failures)
             self._alone.append(((assignment,), None))
         return number, False
+
+    def take_back(self, failure: Failure, chunk: Sequence[Group], actor: Any = None, node: str = "") -> Attempt:
+        """Take back the group of a chunk whose clients failed in an actor that goes on; return what is told of it.
+
+        A client whose update was rejected is given up at once, and not its group.
+        """
+        group = next(group for group in chunk if failure.clients[0] in ids_of(group))
+        number, given_up = (1, True) if failure.rejected else self.failed(group, actor, failure.hopeless)
+        return Attempt(
+            group[0].server_round,
+            failure.clients,
+            number,
+            node,
+            "update rejected" if failure.rejected else "exception",
+            failure.cause,
+            given_up,
+            failure.hopeless,
+            failure.trace,
+        )
 
 
 def ids_of(group: Group) -> tuple[ClientId, ...]:

@@ -131,10 +131,9 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         else:
             totals.update({name: row[name] for name in TOTALS})
             replaced += event.replaced
-            if checkpoints.due(federation.server_round, config.rounds):
-                replaced = checkpoints.save(progress(_score(row)), replaced)
-            if checkpoints.due(federation.server_round, config.rounds) or not config.checkpoint.every:
-                pool.forget(replaced)
+            due = checkpoints.due(federation.server_round, config.rounds)
+            if due or not config.checkpoint.every:
+                pool.forget(checkpoints.save(progress(_score(row)), replaced) if due else replaced)
                 replaced = []
         yield RoundFinished(
             entry.key,

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedray.blocks import Block, Blocks, Given, state_files
-from fedray.chunks import Chunks, Group, groups, ids_of
+from fedray.chunks import Chunks, Group, groups
 from fedray.data.shards import Shard
-from fedray.failures import Attempt, Failure
+from fedray.failures import Attempt
 from fedray.methods.protocol import Initial
 from fedray.state_files import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
@@ -53,22 +53,7 @@ class InlinePool:
                     if block.outcomes:
                         yield block
                     for failure in block.failures:
-                        yield self._failed(failure, chunk, chunks)
-
-    def _failed(self, failure: Failure, chunk: Sequence[Group], chunks: Chunks) -> Attempt:
-        group = next(group for group in chunk if failure.clients[0] in ids_of(group))
-        number, given_up = (1, True) if failure.rejected else chunks.failed(group, hopeless=failure.hopeless)
-        return Attempt(
-            group[0].server_round,
-            failure.clients,
-            number,
-            "",
-            "update rejected" if failure.rejected else "exception",
-            failure.cause,
-            given_up,
-            failure.hopeless,
-            failure.trace,
-        )
+                        yield chunks.take_back(failure, chunk)
 
     def _given(self, group: Group, downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]) -> Given:
         ids = [assignment.client.id for assignment in group]

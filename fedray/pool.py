@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
 
-from ray.exceptions import GetTimeoutError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
 from fedray.actors import LOOK_S, Crew, Member, first_line
 from fedray.blocks import BLOCK_SECONDS, Block, failure_of, state_files
@@ -127,7 +127,9 @@ class ClientPool:
             if block.outcomes:
                 yield block
             for failure in block.failures:
-                yield self._failed(serving, failure, waiting[serving.member.tier])
+                yield waiting[serving.member.tier].take_back(
+                    failure, serving.chunk, serving.member, serving.member.node
+                )
             self._handling += SMOOTHING * (perf_counter() - started - self._handling)
 
     def actors(self, tier: str) -> int:
@@ -181,25 +183,6 @@ class ClientPool:
             return []
         return [stream for stream, serving in running.items() if monotonic() - serving.heard > self._timeout]
 
-    def _failed(self, serving: "_Running", failure: Failure, chunks: Chunks) -> Attempt:
-        """Hand clients out again that failed in an actor which goes on."""
-        group = serving.group_of(failure.clients)
-        server_round, node = group[0].server_round, serving.member.node
-        if failure.rejected:
-            return Attempt(server_round, failure.clients, 1, node, "update rejected", failure.cause, given_up=True)
-        number, given_up = chunks.failed(group, serving.member, failure.hopeless)
-        return Attempt(
-            server_round,
-            failure.clients,
-            number,
-            node,
-            "exception",
-            failure.cause,
-            given_up=given_up,
-            hopeless=failure.hopeless,
-            trace=failure.trace,
-        )
-
     def _lost(
         self, serving: "_Running", waiting: Mapping[str, Chunks], kind: Kind, cause: str, failure: Failure | None = None
     ) -> Iterator[Attempt]:
@@ -231,7 +214,7 @@ def _cause(error: Exception) -> tuple[Kind, str, Failure | None]:
         return "exception", f"{type(cause).__name__}: {first_line(cause)}", Failure((), "", trace=str(error))
     if isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error):  # Ray's memory monitor ended it
         return "out of memory", first_line(error), None
-    if isinstance(error, ObjectLostError | GetTimeoutError):
+    if isinstance(error, ObjectLostError):
         return "lost object", first_line(error), None
     return "actor died", first_line(error), None
 
@@ -269,7 +252,3 @@ class _Running:
     @property
     def left(self) -> list[Group]:
         return self.chunk[self.finished :]
-
-    def group_of(self, clients: Sequence[ClientId]) -> Group:
-        """Return the chunk's group that has these clients, or of one in it."""
-        return next(group for group in self.chunk if clients[0] in ids_of(group))

@@ -35,6 +35,7 @@ from fedray.federation import RoundDone
 from fedray.state import arrays, save_tensors
 from fedray.storage import Place, file_name
 from fedray.tracking import Row, Summary, client_row, client_seconds, round_row, strict
+from fedray.types import ClientId
 
 TABLES = ("rounds", "clients", "events", "memory")
 
@@ -51,7 +52,7 @@ class RunFolder:
     resume: whether it is there already, with a configuration that `continued` has accepted.
 
     Raises:
-        ConfigError: the folder exists and is not empty; with resume: it is not there.
+        ConfigError: a new run's folder exists and is not empty.
         StateError: a table of it cannot be read.
     """
 
@@ -116,7 +117,7 @@ class RunFolder:
         self._record_event(
             method,
             server_round=attempt.server_round,
-            clients=list(attempt.clients),
+            clients=attempt.clients,
             attempt=attempt.number,
             node=attempt.node,
             kind=attempt.kind,
@@ -171,14 +172,24 @@ class RunFolder:
             table.filter(pa.array([keep(row) for row in table.to_pylist()], pa.bool_())) for table in self._tables[name]
         ]
 
-    def _record_event(self, method: str, server_round: int, kind: str, cause: str, action: str, **more: Any) -> None:
+    def _record_event(
+        self,
+        method: str,
+        server_round: int,
+        kind: str,
+        cause: str,
+        action: str,
+        clients: Sequence[ClientId] = (),
+        attempt: int = 0,
+        node: str = "",
+    ) -> None:
         row = {
             "time": datetime.now(UTC),
             "method": method,
             "server_round": server_round,
-            "clients": more.get("clients", []),
-            "attempt": more.get("attempt", 0),
-            "node": more.get("node", ""),
+            "clients": list(clients),
+            "attempt": attempt,
+            "node": node,
             "kind": kind,
             "cause": cause,
             "action": action,

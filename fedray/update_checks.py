@@ -20,7 +20,7 @@ def objection(payload: Any, checks: UpdateChecks, expected: Expected | None) -> 
     """
     found = list(leaves(payload))
     if checks.shape and expected is not None and (mine := signature_of(found)) not in expected:
-        return f"wrong shape: {_difference(mine, next(iter(sorted(expected))))}"
+        return f"wrong shape: {_difference(mine, min(expected))}"
     if checks.finite and (path := next((path for path, value in found if not finite(value)), None)) is not None:
         return f"not finite: {path}"
     return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import tiny_bert
 from typer.testing import CliRunner
 
 from fedray.cli import app
@@ -14,17 +15,7 @@ CONFIG: dict[str, Any] = {
     "name": "cli",
     "rounds": 1,
     "method": ["local", "fedalt"],
-    "model": {
-        "path": "random",
-        "config": {
-            "model_type": "bert",
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-        },
-        "tokenizer": "bytes",
-    },
+    "model": tiny_bert(),
     "data": {"source": "synthetic", "examples_per_client": 20, "max_length": 24},
     "partition": {"kind": "by_file"},
     "clients": {"count": 3},

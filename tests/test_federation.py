@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_bert
 
 from fedray.blocks import Block
 from fedray.config import Config, TrainConfig, load_config
@@ -23,19 +24,7 @@ from fedray.worker import Assignment, Outcome
 BASE = {
     "rounds": 3,
     "method": "local",
-    "model": {
-        "path": "random",
-        "tokenizer": "bytes",
-        "config": {
-            "model_type": "bert",
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 16,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.2,
-        },
-    },
+    "model": tiny_bert(max_position_embeddings=64, initializer_range=0.2),
     "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 16},
     "partition": {"kind": "by_file"},
     "clients": {"count": 5},

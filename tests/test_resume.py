@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from tiny import tiny_bert
 
 import fedray
 from fedray.api import RunResult
@@ -37,17 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "seed": 3,
         "rounds": 3,
         "method": METHODS[1::3],
-        "model": {
-            "path": "random",
-            "tokenizer": "bytes",
-            "config": {
-                "model_type": "bert",
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-            },
-        },
+        "model": tiny_bert(),
         "data": {
             "source": "synthetic",
             "examples_per_client": 24,

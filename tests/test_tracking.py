@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+from tiny import tiny_bert
 
 from fedray.config import load_config
 from fedray.errors import ConfigError
@@ -38,19 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             "rounds": ROUNDS,
             "seed": 5,
             "method": ["local", {"name": "fedhft", "label": "hft", "clusters": 3}, "fedreft", "fedalt"],
-            "model": {
-                "path": "random",
-                "tokenizer": "bytes",
-                "config": {
-                    "model_type": "bert",
-                    "hidden_size": 16,
-                    "num_hidden_layers": 1,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 16,
-                    "max_position_embeddings": 64,
-                    "initializer_range": 0.2,
-                },
-            },
+            "model": tiny_bert(max_position_embeddings=64, initializer_range=0.2),
             "data": {
                 "source": "synthetic",
                 "examples_per_client": 30,

@@ -30,10 +30,6 @@ def read_file(path: Path, split: Split, file: str, task: str) -> Block:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise DataError(f"{path}: unknown kind of file {suffix!r}; allowed: {choices(FORMATS)}")
-    try:
-        _check_size(path, path.stat().st_size)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     if suffix == ".parquet":
         return _parquet(path, split, file, task)
     text = _text(path)
@@ -57,6 +53,7 @@ def _check_size(path: Path, size: int) -> None:
 
 def _text(path: Path) -> str:
     try:
+        _check_size(path, path.stat().st_size)
         raw = path.read_bytes()
         return raw.decode("utf-8-sig")
     except OSError as error:
@@ -124,6 +121,7 @@ def _columns(records: list[Any], rows: list[int], where: str, unit: str) -> Colu
 
 def _parquet(path: Path, split: Split, file: str, task: str) -> Block:
     try:
+        _check_size(path, path.stat().st_size)
         with pq.ParquetFile(path) as opened:
             groups = range(opened.metadata.num_row_groups)
             _check_size(path, sum(opened.metadata.row_group(group).total_byte_size for group in groups))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from tiny import tiny_bert
 
 from fedray.driver import start_ray
 
@@ -44,17 +45,7 @@ def tiny() -> dict[str, Any]:
             {"name": "fedhft", "warmup_rounds": 1},
             {"name": "fedhft", "label": "fedhft-pre", "timing": "pre", "warmup_rounds": 1},
         ],
-        "model": {
-            "path": "random",
-            "config": {
-                "model_type": "bert",
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "intermediate_size": 64,
-            },
-            "tokenizer": "bytes",
-        },
+        "model": tiny_bert(hidden_size=32, num_hidden_layers=2, intermediate_size=64),
         "data": {"source": "synthetic", "examples_per_client": 24, "max_length": 32},
         "partition": {"kind": "by_file"},
         "clients": {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import tiny_bert
 
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import Config, load_config
@@ -124,19 +125,9 @@ def start(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Prepared], 
         "rounds": 4,
         "seed": 3,
         "method": "local",
-        "model": {
-            "path": "random",
-            "tokenizer": "bytes",
-            "config": {
-                "model_type": "bert",
-                "hidden_size": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "intermediate_size": 24,
-                "max_position_embeddings": 128,
-                "initializer_range": 0.2,
-            },
-        },
+        "model": tiny_bert(
+            num_hidden_layers=2, intermediate_size=24, max_position_embeddings=128, initializer_range=0.2
+        ),
         "data": {
             "source": "synthetic",
             "classes": 3,

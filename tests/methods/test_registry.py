@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_bert
 
 from fedray.config import Config, LoraSection, ReftSection, load_config
 from fedray.errors import ConfigError
@@ -26,18 +27,7 @@ def configure(method: Mapping[str, Any] | str, **changes: Any) -> Config:
     base = {
         "rounds": 3,
         "method": method,
-        "model": {
-            "path": "random",
-            "tokenizer": "bytes",
-            "config": {
-                "model_type": "bert",
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-                "max_position_embeddings": 64,
-            },
-        },
+        "model": tiny_bert(max_position_embeddings=64),
         "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 16},
         "partition": {"kind": "by_file"},
         "clients": {"count": 3},
