@@ -14,6 +14,7 @@ from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ReftSection
 from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
+from fedray.training.trainer import LocalTrainer
 from fedray.types import Client, ClientId, Vector
 
 
@@ -50,7 +51,10 @@ class Turns:
     def train_client(
         self, adapter: Adapter, client_state: Numbers, downlink: Numbers, local: Local
     ) -> tuple[Numbers, Numbers]:
-        update = local_work(self.workload).turn(local.client.index, local.server_round, downlink.values)
+        work = local_work(self.workload)
+        if isinstance(local, LocalTrainer):  # not when fedray walks through a round on shapes, before any actor starts
+            work.workload.kill_once(local.server_round)
+        update = work.turn(local.client.index, local.server_round, downlink.values)
         return Numbers(update), Numbers(client_state.values + np.float32(1))
 
     def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:

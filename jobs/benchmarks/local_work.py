@@ -45,7 +45,6 @@ class LocalWork:
 
     def turn(self, client: int, server_round: int, vector: Vector) -> Vector:
         """Return what the client sends back."""
-        self.workload.kill_once(server_round)
         if self.workload.kind == "null":
             return vector + np.float32(1)
         self.load(vector)
