@@ -1,11 +1,12 @@
 """Client actors from start to end. One that is lost is replaced while the others go on."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
@@ -23,10 +24,11 @@ from fedray.worker import Job
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 120.0
-"""How long to wait for actors to start; those that the cluster has no room for until then are given up."""
+"""How long to wait for all actors to start; those that the cluster has no room for until then come later or never."""
 
-RESTART_TIMEOUT_S = 600.0
-"""How long a tier without any actor waits for another one: a node of an autoscaled cluster takes minutes."""
+NODE_TIMEOUT_S = 600.0
+"""How long a tier without any actor waits for one where nodes can be added, or where it had one: a node of an
+autoscaled cluster takes minutes."""
 
 MOST_DEATHS, DYING_S = 3, 60.0
 """Actors that die while they start are started again, ever later, until there were more deaths than this in a row and
@@ -37,6 +39,39 @@ LOOK_S = 1.0
 
 CLOSE_TIMEOUT_S = 10.0
 """How long silos may take to end in order; then they are killed."""
+
+
+class ActorSource(Protocol):
+    """Where a crew's actors come from."""
+
+    def start(self, asked: Amounts, workers: int) -> Any:
+        """Return an actor, or several workers as one, that asks for these resources (each of them)."""
+
+    def end(self, handle: Any) -> None:
+        """End an actor that is lost or superfluous."""
+
+    def give_back(self, handle: Any) -> None:
+        """Take an actor that is not needed any more."""
+
+
+class Own:
+    """Actors of one's own, which end when they are not needed."""
+
+    def start(self, asked: Amounts, workers: int) -> Any:
+        return start_silo(workers, dict(asked)) if workers > 1 else start_actor(asked)
+
+    def end(self, handle: Any) -> None:
+        with suppress(RayError):
+            ray.kill(handle)
+
+    give_back = end
+
+
+def start_actor(asked: Amounts) -> Any:
+    others = {name: amount for name, amount in asked.items() if name not in ("CPU", "GPU", "memory")}
+    return ClientActor.options(  # type: ignore[attr-defined]
+        num_cpus=asked["CPU"], num_gpus=asked["GPU"], memory=int(asked["memory"]) or None, resources=others or None
+    ).remote(asked["GPU"])
 
 
 @dataclass(eq=False)
@@ -59,13 +94,22 @@ class _Dying:
 class Crew:
     """The actors of all tiers.
 
-    sizes: how many of each tier to start; fewer where the cluster has no room. asked: what each asks for.
+    sizes: how many of each tier to start; those that the cluster has no room for come when it has. asked: what each
+    asks for. elastic: nodes can be added, so the first actor of a tier may take minutes, and others are not waited for.
 
     Raises:
         ConfigError: a tier got none.
     """
 
-    def __init__(self, clients: ClientsConfig, sizes: Mapping[str, int], asked: Mapping[str, Amounts]):
+    def __init__(
+        self,
+        clients: ClientsConfig,
+        sizes: Mapping[str, int],
+        asked: Mapping[str, Amounts],
+        elastic: bool = False,
+        source: ActorSource | None = None,
+    ):
+        self._elastic, self._source = elastic, source or Own()
         self._workers = {tier: clients.tier(tier).workers for tier in sizes}
         self._asked = asked
         self._jobs: Mapping[str, Any] = {}
@@ -93,10 +137,20 @@ class Crew:
     def replace(self, lost: Member, error: object) -> None:
         """Start another actor in the place of one that is lost. That one is ended: it may only be out of reach."""
         log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.node or "a node", error)
-        with suppress(RayError):
-            ray.kill(lost.handle)
-        self.members[lost.tier] = [member for member in self.members[lost.tier] if member is not lost]
+        self.release(lost)
         self._begin(lost.tier)
+
+    def release(self, member: Member) -> None:
+        """End an actor that is not needed for now."""
+        self._source.end(member.handle)
+        self.members[member.tier] = [other for other in self.members[member.tier] if other is not member]
+
+    def grow(self, sizes: Mapping[str, int]) -> None:
+        """Start actors until there are so many of each tier, or are about to be."""
+        coming = Counter(member.tier for member in self._starting.values()) + Counter(tier for _, tier in self._later)
+        for tier, size in sizes.items():
+            for _ in range(size - len(self.members[tier]) - coming[tier]):
+                self._begin(tier)
 
     def wait(self, streams: Sequence[Any]) -> list[Any]:
         """Wait for one of the streams, or for an actor that replaces another (`started`), and return it; nothing if
@@ -144,9 +198,9 @@ class Crew:
             self._later.remove(entry)
             self._begin(entry[1])
         for tier, since in self._alone_since.items():
-            if not self.members[tier] and now - since > RESTART_TIMEOUT_S:
+            if not self.members[tier] and now - since > NODE_TIMEOUT_S:
                 raise FedrayError(
-                    f"clients: no actor of tier {tier!r} could be started again in {RESTART_TIMEOUT_S:.0f} s; each "
+                    f"clients: no actor of tier {tier!r} could be started again in {NODE_TIMEOUT_S:.0f} s; each "
                     f"asks for {readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
                 )
 
@@ -156,9 +210,10 @@ class Crew:
         silos = [member.handle for member in everybody if self._workers[member.tier] > 1]
         if closing := [silo.close.remote() for silo in silos]:  # their workers give resources back themselves
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
-        for member in everybody:
-            with suppress(RayError):
-                ray.kill(member.handle)
+        for member in self._starting.values():
+            self._source.end(member.handle)
+        for member in (member for members in self.members.values() for member in members):
+            self._source.give_back(member.handle)
         self.members, self._starting = {}, {}
 
     def _begin(self, tier: str) -> None:
@@ -171,33 +226,27 @@ class Crew:
         return member.handle.setup.remote(self._jobs[member.tier])
 
     def _start_together(self, sizes: Mapping[str, int]) -> dict[str, list[Member]]:
+        """Start actors and return those that are up, at least one of each tier; the others are still starting."""
         started = [Member(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
-        up = [member.handle.ready.remote() for member in started]
-        done, _ = ray.wait(up, num_returns=len(up), timeout=START_TIMEOUT_S)
+        self._starting = {member.handle.ready.remote(): member for member in started}
         members: dict[str, list[Member]] = {tier: [] for tier in sizes}
-        for member, ref in zip(started, up, strict=True):
-            if ref in done:
+        begun, patience = monotonic(), NODE_TIMEOUT_S if self._elastic else START_TIMEOUT_S
+        while self._starting and monotonic() - begun < patience and not (self._elastic and all(members.values())):
+            done, _ = ray.wait(list(self._starting), timeout=LOOK_S)
+            for ref in done:
+                member = self._starting.pop(ref)
                 members[member.tier].append(member)
-            else:
-                ray.kill(member.handle)
-        for tier, ready in members.items():
-            if not ready:
-                for member in started:
-                    ray.kill(member.handle)
-                raise ConfigError(
-                    f"clients: no client actor of tier {tier!r} could start in {START_TIMEOUT_S:.0f} s; each asks for "
-                    f"{readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
-                )
+        for tier in (tier for tier, ready in members.items() if not ready):
+            for member in started:
+                self._source.end(member.handle)
+            raise ConfigError(
+                f"clients: no client actor of tier {tier!r} could start in {monotonic() - begun:.0f} s; each asks for "
+                f"{readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
+            )
         return members
 
     def _start(self, tier: str) -> Any:
-        asked = dict(self._asked[tier])
-        if self._workers[tier] > 1:
-            return start_silo(self._workers[tier], asked)
-        cpus, gpus, memory = asked.pop("CPU"), asked.pop("GPU"), asked.pop("memory")
-        return ClientActor.options(  # type: ignore[attr-defined]
-            num_cpus=cpus, num_gpus=gpus, memory=int(memory) or None, resources=asked or None
-        ).remote(gpus)
+        return self._source.start(self._asked[tier], self._workers[tier])
 
 
 def first_line(error: BaseException) -> str:

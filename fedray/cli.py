@@ -1,4 +1,4 @@
-"""The command line: fedray run, plan, validate, params."""
+"""The command line: fedray run, sweep, submit, jobs, plan, validate, params."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,12 +21,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+jobs_app = typer.Typer(help="Look at and stop what was submitted to a cluster.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Values to change, as section.key=value.", metavar="[section.key=value]...", show_default=False
     ),
+]
+
+
+OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is something.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="The cluster's dashboard, as in http://HEAD:8265; default RAY_ADDRESS, or this machine's."),
 ]
 
 
@@ -40,6 +49,7 @@ def run(
     resume: Annotated[
         str | None, typer.Option(help="Folder of a run that ended early, or shall have more rounds.")
     ] = None,
+    or_resume: OrResume = False,
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
     console = _console()
@@ -50,6 +60,7 @@ def run(
         from fedray.memory_report import measured_table
         from fedray.report import LiveProgress, summary_table
 
+        output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
         loaded, place = settle(loaded, output, resume)
         console.print("reading data and model configuration ...", highlight=False)
         try:
@@ -62,6 +73,132 @@ def run(
         console.print(summary_table(result.summaries))
         console.print(measured_table(result.memory().to_dict("records")))
         console.print(f"results: {place}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file of the sweep.", metavar="SWEEP", show_default=False)],
+    overrides: Overrides = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the sweep; must be empty or not exist.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Folder of a sweep that ended early.")] = None,
+    or_resume: OrResume = False,
+) -> None:
+    """Run many experiments, the points of a space, on one cluster, and compare them."""
+    console = _console()
+    with _reported():
+        from fedray.config import load_sweep
+
+        asked = load_sweep(config, parse_overrides(overrides or []))
+        from fedray.sweep_report import SweepProgress, sweep_table
+        from fedray.sweeps import run_trials, settle_sweep
+
+        output, resume = _resumed_if_there(output, resume, or_resume, "sweep.yaml")
+        found = settle_sweep(asked, output, resume)
+        console.print(f"{len(found.trials)} trials", highlight=False)
+        try:
+            with SweepProgress(console, found) as progress:
+                found = run_trials(found, progress)
+        except KeyboardInterrupt:
+            _fail(f"interrupted; to continue: fedray sweep {config} --resume {found.place}", 130)
+        console.print(sweep_table(found))
+        console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
+        if found.best is None:
+            _fail("no trial finished; trials.parquet has their errors", 1)
+
+
+@app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="YAML file of an experiment or a sweep.", metavar="CONFIG")],
+    overrides: Overrides = None,
+    address: Address = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Folder of the results, on storage that all nodes see; what is in it is continued."),
+    ] = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder that the job gets, but for what .gitignore and .rayignore name.")
+    ] = Path("."),
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE in the job's environment; once for each.")] = None,
+    wait: Annotated[bool, typer.Option(help="Show the log until the job ends.")] = True,
+) -> None:
+    """Run an experiment or a sweep as a job on a Ray cluster; the exit code is the job's."""
+    console = _console()
+    with _reported():
+        from fedray.config import load_sweep
+        from fedray.storage import Place
+        from fedray.submit import connect, durable_place, follow, is_sweep
+        from fedray.submit import submit as submit_job
+
+        values = parse_overrides(overrides or [])
+        if is_sweep(config):
+            asked = load_sweep(config, values)
+            name, storage = asked.name, load_config(asked.base).storage_path
+        else:
+            loaded = load_config(config, values)
+            name, storage = loaded.name, loaded.storage_path
+        client = connect(address)
+        place = Place.of(output) if output else durable_place(storage, name, client.get_address())
+        job = submit_job(
+            client,
+            config,
+            overrides or (),
+            working_dir=working_dir,
+            place=place,
+            environment=_assignments(env or []),
+        )
+        console.print(f"job {job.id}; results: {job.place}", highlight=False, soft_wrap=True)
+        again = f"fedray submit {config} --output {job.place}"
+        if not wait:
+            console.print(f"to watch it: fedray jobs logs {job.id} --follow", highlight=False, soft_wrap=True)
+            return
+        try:
+            code = follow(client, job.id, _show)
+        except KeyboardInterrupt:
+            _fail(
+                f"the job goes on; to stop it: fedray jobs stop {job.id}; to watch it: fedray jobs logs {job.id} -f",
+                130,
+            )
+        if code:
+            _fail(f"the job ended with {code}; to continue it: {again}", code)
+
+
+@jobs_app.command("list")
+def jobs_list(address: Address = None) -> None:
+    """Show the jobs of a cluster."""
+    console = _console()
+    with _reported():
+        from fedray.report import jobs_table
+        from fedray.submit import connect, jobs
+
+        console.print(jobs_table(jobs(connect(address))))
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    id: Annotated[str, typer.Argument(help="The job.", metavar="JOB")],
+    address: Address = None,
+    following: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+) -> None:
+    """Show a job's log; with --follow, the exit code is the job's."""
+    with _reported():
+        from fedray.submit import connect, follow, log
+
+        client = connect(address)
+        text = log(client, id)  # says so if there is no such job
+        if not following:
+            _show(text)
+        elif code := follow(client, id, _show):
+            raise typer.Exit(code)
+
+
+@jobs_app.command("stop")
+def jobs_stop(id: Annotated[str, typer.Argument(help="The job.", metavar="JOB")], address: Address = None) -> None:
+    """Stop a job; its last checkpoint stays."""
+    console = _console()
+    with _reported():
+        from fedray.submit import connect, stop
+
+        console.print(f"{id}: {stop(connect(address), id).value.lower()}", highlight=False)
 
 
 @app.command()
@@ -152,7 +289,32 @@ def _reported() -> Iterator[None]:
         _fail("interrupted", 130)
 
 
-def _fail(message: str, code: int) -> None:
+def _resumed_if_there(
+    output: str | None, resume: str | None, or_resume: bool, file: str
+) -> tuple[str | None, str | None]:
+    """Return --output and --resume after --or-resume. file: is in the folder where there is something to continue."""
+    if not or_resume:
+        return output, resume
+    if output is None or resume is not None:
+        raise ConfigError("--or-resume: goes with --output, and without --resume")
+    from fedray.storage import Place
+
+    return (None, output) if (Place.of(output) / file).is_file() else (output, None)
+
+
+def _assignments(arguments: list[str]) -> dict[str, str]:
+    pairs = [argument.partition("=") for argument in arguments]
+    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise ConfigError(f"--env {wrong[0]}: expected NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _show(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _fail(message: str, code: int) -> NoReturn:
     print(message, file=sys.stderr)
     raise typer.Exit(code)
 

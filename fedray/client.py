@@ -38,6 +38,7 @@ class ClientActor:
 
     def setup(self, job: Job) -> str:
         """Get ready for a method; return where this is."""
+        self._shards.clear()  # of another experiment's, where actors are lent
         self.blocks = Blocks(job, self.worker.train_many)
         self.worker.setup(job)
         settle_heap()

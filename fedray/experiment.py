@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -65,6 +66,8 @@ class RoundFinished:
     personalised: float | None
     train_loss: float | None
     seconds: float
+    bytes: int
+    """Sent up and down."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,12 @@ def run_experiment(prepared: Prepared, pool: Pool, where: str | Path | Place, re
     """
     set_threads(prepared.config.clients.threads)
     prepared = calibrated(prepared, pool)
-    folder = RunFolder(Place.of(where), prepared.config, resume)
-    for entry in prepared.config.method:
-        if (summary := folder.finished(entry.key)) is not None:
-            yield MethodFinished(summary)
-        else:
-            yield from _run_method(prepared, entry, pool, folder)
+    with closing(RunFolder(Place.of(where), prepared.config, resume)) as folder:
+        for entry in prepared.config.method:
+            if (summary := folder.finished(entry.key)) is not None:
+                yield MethodFinished(summary)
+            else:
+                yield from _run_method(prepared, entry, pool, folder)
 
 
 def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
@@ -143,6 +146,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
             row["personalised_mean"],
             row["train_loss"],
             event.seconds,
+            row["uplink_bytes"] + row["downlink_bytes"],
         )
     uses = pool.memory()
     measured = means(final)

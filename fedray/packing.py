@@ -57,14 +57,13 @@ def allot(
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
-    elastic: bool = False,
     workers: Mapping[str, int] = ALONE,
 ) -> dict[str, int]:
     """Return the number of actors of each tier: at least one; then up to the fixed numbers, and then one after another
     to the tier with the most clients per actor, as long as one of the nodes has room.
 
-    most: the clients of each tier that a round can have; more actors would idle.
-    elastic: whether nodes can be added, so that fixed numbers need no room yet. workers: as in `fit_together`.
+    most: the clients of each tier that a round can have; more actors would idle. nodes: those included that can be
+    added. workers: as in `fit_together`.
     """
     rooms = [_Room(node) for node in nodes]
     sizes = dict.fromkeys(asked, 1)
@@ -74,8 +73,7 @@ def allot(
     for growing in ({name for name in asked if fixed[name]}, {name for name in asked if not fixed[name]}):
         while growing:
             name = max(growing, key=lambda name: (most[name] / sizes[name], name))
-            room = sizes[name] < wanted[name] and _place(asked[name], rooms, workers.get(name, 1))
-            if room or (sizes[name] < wanted[name] and elastic and fixed[name]):
+            if sizes[name] < wanted[name] and _place(asked[name], rooms, workers.get(name, 1)):
                 sizes[name] += 1
             else:
                 growing.remove(name)
@@ -88,21 +86,20 @@ def allot_with_gpus(
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
     sharing: Collection[str],
-    elastic: bool = False,
     workers: Mapping[str, int] = ALONE,
 ) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
     """Return the number of actors of each tier and what each asks for, with equal parts of the GPUs that others leave
     for the tiers in `sharing`: the largest parts of which all of them find room."""
     least = {name: {**asked[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in asked}
     if sharing and fit_together(least, nodes, workers):
-        sizes = allot(least, most, fixed, nodes, elastic, workers)
+        sizes = allot(least, most, fixed, nodes, workers)
         for part in range(1, sum(sizes.values()) + 1):
             shared = int(UNIT / part) / UNIT
             final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in asked}
-            if fit_together(final, nodes, workers) and allot(final, most, fixed, nodes, elastic, workers) == sizes:
+            if fit_together(final, nodes, workers) and allot(final, most, fixed, nodes, workers) == sizes:
                 return sizes, final
     plain = {name: dict(amounts) for name, amounts in asked.items()}
-    return allot(plain, most, fixed, nodes, elastic, workers), plain
+    return allot(plain, most, fixed, nodes, workers), plain
 
 
 def _largest_first(asked: Mapping[str, Amounts]) -> list[str]:

@@ -13,21 +13,27 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
-from fedray.actors import LOOK_S, Crew, Member, first_line
+from fedray.actors import LOOK_S, ActorSource, Crew, Member, first_line
 from fedray.blocks import BLOCK_SECONDS, Block, failure_of, state_files
 from fedray.chunks import Chunks, Group, groups, ids_of, work_of
-from fedray.cluster import check_room, living_nodes, node_types
+from fedray.cluster import check_room, living_nodes, node_types, with_addable
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
 from fedray.failures import Attempt, Failure, Kind
 from fedray.methods.protocol import Initial
-from fedray.packing import allot_with_gpus, requests
+from fedray.packing import allot, allot_with_gpus, requests
 from fedray.state_files import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job
+
+NODES_EVERY_S = 5.0
+"""How often to look for new nodes."""
+
+IDLE_S = 60.0
+"""Where there is an autoscaler, actors that have waited for others for so long are let go until the next round."""
 
 SMOOTHING = 0.1
 """Weight of the latest block in the moving average of the seconds that handling one takes."""
@@ -38,27 +44,42 @@ class ClientPool:
 
     shards: every client's shard; put into the object store once.
     cohorts: for each tier that has clients, the most that can be trained at a time; more actors would idle.
+    source: where actors come from; default: they are the pool's own. sharers: how many such pools share the cluster.
+
+    It has as many actors as the cohort can use and the nodes have room for, those included that an autoscaler can add.
+    It grows when nodes join, and where there is an autoscaler it lets actors go that idle, but for one of each tier.
 
     Raises:
         ConfigError: the cluster has no room for one client actor of every tier.
     """
 
-    def __init__(self, clients: ClientsConfig, shards: Mapping[ClientId, Shard], cohorts: Mapping[str, int]):
+    def __init__(
+        self,
+        clients: ClientsConfig,
+        shards: Mapping[ClientId, Shard],
+        cohorts: Mapping[str, int],
+        source: ActorSource | None = None,
+        sharers: int = 1,
+    ):
         self._max_failures, self._timeout = clients.max_failures, clients.client_timeout_s
         self._widths: dict[str, int] = {}
         self._shards = pack_shards(shards)
         self._files: StateFiles | None = None
         self._paces: dict[str, _Pace] = {}
         self._handling = 0.0  # seconds in which a block is taken and made use of, a moving average
-        workers = {tier: clients.tier(tier).workers for tier in cohorts}
+        self._clients, self._cohorts, self._sharers = clients, cohorts, sharers
+        self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
+        types = node_types()
+        self._elastic, self._looked_at_nodes = bool(types), monotonic()
         nodes = living_nodes()
-        asked = requests(clients, list(cohorts), nodes)
-        elastic = bool(node_types())
-        check_room(asked, nodes, workers)
-        fixed = {tier: clients.tier(tier).actors for tier in cohorts}
-        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and workers[tier] == 1]
-        sizes, asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, elastic, workers)
-        self.crew = Crew(clients, sizes, asked)
+        self._num_nodes = len(nodes)
+        room = with_addable(nodes, types)
+        asked = requests(clients, list(cohorts), room)
+        check_room(asked, nodes, types, self._workers)
+        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
+        sizes, asked = allot_with_gpus(asked, cohorts, self._fixed(), room, sharing, self._workers)
+        self._sizes, self._asked = self._part_of(sizes), asked
+        self.crew = Crew(clients, self._sizes, asked, self._elastic, source)
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
         """Make every actor ready for a method and return the common starting point, drawn by one of them.
@@ -83,9 +104,11 @@ class ClientPool:
         sent = pack_downlinks({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
         by_tier = groups(assignments, self._widths)
         waiting = {tier: Chunks(entries, self._max_failures) for tier, entries in by_tier.items()}
+        self.crew.grow(self._sizes)  # again, where some were let go
         idle = {tier: list(members) for tier, members in self.crew.members.items()}
         running: dict[Any, _Running] = {}
         looked = monotonic()
+        rested = dict.fromkeys(idle, looked)  # since when a tier's idle actors have had nothing to do
         while running or any(waiting.values()):
             for tier, chunks in waiting.items():
                 for member in list(idle[tier]) if chunks else ():
@@ -102,6 +125,12 @@ class ClientPool:
                 for stream in self._stuck(running):
                     late = f"no progress for {self._timeout:g} s (clients.client_timeout_s)"
                     yield from self._lost(running.pop(stream), waiting, "timeout", late)
+                self._grow_into_new_nodes()
+                for tier, members in idle.items():
+                    if waiting.get(tier) or not members:
+                        rested[tier] = looked
+                    elif self._elastic and looked - rested[tier] > IDLE_S:
+                        self._let_go(tier, members)
                 continue
             if not ready:
                 continue
@@ -166,6 +195,30 @@ class ClientPool:
     def close(self) -> None:
         """End the actors."""
         self.crew.close()
+
+    def _fixed(self) -> dict[str, int | None]:
+        return {tier: self._clients.tier(tier).actors for tier in self._cohorts}
+
+    def _part_of(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return this pool's part of the actors, where several pools share the cluster."""
+        return {tier: size if self._fixed()[tier] else max(1, size // self._sharers) for tier, size in sizes.items()}
+
+    def _grow_into_new_nodes(self) -> None:
+        """Start more actors if nodes have joined that no autoscaler announced."""
+        if monotonic() - self._looked_at_nodes < NODES_EVERY_S:
+            return
+        self._looked_at_nodes = monotonic()
+        nodes = living_nodes()
+        if len(nodes) > self._num_nodes:
+            room = with_addable(nodes, node_types())
+            self._sizes = self._part_of(allot(self._asked, self._cohorts, self._fixed(), room, self._workers))
+            self.crew.grow(self._sizes)
+        self._num_nodes = len(nodes)
+
+    def _let_go(self, tier: str, idle: list[Member]) -> None:
+        """End a tier's actors that have nothing to do, but one: their nodes may go away."""
+        while idle and self.actors(tier) > 1:
+            self.crew.release(idle.pop())
 
     def _block_seconds(self) -> float:
         """As long as it takes to handle a block of everybody: more actors never send more than can be taken."""

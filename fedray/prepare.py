@@ -4,10 +4,10 @@ Whatever is wrong with an experiment shows here, as one ConfigError.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
@@ -29,6 +29,8 @@ from fedray.types import Client, ClientId, Split
 from fedray.worker import Job
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
+
+LoadData = Callable[[Config, PreTrainedTokenizerBase], FederatedData]
 
 TierCosts = Mapping[str, Cost]
 """By name of the tier."""
@@ -86,8 +88,10 @@ class Prepared:
         return {name: min(sizes[name], largest) for name in self.config.clients.tier_names if sizes[name]}
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     """Load and check everything that the experiment needs.
+
+    load: where the data come from.
 
     Raises:
         ConfigError: the configuration, the data or the model do not fit together.
@@ -99,7 +103,7 @@ def prepare(config: Config) -> Prepared:
     for entry in config.method:
         build_method(config, entry)
     tokenizer = load_tokenizer(config.model)
-    data = load_federated_data(config, tokenizer)
+    data = load(config, tokenizer)
     clients = make_clients(config.clients, data.shards, config.seed)
     if (asked := config.clients.per_round) and asked > len(clients):
         raise ConfigError(f"clients.per_round: {asked} clients per round, but the data has only {len(clients)} clients")

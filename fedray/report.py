@@ -1,8 +1,10 @@
 """What a run shows: live progress, and tables at the end."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console
@@ -35,13 +37,20 @@ def percent(value: float | None, metric: str = "accuracy") -> str:
     return f"{value:.3f}" if metric in ("matthews", "pearson", "perplexity") else f"{100 * value:.1f} %"
 
 
+PLAIN_EVERY_S = 2.0
+"""Where there is no terminal, rounds are told at most so often."""
+
+
 class LiveProgress:
-    """A bar per method on a terminal; one plain line per round elsewhere (job logs, pipes)."""
+    """A bar per method on a terminal; elsewhere (job logs, pipes) a plain line per round, or every two seconds one of
+    the latest round, with what was sent and when the method should end."""
 
     def __init__(self, console: Console, metric: str):
         self._console = console
         self._metric = metric
         self._tasks: dict[str, TaskID] = {}
+        self._sent = 0
+        self._told = 0.0
         self._bars = Progress(
             TextColumn("[bold]{task.description:<12}"),
             BarColumn(bar_width=24),
@@ -66,6 +75,7 @@ class LiveProgress:
         if isinstance(event, MethodStarted):
             if event.method in self._tasks:  # its driver died
                 self._bars.remove_task(self._tasks[event.method])
+            self._sent, self._told = 0, 0.0
             self._tasks[event.method] = self._bars.add_task(
                 event.method, total=event.turns, completed=event.turns_done, at="starting", scores=""
             )
@@ -83,13 +93,22 @@ class LiveProgress:
             if event.personalised is not None:
                 before, after = (percent(value, self._metric) for value in (event.aggregated, event.personalised))
                 shown += f", aggregated {before}, personalised {after}"
+            self._sent += event.bytes
+            shown += f", {readable_bytes(self._sent)} sent"
             self._bars.update(self._tasks[event.method], at=at, scores=shown)
-            self._plain(f"{event.method}: {at}: {shown}, {event.seconds:.1f} s")
+            if event.final or monotonic() - self._told >= PLAIN_EVERY_S:
+                self._told = monotonic()
+                self._plain(f"{event.method}: {at}: {shown}, {event.seconds:.1f} s{self._end_of(event.method)}")
         elif isinstance(event, MethodFinished):
             if (task := self._tasks.get(event.summary.method)) is None:
                 self._plain(f"{event.summary.method}: finished before")
                 return
             self._bars.update(task, completed=self._bars.tasks[task].total, at="done")  # some may never have come
+
+    def _end_of(self, method: str) -> str:
+        """Return when a method should end, as far as its clients so far tell."""
+        left = self._bars.tasks[self._bars.task_ids.index(self._tasks[method])].time_remaining
+        return f", ends in about {timedelta(seconds=round(left))}" if left else ""
 
     def _plain(self, line: str) -> None:
         if not self._console.is_terminal:
@@ -125,6 +144,22 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
             readable_bytes(entry.uplink_bytes),
             readable_bytes(entry.downlink_bytes),
             f"{entry.wall_seconds:.0f} s",
+        )
+    return table
+
+
+def jobs_table(jobs: Sequence[Any]) -> Table:
+    """Return submitted jobs, as Ray's Jobs API describes them."""
+    table = plain_table(f"{len(jobs)} jobs", ("job", "status", "started", "command"), ("took",))
+    for job in jobs:
+        started = datetime.fromtimestamp(job.start_time / 1000) if job.start_time else None
+        took = (job.end_time - job.start_time) / 1000 if job.end_time and job.start_time else None
+        table.add_row(
+            job.submission_id,
+            job.status.value.lower(),
+            "-" if started is None else started.strftime("%Y-%m-%d %H:%M:%S"),
+            job.entrypoint.partition(" --output ")[0].removeprefix("python -m "),
+            "-" if took is None else f"{took:.0f} s",
         )
     return table
 

@@ -12,6 +12,7 @@ DIR/adapters/METHOD/    server.safetensors (the server's state), and per client 
                         ID as of `storage.file_name`
 DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
+DIR/.lock               held by the process that writes here, on this machine's file systems
 """
 
 import json
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from fedray.config import Config, dump_yaml, load_config, parse_yaml, to_mapping
 from fedray.errors import ConfigError, StateError
@@ -39,6 +41,10 @@ from fedray.types import ClientId
 
 TABLES = ("rounds", "clients", "events", "memory")
 
+LOCK = ".lock"
+LOCK_PATIENCE_S = 10.0
+"""How long a driver that was killed may take to be gone."""
+
 FREE = re.compile(
     r"name|rounds|runtime|storage_path|checkpoint\..*|data\.cache_dir|"
     r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
@@ -47,12 +53,12 @@ FREE = re.compile(
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run, which no other process writes to until `close`.
 
     resume: whether it is there already, with a configuration that `continued` has accepted.
 
     Raises:
-        ConfigError: a new run's folder exists and is not empty.
+        ConfigError: a new run's folder exists and is not empty, or another process writes to it.
         StateError: a table of it cannot be read.
     """
 
@@ -61,13 +67,25 @@ class RunFolder:
         self._config, self._durable = config, config.checkpoint.every > 0
         self._tables: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._summaries: list[Summary] = []
-        if resume:
-            self._tables = {name: self._read_table(name) for name in TABLES}
-            self._summaries = read_summaries(place)
-        else:
+        if not resume:
             check_free(place)
             place.make_folder()
-        self._write("config.yaml", dump_yaml(config).encode())
+        self._lock = _locked(place)
+        try:
+            if resume:
+                self._tables = {name: self._read_table(name) for name in TABLES}
+                self._summaries = read_summaries(place)
+            else:
+                check_free(place)  # another process may have begun and ended here just now
+            self._write("config.yaml", dump_yaml(config).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write to it."""
+        if self._lock is not None:
+            self._lock.release()
 
     def finished(self, method: str) -> Summary | None:
         """Return the summary of a method that has all rounds already.
@@ -301,12 +319,28 @@ def check_free(place: Place) -> None:
     """Raises:
     ConfigError: the folder exists and holds something: nothing that a user made is overwritten.
     """
-    if place.is_file() or place.names():
+    if place.is_file() or place.names() not in ([], [LOCK]):
         raise ConfigError(f"output {place}: exists and is not empty; name another folder with --output")
     if place.filesystem is None:
         parent = next(folder for folder in (place.local, *place.local.parents) if folder.exists())
         if not os.access(parent, os.W_OK):
             raise ConfigError(f"output {place}: {parent} cannot be written to; name another folder with --output")
+
+
+def _locked(place: Place) -> FileLock | None:
+    """Return the lock on a folder of this machine's file systems; others have none.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if place.filesystem is not None:
+        return None
+    lock = FileLock(place.local / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=LOCK_PATIENCE_S)
+    except Timeout:
+        raise ConfigError(f"{place}: another process is running this experiment; end it, or wait for its end") from None
+    return lock
 
 
 def _table(rows: Sequence[Row]) -> pa.Table:

@@ -40,7 +40,7 @@ class Place:
         """
         if isinstance(where, Place):
             return where
-        if isinstance(where, Path) or not re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where):
+        if isinstance(where, Path) or not is_uri(where):
             return cls(None, str(Path(where).expanduser().absolute()))
         try:
             filesystem, path = fs.FileSystem.from_uri(where)
@@ -158,6 +158,11 @@ class Place:
     def _temporary(self) -> str:
         folder, _, name = self.path.rpartition("/")
         return f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
+
+
+def is_uri(where: str) -> bool:
+    """Return whether a place is named by a URI and not by a path."""
+    return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
 
 
 def sync_folder(folder: Path) -> None:

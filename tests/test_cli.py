@@ -38,7 +38,8 @@ def test_run_ends_with_the_table_and_where_the_results_are(config: Path, tmp_pat
     result = call("run", config, "rounds=2", "train.lr=1e-3", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert f"results: {tmp_path / 'out'}" in result.stdout.replace("\n", "")
-    assert "fedalt: round 2:" in result.stdout
+    assert "fedalt: round 1:" in result.stdout
+    assert "fedalt: final pass:" in result.stdout
     assert "peak memory of a client actor" in result.stdout
     summaries = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [entry["method"] for entry in summaries] == ["local", "fedalt"]

@@ -110,10 +110,10 @@ def test_a_large_actor_finds_the_large_node_whatever_the_order() -> None:
         assert allot(tiers, {"small": 9, "big": 9}, dict.fromkeys(tiers), nodes) == {"small": 1, "big": 1}
 
 
-def test_fixed_numbers_need_room_unless_nodes_can_be_added() -> None:
+def test_fixed_numbers_need_room() -> None:
     one, most, fixed = asked(a={"CPU": 1.0}, b={"CPU": 1.0}), {"a": 9, "b": 9}, {"a": 4, "b": None}
     assert allot(one, most, fixed, [{"CPU": 4.0}]) == {"a": 3, "b": 1}
-    assert allot(one, most, fixed, [{"CPU": 4.0}], elastic=True) == {"a": 4, "b": 1}
+    assert allot(one, most, fixed, [{"CPU": 4.0}] * 2) == {"a": 4, "b": 4}
 
 
 @given(

@@ -80,6 +80,7 @@ def test_the_files(run: SimpleNamespace) -> None:
     trained = {method: set(_turns(run, method, "train").client) for method in METHODS}
     ids = {client.id for client in run.prepared.clients}
     assert found == {
+        ".lock",
         "config.yaml",
         "rounds.parquet",
         "clients.parquet",
@@ -293,6 +294,17 @@ def test_new_and_empty_folders_are_free(tmp_path: Path, run: SimpleNamespace) ->
     RunFolder(Place.of(tmp_path), run.config)
     RunFolder(Place.of(tmp_path / "a" / "b"), run.config)
     assert load_config(tmp_path / "a" / "b" / "config.yaml") == run.config
+
+
+def test_two_processes_do_not_write_to_one_folder(
+    tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedray.run_folder.LOCK_PATIENCE_S", 0.1)
+    first = RunFolder(Place.of(tmp_path), run.config)
+    with pytest.raises(ConfigError, match="another process is running this experiment"):
+        RunFolder(Place.of(tmp_path), run.config, resume=True)
+    first.close()
+    RunFolder(Place.of(tmp_path), run.config, resume=True).close()
 
 
 def test_a_client_may_have_any_name(tmp_path: Path, run: SimpleNamespace) -> None:

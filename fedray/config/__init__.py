@@ -8,12 +8,14 @@ from fedray.config.checkpoint import CheckpointConfig
 from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
-from fedray.config.load import dump_yaml, load_config, parse_overrides, to_mapping
+from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
 from fedray.config.section import Section, describe
+from fedray.config.sweep import PER_ROUND, SweepConfig
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.config.yaml import parse_yaml
 
 __all__ = [
+    "PER_ROUND",
     "CheckpointConfig",
     "ClientsConfig",
     "Config",
@@ -29,11 +31,13 @@ __all__ = [
     "Precision",
     "ReftSection",
     "Section",
+    "SweepConfig",
     "TierConfig",
     "TrainConfig",
     "describe",
     "dump_yaml",
     "load_config",
+    "load_sweep",
     "parse_overrides",
     "parse_yaml",
     "to_mapping",

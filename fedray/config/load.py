@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fedray.config.experiment import Config
 from fedray.config.section import Section, describe
+from fedray.config.sweep import SweepConfig
 from fedray.config.yaml import parse_yaml, to_yaml
 from fedray.errors import ConfigError
+
+Kind = TypeVar("Kind", bound=Section)
 
 LARGEST = 10_000_000
 """Bytes of a configuration file."""
@@ -25,7 +28,28 @@ def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapp
         ConfigError: missing file, malformed YAML, unknown key, wrong type, out of range. The message says where, what
             came, what is allowed, and the nearest valid name.
     """
-    if isinstance(source, Config):
+    where, raw = _read(source)
+    return _checked(Config, where, raw, overrides or {})
+
+
+def load_sweep(
+    source: SweepConfig | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] | None = None
+) -> SweepConfig:
+    """Read a sweep as `load_config` reads an experiment. Its `base` may be a path, from the folder of the sweep's file.
+
+    Raises:
+        ConfigError: as `load_config`; of the base, only that it cannot be read.
+    """
+    where, raw = _read(source)
+    base = raw.get("base")
+    if isinstance(base, str):
+        raw["base"] = _read(base if isinstance(source, Mapping) else Path(where).parent / base)[1]
+    return _checked(SweepConfig, where, raw, overrides or {})
+
+
+def _read(source: Section | Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
+    """Return what messages call a source, and its values."""
+    if isinstance(source, Section):
         where, raw = "configuration", to_mapping(source)
     elif isinstance(source, Mapping):
         where, raw = "configuration", _plain(source)
@@ -39,12 +63,16 @@ def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapp
             raise ConfigError(f"{where}: cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
-    for path, value in (overrides or {}).items():
+    return where, raw
+
+
+def _checked(kind: type[Kind], where: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Kind:
+    for path, value in overrides.items():
         _override(raw, path, _plain(value))
     try:
-        return Config.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, Config))) from None
+        raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, kind))) from None
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

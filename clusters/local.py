@@ -1,0 +1,126 @@
+"""Start and stop an autoscaling cluster that is simulated on this machine (local-autoscaling.yaml).
+
+    python clusters/local.py up [--port 6399] [--dashboard-port 8275]
+    python clusters/local.py down
+
+It has ports and a folder of its own, beside any other Ray on this machine, and `down` ends its processes only.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+FOLDER = Path(os.environ.get("FEDRAY_LOCAL_CLUSTER", "/tmp/fedray-local"))
+PID = FOLDER / "head.pid"
+START_S = 120.0
+
+
+def up(port: int, dashboard_port: int) -> None:
+    if running() is not None:
+        sys.exit(f"it is running already, as process {running()}; end it with: python {sys.argv[0]} down")
+    for taken in (port, dashboard_port):
+        if listening(taken):
+            sys.exit(f"port {taken} is taken; choose others with --port and --dashboard-port")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    config = yaml.safe_load((Path(__file__).parent / "local-autoscaling.yaml").read_text())
+    config["provider"]["gcs_address"] = f"127.0.0.1:{port}"
+    file = FOLDER / "autoscaling.yaml"
+    file.write_text(yaml.safe_dump(config))
+    node = config["provider"]["head_node_id"]
+    environment = {
+        **os.environ,
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_CLOUD_INSTANCE_ID": node,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node,
+        "RAY_AUTH_MODE": "token",
+    }
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
+    options = [
+        f"--port={port}",
+        f"--dashboard-port={dashboard_port}",
+        f"--temp-dir={FOLDER / 'ray'}",
+        f"--autoscaling-config={file}",
+        "--node-ip-address=127.0.0.1",
+        "--disable-usage-stats",
+    ]
+    with open(FOLDER / "head.log", "w") as log:
+        head = subprocess.Popen([*ray, *options], env=environment, stdout=log, stderr=log, start_new_session=True)
+    PID.write_text(str(head.pid))
+    until = time.monotonic() + START_S
+    while not listening(dashboard_port):
+        if head.poll() is not None or time.monotonic() > until:
+            sys.exit(f"the head did not start; {FOLDER / 'head.log'} says why")
+        time.sleep(0.5)
+    print(f"submit with: fedray submit CONFIG --address http://127.0.0.1:{dashboard_port}")
+
+
+def down() -> None:
+    """End the head and everything that it started: its pretend nodes are processes of this machine."""
+    if (pid := running()) is None:
+        sys.exit("it is not running")
+    head = psutil.Process(pid)
+    everybody = [head, *head.children(recursive=True)]
+    session = os.getsid(pid)
+    everybody += [one for one in psutil.process_iter() if _session(one) == session and one not in everybody]
+    head.send_signal(signal.SIGTERM)
+    psutil.wait_procs(everybody, timeout=10)
+    for one in [*everybody, *of_folder()]:
+        if one.is_running():
+            one.kill()
+    PID.unlink(missing_ok=True)
+
+
+def of_folder() -> list[psutil.Process]:
+    """Return the processes whose command line names this cluster's folder."""
+    found = []
+    for one in psutil.process_iter(["cmdline"]):
+        if one.pid != os.getpid() and any(str(FOLDER / "ray") in word for word in one.info["cmdline"] or ()):
+            found.append(one)
+    return found
+
+
+def running() -> int | None:
+    """Return the head's process number, if it runs."""
+    try:
+        process = psutil.Process(int(PID.read_text()))
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+    return process.pid if process.is_running() and process.status() != psutil.STATUS_ZOMBIE else None
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("up", "down"))
+    parser.add_argument("--port", type=int, default=6399)
+    parser.add_argument("--dashboard-port", type=int, default=8275)
+    args = parser.parse_args()
+    if args.what == "up":
+        up(args.port, args.dashboard_port)
+    else:
+        down()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""`fedray submit` and `fedray jobs`: experiments as jobs on a Ray cluster, through Ray's Jobs API."""
+
+import asyncio
+import logging
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+from zipfile import ZipFile
+
+import requests
+from ray._private.authentication import authentication_token_setup
+from ray._private.runtime_env.packaging import create_package
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import fedray
+from fedray.config import parse_yaml
+from fedray.errors import ConfigError, FedrayError
+from fedray.report import readable_bytes
+from fedray.storage import Place, is_uri
+
+LARGEST_PACKAGE = 256_000_000
+"""Bytes of a zipped working directory; Ray keeps it in the head's memory, and takes at most twice as many."""
+
+REACH_S = 5.0
+"""How long a cluster may take to answer."""
+
+STOP_S = 30.0
+"""How long a job may take to end."""
+
+OLDEST_RAY, TOO_NEW_RAY = (2, 60), (3,)
+
+TOKEN_HELP = (
+    "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token); "
+    "on the head, `ray get-auth-token` prints it"
+)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job. place: where its run's folder is."""
+
+    id: str
+    place: Place
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """Return a client of a cluster's Jobs API.
+
+    address: `http://HEAD:8265`, or `HEAD:8265`; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster that runs
+    on this machine.
+
+    Raises:
+        ConfigError: there is none, it asks for another token, or its Ray is of another generation.
+    """
+    # Ray's Jobs client sends a token only where RAY_AUTH_MODE says so; its other ways to connect look for one.
+    logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if address and "://" not in address:
+        address = f"http://{address}"
+    with _explained(address):
+        if address:
+            _check_port(address)
+        with _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if address else _without():
+            client = JobSubmissionClient(address)
+    theirs = str(client._server_ray_version)
+    if not OLDEST_RAY <= tuple(int(number) for number in theirs.split(".")[:2]) < TOO_NEW_RAY:
+        raise ConfigError(
+            f"the cluster at {client.get_address()} runs Ray {theirs}; this fedray needs 2.60 or newer, below 3: start "
+            "the cluster with the version that its file in clusters/ names"
+        )
+    return client
+
+
+def submit(
+    client: JobSubmissionClient,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    working_dir: Path,
+    place: Place,
+    environment: Mapping[str, str] | None = None,
+) -> Submitted:
+    """Submit an experiment's or a sweep's file as a job, with this fedray and what is in the working directory.
+
+    The directory is packed without what .gitignore and .rayignore name. If there is a run in `place`, the job
+    continues it.
+
+    Raises:
+        ConfigError: the file is outside the directory, which is too large, or not there; the place would vanish with
+            the cluster's node.
+    """
+    if not working_dir.is_dir():
+        raise ConfigError(f"working directory {working_dir}: is not a folder")
+    try:
+        inside = file.resolve().relative_to(working_dir.resolve())
+    except ValueError:
+        raise ConfigError(
+            f"{file}: is outside of the working directory {working_dir}, which is all that the job gets; name another "
+            "one with --working-dir"
+        ) from None
+    command = "sweep" if is_sweep(file) else "run"
+    words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", str(place), "--or-resume"]
+    with TemporaryDirectory() as folder, _explained(client.get_address()):
+        package = packed(working_dir, Path(folder))
+        id = client.submit_job(
+            entrypoint=shlex.join(words),
+            submission_id=f"{place.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}",
+            runtime_env={
+                "working_dir": str(package),
+                "py_modules": [str(Path(fedray.__file__).parent)],
+                "env_vars": {"PYTHONUNBUFFERED": "1", **(environment or {})},
+            },
+            metadata={"fedray": fedray.__version__, "place": str(place)},
+        )
+    return Submitted(id, place)
+
+
+def is_sweep(file: Path) -> bool:
+    """Return whether a file is a sweep's and not an experiment's. Raises ConfigError: it cannot be read."""
+    try:
+        raw = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    return isinstance(raw, Mapping) and "space" in raw
+
+
+def durable_place(storage_path: str, name: str, address: str) -> Place:
+    """Return where a job's run shall be: storage_path/NAME-TIME.
+
+    Raises:
+        ConfigError: the path is relative, and the cluster another machine: the run would be in a folder that is
+            deleted with the job's working directory.
+    """
+    stamped = f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")
+    if not here and not is_uri(storage_path) and not Path(storage_path).expanduser().is_absolute():
+        raise ConfigError(
+            f"storage_path: {storage_path!r} is relative, and a job's own folder is deleted; name a folder that all "
+            "nodes share (storage_path=/mnt/shared/runs) or a URI (storage_path=s3://bucket/runs)"
+        )
+    return Place.of(storage_path) / stamped
+
+
+def packed(working_dir: Path, folder: Path) -> Path:
+    """Return the zipped working directory, made in `folder`.
+
+    Raises:
+        ConfigError: it is too large; the message names the largest files.
+    """
+    package = folder / "working_dir.zip"
+    create_package(
+        str(working_dir.resolve()), package, include_gitignore=True, include_parent_dir=False, excludes=[".git"]
+    )
+    if (size := package.stat().st_size) > LARGEST_PACKAGE:
+        with ZipFile(package) as opened:
+            largest = sorted(opened.infolist(), key=lambda info: -info.compress_size)[:5]
+        names = "".join(f"\n  {readable_bytes(info.compress_size)}  {info.filename}" for info in largest)
+        raise ConfigError(
+            f"working directory {working_dir}: {readable_bytes(size)} when packed, at most "
+            f"{readable_bytes(LARGEST_PACKAGE)}; name large files in .gitignore or .rayignore, put data on storage "
+            f"that the cluster sees, or choose a smaller --working-dir. The largest:{names}"
+        )
+    return package
+
+
+def follow(client: JobSubmissionClient, id: str, show: Callable[[str], None]) -> int:
+    """Show a job's log until it ends; return its exit code, 1 where it ended without one.
+
+    show: called with pieces of the log.
+
+    Raises:
+        FedrayError: the cluster is out of reach.
+    """
+
+    async def tail() -> None:
+        async for piece in client.tail_job_logs(id):
+            show(piece)
+
+    with _explained(client.get_address()):
+        asyncio.run(tail())
+        while not (info := client.get_job_info(id)).status.is_terminal():
+            time.sleep(0.2)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.message:
+        show(f"{info.status.value}: {info.message.strip()}\n")
+    return info.driver_exit_code or 1
+
+
+def stop(client: JobSubmissionClient, id: str) -> JobStatus:
+    """Stop a job and wait for its end. Raises ConfigError: there is no such job."""
+    with _explained(client.get_address(), id):
+        client.stop_job(id)
+        until = time.monotonic() + STOP_S
+        while not (status := client.get_job_status(id)).is_terminal() and time.monotonic() < until:
+            time.sleep(0.2)
+        return status
+
+
+def log(client: JobSubmissionClient, id: str) -> str:
+    """Return a job's log so far. Raises ConfigError: there is no such job."""
+    with _explained(client.get_address(), id):
+        return client.get_job_logs(id)
+
+
+def jobs(client: JobSubmissionClient) -> list[JobDetails]:
+    """Return the cluster's submitted jobs, the latest first."""
+    with _explained(client.get_address()):
+        found = [job for job in client.list_jobs() if job.submission_id]
+    return sorted(found, key=lambda job: -(job.start_time or 0))
+
+
+def _check_port(address: str) -> None:
+    """Raises OSError where nobody listens, after seconds; requests would try for minutes."""
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https") and not os.environ.get(f"{parts.scheme}_proxy"):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
+
+
+@contextmanager
+def _explained(address: str | None, id: str | None = None) -> Iterator[None]:
+    """Turn what Ray's client raises into one message each."""
+    where = address or "this machine"
+    try:
+        yield
+    except FedrayError:
+        raise
+    except AuthenticationError as error:
+        what = "a token" if "required" in str(error) or "no authentication token" in str(error) else "another token"
+        raise ConfigError(f"the cluster at {where} asks for {what}: {TOKEN_HELP}") from None
+    except (ConnectionError, OSError, requests.exceptions.RequestException) as error:
+        raise ConfigError(
+            f"no Ray cluster at {where}: {error}; is it running, is the port forwarded (`ray dashboard CLUSTER.yaml`, "
+            "`kubectl port-forward`), and does --address name its dashboard, as in http://127.0.0.1:8265?"
+        ) from None
+    except RuntimeError as error:
+        if id is not None and "404" in str(error):
+            raise ConfigError(
+                f"no job {id!r} on the cluster at {where}; `fedray jobs list` shows those there are"
+            ) from None
+        raise FedrayError(f"the cluster at {where}: {error}") from None
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Hide variables of the environment for a while: they would win over what was asked for."""
+    hidden: dict[str, Any] = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

@@ -1,0 +1,86 @@
+"""What a sweep shows: live progress, and the comparison at its end."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedray.evaluation.metrics import default_metric
+from fedray.report import percent, plain_table
+from fedray.trials import SweepEvent, SweepResult, TrialEnded, TrialRound, more_is_better, readable_point, shown
+
+SHOWN_ROWS = 20
+
+
+class SweepProgress:
+    """One bar for all trials on a terminal, and a line for each that ends everywhere."""
+
+    def __init__(self, console: Console, found: SweepResult):
+        self._console, self._metric = console, found.sweep.metric
+        self._higher = more_is_better(found.sweep, found.trials[0].config)
+        self._best: float | None = None
+        self._bars = Progress(
+            TextColumn("[bold]trials"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[best]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bars.add_task("trials", total=len(found.trials), completed=len(found.ended), best="")
+        self._done, self._all = len(found.ended), len(found.trials)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._bars.stop()
+
+    def __call__(self, event: SweepEvent) -> None:
+        """Show one event."""
+        if isinstance(event, TrialRound):
+            return
+        self._done += 1
+        value = event.ended.metrics.get(self._metric)
+        if value is not None and (self._best is None or (value > self._best) == self._higher):
+            self._best = value
+        self._bars.update(self._task, completed=self._done, best="" if self._best is None else f"best {self._best:.4g}")
+        self._console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _line(self, event: TrialEnded) -> str:
+        ended, value = event.ended, event.ended.metrics.get(self._metric)
+        what = f"{self._metric} {value:.4g}" if value is not None else escape(ended.error) or "no metric"
+        how = "" if ended.status == "finished" else f" {ended.status} after {ended.rounds} rounds:"
+        point = escape(readable_point(event.trial.point))
+        return f"{self._done}/{self._all} trial {ended.id}:{how} {what}, {ended.seconds:.1f} s; {point}"
+
+
+def sweep_table(found: SweepResult) -> Table:
+    """Return the points, the best first: the metric's mean over seeds with its 95 % confidence interval."""
+    table, metric = found.over_seeds(), found.sweep.metric
+    paths = [path for path in found.sweep.space if path not in ("method", "seed")]
+    left = f", {len(table) - SHOWN_ROWS} more" if len(table) > SHOWN_ROWS else ""
+    ended = [entry.status for entry in found.ended.values()]
+    others = "".join(f", {ended.count(kind)} {kind}" for kind in ("stopped", "failed") if kind in ended)
+    title = f"{metric} of {ended.count('finished')} finished trials{others}{left}"
+    shown_table = plain_table(title, ("method", *paths), ("seeds", "mean", "95 % interval", "first trial"))
+
+    def readable(value: float) -> str:
+        config = found.trials[0].config
+        accuracy = metric.startswith(("personalised", "aggregated"))
+        return percent(value, config.evaluation.metric or default_metric(config.task)) if accuracy else f"{value:.4g}"
+
+    for row in table.head(SHOWN_ROWS).to_dict("records"):
+        interval = "-" if row["seeds"] < 2 else f"{readable(row['low'])} to {readable(row['high'])}"
+        values = [shown(row[path]) for path in paths]
+        shown_table.add_row(
+            str(row["method"]), *values, str(row["seeds"]), readable(row["mean"]), interval, row["first_trial"]
+        )
+    return shown_table

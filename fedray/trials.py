@@ -1,0 +1,339 @@
+"""The trials of a sweep: which ones there are, what became of them, and what they say together."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from io import BytesIO
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy import stats
+
+from fedray.config import Config, SweepConfig, dump_yaml, load_config, load_sweep, parse_yaml, to_mapping
+from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
+from fedray.errors import ConfigError, StateError, choices
+from fedray.evaluation.metrics import default_metric, higher_is_better
+from fedray.methods.registry import build_method
+from fedray.randomness import keyed_rng
+from fedray.storage import Place
+
+RANGES = ("uniform", "loguniform", "randint", "choice")
+
+Status = Literal["waiting", "finished", "stopped", "failed"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One experiment of a sweep, with one method. id: of its folder. point: its values by the space's paths."""
+
+    id: str
+    point: Mapping[str, Any]
+    config: Config
+
+    @property
+    def method(self) -> str:
+        return self.config.method[0].key
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a trial. stopped: the scheduler ended it early. rounds: how many it had. metrics: by name, as of
+    its last round, and of the whole where it is finished. error: why it failed."""
+
+    id: str
+    status: Status
+    rounds: int = 0
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrialRound:
+    """A trial has had another round. metric: of it."""
+
+    id: str
+    rounds: int
+    metric: float
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    trial: Trial
+    ended: Ended
+
+
+SweepEvent = TrialRound | TrialEnded
+
+
+def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
+    """Return a sweep's trials, each checked as far as its text goes.
+
+    The draws from ranges are the same for every point of the grid, so that methods and seeds are compared on equal
+    values. A base with several methods is a grid over them.
+
+    Raises:
+        ConfigError: the base or a value does not fit; a path that there is not; an empty grid, a range upside down.
+    """
+    base = load_config(sweep.base)
+    space = dict(sweep.space)
+    if "method" not in space and len(base.method) > 1:
+        space = {"method": to_mapping(base)["method"], **space}
+    grid = {path: _grid(path, values) for path, values in space.items() if not _is_range(values)}
+    ranges = {path: values for path, values in space.items() if _is_range(values)}
+    if sweep.num_samples > 1 and not ranges:
+        raise ConfigError(f"num_samples: {sweep.num_samples}, but the space has no range to draw from")
+    points = []
+    for sample in range(sweep.num_samples):
+        drawn = {path: _drawn(path, values, sweep.draws_seed, sample) for path, values in ranges.items()}
+        combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        points += [{path: (drawn | combination)[path] for path in space} for combination in combinations]
+    digits = max(4, len(str(len(points))))
+    return tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points))
+
+
+def _is_range(values: Any) -> bool:
+    return isinstance(values, Mapping) and len(values) == 1 and next(iter(values)) in RANGES
+
+
+def _grid(path: str, values: Any) -> list[Any]:
+    if path != "method" and isinstance(values, Mapping):
+        raise ConfigError(f"space.{path}: expected a list of values or one of {choices(RANGES)}, got {values!r}")
+    found = list(values) if isinstance(values, list | tuple) else [values]
+    if not found:
+        raise ConfigError(f"space.{path}: an empty list; name at least one value")
+    return found
+
+
+def _drawn(path: str, values: Mapping[str, Any], seed: int, sample: int) -> Any:
+    """Return a draw, keyed by the path and the number of the sample."""
+    ((kind, bounds),) = values.items()
+    rng = keyed_rng(seed, "sweep", path, sample)
+    if kind == "choice":
+        options = _grid(path, bounds)
+        return options[int(rng.integers(len(options)))]
+    numbers = [isinstance(bound, int | float) and not isinstance(bound, bool) for bound in _pair(path, kind, bounds)]
+    low, high = bounds
+    if not all(numbers) or not low < high or (kind == "loguniform" and low <= 0):
+        above = "0 < low < high" if kind == "loguniform" else "low < high"
+        raise ConfigError(f"space.{path}: {kind} needs two numbers with {above}, got {bounds!r}")
+    if kind == "randint":
+        return int(rng.integers(int(low), int(high)))
+    if kind == "loguniform":
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    return float(rng.uniform(low, high))
+
+
+def _pair(path: str, kind: str, bounds: Any) -> Sequence[Any]:
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        raise ConfigError(f"space.{path}: {kind} needs [low, high], got {bounds!r}")
+    return bounds
+
+
+def _config(base: Config, point: Mapping[str, Any]) -> Config:
+    raw, rest = to_mapping(base), dict(point)
+    raw["method"] = [rest.pop("method", raw["method"][0])]
+    if isinstance(raw["method"][0], str):
+        raw["method"] = [{"name": raw["method"][0]}]
+    for path in rest:
+        section, _, name = path.partition(".")
+        if name and isinstance(raw["method"][0], Mapping) and name in (raw["method"][0].get(section) or {}):
+            raise ConfigError(
+                f"space.{path}: the method {shown(raw['method'][0])} has a value of its own for {path}, which would "
+                f"win; leave it out there, or sweep method.{path}"
+            )
+    try:
+        config = load_config(raw, dict(zip(_paths(rest), rest.values(), strict=True)))
+        build_method(config, config.method[0])
+    except ConfigError as error:
+        raise ConfigError(f"space: {readable_point(point)}: {error}") from None
+    return config
+
+
+def _paths(point: Iterable[str]) -> list[str]:
+    """Return where a trial's configuration has the values: its only method is the first."""
+    return [f"method.0.{path.removeprefix('method.')}" if path.startswith("method.") else path for path in point]
+
+
+def readable_point(point: Mapping[str, Any]) -> str:
+    """Return `method=fedavg train.lr=0.001 seed=1`."""
+    return " ".join(f"{path}={shown(value)}" for path, value in point.items())
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return str(value.get("label") or value.get("name") or value.get("class") or json.dumps(value, sort_keys=True))
+    return str(value)
+
+
+def more_is_better(sweep: SweepConfig, config: Config) -> bool:
+    """Return whether a larger metric is better."""
+    if sweep.mode is not None:
+        return sweep.mode == "max"
+    if not sweep.metric.startswith(("personalised", "aggregated")):  # losses, bytes, seconds
+        return False
+    return higher_is_better(config.evaluation.metric or default_metric(config.task))
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found. place: its folder. ended: of the trials that have ended, by id."""
+
+    place: Place
+    sweep: SweepConfig
+    trials: tuple[Trial, ...]
+    ended: Mapping[str, Ended]
+
+    @classmethod
+    def load(cls, where: Any) -> "SweepResult":
+        """Read a sweep from its folder.
+
+        Raises:
+            StateError: it is not the folder of a sweep, or a file of it cannot be read.
+        """
+        place = Place.of(where)
+        try:
+            sweep = load_sweep(parse_yaml((place / "sweep.yaml").read().decode(), str(place / "sweep.yaml")))
+            file = place / "trials.json"
+            entries = json.loads(file.read()) if file.is_file() else []
+            ended = {entry["id"]: Ended(**entry) for entry in entries}
+        except (OSError, ValueError, TypeError, LookupError, ConfigError) as error:
+            raise StateError(f"{place}: is not the folder of a sweep: {error}") from None
+        return cls(place, sweep, trials_of(sweep), ended)
+
+    def with_ended(self, ended: Ended) -> "SweepResult":
+        return replace(self, ended={**self.ended, ended.id: ended})
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial has ended."""
+        return all(trial.id in self.ended for trial in self.trials)
+
+    def folder(self, trial: Trial | str) -> Place:
+        """Return the folder of a trial's run, which `RunResult.load` reads."""
+        return self.place / "trials" / (trial if isinstance(trial, str) else trial.id)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per trial: its status, method, seed, the space's values, rounds, metrics, error, seconds.
+
+        Metrics are those of the last round where the scheduler ended a trial, and missing where it failed.
+        """
+        table = pd.DataFrame([self._row(trial) for trial in self.trials])
+        for path in self.sweep.space:
+            if path in table and table[path].map(type).nunique() > 1:
+                table[path] = table[path].map(str)
+        return table
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        ended = self.ended.get(trial.id, Ended(trial.id, "waiting"))
+        values = {path: _cell(value) for path, value in trial.point.items() if path not in ("method", "seed")}
+        metrics = {name: ended.metrics.get(name) for name in (*PER_ROUND, *OF_THE_WHOLE)}
+        numbers = {name: np.nan if value is None else float(value) for name, value in metrics.items()}
+        return {
+            "trial": trial.id,
+            "status": ended.status,
+            "method": trial.method,
+            "seed": trial.config.seed,
+            **values,
+            "rounds": ended.rounds,
+            **numbers,
+            "seconds": ended.seconds,
+            "error": ended.error,
+        }
+
+    def over_seeds(self) -> pd.DataFrame:
+        """Return one row per point without its seed: how many seeds finished, the metric's mean, its standard deviation
+        and the 95 % confidence interval of the mean (Student's t), best first. Trials that were ended early are left
+        out: their last round is not the others'.
+        """
+        names = ["method", *(path for path in self.sweep.space if path not in ("method", "seed"))]
+        groups: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            if (entry := self.ended.get(trial.id)) is not None and entry.status == "finished":
+                groups.setdefault(_without_seed(trial), []).append(trial)
+        rows = []
+        for members in groups.values():
+            measured = [self.ended[trial.id].metrics.get(self.sweep.metric) for trial in members]
+            values = np.array([np.nan if value is None else value for value in measured], float)
+            low, high = confidence_interval(values)
+            row = self._row(members[0])
+            rows.append(
+                {name: row[name] for name in names}
+                | {"seeds": len(values), "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan}
+                | {"low": low, "high": high, "first_trial": members[0].id}
+            )
+        table = pd.DataFrame(rows, columns=[*names, "seeds", "mean", "sd", "low", "high", "first_trial"])
+        return table.sort_values("mean", ascending=not self._more_is_better(), na_position="last", kind="stable")
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial whose point has the best mean of the metric over its seeds, with the first of them; None where no
+        trial has finished with a number."""
+        table = self.over_seeds().dropna(subset=["mean"])
+        if table.empty:
+            return None
+        return next(trial for trial in self.trials if trial.id == table.iloc[0]["first_trial"])
+
+    def write(self) -> None:
+        """Write trials.json (all that `load` needs), trials.parquet (`to_pandas`) and best.yaml, ready for
+        `fedray run`."""
+        entries = [asdict(self.ended[trial.id]) for trial in self.trials if trial.id in self.ended]
+        (self.place / "trials.json").write((json.dumps(entries, indent=1) + "\n").encode())
+        buffer = BytesIO()
+        self.to_pandas().to_parquet(buffer)
+        (self.place / "trials.parquet").write(buffer.getvalue())
+        if (best := self.best) is not None:
+            (self.place / "best.yaml").write(dump_yaml(best.config).encode())
+
+    def _more_is_better(self) -> bool:
+        return more_is_better(self.sweep, self.trials[0].config)
+
+
+def begin(place: Place, sweep: SweepConfig) -> SweepResult:
+    """Make the folder of a new sweep."""
+    text = yaml.safe_dump(to_mapping(sweep), sort_keys=False, allow_unicode=True)
+    (place / "sweep.yaml").write(text.encode())
+    return SweepResult(place, sweep, trials_of(sweep), {})
+
+
+def resumed(place: Place, given: SweepConfig) -> SweepResult:
+    """Return what a sweep has reached.
+
+    Raises:
+        StateError: it is not a sweep's folder. ConfigError: it is that of another sweep.
+    """
+    found = SweepResult.load(place)
+    free = {"name", "max_concurrent"}
+    ours, theirs = to_mapping(found.sweep), to_mapping(given)
+    differing = sorted(name for name in ours if name not in free and ours[name] != theirs[name])
+    if differing:
+        raise ConfigError(
+            f"{place}: cannot be continued as another sweep; only {choices(sorted(free))} may differ, but these do: "
+            f"{choices(differing)}"
+        )
+    return replace(found, sweep=given)
+
+
+def confidence_interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of independent, normal values (Student's t); NaN for fewer than
+    two. [n]"""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _without_seed(trial: Trial) -> str:
+    return json.dumps({path: value for path, value in trial.point.items() if path != "seed"}, sort_keys=True)
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as it stands in a table's column: numbers and text as they are, the rest as JSON."""
+    return value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)

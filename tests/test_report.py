@@ -1,0 +1,39 @@
+"""What a run shows where there is no terminal: enough lines and not too many."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from fedray import report
+from fedray.experiment import MethodStarted, RoundFinished, TurnsFinished
+from fedray.report import LiveProgress
+
+
+def lines(rounds: int, seconds_between: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    now = 100.0
+    monkeypatch.setattr(report, "monotonic", lambda: now)
+    out = StringIO()
+    with LiveProgress(Console(file=out, width=140), "accuracy") as progress:
+        progress(MethodStarted("fedavg", rounds, 2 * rounds + 2))
+        for server_round in range(rounds):
+            now += seconds_between
+            progress(TurnsFinished("fedavg", server_round, ("a", "b")))
+            progress(RoundFinished("fedavg", server_round, False, None, None, 0.5, 0.1, 1_000_000))
+        progress(RoundFinished("fedavg", rounds, True, 0.5, 0.75, 0.5, 0.1, 0))
+    return out.getvalue().splitlines()
+
+
+def test_slow_rounds_have_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines(3, 10.0, monkeypatch)
+    assert found[0] == "fedavg: 3 rounds"
+    assert [line.split(": ")[1] for line in found[1:]] == ["round 1", "round 2", "round 3", "final pass"]
+    assert "loss 0.500, 2.0 MB sent, 0.1 s" in found[2]
+    assert "aggregated 50.0 %, personalised 75.0 %, 3.0 MB sent" in found[-1]
+
+
+def test_quick_rounds_share_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand rounds of 5 ms are 50 s."""
+    found = lines(10_000, 0.005, monkeypatch)
+    assert 20 <= len(found) <= 30
+    assert "10.0 GB sent" in found[-1]
