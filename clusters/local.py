@@ -43,6 +43,8 @@ def up(port: int, dashboard_port: int) -> None:
         "RAY_CLOUD_INSTANCE_ID": node,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node,
         "RAY_AUTH_MODE": "token",
+        "FEDRAY_STORAGE": os.getcwd(),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs begin with `python`
     }
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
     options = [

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.client import ClientActor, build_extensions
-from fedray.cluster import living, living_nodes, readable, total_of
+from fedray.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
 from fedray.packing import Amounts, fits
@@ -33,6 +33,9 @@ autoscaled cluster takes minutes."""
 MOST_DEATHS, DYING_S = 3, 60.0
 """Actors that die while they start are started again, ever later, until there were more deaths than this in a row and
 they took this long."""
+
+INFEASIBLE_S = 10.0
+"""How long an autoscaler may take to see what is asked for now."""
 
 LOOK_S = 1.0
 """How often to look whether something is overdue."""
@@ -95,7 +98,8 @@ class Crew:
     """The actors of all tiers.
 
     sizes: how many of each tier to start; those that the cluster has no room for come when it has. asked: what each
-    asks for. elastic: nodes can be added, so the first actor of a tier may take minutes, and others are not waited for.
+    asks for. elastic: nodes can be added: the first actor of a tier may take minutes, and the others are asked for when
+    every tier has one (`grow`).
 
     Raises:
         ConfigError: a tier got none.
@@ -118,7 +122,8 @@ class Crew:
         self._dying: dict[str, _Dying] = {}
         self._later: list[tuple[float, str]] = []  # when to start another actor of a tier
         _build_extensions(clients, asked)
-        self.members = self._start_together(sizes)
+        self.members: dict[str, list[Member]] = {tier: [] for tier in sizes}
+        self._start_together(dict.fromkeys(sizes, 1) if elastic else sizes)
 
     def setup(self, jobs: Mapping[str, Job]) -> None:
         """Make every actor ready for a method."""
@@ -214,7 +219,7 @@ class Crew:
             self._source.end(member.handle)
         for member in (member for members in self.members.values() for member in members):
             self._source.give_back(member.handle)
-        self.members, self._starting = {}, {}
+        self.members, self._starting = {tier: [] for tier in self.members}, {}
 
     def _begin(self, tier: str) -> None:
         member = Member(tier, self._start(tier))
@@ -225,25 +230,30 @@ class Crew:
     def _set_up(self, member: Member) -> Any:
         return member.handle.setup.remote(self._jobs[member.tier])
 
-    def _start_together(self, sizes: Mapping[str, int]) -> dict[str, list[Member]]:
-        """Start actors and return those that are up, at least one of each tier; the others are still starting."""
+    def _start_together(self, sizes: Mapping[str, int]) -> None:
+        """Start actors and wait until all are up, or for so long; at least one of each tier must be."""
         started = [Member(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
         self._starting = {member.handle.ready.remote(): member for member in started}
-        members: dict[str, list[Member]] = {tier: [] for tier in sizes}
         begun, patience = monotonic(), NODE_TIMEOUT_S if self._elastic else START_TIMEOUT_S
-        while self._starting and monotonic() - begun < patience and not (self._elastic and all(members.values())):
+        while self._starting and monotonic() - begun < patience:
             done, _ = ray.wait(list(self._starting), timeout=LOOK_S)
             for ref in done:
                 member = self._starting.pop(ref)
-                members[member.tier].append(member)
-        for tier in (tier for tier, ready in members.items() if not ready):
-            for member in started:
-                self._source.end(member.handle)
+                self.members[member.tier].append(member)
+            if self._elastic and monotonic() - begun > INFEASIBLE_S:
+                for tier in (tier for tier, ready in self.members.items() if not ready):
+                    if infeasible(self._asked[tier]):
+                        self.close()
+                        raise ConfigError(
+                            f"clients: an actor of tier {tier!r} asks for {readable(self._asked[tier])}, and the "
+                            "cluster's autoscaler has no type of node for it, or may add no more of them"
+                        )
+        for tier in (tier for tier, ready in self.members.items() if not ready):
+            self.close()
             raise ConfigError(
                 f"clients: no client actor of tier {tier!r} could start in {monotonic() - begun:.0f} s; each asks for "
                 f"{readable(self._asked[tier])}, the cluster has {readable(total_of(living_nodes()))}"
             )
-        return members
 
     def _start(self, tier: str) -> Any:
         return self._source.start(self._asked[tier], self._workers[tier])

@@ -16,7 +16,7 @@ from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event
 from fedray.prepare import prepare
 from fedray.run_folder import check_free, continued, read_summaries
-from fedray.storage import Place
+from fedray.storage import Place, in_storage
 from fedray.tracking import Summary
 
 SECTIONS = tuple(
@@ -121,9 +121,9 @@ def settle(config: Config, output: str | Path | None, resume: str | Path | None)
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
-        place = Place.of(resume)
+        place = Place.of(in_storage(resume))
         return continued(place, config), place
-    place = Place.of(output) if output else default_place(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    place = Place.of(in_storage(output)) if output else default_place(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
     check_free(place)
     return config, place
 

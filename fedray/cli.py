@@ -32,6 +32,9 @@ Overrides = Annotated[
 ]
 
 
+BAD_INPUT = 2
+"""Exit code."""
+
 OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is something.")]
 Address = Annotated[
     str | None,
@@ -113,7 +116,9 @@ def submit(
     address: Address = None,
     output: Annotated[
         str | None,
-        typer.Option(help="Folder of the results, on storage that all nodes see; what is in it is continued."),
+        typer.Option(
+            help="Folder of the results; what is in it is continued. Relative: below the cluster's FEDRAY_STORAGE."
+        ),
     ] = None,
     working_dir: Annotated[
         Path, typer.Option(help="Folder that the job gets, but for what .gitignore and .rayignore name.")
@@ -125,8 +130,7 @@ def submit(
     console = _console()
     with _reported():
         from fedray.config import load_sweep
-        from fedray.storage import Place
-        from fedray.submit import connect, durable_place, follow, is_sweep
+        from fedray.submit import connect, follow, is_sweep, stamped
         from fedray.submit import submit as submit_job
 
         values = parse_overrides(overrides or [])
@@ -137,7 +141,7 @@ def submit(
             loaded = load_config(config, values)
             name, storage = loaded.name, loaded.storage_path
         client = connect(address)
-        place = Place.of(output) if output else durable_place(storage, name, client.get_address())
+        place = output or f"{storage}/{stamped(name)}"
         job = submit_job(
             client,
             config,
@@ -146,20 +150,20 @@ def submit(
             place=place,
             environment=_assignments(env or []),
         )
-        console.print(f"job {job.id}; results: {job.place}", highlight=False, soft_wrap=True)
-        again = f"fedray submit {config} --output {job.place}"
+        console.print(f"job {job}; results: {place}", highlight=False, soft_wrap=True)
+        again = f"fedray submit {config} --output {place}"
         if not wait:
-            console.print(f"to watch it: fedray jobs logs {job.id} --follow", highlight=False, soft_wrap=True)
+            console.print(f"to watch it: fedray jobs logs {job} --follow", highlight=False, soft_wrap=True)
             return
         try:
-            code = follow(client, job.id, _show)
+            code = follow(client, job, _show)
         except KeyboardInterrupt:
             _fail(
-                f"the job goes on; to stop it: fedray jobs stop {job.id}; to watch it: fedray jobs logs {job.id} -f",
+                f"the job goes on; to stop it: fedray jobs stop {job}; to watch it: fedray jobs logs {job} -f",
                 130,
             )
         if code:
-            _fail(f"the job ended with {code}; to continue it: {again}", code)
+            _fail(f"the job ended with {code}" + (f"; to continue it: {again}" if code != BAD_INPUT else ""), code)
 
 
 @jobs_app.command("list")
@@ -282,7 +286,7 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        _fail(f"error: {error}", 2)
+        _fail(f"error: {error}", BAD_INPUT)
     except FedrayError as error:
         _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
@@ -297,9 +301,9 @@ def _resumed_if_there(
         return output, resume
     if output is None or resume is not None:
         raise ConfigError("--or-resume: goes with --output, and without --resume")
-    from fedray.storage import Place
+    from fedray.storage import Place, in_storage
 
-    return (None, output) if (Place.of(output) / file).is_file() else (output, None)
+    return (None, output) if (Place.of(in_storage(output)) / file).is_file() else (output, None)
 
 
 def _assignments(arguments: list[str]) -> dict[str, str]:

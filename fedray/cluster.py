@@ -2,17 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray._private.state
+import ray._private.worker
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.core.generated import autoscaler_pb2
+from ray.experimental.internal_kv import _internal_kv_get
 
 from fedray.errors import ConfigError
 from fedray.packing import Amounts, fit_together, fits
-
-MANY_NODES = 100
-"""So many of a type where the autoscaler names no limit."""
 
 
 def living() -> list[dict[str, Any]]:
@@ -25,61 +24,44 @@ def living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in living()]
 
 
-@dataclass(frozen=True)
-class NodeType:
-    """What the autoscaler can add. most: how many of them there may be."""
-
-    name: str
-    resources: Amounts
-    most: int
+def has_autoscaler() -> bool:
+    """Return whether nodes come when they are asked for."""
+    v1 = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    return bool(v1) or _autoscaling_state().autoscaler_state_version > 0
 
 
-def node_types() -> tuple[NodeType, ...]:
-    """Return what the autoscaler can add; nothing where there is no autoscaler."""
-    config = ray._private.state.state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
-    return tuple(
-        NodeType(group.name, dict(group.resources), MANY_NODES if group.max_count < 0 else group.max_count)
-        for group in groups
-        if group.max_count != 0
-    )
+def infeasible(asked: Amounts) -> bool:
+    """Return whether the autoscaler says that it has no type of node for an actor that somebody waits for."""
+    wanted = {name: amount for name, amount in asked.items() if amount}
+    return any(dict(one.resources_bundle) == wanted for one in _autoscaling_state().infeasible_resource_requests)
 
 
-def with_addable(nodes: Sequence[Amounts], types: Sequence[NodeType]) -> list[Amounts]:
-    """Return the living nodes and those that the autoscaler may still add: of each type as many as are left of its
-    most. A living node is of the type whose amounts it has."""
-    left = {kind.name: kind.most for kind in types}
-    for node in nodes:
-        for kind in types:
-            if left[kind.name] and all(node.get(name, 0) == kind.resources.get(name, 0) for name in ("CPU", "GPU")):
-                left[kind.name] -= 1
-                break
-    return [*nodes, *(kind.resources for kind in types for _ in range(left[kind.name]))]
+def _autoscaling_state() -> Any:
+    worker: Any = ray._private.worker.global_worker
+    messages: Any = autoscaler_pb2
+    reply = messages.GetClusterStatusReply()
+    reply.ParseFromString(worker.gcs_client.get_cluster_status())
+    return reply.autoscaling_state
 
 
-def check_room(
-    asked: Mapping[str, Amounts], nodes: Sequence[Amounts], types: Sequence[NodeType], workers: Mapping[str, int]
-) -> None:
-    """Say at once what can never start.
+def check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
+    """Say at once what can never start, where there is no autoscaler.
 
     Raises:
-        ConfigError: an actor that fits on no node, or tiers that do not fit together; the autoscaler's nodes count.
+        ConfigError: an actor that fits on no node, or tiers that do not fit together.
     """
-    room = with_addable(nodes, types)
     for tier, amounts in asked.items():
-        if not any(fits(amounts, node) for node in room):
+        if not any(fits(amounts, node) for node in nodes):
             raise ConfigError(
                 f"clients: an actor of tier {tier!r} fits on no node: it asks for {readable(amounts)}; the cluster's "
                 f"nodes have {'; '.join(sorted({readable(node) for node in nodes}))}"
-                + "".join(f"; node type {kind.name} has {readable(kind.resources)}" for kind in types)
             )
-    if not fit_together(asked, room, workers):
+    if not fit_together(asked, nodes, workers):
         times = {tier: f"{number} workers of " if number > 1 else "" for tier, number in workers.items()}
         wanted = "; ".join(f"{tier}: {times[tier]}{readable(amounts)}" for tier, amounts in asked.items())
-        could = f" and could get {readable(total_of(room))}" if types else ""
         raise ConfigError(
             f"clients.tiers: one actor of every tier ({wanted}) does not fit into the cluster at a time, which has "
-            f"{readable(total_of(nodes))}{could}; lower num_cpus or num_gpus (they may be fractions)"
+            f"{readable(total_of(nodes))}; lower num_cpus or num_gpus (they may be fractions)"
         )
 
 

@@ -21,15 +21,12 @@ from fedray.inline import InlinePool
 from fedray.planning import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
-from fedray.storage import Place, is_uri
+from fedray.storage import Place, in_storage
 
 log = logging.getLogger(__name__)
 
 MOMENT_S = 0.1
 """Clients that finish within this time are told together: a message costs more than a small client."""
-
-JOB_FOLDERS = "working_dir_files"
-"""Where Ray unpacks the working directories of jobs."""
 
 GPU_PATIENCE_S = 60.0
 """How long to wait for a GPU to say how much memory it has."""
@@ -194,12 +191,5 @@ def start_ray(**options: Any) -> None:
 
 
 def default_place(config: Config, stamp: str) -> Place:
-    """Return storage_path/NAME-STAMP.
-
-    A relative path begins at this folder. Of a Ray job that is a copy of the working directory, deleted some time after
-    the job: there it begins at FEDRAY_STORAGE, or else at home.
-    """
-    path = config.storage_path
-    if JOB_FOLDERS in Path.cwd().parts and not is_uri(path):
-        path = str(Path(os.environ.get("FEDRAY_STORAGE") or Path.home()) / Path(path).expanduser())
-    return Place.of(path) / f"{config.name}-{stamp}"
+    """Return storage_path/NAME-STAMP; see `in_storage`."""
+    return Place.of(in_storage(config.storage_path)) / f"{config.name}-{stamp}"

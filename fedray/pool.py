@@ -16,7 +16,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskE
 from fedray.actors import LOOK_S, ActorSource, Crew, Member, first_line
 from fedray.blocks import BLOCK_SECONDS, Block, failure_of, state_files
 from fedray.chunks import Chunks, Group, groups, ids_of, work_of
-from fedray.cluster import check_room, living_nodes, node_types, with_addable
+from fedray.cluster import check_room, has_autoscaler, living_nodes
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
@@ -32,6 +32,9 @@ from fedray.worker import Assignment, Job
 NODES_EVERY_S = 5.0
 """How often to look for new nodes."""
 
+MOST_ASKED = 100
+"""Actors of a tier that an autoscaler is asked for, where `clients.actors` does not say."""
+
 IDLE_S = 60.0
 """Where there is an autoscaler, actors that have waited for others for so long are let go until the next round."""
 
@@ -46,8 +49,8 @@ class ClientPool:
     cohorts: for each tier that has clients, the most that can be trained at a time; more actors would idle.
     source: where actors come from; default: they are the pool's own. sharers: how many such pools share the cluster.
 
-    It has as many actors as the cohort can use and the nodes have room for, those included that an autoscaler can add.
-    It grows when nodes join, and where there is an autoscaler it lets actors go that idle, but for one of each tier.
+    It has as many actors as the cohort can use and the nodes have room for, and grows when nodes join. Where there is
+    an autoscaler, it asks for all that the cohort can use, begins when every tier has one, and lets those go that idle.
 
     Raises:
         ConfigError: the cluster has no room for one client actor of every tier.
@@ -69,15 +72,16 @@ class ClientPool:
         self._handling = 0.0  # seconds in which a block is taken and made use of, a moving average
         self._clients, self._cohorts, self._sharers = clients, cohorts, sharers
         self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
-        types = node_types()
-        self._elastic, self._looked_at_nodes = bool(types), monotonic()
+        self._elastic = has_autoscaler()
         nodes = living_nodes()
-        self._num_nodes = len(nodes)
-        room = with_addable(nodes, types)
-        asked = requests(clients, list(cohorts), room)
-        check_room(asked, nodes, types, self._workers)
-        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
-        sizes, asked = allot_with_gpus(asked, cohorts, self._fixed(), room, sharing, self._workers)
+        self._num_nodes, self._looked_at_nodes = len(nodes), monotonic()
+        asked = requests(clients, list(cohorts), nodes)
+        if self._elastic:
+            sizes = {tier: self._fixed()[tier] or min(most, MOST_ASKED) for tier, most in cohorts.items()}
+        else:
+            check_room(asked, nodes, self._workers)
+            sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
+            sizes, asked = allot_with_gpus(asked, cohorts, self._fixed(), nodes, sharing, self._workers)
         self._sizes, self._asked = self._part_of(sizes), asked
         self.crew = Crew(clients, self._sizes, asked, self._elastic, source)
 
@@ -204,14 +208,13 @@ class ClientPool:
         return {tier: size if self._fixed()[tier] else max(1, size // self._sharers) for tier, size in sizes.items()}
 
     def _grow_into_new_nodes(self) -> None:
-        """Start more actors if nodes have joined that no autoscaler announced."""
-        if monotonic() - self._looked_at_nodes < NODES_EVERY_S:
+        """Start more actors if nodes have joined; where there is an autoscaler they are asked for already."""
+        if self._elastic or monotonic() - self._looked_at_nodes < NODES_EVERY_S:
             return
         self._looked_at_nodes = monotonic()
         nodes = living_nodes()
         if len(nodes) > self._num_nodes:
-            room = with_addable(nodes, node_types())
-            self._sizes = self._part_of(allot(self._asked, self._cohorts, self._fixed(), room, self._workers))
+            self._sizes = self._part_of(allot(self._asked, self._cohorts, self._fixed(), nodes, self._workers))
             self.crew.grow(self._sizes)
         self._num_nodes = len(nodes)
 

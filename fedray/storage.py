@@ -20,6 +20,9 @@ from fedray.errors import ConfigError
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Show an object when its upload is complete, and not before."""
 
+JOB_FOLDERS = "working_dir_files"
+"""Where Ray unpacks the working directories of jobs."""
+
 LONGEST_NAME = 150
 """Bytes of a file's name that comes from a client's id; most file systems take 255."""
 
@@ -163,6 +166,19 @@ class Place:
 def is_uri(where: str) -> bool:
     """Return whether a place is named by a URI and not by a path."""
     return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
+
+
+def in_storage(where: str | Path) -> str:
+    """Return where results go that are named by a relative path: below this folder.
+
+    Of a Ray job this folder is a copy of the working directory, deleted some time after the job: there they go below
+    FEDRAY_STORAGE, which the cluster's files set, or else below home.
+    """
+    if isinstance(where, str) and is_uri(where):
+        return where
+    inside = JOB_FOLDERS in Path.cwd().parts
+    begin = (os.environ.get("FEDRAY_STORAGE") or Path.home()) if inside else Path.cwd()
+    return str(Path(begin) / Path(where).expanduser())
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,9 @@ from zipfile import ZipFile
 
 import requests
 from ray._private.authentication import authentication_token_setup
-from ray._private.runtime_env.packaging import create_package
+from ray._private.runtime_env import packaging
+from ray.dashboard.modules import dashboard_sdk
+from ray.dashboard.modules.job import sdk
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -26,7 +27,6 @@ import fedray
 from fedray.config import parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.report import readable_bytes
-from fedray.storage import Place, is_uri
 
 LARGEST_PACKAGE = 256_000_000
 """Bytes of a zipped working directory; Ray keeps it in the head's memory, and takes at most twice as many."""
@@ -45,14 +45,6 @@ TOKEN_HELP = (
 )
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """A job. place: where its run's folder is."""
-
-    id: str
-    place: Place
-
-
 def connect(address: str | None) -> JobSubmissionClient:
     """Return a client of a cluster's Jobs API.
 
@@ -63,7 +55,8 @@ def connect(address: str | None) -> JobSubmissionClient:
         ConfigError: there is none, it asks for another token, or its Ray is of another generation.
     """
     # Ray's Jobs client sends a token only where RAY_AUTH_MODE says so; its other ways to connect look for one.
-    logging.getLogger(authentication_token_setup.__name__).setLevel(logging.ERROR)
+    for chatty in (authentication_token_setup, dashboard_sdk, sdk, packaging):
+        logging.getLogger(chatty.__name__).setLevel(logging.ERROR)
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     if address and "://" not in address:
         address = f"http://{address}"
@@ -87,17 +80,17 @@ def submit(
     overrides: Sequence[str] = (),
     *,
     working_dir: Path,
-    place: Place,
+    place: str,
     environment: Mapping[str, str] | None = None,
-) -> Submitted:
-    """Submit an experiment's or a sweep's file as a job, with this fedray and what is in the working directory.
+) -> str:
+    """Submit an experiment's or a sweep's file as a job, with this fedray and what is in the working directory, and
+    return its id.
 
-    The directory is packed without what .gitignore and .rayignore name. If there is a run in `place`, the job
-    continues it.
+    The directory is packed without what .gitignore and .rayignore name. place: folder of the results; a relative path
+    is below the cluster's FEDRAY_STORAGE (`storage.in_storage`). If there is a run in it, the job continues it.
 
     Raises:
-        ConfigError: the file is outside the directory, which is too large, or not there; the place would vanish with
-            the cluster's node.
+        ConfigError: the file is outside the directory, which is too large, or not there.
     """
     if not working_dir.is_dir():
         raise ConfigError(f"working directory {working_dir}: is not a folder")
@@ -109,20 +102,19 @@ def submit(
             "one with --working-dir"
         ) from None
     command = "sweep" if is_sweep(file) else "run"
-    words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", str(place), "--or-resume"]
+    words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", place, "--or-resume"]
     with TemporaryDirectory() as folder, _explained(client.get_address()):
         package = packed(working_dir, Path(folder))
-        id = client.submit_job(
+        return client.submit_job(
             entrypoint=shlex.join(words),
-            submission_id=f"{place.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}",
+            submission_id=stamped(place.rstrip("/").rsplit("/", 1)[-1]),
             runtime_env={
                 "working_dir": str(package),
                 "py_modules": [str(Path(fedray.__file__).parent)],
                 "env_vars": {"PYTHONUNBUFFERED": "1", **(environment or {})},
             },
-            metadata={"fedray": fedray.__version__, "place": str(place)},
+            metadata={"fedray": fedray.__version__, "place": place},
         )
-    return Submitted(id, place)
 
 
 def is_sweep(file: Path) -> bool:
@@ -134,21 +126,8 @@ def is_sweep(file: Path) -> bool:
     return isinstance(raw, Mapping) and "space" in raw
 
 
-def durable_place(storage_path: str, name: str, address: str) -> Place:
-    """Return where a job's run shall be: storage_path/NAME-TIME.
-
-    Raises:
-        ConfigError: the path is relative, and the cluster another machine: the run would be in a folder that is
-            deleted with the job's working directory.
-    """
-    stamped = f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")
-    if not here and not is_uri(storage_path) and not Path(storage_path).expanduser().is_absolute():
-        raise ConfigError(
-            f"storage_path: {storage_path!r} is relative, and a job's own folder is deleted; name a folder that all "
-            "nodes share (storage_path=/mnt/shared/runs) or a URI (storage_path=s3://bucket/runs)"
-        )
-    return Place.of(storage_path) / stamped
+def stamped(name: str) -> str:
+    return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def packed(working_dir: Path, folder: Path) -> Path:
@@ -158,7 +137,7 @@ def packed(working_dir: Path, folder: Path) -> Path:
         ConfigError: it is too large; the message names the largest files.
     """
     package = folder / "working_dir.zip"
-    create_package(
+    packaging.create_package(
         str(working_dir.resolve()), package, include_gitignore=True, include_parent_dir=False, excludes=[".git"]
     )
     if (size := package.stat().st_size) > LARGEST_PACKAGE:
@@ -192,8 +171,8 @@ def follow(client: JobSubmissionClient, id: str, show: Callable[[str], None]) ->
             time.sleep(0.2)
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    if info.message:
-        show(f"{info.status.value}: {info.message.strip()}\n")
+    if info.message and info.driver_exit_code is None:  # else the log has said it
+        show(f"{info.status.value.lower()}: {info.message.strip()}\n")
     return info.driver_exit_code or 1
 
 

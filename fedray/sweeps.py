@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
 
 from fedray.actors import first_line
-from fedray.cluster import check_room, living_nodes, node_types, with_addable
+from fedray.cluster import check_room, has_autoscaler, living_nodes
 from fedray.config import PER_ROUND, Config, SweepConfig, load_sweep
 from fedray.config.sweep import OF_THE_WHOLE
 from fedray.driver import default_place, start_ray, without_gpus
@@ -33,7 +33,7 @@ from fedray.packing import Amounts, fit_together, requests
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.run_folder import check_free, continued
-from fedray.storage import Place
+from fedray.storage import Place, in_storage
 from fedray.trials import (
     Ended,
     SweepEvent,
@@ -133,10 +133,10 @@ def settle_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Pa
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
-        return resumed(Place.of(resume), asked)
+        return resumed(Place.of(in_storage(resume)), asked)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     named = trials[0].config.model_copy(update={"name": asked.name})
-    place = Place.of(output) if output else default_place(named, stamp)
+    place = Place.of(in_storage(output)) if output else default_place(named, stamp)
     check_free(place)
     return begin(place, asked)
 
@@ -218,16 +218,17 @@ def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
     Raises:
         ConfigError: there is no room for that many, or for a single one.
     """
-    types, nodes = node_types(), living_nodes()
-    room = with_addable(nodes, types)
-    fewest = MOST_TRIALS
+    nodes, elastic, fewest = living_nodes(), has_autoscaler(), MOST_TRIALS
     for config in {repr(trial.config.clients): trial.config for trial in trials}.values():
         clients = config.clients if config.device != "cpu" else without_gpus(config.clients)
         tiers = clients.tier_names if config.runtime == "ray" else clients.tier_names[:1]
-        amounts = requests(clients, tiers, room)
+        amounts = requests(clients, tiers, nodes)
         workers = {tier: clients.tier(tier).workers for tier in tiers}
-        check_room(amounts, nodes, types, workers)
-        fewest = min(fewest, _copies(amounts, room, workers))
+        if not elastic:
+            check_room(amounts, nodes, workers)
+        fewest = min(fewest, _copies(amounts, nodes, workers))
+    if elastic:
+        return min(asked.max_concurrent or fewest, len(trials))
     if asked.max_concurrent is not None and asked.max_concurrent > fewest:
         raise ConfigError(
             f"max_concurrent: {asked.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
