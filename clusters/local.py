@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+HERE = Path(__file__).resolve().parent
 FOLDER = Path(os.environ.get("FEDRAY_LOCAL_CLUSTER", "/tmp/fedray-local"))
 PID = FOLDER / "head.pid"
 START_S = 120.0
@@ -30,7 +31,7 @@ def up(port: int, dashboard_port: int) -> None:
         if listening(taken):
             sys.exit(f"port {taken} is taken; choose others with --port and --dashboard-port")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_load((Path(__file__).parent / "local-autoscaling.yaml").read_text())
+    config = yaml.safe_load((HERE / "local-autoscaling.yaml").read_text())
     config["provider"]["gcs_address"] = f"127.0.0.1:{port}"
     file = FOLDER / "autoscaling.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -44,6 +45,7 @@ def up(port: int, dashboard_port: int) -> None:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": node,
         "RAY_AUTH_MODE": "token",
         "FEDRAY_STORAGE": os.getcwd(),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),  # pretend_nodes.py
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs begin with `python`
     }
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]

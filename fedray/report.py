@@ -151,6 +151,7 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
 def jobs_table(jobs: Sequence[Any]) -> Table:
     """Return submitted jobs, as Ray's Jobs API describes them."""
     table = plain_table(f"{len(jobs)} jobs", ("job", "status", "started", "command"), ("took",))
+    table.columns[3].no_wrap = False
     for job in jobs:
         started = datetime.fromtimestamp(job.start_time / 1000) if job.start_time else None
         took = (job.end_time - job.start_time) / 1000 if job.end_time and job.start_time else None

@@ -391,6 +391,10 @@ class _Listener(tune.Callback):
         self.found, self.raised, self._lender = found, None, lender
         self._call = tell
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what it would restore a sweep from, which it never does here."""
+        return {}
+
     def _tell(self, event: SweepEvent) -> None:
         try:
             self._call(event)

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -163,18 +163,12 @@ def test_a_job_that_is_stopped_is_continued(
     assert "round 1" in fedray("jobs", "logs", id, "--address", ADDRESS).stdout
     family = [one.info["cmdline"] for one in psutil.process_iter(["cmdline"])]
     assert not [words for words in family if "ray::ClientActor" in " ".join(words or ())], "no orphans"
-    done = len(RunResultRounds(tmp_path / "o"))
+    done = len(pd.read_parquet(tmp_path / "o" / "rounds.parquet"))
     small[-1] = f"rounds={done + 2}"
     again = fedray("submit", "config.yaml", *small, "--address", ADDRESS, "--output", str(tmp_path / "o"))
     assert again.returncode == 0, again.stdout + again.stderr
     assert "continued after" in again.stdout
     assert len(RunResult.load(tmp_path / "o").rounds().query("phase == 'train'")) == done + 2
-
-
-def RunResultRounds(folder: Path) -> Any:
-    import pandas as pd
-
-    return pd.read_parquet(folder / "rounds.parquet")
 
 
 def test_a_sweep_as_a_job(
