@@ -227,7 +227,8 @@ def _roots(name: str) -> list[str]:
             f"data.libraries: no library {name!r} is installed here{nearest(name, known)}; "
             "give import names, for example torch, or `stdlib`"
         )
-    return list(spec.submodule_search_locations or [spec.origin or ""])
+    # Of a module that is imported already they are what somebody made of them: Paths have been seen.
+    return [os.fspath(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
 
 
 def _walk(root: str) -> Iterator[tuple[str, str]]:

@@ -1,28 +1,38 @@
-"""FedReFT with clients that send the opposite of what they learned."""
+"""FedReFT whose clients learn one and the same thing, and some of whom send the opposite of what they learned."""
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from fedray.adapters.adapter import Adapter
 from fedray.methods.fedreft import AllButMe, FedReft, Own, Server, SharedPart
 from fedray.methods.protocol import Local
+from fedray.randomness import keyed_rng
+from fedray.training.trainer import LocalTrainer
 
 __all__ = ["Opposed", "Own", "Server", "SharedPart"]  # states are made of these
 
 
 @dataclass(frozen=True)
 class Opposed(FedReft):
-    """hostile: how many clients, the first by id, send what they began with minus `strength` times what they learned.
+    """A turn goes half of the way from what the client received to a target that all clients have, each with a little
+    noise, and records how far from it the others' aggregate was.
 
-    The negative of all of φ would do no harm: LoReFT's edit Rᵀ(Wh + b − Rh) is even in φ.
+    hostile: how many clients, the first by id, go five times as far in the opposite direction.
     """
 
     hostile: int = 0
-    strength: float = 5.0
 
     def train_client(
         self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local
     ) -> tuple[SharedPart, Own]:
         sent, own = super().train_client(adapter, client_state, downlink, local)
-        if local.client.index >= self.hostile:
+        if not isinstance(local, LocalTrainer):  # the walk on shapes
             return sent, own
-        return replace(sent, phi=client_state.phi - self.strength * (own.phi - client_state.phi)), own
+        target = keyed_rng(0, "target").standard_normal(own.phi.size).astype(np.float32)
+        received = client_state.phi if downlink.others is None else downlink.others
+        local.record("away", float(np.linalg.norm(received - target) / np.linalg.norm(target)))
+        noise = keyed_rng(0, "noise", local.client.index, local.server_round).standard_normal(target.size)
+        step = 0.5 * (target - received) + np.float32(0.05) * noise.astype(np.float32)
+        learned = received + (-5 * step if local.client.index < self.hostile else step)
+        return replace(sent, phi=learned), replace(own, phi=learned)
