@@ -83,7 +83,7 @@ class Blocks:
         self._train, self._survives = train, survives
         self._checks, self._expected = job.config.clients.update_checks, job.uplink
         method = build_method(job.config, job.entry, job.tier)
-        self._averages = averages(method) if self._checks.norm is None else None
+        self._averages = None if self._checks.compare else averages(method)
         self._files = state_files(job)
         self._adapters = job.folder and job.folder / "adapters" / job.entry.key / "clients"
 

@@ -248,9 +248,9 @@ class Federation:
             else:
                 yield replace(found, action="run ended")
                 raise found.error()
-        if (bound := clients.update_checks.norm) is not None:
+        if clients.update_checks.compare:
             payloads = {outcome.update.client.id: outcome.update.payload for outcome in finished.outcomes}
-            for id, cause in outliers(payloads, bound).items():
+            for id, cause in outliers(payloads, clients.update_checks).items():
                 attempt = Attempt(self.server_round, (id,), 1, "", "update rejected", cause, given_up=True)
                 yield replace(attempt, action="left out")
                 finished.reject(attempt)

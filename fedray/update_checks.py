@@ -1,13 +1,15 @@
-"""Updates that must not reach an aggregate: not finite, of another shape, or far larger than everybody else's."""
+"""Updates that must not reach an aggregate: not finite, of another shape, far larger than everybody else's, or far from
+them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fedray.aggregation.points import BLOCK, lower_medians
 from fedray.config.clients import UpdateChecks
 from fedray.state import Array, Signature, leaves, signature_of
-from fedray.types import ClientId
+from fedray.types import ClientId, Vector
 
 Expected = frozenset[Signature]
 """The signatures that a payload may have."""
@@ -26,7 +28,18 @@ def objection(payload: Any, checks: UpdateChecks, expected: Expected | None) -> 
     return None
 
 
-def outliers(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, str]:
+def outliers(payloads: Mapping[ClientId, Any], checks: UpdateChecks) -> dict[ClientId, str]:
+    """Return those that stand out from the others of a round, and why: far larger, or far away. Those that are too
+    large are left out of the second comparison."""
+    found: dict[ClientId, str] = {}
+    if checks.norm is not None:
+        found |= too_large(payloads, checks.norm)
+    if checks.distance is not None:
+        found |= too_far({id: payload for id, payload in payloads.items() if id not in found}, checks.distance)
+    return found
+
+
+def too_large(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, str]:
     """Return those whose root mean square is more than `bound` times the median, and why.
 
     A payload without numbers has none, and is left out; a median of 0 bounds nothing.
@@ -38,6 +51,36 @@ def outliers(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, s
         for id, size in sizes.items()
         if median > 0 and not size <= bound * median
     }
+
+
+def too_far(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, str]:
+    """Return those whose distance from the coordinatewise median is more than `bound` times the median of the
+    distances, and why.
+
+    Compared are payloads of one signature; of fewer than three nobody knows who is away from whom.
+    """
+    alike: dict[Signature, dict[ClientId, Vector]] = {}
+    for id, payload in payloads.items():
+        found = list(leaves(payload))
+        alike.setdefault(signature_of(found), {})[id] = _flat(found)
+    away: dict[ClientId, str] = {}
+    for vectors in (vectors for vectors in alike.values() if len(vectors) > 2):
+        points = np.stack(list(vectors.values()))
+        distances = np.linalg.norm(points - lower_medians(points, BLOCK), axis=1)
+        median = float(np.median(distances))
+        away |= {
+            id: f"distance {distance:.3g} from the median of the round, {distance / median:.3g} times the others' "
+            f"(allowed: {bound:g})"
+            for id, distance in zip(vectors, distances.tolist(), strict=True)
+            if median > 0 and not distance <= bound * median
+        }
+    return away
+
+
+def _flat(found: Sequence[tuple[str, Any]]) -> Vector:
+    """Return all floating-point numbers, [d]."""
+    arrays = [value.reshape(-1) for _, value in found if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
+    return np.concatenate(arrays, dtype=np.float32) if arrays else np.zeros(0, np.float32)
 
 
 def root_mean_square(payload: Any) -> float | None:

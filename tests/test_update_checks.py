@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedray.config.clients import UpdateChecks
 from fedray.state import leaves, signature_of
-from fedray.update_checks import objection, outliers, root_mean_square
+from fedray.update_checks import objection, outliers, root_mean_square, too_far, too_large
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def test_root_mean_squares_do_not_depend_on_sizes() -> None:
 
 def test_one_that_is_scaled_stands_out() -> None:
     payloads = {f"c{k}": Sent(np.full(5, 1 + k / 10, np.float32)) for k in range(5)}
-    assert outliers(payloads, 10) == {}
-    found = outliers({**payloads, "c5": Sent(np.full(5, 1e6, np.float32))}, 10)
+    assert too_large(payloads, 10) == {}
+    found = too_large({**payloads, "c5": Sent(np.full(5, 1e6, np.float32))}, 10)
     assert list(found) == ["c5"]
     assert "allowed: 10" in found["c5"]
 
 
 def test_where_half_are_silent_nothing_is_bounded() -> None:
-    assert outliers({"a": Sent(np.zeros(2)), "b": Sent(np.zeros(2)), "c": Sent(np.ones(2))}, 10) == {}
+    assert too_large({"a": Sent(np.zeros(2)), "b": Sent(np.zeros(2)), "c": Sent(np.ones(2))}, 10) == {}
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.floats(1.001, 100))
@@ -73,4 +73,44 @@ def test_the_bound_is_relative_to_the_median(sizes: list[float], bound: float) -
     payloads = {str(k): Sent(np.array([size])) for k, size in enumerate(sizes)}
     expected = {str(k) for k, size in enumerate(sizes) if size > bound * np.median(sizes) * (1 + 1e-9)}
     allowed = {str(k) for k, size in enumerate(sizes) if size > bound * np.median(sizes) * (1 - 1e-9)}
-    assert expected <= set(outliers(payloads, bound)) <= allowed
+    assert expected <= set(too_large(payloads, bound)) <= allowed
+
+
+def test_a_flipped_sign_is_far_away() -> None:
+    """Five clients about 1, with distances from their median that are known; one has −1 everywhere: 2·√4 away."""
+    payloads = {f"c{k}": Sent(np.array([1, 1, 1, 1 + k / 10], np.float32)) for k in range(5)}
+    assert too_far(payloads, 3) == {}
+    payloads["c5"] = Sent(-np.ones(4, np.float32))
+    (found,) = too_far(payloads, 5).items()
+    assert found[0] == "c5"
+    assert found[1].startswith("distance 4.05 from the median of the round, ")  # √(3·2² + 2.1²)
+    assert too_far(payloads, 5) == outliers(payloads, UpdateChecks(distance=5))
+
+
+def test_training_in_the_wrong_direction_is_far_away() -> None:
+    """All begin at 3 and learn 0.1, more or less; one goes five times as far back."""
+    rng = np.random.default_rng(0)
+    payloads = {f"c{k}": Sent((3.1 + 0.02 * rng.normal(size=50)).astype(np.float32)) for k in range(9)}
+    payloads["hostile"] = Sent(np.full(50, 2.5, np.float32))
+    assert list(too_far(payloads, 3)) == ["hostile"]
+
+
+def test_only_the_alike_are_compared() -> None:
+    """Two weak clients, whose adapters have fewer numbers, tell nothing about each other."""
+    payloads = {f"c{k}": Sent(np.full(5, 1 + k / 10, np.float32)) for k in range(4)}
+    payloads |= {"w0": Sent(np.full(2, 9, np.float32)), "w1": Sent(np.full(2, -9, np.float32))}
+    assert too_far(payloads, 3) == {}
+    assert too_far({"a": Sent(None), "b": Sent(None), "c": Sent(None)}, 3) == {}
+
+
+@given(st.integers(3, 12), st.integers(0, 99))
+def test_the_nearer_half_is_never_far_away(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    payloads = {f"c{k}": Sent(rng.normal(size=6).astype(np.float32)) for k in range(size)}
+    assert len(too_far(payloads, 1.01)) <= size // 2
+
+
+def test_the_large_do_not_hide_the_far() -> None:
+    payloads = {f"c{k}": Sent(np.full(5, 1 + k / 10, np.float32)) for k in range(6)}
+    payloads |= {"flipped": Sent(np.full(5, -1, np.float32)), "scaled": Sent(np.full(5, 1e6, np.float32))}
+    assert set(outliers(payloads, UpdateChecks(norm=100, distance=4))) == {"flipped", "scaled"}

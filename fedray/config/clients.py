@@ -136,6 +136,15 @@ class UpdateChecks(Section):
     norm: Annotated[float, Field(gt=1)] | None = None
     """Root mean square of its numbers, at most so many times the median of the round's clients. Given, methods that
     average get all updates one by one."""
+    distance: Annotated[float, Field(gt=1)] | None = None
+    """Distance from the coordinatewise median of the round's updates of its shape, at most so many times the median of
+    these distances: finds a flipped sign, and training in the wrong direction that leads further than honest clients
+    differ. Given, methods that average get all updates one by one."""
+
+    @property
+    def compare(self) -> bool:
+        """Whether updates are compared with each other."""
+        return self.norm is not None or self.distance is not None
 
 
 class ClientsConfig(Section):

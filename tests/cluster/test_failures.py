@@ -73,7 +73,7 @@ def test_a_fault_that_stays_ends_the_run_and_is_named(
     [
         ("raise", 4, ("ray", "inline")),
         ("nan", "off", ("ray", "inline")),
-        *((fault, fuse, ("inline",)) for fault in ("diverge", "shape", "scale") for fuse in ("off", 4)),
+        *((fault, fuse, ("inline",)) for fault in ("diverge", "shape", "scale", "flip") for fuse in ("off", 4)),
     ],
 )
 def test_who_is_left_out_does_not_touch_the_others(
@@ -88,6 +88,8 @@ def test_who_is_left_out_does_not_touch_the_others(
     changes: dict[str, Any] = {"on_failure": "drop", "fuse": fuse}
     if fault == "scale":
         changes["update_checks"] = {"norm": 100}
+    if fault == "flip":
+        changes["update_checks"] = {"distance": 5}
     hashes = set()
     for runtime in runtimes:
         found = fedray.run(

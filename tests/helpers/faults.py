@@ -19,7 +19,7 @@ __all__ = ["Faulty", "OwnHead", "Server", "Shared"]  # states are made of these
 
 @dataclass(frozen=True)
 class Faulty(FedAvg):
-    """fault: what goes wrong: `raise`, `diverge`, `kill`, `hang` in training; `nan`, `shape`, `scale` of what
+    """fault: what goes wrong: `raise`, `diverge`, `kill`, `hang` in training; `nan`, `shape`, `scale`, `flip` of what
     is sent. clients: on whom. server_round: when; always without. times: how often, counted in files in `marks`;
     without, always."""
 
@@ -66,5 +66,4 @@ def _broken(values: np.ndarray, fault: str) -> np.ndarray:  # type: ignore[type-
         return np.where(np.arange(values.size) == 3, np.nan, values).astype(np.float32)
     if fault == "shape":
         return values[:-1]
-    assert fault == "scale"
-    return 1e6 * values
+    return {"scale": 1e6 * values, "flip": -values}[fault]
