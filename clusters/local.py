@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -70,16 +71,16 @@ def up(port: int, dashboard_port: int) -> None:
 
 def down() -> None:
     """End the head and everything that it started: its pretend nodes are processes of this machine."""
-    if (pid := running()) is None:
+    ended = of_folder()
+    if (pid := running()) is not None:
+        head = psutil.Process(pid)
+        ended += head.children(recursive=True)
+        head.send_signal(signal.SIGTERM)
+        psutil.wait_procs([head], timeout=10)
+    if not ended:
         sys.exit("it is not running")
-    head = psutil.Process(pid)
-    everybody = [head, *head.children(recursive=True)]
-    session = os.getsid(pid)
-    everybody += [one for one in psutil.process_iter() if _session(one) == session and one not in everybody]
-    head.send_signal(signal.SIGTERM)
-    psutil.wait_procs(everybody, timeout=10)
-    for one in [*everybody, *of_folder()]:
-        if one.is_running():
+    for one in {*ended, *of_folder()}:
+        with suppress(psutil.NoSuchProcess):
             one.kill()
     PID.unlink(missing_ok=True)
 
@@ -88,30 +89,24 @@ def of_folder() -> list[psutil.Process]:
     """Return the processes whose command line names this cluster's folder."""
     found = []
     for one in psutil.process_iter(["cmdline"]):
-        if one.pid != os.getpid() and any(str(FOLDER / "ray") in word for word in one.info["cmdline"] or ()):
+        words = one.info["cmdline"] or ()
+        if one.pid != os.getpid() and any(f"{FOLDER}/ray" in word for word in words):
             found.append(one)
     return found
 
 
 def running() -> int | None:
-    """Return the head's process number, if it runs."""
+    """Return the head's process number, if it runs: that of another process may be the same by now."""
     try:
-        process = psutil.Process(int(PID.read_text()))
-    except (OSError, ValueError, psutil.NoSuchProcess):
+        pid = int(PID.read_text())
+    except (OSError, ValueError):
         return None
-    return process.pid if process.is_running() and process.status() != psutil.STATUS_ZOMBIE else None
+    return pid if pid in {one.pid for one in of_folder()} else None
 
 
 def listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _session(process: psutil.Process) -> int | None:
-    try:
-        return os.getsid(process.pid)
-    except OSError:
-        return None
 
 
 def main() -> None:

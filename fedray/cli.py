@@ -1,6 +1,7 @@
 """The command line: fedray run, sweep, submit, jobs, plan, validate, params."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def run(
                 for event in start(loaded, place, resume is not None):
                     progress(event)
         except KeyboardInterrupt:
-            _fail(f"interrupted; to continue: fedray run {config} --resume {place}", 130)
+            _fail(f"interrupted; to continue: {_again('run', config, overrides, '--resume', str(place))}", 130)
         result = RunResult.load(place)
         console.print(summary_table(result.summaries))
         console.print(measured_table(result.memory().to_dict("records")))
@@ -102,7 +103,7 @@ def sweep(
             with SweepProgress(console, found) as progress:
                 found = run_trials(found, progress)
         except KeyboardInterrupt:
-            _fail(f"interrupted; to continue: fedray sweep {config} --resume {found.place}", 130)
+            _fail(f"interrupted; to continue: {_again('sweep', config, overrides, '--resume', str(found.place))}", 130)
         console.print(sweep_table(found))
         console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
         if found.best is None:
@@ -132,10 +133,12 @@ def submit(
         from fedray.config import load_sweep
         from fedray.submit import connect, follow, is_sweep, stamped
         from fedray.submit import submit as submit_job
+        from fedray.trials import trials_of
 
         values = parse_overrides(overrides or [])
         if is_sweep(config):
             asked = load_sweep(config, values)
+            trials_of(asked)
             name, storage = asked.name, load_config(asked.base).storage_path
         else:
             loaded = load_config(config, values)
@@ -151,7 +154,9 @@ def submit(
             environment=_assignments(env or []),
         )
         console.print(f"job {job}; results: {place}", highlight=False, soft_wrap=True)
-        again = f"fedray submit {config} --output {place}"
+        more = ["--output", place, *(["--address", address] if address else [])]
+        more += [] if working_dir == Path(".") else ["--working-dir", str(working_dir)]
+        again = _again("submit", config, overrides, *more, *(word for pair in env or [] for word in ("--env", pair)))
         if not wait:
             console.print(f"to watch it: fedray jobs logs {job} --follow", highlight=False, soft_wrap=True)
             return
@@ -304,6 +309,11 @@ def _resumed_if_there(
     from fedray.storage import Place, in_storage
 
     return (None, output) if (Place.of(in_storage(output)) / file).is_file() else (output, None)
+
+
+def _again(command: str, config: Path, overrides: list[str] | None, *options: str) -> str:
+    """Return the command line that continues."""
+    return shlex.join(["fedray", command, str(config), *(overrides or []), *options])
 
 
 def _assignments(arguments: list[str]) -> dict[str, str]:

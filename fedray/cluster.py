@@ -1,5 +1,6 @@
 """What a Ray cluster has and could get, and whether the client actors that an experiment asks for could ever start."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,9 +26,15 @@ def living_nodes() -> list[dict[str, float]]:
 
 
 def has_autoscaler() -> bool:
-    """Return whether nodes come when they are asked for."""
-    v1 = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
-    return bool(v1) or _autoscaling_state().autoscaler_state_version > 0
+    """Return whether nodes come when they are asked for.
+
+    Ray's first autoscaler reports even where it can add nothing, and then calls the type of each node `node_ID`.
+    """
+    if _autoscaling_state().autoscaler_state_version > 0:
+        return True
+    report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    types = json.loads(report)["autoscaler_report"]["active_nodes"] if report else {}
+    return any(not kind.startswith("node_") for kind in types)
 
 
 def infeasible(asked: Amounts) -> bool:

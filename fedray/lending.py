@@ -72,17 +72,22 @@ class Borrowed:
 
     def __init__(self, lender: Any, borrower: str):
         self._lender, self._borrower = lender, borrower
+        self._silos: list[Any] = []
 
     def start(self, asked: Amounts, workers: int) -> Any:
         if workers > 1:
-            return start_silo(workers, dict(asked))
+            self._silos.append(start_silo(workers, dict(asked)))
+            return self._silos[-1]
         return ray.get(self._lender.borrow.remote(self._borrower, dict(asked)))
 
     def end(self, handle: Any) -> None:
         self._lender.discard.remote(handle)
 
     def give_back(self, handle: Any) -> None:
-        self._lender.give_back.remote(handle)
+        if handle in self._silos:
+            self.end(handle)
+        else:
+            self._lender.give_back.remote(handle)
 
 
 @ray.remote(num_cpus=0)

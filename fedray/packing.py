@@ -80,6 +80,41 @@ def allot(
     return sizes
 
 
+def allot_shared(
+    asked: Mapping[str, Amounts],
+    most: Mapping[str, int],
+    fixed: Mapping[str, int | None],
+    nodes: Sequence[Amounts],
+    sharers: int,
+    workers: Mapping[str, int] = ALONE,
+) -> dict[str, int]:
+    """Return what each of several equal pools may have, as `allot`: so many that all pools find room together."""
+    sizes = {name: fixed[name] or 1 for name in asked}
+    growing = {name for name in asked if not fixed[name]}
+    while growing:
+        name = max(growing, key=lambda name: (most[name] / sizes[name], name))
+        larger = {**sizes, name: sizes[name] + 1}
+        if sizes[name] < most[name] and fit_times(asked, larger, sharers, nodes, workers):
+            sizes = larger
+        else:
+            growing.remove(name)
+    return sizes
+
+
+def fit_times(
+    asked: Mapping[str, Amounts],
+    sizes: Mapping[str, int],
+    times: int,
+    nodes: Sequence[Amounts],
+    workers: Mapping[str, int] = ALONE,
+) -> bool:
+    """Return whether so many actors of each tier have room at the same time, so many times."""
+    each = [(f"{name} {i}", name) for name in asked for i in range(times * sizes[name])]
+    return fit_together(
+        {key: asked[name] for key, name in each}, nodes, {key: workers.get(name, 1) for key, name in each}
+    )
+
+
 def allot_with_gpus(
     asked: Mapping[str, Amounts],
     most: Mapping[str, int],

@@ -22,7 +22,7 @@ from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
 from fedray.failures import Attempt, Failure, Kind
 from fedray.methods.protocol import Initial
-from fedray.packing import allot, allot_with_gpus, requests
+from fedray.packing import allot_shared, allot_with_gpus, requests
 from fedray.state_files import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
@@ -73,17 +73,18 @@ class ClientPool:
         self._clients, self._cohorts, self._sharers = clients, cohorts, sharers
         self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
         self._elastic = has_autoscaler()
-        nodes = living_nodes()
+        nodes, fixed = living_nodes(), self._fixed()
         self._num_nodes, self._looked_at_nodes = len(nodes), monotonic()
         asked = requests(clients, list(cohorts), nodes)
-        if self._elastic:
-            sizes = {tier: self._fixed()[tier] or min(most, MOST_ASKED) for tier, most in cohorts.items()}
-        else:
+        if not self._elastic:
             check_room(asked, nodes, self._workers)
-            sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
-            sizes, asked = allot_with_gpus(asked, cohorts, self._fixed(), nodes, sharing, self._workers)
-        self._sizes, self._asked = self._part_of(sizes), asked
-        self.crew = Crew(clients, self._sizes, asked, self._elastic, source)
+        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
+        self._sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, self._workers)
+        if self._elastic:
+            self._sizes = {tier: fixed[tier] or min(most // sharers + 1, MOST_ASKED) for tier, most in cohorts.items()}
+        elif sharers > 1:
+            self._sizes = allot_shared(self._asked, cohorts, fixed, nodes, sharers, self._workers)
+        self.crew = Crew(clients, self._sizes, self._asked, self._elastic, source)
 
     def setup(self, jobs: Mapping[str, Job]) -> Initial:
         """Make every actor ready for a method and return the common starting point, drawn by one of them.
@@ -111,6 +112,21 @@ class ClientPool:
         self.crew.grow(self._sizes)  # again, where some were let go
         idle = {tier: list(members) for tier, members in self.crew.members.items()}
         running: dict[Any, _Running] = {}
+        try:
+            yield from self._serve(waiting, idle, running, sent, states)
+        finally:
+            for serving in running.values():  # an exception, or whoever asked lost interest: they still work
+                self.crew.release(serving.member)
+
+    def _serve(
+        self,
+        waiting: "Mapping[str, Chunks]",
+        idle: dict[str, list[Member]],
+        running: "dict[Any, _Running]",
+        sent: Mapping[ClientId, Packed],
+        states: Mapping[ClientId, StateRef],
+    ) -> Iterator[Block | Attempt]:
+        """Hand out chunks until nobody waits, and yield what comes back."""
         looked = monotonic()
         rested = dict.fromkeys(idle, looked)  # since when a tier's idle actors have had nothing to do
         while running or any(waiting.values()):
@@ -203,10 +219,6 @@ class ClientPool:
     def _fixed(self) -> dict[str, int | None]:
         return {tier: self._clients.tier(tier).actors for tier in self._cohorts}
 
-    def _part_of(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Return this pool's part of the actors, where several pools share the cluster."""
-        return {tier: size if self._fixed()[tier] else max(1, size // self._sharers) for tier, size in sizes.items()}
-
     def _grow_into_new_nodes(self) -> None:
         """Start more actors if nodes have joined; where there is an autoscaler they are asked for already."""
         if self._elastic or monotonic() - self._looked_at_nodes < NODES_EVERY_S:
@@ -214,7 +226,7 @@ class ClientPool:
         self._looked_at_nodes = monotonic()
         nodes = living_nodes()
         if len(nodes) > self._num_nodes:
-            self._sizes = self._part_of(allot(self._asked, self._cohorts, self._fixed(), nodes, self._workers))
+            self._sizes = allot_shared(self._asked, self._cohorts, self._fixed(), nodes, self._sharers, self._workers)
             self.crew.grow(self._sizes)
         self._num_nodes = len(nodes)
 

@@ -103,7 +103,9 @@ class LiveProgress:
             if (task := self._tasks.get(event.summary.method)) is None:
                 self._plain(f"{event.summary.method}: finished before")
                 return
-            self._bars.update(task, completed=self._bars.tasks[task].total, at="done")  # some may never have come
+            self._bars.update(
+                task, completed=self._bars.tasks[self._bars.task_ids.index(task)].total, at="done"
+            )  # some may never have come
 
     def _end_of(self, method: str) -> str:
         """Return when a method should end, as far as its clients so far tell."""

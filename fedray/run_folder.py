@@ -70,7 +70,7 @@ class RunFolder:
         if not resume:
             check_free(place)
             place.make_folder()
-        self._lock = _locked(place)
+        self._lock = locked(place)
         try:
             if resume:
                 self._tables = {name: self._read_table(name) for name in TABLES}
@@ -327,8 +327,8 @@ def check_free(place: Place) -> None:
             raise ConfigError(f"output {place}: {parent} cannot be written to; name another folder with --output")
 
 
-def _locked(place: Place) -> FileLock | None:
-    """Return the lock on a folder of this machine's file systems; others have none.
+def locked(place: Place) -> FileLock | None:
+    """Return the lock on a folder, None where its file system has none.
 
     Raises:
         ConfigError: another process holds it.
@@ -339,7 +339,9 @@ def _locked(place: Place) -> FileLock | None:
     try:
         lock.acquire(timeout=LOCK_PATIENCE_S)
     except Timeout:
-        raise ConfigError(f"{place}: another process is running this experiment; end it, or wait for its end") from None
+        raise ConfigError(f"{place}: another process is writing here; end it, or wait for its end") from None
+    except NotImplementedError:  # a file system without locks
+        return None
     return lock
 
 

@@ -176,9 +176,13 @@ def in_storage(where: str | Path) -> str:
     """
     if isinstance(where, str) and is_uri(where):
         return where
-    inside = JOB_FOLDERS in Path.cwd().parts
-    begin = (os.environ.get("FEDRAY_STORAGE") or Path.home()) if inside else Path.cwd()
-    return str(Path(begin) / Path(where).expanduser())
+    path = Path(where).expanduser()
+    if path.is_absolute() or JOB_FOLDERS not in Path.cwd().parts:
+        return str(path.absolute())
+    begin = os.environ.get("FEDRAY_STORAGE") or str(Path.home())
+    if not is_uri(begin) and not Path(begin).is_absolute():
+        raise ConfigError(f"FEDRAY_STORAGE: {begin!r} is relative; it must be an absolute path or a URI")
+    return f"{begin.rstrip('/')}/{path}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from zipfile import ZipFile
 
 import requests
+from aiohttp import ClientError
 from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env import packaging
 from ray.dashboard.modules import dashboard_sdk
@@ -103,18 +104,19 @@ def submit(
         ) from None
     command = "sweep" if is_sweep(file) else "run"
     words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", place, "--or-resume"]
-    with TemporaryDirectory() as folder, _explained(client.get_address()):
-        package = packed(working_dir, Path(folder))
-        return client.submit_job(
-            entrypoint=shlex.join(words),
-            submission_id=stamped(place.rstrip("/").rsplit("/", 1)[-1]),
-            runtime_env={
-                "working_dir": str(package),
-                "py_modules": [str(Path(fedray.__file__).parent)],
-                "env_vars": {"PYTHONUNBUFFERED": "1", **(environment or {})},
-            },
-            metadata={"fedray": fedray.__version__, "place": place},
-        )
+    with TemporaryDirectory() as folder:
+        package = packed(working_dir, Path(folder), str(inside))
+        with _explained(client.get_address()):
+            return client.submit_job(
+                entrypoint=shlex.join(words),
+                submission_id=stamped(place.rstrip("/").rsplit("/", 1)[-1]),
+                runtime_env={
+                    "working_dir": str(package),
+                    "py_modules": [str(Path(fedray.__file__).parent)],
+                    "env_vars": {"PYTHONUNBUFFERED": "1", **(environment or {})},
+                },
+                metadata={"fedray": fedray.__version__, "place": place},
+            )
 
 
 def is_sweep(file: Path) -> bool:
@@ -130,16 +132,23 @@ def stamped(name: str) -> str:
     return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
-def packed(working_dir: Path, folder: Path) -> Path:
-    """Return the zipped working directory, made in `folder`.
+def packed(working_dir: Path, folder: Path, needed: str) -> Path:
+    """Return the zipped working directory, made in `folder`. needed: a file that must be in it.
 
     Raises:
-        ConfigError: it is too large; the message names the largest files.
+        ConfigError: it is too large (the message names the largest files), cannot be read, or lacks the file.
     """
     package = folder / "working_dir.zip"
-    packaging.create_package(
-        str(working_dir.resolve()), package, include_gitignore=True, include_parent_dir=False, excludes=[".git"]
-    )
+    root = str(working_dir.resolve())
+    try:
+        packaging.create_package(root, package, include_gitignore=True, include_parent_dir=False, excludes=[".git"])
+    except OSError as error:
+        raise ConfigError(f"working directory {working_dir}: cannot be packed: {error}") from None
+    with ZipFile(package) as opened:
+        if needed not in opened.namelist():
+            raise ConfigError(
+                f"{needed}: is not sent with the job: .gitignore or .rayignore names it; copy it elsewhere"
+            )
     if (size := package.stat().st_size) > LARGEST_PACKAGE:
         with ZipFile(package) as opened:
             largest = sorted(opened.infolist(), key=lambda info: -info.compress_size)[:5]
@@ -158,17 +167,19 @@ def follow(client: JobSubmissionClient, id: str, show: Callable[[str], None]) ->
     show: called with pieces of the log.
 
     Raises:
-        FedrayError: the cluster is out of reach.
+        FedrayError: the cluster is out of reach; the job may go on.
     """
 
     async def tail() -> None:
         async for piece in client.tail_job_logs(id):
             show(piece)
 
-    with _explained(client.get_address()):
+    try:
         asyncio.run(tail())
         while not (info := client.get_job_info(id)).status.is_terminal():
             time.sleep(0.2)
+    except (OSError, RuntimeError, ClientError) as error:
+        raise FedrayError(f"lost sight of the job, which may go on: {error}; fedray jobs logs -f {id}") from None
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.message and info.driver_exit_code is None:  # else the log has said it
@@ -177,11 +188,13 @@ def follow(client: JobSubmissionClient, id: str, show: Callable[[str], None]) ->
 
 
 def stop(client: JobSubmissionClient, id: str) -> JobStatus:
-    """Stop a job and wait for its end. Raises ConfigError: there is no such job."""
+    """Stop a job and wait for its end. Raises ConfigError: there is no such job. FedrayError: it does not end."""
     with _explained(client.get_address(), id):
         client.stop_job(id)
         until = time.monotonic() + STOP_S
-        while not (status := client.get_job_status(id)).is_terminal() and time.monotonic() < until:
+        while not (status := client.get_job_status(id)).is_terminal():
+            if time.monotonic() > until:
+                raise FedrayError(f"{id}: was asked to stop, and still runs after {STOP_S:.0f} s")
             time.sleep(0.2)
         return status
 
@@ -218,13 +231,13 @@ def _explained(address: str | None, id: str | None = None) -> Iterator[None]:
     except AuthenticationError as error:
         what = "a token" if "required" in str(error) or "no authentication token" in str(error) else "another token"
         raise ConfigError(f"the cluster at {where} asks for {what}: {TOKEN_HELP}") from None
-    except (ConnectionError, OSError, requests.exceptions.RequestException) as error:
+    except (OSError, ValueError, requests.exceptions.RequestException) as error:
         raise ConfigError(
             f"no Ray cluster at {where}: {error}; is it running, is the port forwarded (`ray dashboard CLUSTER.yaml`, "
             "`kubectl port-forward`), and does --address name its dashboard, as in http://127.0.0.1:8265?"
         ) from None
     except RuntimeError as error:
-        if id is not None and "404" in str(error):
+        if id is not None and ("does not exist" in str(error) or "status code 404" in str(error)):
             raise ConfigError(
                 f"no job {id!r} on the cluster at {where}; `fedray jobs list` shows those there are"
             ) from None

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedray.evaluation.metrics import default_metric
 from fedray.report import percent, plain_table
-from fedray.trials import SweepEvent, SweepResult, TrialEnded, TrialRound, more_is_better, readable_point, shown
+from fedray.trials import Ended, SweepEvent, SweepResult, TrialEnded, TrialRound, more_is_better, readable_point, shown
 
 SHOWN_ROWS = 20
 
@@ -22,6 +22,8 @@ class SweepProgress:
         self._console, self._metric = console, found.sweep.metric
         self._higher = more_is_better(found.sweep, found.trials[0].config)
         self._best: float | None = None
+        for ended in found.ended.values():
+            self._compare(ended)
         self._bars = Progress(
             TextColumn("[bold]trials"),
             BarColumn(bar_width=24),
@@ -48,11 +50,14 @@ class SweepProgress:
         if isinstance(event, TrialRound):
             return
         self._done += 1
-        value = event.ended.metrics.get(self._metric)
-        if value is not None and (self._best is None or (value > self._best) == self._higher):
-            self._best = value
+        self._compare(event.ended)
         self._bars.update(self._task, completed=self._done, best="" if self._best is None else f"best {self._best:.4g}")
         self._console.print(self._line(event), highlight=False, soft_wrap=True)
+
+    def _compare(self, ended: Ended) -> None:
+        value = ended.metrics.get(self._metric) if ended.status == "finished" else None
+        if value is not None and (self._best is None or (value > self._best) == self._higher):
+            self._best = value
 
     def _line(self, event: TrialEnded) -> str:
         ended, value = event.ended, event.ended.metrics.get(self._metric)
@@ -68,7 +73,7 @@ def sweep_table(found: SweepResult) -> Table:
     paths = [path for path in found.sweep.space if path not in ("method", "seed")]
     left = f", {len(table) - SHOWN_ROWS} more" if len(table) > SHOWN_ROWS else ""
     ended = [entry.status for entry in found.ended.values()]
-    others = "".join(f", {ended.count(kind)} {kind}" for kind in ("stopped", "failed") if kind in ended)
+    others = "".join(f", {ended.count(kind)} {kind}" for kind in ("stopped", "failed", "lost") if kind in ended)
     title = f"{metric} of {ended.count('finished')} finished trials{others}{left}"
     shown_table = plain_table(title, ("method", *paths), ("seeds", "mean", "95 % interval", "first trial"))
 
@@ -78,9 +83,8 @@ def sweep_table(found: SweepResult) -> Table:
         return percent(value, config.evaluation.metric or default_metric(config.task)) if accuracy else f"{value:.4g}"
 
     for row in table.head(SHOWN_ROWS).to_dict("records"):
-        interval = "-" if row["seeds"] < 2 else f"{readable(row['low'])} to {readable(row['high'])}"
+        interval = "-" if row["finished"] < 2 else f"{readable(row['low'])} to {readable(row['high'])}"
         values = [shown(row[path]) for path in paths]
-        shown_table.add_row(
-            str(row["method"]), *values, str(row["seeds"]), readable(row["mean"]), interval, row["first_trial"]
-        )
+        seeds = f"{row['finished']} of {row['seeds']}"
+        shown_table.add_row(str(row["method"]), *values, seeds, readable(row["mean"]), interval, row["first_trial"])
     return shown_table

@@ -7,20 +7,23 @@ What became of each is in the sweep's own folder; of Tune nothing is kept.
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pandas as pd
 import ray
 from ray import tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.actors import first_line
+from fedray.api import RunResult
 from fedray.cluster import check_room, has_autoscaler, living_nodes
 from fedray.config import PER_ROUND, Config, SweepConfig, load_sweep
 from fedray.config.sweep import OF_THE_WHOLE
@@ -29,10 +32,10 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment import Event, MethodFinished, RoundFinished, run_experiment
 from fedray.inline import InlinePool
 from fedray.lending import Borrowed, FromShelf, Lender, Shelf
-from fedray.packing import Amounts, fit_together, requests
+from fedray.packing import Amounts, fit_times, requests
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
-from fedray.run_folder import check_free, continued
+from fedray.run_folder import check_free, continued, locked
 from fedray.storage import Place, in_storage
 from fedray.trials import (
     Ended,
@@ -138,7 +141,7 @@ def settle_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Pa
     named = trials[0].config.model_copy(update={"name": asked.name})
     place = Place.of(in_storage(output)) if output else default_place(named, stamp)
     check_free(place)
-    return begin(place, asked)
+    return SweepResult(place, asked, trials, {})
 
 
 def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepResult:
@@ -149,25 +152,34 @@ def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepR
     Raises:
         ConfigError: the cluster has no room for so many at a time.
     """
-    waiting = [trial for trial in found.trials if trial.id not in found.ended]
-    if not waiting:
-        return found
-    own = not ray.is_initialized()
-    with _environment(TUNE_SETTINGS):
-        if own:
-            start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
-        concurrent = _concurrent(found.sweep, waiting)
-        lender, shelf = Lender.remote(), Shelf.remote()  # type: ignore[attr-defined]
-        listener = _Listener(found, lender, tell)
-        try:
-            _tune(waiting, Shared(found, lender, shelf, concurrent), listener)
-        finally:
-            (found.place / TUNE_FOLDER).remove()
-            ray.kill(lender)
-            ray.kill(shelf)
+    lock, own = locked(found.place), not ray.is_initialized()
+    actors: list[Any] = []
+    try:
+        if (found.place / "sweep.yaml").is_file():  # another process may have gone on with it meanwhile
+            found = replace(found, ended=SweepResult.load(found.place).ended)
+        if not (waiting := found.waiting):
+            return found
+        with _environment(TUNE_SETTINGS):
             if own:
-                ray.shutdown()
-    return listener.found
+                start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
+            concurrent = _concurrent(found.sweep, waiting)
+            begin(found)
+            # Beside whoever called, on a cluster the head: a worker node may go, and client actors with their owner.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            kinds: list[Any] = [Lender, Shelf]
+            actors = [kind.options(scheduling_strategy=here).remote() for kind in kinds]
+            listener = _Listener(found, actors[0], tell)
+            _tune(waiting, Shared(found, actors[0], actors[1], concurrent), listener)
+            return listener.found
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if own:
+            ray.shutdown()
+        with suppress(OSError):
+            (found.place / TUNE_FOLDER).remove()
+        if lock is not None:
+            lock.release()
 
 
 def _tune(waiting: Sequence[Trial], shared: Shared, listener: "_Listener") -> None:
@@ -226,25 +238,24 @@ def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
         workers = {tier: clients.tier(tier).workers for tier in tiers}
         if not elastic:
             check_room(amounts, nodes, workers)
-        fewest = min(fewest, _copies(amounts, nodes, workers))
+        sizes = {tier: (clients.tier(tier).actors or 1) if config.runtime == "ray" else 1 for tier in tiers}
+        fewest = min(fewest, _copies(amounts, sizes, nodes, workers))
     if elastic:
         return min(asked.max_concurrent or fewest, len(trials))
     if asked.max_concurrent is not None and asked.max_concurrent > fewest:
         raise ConfigError(
             f"max_concurrent: {asked.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
-            "with one client actor of every tier; lower it, or clients.num_cpus (it may be a fraction)"
+            "with its client actors; lower it, or clients.num_cpus (it may be a fraction)"
         )
     return min(asked.max_concurrent or fewest, len(trials))
 
 
-def _copies(asked: Mapping[str, Amounts], room: Sequence[Amounts], workers: Mapping[str, int]) -> int:
-    """Return how many times one actor of every tier finds room."""
-
-    def times(mapping: Mapping[str, Any], number: int) -> dict[str, Any]:
-        return {f"{tier} {i}": value for tier, value in mapping.items() for i in range(number)}
-
+def _copies(
+    asked: Mapping[str, Amounts], sizes: Mapping[str, int], nodes: Sequence[Amounts], workers: Mapping[str, int]
+) -> int:
+    """Return how many times so many actors of each tier find room; at least 1."""
     number = 1
-    while number < MOST_TRIALS and fit_together(times(asked, number + 1), room, times(workers, number + 1)):
+    while number < MOST_TRIALS and fit_times(asked, sizes, number + 1, nodes, workers):
         number += 1
     return number
 
@@ -316,17 +327,29 @@ class Driven:
                 self._rounds = event.server_round + 1
                 values = (event.personalised, event.aggregated, event.train_loss)
                 self._metrics = dict(zip(PER_ROUND, values, strict=True))
-                if self._metrics.get(self._shared.found.sweep.metric) is not None:
+                last = self._rounds == self._trial.config.rounds  # then only the final pass is left: nobody ends it
+                if not last and self._metrics.get(self._shared.found.sweep.metric) is not None:
                     return False
             elif isinstance(event, MethodFinished):
                 self._rounds = event.summary.rounds
                 whole = {name: getattr(event.summary, name) for name in (*PER_ROUND[:2], *OF_THE_WHOLE)}
-                self._metrics = {**self._metrics, **whole}
+                self._metrics = {"train_loss": self._last_loss(), **whole}
         return True
 
+    def _last_loss(self) -> float | None:
+        """Return the last round's, also if that was trained before this process began."""
+        rounds = RunResult.load(self._place).rounds().query("phase == 'train'")
+        loss = rounds["train_loss"].iloc[-1]
+        return None if pd.isna(loss) else float(loss)
+
+    @property
+    def _place(self) -> Place:
+        return self._shared.found.folder(self._trial)
+
     def _started(self) -> Generator[Event, None, None]:
-        config, shared = self._trial.config, self._shared
-        place = shared.found.folder(self._trial)
+        config, shared, place = self._trial.config, self._shared, self._place
+        if not config.checkpoint.every:  # what had begun has nothing to go on from
+            place.remove()
         resume = (place / "config.yaml").is_file()
         prepared = prepare(continued(place, config) if resume else config, FromShelf(shared.shelf))
         if config.runtime == "inline":
@@ -414,11 +437,11 @@ class _Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._lender.reclaim.remote(trial.config["trial"])
-        self._ended(trial, "failed", trial.last_result, f"its process ended: {trial.get_error()}")
+        self._ended(trial, "lost", trial.last_result, f"its process ended: {trial.get_error()}")
 
     def _ended(self, trial: Any, status: Any, result: Mapping[str, Any], error: str) -> None:
         id = trial.config["trial"]
-        metrics = {} if status == "failed" else result["metrics"]
+        metrics = {} if status in ("failed", "lost") else result["metrics"]
         ended = Ended(id, status, result.get("round", 0), metrics, error, result.get("seconds", 0.0))
         self.found = self.found.with_ended(ended)
         self.found.write()

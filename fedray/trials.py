@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy import stats
 
 from fedray.config import Config, SweepConfig, dump_yaml, load_config, load_sweep, parse_yaml, to_mapping
 from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
+from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError, StateError, choices
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.methods.registry import build_method
@@ -22,7 +22,7 @@ from fedray.storage import Place
 
 RANGES = ("uniform", "loguniform", "randint", "choice")
 
-Status = Literal["waiting", "finished", "stopped", "failed"]
+Status = Literal["waiting", "finished", "stopped", "failed", "lost"]
 
 CONFIDENCE = 0.95
 
@@ -42,8 +42,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a trial. stopped: the scheduler ended it early. rounds: how many it had. metrics: by name, as of
-    its last round, and of the whole where it is finished. error: why it failed."""
+    """What became of a trial. status: `stopped`: the scheduler ended it early; `lost`: its process ended, and it runs
+    again when the sweep goes on. rounds: how many it had. metrics: by name, as of its last round, and of the whole
+    where it is finished. error: why it failed."""
 
     id: str
     status: Status
@@ -92,9 +93,31 @@ def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
     for sample in range(sweep.num_samples):
         drawn = {path: _drawn(path, values, sweep.draws_seed, sample) for path, values in ranges.items()}
         combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-        points += [{path: (drawn | combination)[path] for path in space} for combination in combinations]
+        made = ({path: (drawn | combination)[path] for path in space} for combination in combinations)
+        points += [point for point in made if point not in points]  # draws from few values repeat themselves
     digits = max(4, len(str(len(points))))
-    return tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points))
+    trials = tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points))
+    _check_scheduler(sweep, trials)
+    return trials
+
+
+def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Raises:
+    ConfigError: the scheduler could never end a trial.
+    """
+    if sweep.scheduler is None:
+        return
+    shortest = min(trial.config.rounds for trial in trials)
+    if sweep.scheduler.grace_rounds >= shortest:
+        raise ConfigError(
+            f"scheduler.grace_rounds: {sweep.scheduler.grace_rounds}, but a trial has only {shortest} rounds: none "
+            "would end early"
+        )
+    if sweep.metric != "train_loss" and not all(trial.config.evaluation.every for trial in trials):
+        raise ConfigError(
+            f"scheduler: ends trials by {sweep.metric} of their rounds, but evaluation.every: 0 measures it only at "
+            "the end; set evaluation.every, or metric: train_loss"
+        )
 
 
 def _is_range(values: Any) -> bool:
@@ -107,6 +130,8 @@ def _grid(path: str, values: Any) -> list[Any]:
     found = list(values) if isinstance(values, list | tuple) else [values]
     if not found:
         raise ConfigError(f"space.{path}: an empty list; name at least one value")
+    if twice := [value for i, value in enumerate(found) if value in found[:i]]:
+        raise ConfigError(f"space.{path}: {shown(twice[0])} occurs more than once; it would be the same trial again")
     return found
 
 
@@ -117,22 +142,24 @@ def _drawn(path: str, values: Mapping[str, Any], seed: int, sample: int) -> Any:
     if kind == "choice":
         options = _grid(path, bounds)
         return options[int(rng.integers(len(options)))]
-    numbers = [isinstance(bound, int | float) and not isinstance(bound, bool) for bound in _pair(path, kind, bounds)]
-    low, high = bounds
-    if not all(numbers) or not low < high or (kind == "loguniform" and low <= 0):
-        above = "0 < low < high" if kind == "loguniform" else "low < high"
-        raise ConfigError(f"space.{path}: {kind} needs two numbers with {above}, got {bounds!r}")
+    low, high = _bounds(path, kind, bounds)
     if kind == "randint":
-        return int(rng.integers(int(low), int(high)))
+        return int(rng.integers(low, high))
     if kind == "loguniform":
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
     return float(rng.uniform(low, high))
 
 
-def _pair(path: str, kind: str, bounds: Any) -> Sequence[Any]:
-    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-        raise ConfigError(f"space.{path}: {kind} needs [low, high], got {bounds!r}")
-    return bounds
+def _bounds(path: str, kind: str, bounds: Any) -> tuple[Any, Any]:
+    """Return (low, high). Raises ConfigError."""
+    numbers = (int,) if kind == "randint" else (int, float)
+    fine = isinstance(bounds, list | tuple) and len(bounds) == 2
+    fine = fine and all(type(bound) in numbers and np.isfinite(bound) for bound in bounds)
+    if not fine or not bounds[0] < bounds[1] or (kind == "loguniform" and bounds[0] <= 0):
+        what = "two whole numbers" if kind == "randint" else "two numbers"
+        above = "0 < low < high" if kind == "loguniform" else "low < high"
+        raise ConfigError(f"space.{path}: {kind} needs [low, high], {what} with {above}, got {bounds!r}")
+    return bounds[0], bounds[1]
 
 
 def _config(base: Config, point: Mapping[str, Any]) -> Config:
@@ -214,7 +241,12 @@ class SweepResult:
     @property
     def complete(self) -> bool:
         """Whether every trial has ended."""
-        return all(trial.id in self.ended for trial in self.trials)
+        return not self.waiting
+
+    @property
+    def waiting(self) -> list[Trial]:
+        """Trials that are to be run: those that have not ended, and those that were lost."""
+        return [one for one in self.trials if one.id not in self.ended or self.ended[one.id].status == "lost"]
 
     def folder(self, trial: Trial | str) -> Place:
         """Return the folder of a trial's run, which `RunResult.load` reads."""
@@ -242,40 +274,51 @@ class SweepResult:
             "method": trial.method,
             "seed": trial.config.seed,
             **values,
-            "rounds": ended.rounds,
+            "rounds_done": ended.rounds,
             **numbers,
             "seconds": ended.seconds,
             "error": ended.error,
         }
 
     def over_seeds(self) -> pd.DataFrame:
-        """Return one row per point without its seed: how many seeds finished, the metric's mean, its standard deviation
-        and the 95 % confidence interval of the mean (Student's t), best first. Trials that were ended early are left
-        out: their last round is not the others'.
+        """Return one row per point without its seed, the best first: of how many seeds how many finished, the metric's
+        mean over these, its standard deviation and the 95 % confidence interval of the mean (Student's t).
+
+        Trials that were ended early are left out: their last round is not the others'. So points of which not all seeds
+        finished come last: the seeds that are left may be the lucky ones.
         """
         names = ["method", *(path for path in self.sweep.space if path not in ("method", "seed"))]
         groups: dict[str, list[Trial]] = {}
         for trial in self.trials:
-            if (entry := self.ended.get(trial.id)) is not None and entry.status == "finished":
-                groups.setdefault(_without_seed(trial), []).append(trial)
+            groups.setdefault(_without_seed(trial), []).append(trial)
         rows = []
         for members in groups.values():
-            measured = [self.ended[trial.id].metrics.get(self.sweep.metric) for trial in members]
-            values = np.array([np.nan if value is None else value for value in measured], float)
+            of = [self.ended[trial.id] for trial in members if self._has_finished(trial)]
+            if not of:
+                continue
+            values = np.array([np.nan if (v := one.metrics.get(self.sweep.metric)) is None else v for one in of], float)
             low, high = confidence_interval(values)
             row = self._row(members[0])
+            spread = values.std(ddof=1) if len(values) > 1 else np.nan
             rows.append(
                 {name: row[name] for name in names}
-                | {"seeds": len(values), "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan}
-                | {"low": low, "high": high, "first_trial": members[0].id}
+                | {"seeds": len(members), "finished": len(of), "mean": values.mean(), "sd": spread}
+                | {"low": low, "high": high, "first_trial": of[0].id}
             )
-        table = pd.DataFrame(rows, columns=[*names, "seeds", "mean", "sd", "low", "high", "first_trial"])
-        return table.sort_values("mean", ascending=not self._more_is_better(), na_position="last", kind="stable")
+        table = pd.DataFrame(rows, columns=[*names, "seeds", "finished", "mean", "sd", "low", "high", "first_trial"])
+        better = -table["mean"] if self._more_is_better() else table["mean"]
+        order = pd.DataFrame({"lacks": table["finished"] < table["seeds"], "mean": better})
+        return table.loc[order.sort_values(["lacks", "mean"], na_position="last", kind="stable").index]
+
+    def _has_finished(self, trial: Trial) -> bool:
+        return trial.id in self.ended and self.ended[trial.id].status == "finished"
 
     @property
     def best(self) -> Trial | None:
-        """The trial whose point has the best mean of the metric over its seeds, with the first of them; None where no
-        trial has finished with a number."""
+        """The first trial of the point that `over_seeds` has first; None where no trial has finished with a number.
+
+        It is chosen by the metric, which is measured on test examples: report its value as chosen among many.
+        """
         table = self.over_seeds().dropna(subset=["mean"])
         if table.empty:
             return None
@@ -296,11 +339,9 @@ class SweepResult:
         return more_is_better(self.sweep, self.trials[0].config)
 
 
-def begin(place: Place, sweep: SweepConfig) -> SweepResult:
+def begin(found: SweepResult) -> None:
     """Make the folder of a new sweep."""
-    text = yaml.safe_dump(to_mapping(sweep), sort_keys=False, allow_unicode=True)
-    (place / "sweep.yaml").write(text.encode())
-    return SweepResult(place, sweep, trials_of(sweep), {})
+    (found.place / "sweep.yaml").write(to_yaml(to_mapping(found.sweep)).encode())
 
 
 def resumed(place: Place, given: SweepConfig) -> SweepResult:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config import ClientsConfig
-from fedray.packing import allot, allot_with_gpus, fit_together, fits, requests
+from fedray.packing import allot, allot_shared, allot_with_gpus, fit_times, fit_together, fits, requests
 
 
 def asked(**tiers: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -157,3 +157,25 @@ def test_workers_of_a_silo_take_whole_gpus_where_there_are_enough() -> None:
         found = requests(clients, ["silo", "b"], [{"CPU": 2.0, "GPU": gpus}])
         assert found["silo"]["GPU"] == expected
         assert found["b"] == {"CPU": 0.6666, "GPU": 0.0, "memory": 0.0}, "two CPUs for three processes"
+
+
+def test_pools_that_share_a_cluster_find_room_together() -> None:
+    """7 CPUs for two pools of three tiers: one each is 6, and the seventh does not go round."""
+    one, most, free = (
+        asked(a={"CPU": 1.0}, b={"CPU": 1.0}, c={"CPU": 1.0}),
+        {"a": 20, "b": 2, "c": 2},
+        dict.fromkeys("abc"),
+    )
+    assert allot_shared(one, most, free, [{"CPU": 7.0}], 2) == {"a": 1, "b": 1, "c": 1}
+    assert allot_shared(one, most, free, [{"CPU": 8.0}], 2) == {"a": 2, "b": 1, "c": 1}
+    assert allot_shared(one, most, {"a": 3, "b": None, "c": None}, [{"CPU": 12.0}], 2) == {"a": 3, "b": 1, "c": 2}
+
+
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+def test_alone_or_together_nothing_is_overbooked(cpus: int, sharers: int, a: int, b: int) -> None:
+    one, most, free = asked(a={"CPU": 1.0}, b={"CPU": 0.5}), {"a": a, "b": b}, {"a": None, "b": None}
+    sizes = allot_shared(one, most, free, [{"CPU": float(cpus)}], sharers)
+    assert all(1 <= sizes[name] <= most[name] for name in one)
+    assert max(sizes.values()) == 1 or fit_times(one, sizes, sharers, [{"CPU": float(cpus)}])
+    if sharers == 1 and fit_together(one, [{"CPU": float(cpus)}]):
+        assert sizes == allot(one, most, free, [{"CPU": float(cpus)}])

@@ -1,12 +1,13 @@
 """What a run shows where there is no terminal: enough lines and not too many."""
 
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from fedray import report
-from fedray.experiment import MethodStarted, RoundFinished, TurnsFinished
+from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
 from fedray.report import LiveProgress
 
 
@@ -30,6 +31,17 @@ def test_slow_rounds_have_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split(": ")[1] for line in found[1:]] == ["round 1", "round 2", "round 3", "final pass"]
     assert "loss 0.500, 2.0 MB sent, 0.1 s" in found[2]
     assert "aggregated 50.0 %, personalised 75.0 %, 3.0 MB sent" in found[-1]
+
+
+def test_a_driver_that_was_started_again_begins_its_bar_anew() -> None:
+    out = StringIO()
+    summary = SimpleNamespace(method="b")
+    with LiveProgress(Console(file=out, width=140), "accuracy") as progress:
+        for method in ("a", "b", "b"):
+            progress(MethodStarted(method, 1, 4, server_round=int(method == "b")))
+            progress(RoundFinished(method, 0, False, None, None, 0.5, 0.1, 10))
+        progress(MethodFinished(summary))  # type: ignore[arg-type]
+    assert out.getvalue().count("b: 1 rounds, continued after 1") == 2
 
 
 def test_quick_rounds_share_lines(monkeypatch: pytest.MonkeyPatch) -> None:

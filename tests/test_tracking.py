@@ -301,7 +301,7 @@ def test_two_processes_do_not_write_to_one_folder(
 ) -> None:
     monkeypatch.setattr("fedray.run_folder.LOCK_PATIENCE_S", 0.1)
     first = RunFolder(Place.of(tmp_path), run.config)
-    with pytest.raises(ConfigError, match="another process is running this experiment"):
+    with pytest.raises(ConfigError, match="another process is writing here"):
         RunFolder(Place.of(tmp_path), run.config, resume=True)
     first.close()
     RunFolder(Place.of(tmp_path), run.config, resume=True).close()

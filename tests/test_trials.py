@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tiny import tiny_bert
 
-from fedray.config import load_config, load_sweep
+from fedray.config import SweepConfig, load_config, load_sweep
 from fedray.errors import ConfigError, StateError
 from fedray.storage import Place
 from fedray.trials import Ended, SweepResult, begin, confidence_interval, resumed, trials_of
@@ -115,6 +115,11 @@ def test_loguniform_draws_have_uniform_logarithms() -> None:
         ({"space": {"train.lr": {"uniform": [1, 0]}}}, r"low < high"),
         ({"space": {"train.lr": {"loguniform": [0, 1]}}}, r"0 < low < high"),
         ({"space": {"train.lr": {"uniform": [1]}}}, r"needs \[low, high\]"),
+        ({"space": {"lora.rank": {"randint": [1.5, 1.9]}}}, r"two whole numbers"),
+        ({"space": {"train.lr": {"uniform": [0, float("inf")]}}}, r"two numbers"),
+        ({"space": {"seed": [0, 1, 0]}}, r"space.seed: 0 occurs more than once"),
+        ({"scheduler": {"grace_rounds": 2}}, r"grace_rounds: 2, but a trial has only 2 rounds"),
+        ({"scheduler": "asha", "space": {"evaluation.every": [0], "seed": [0, 1]}}, r"measures it only at the end"),
         ({"space": {"train.lr": {"normal": [0, 1]}}}, r"expected a list of values or one of uniform"),
         (
             {"space": {"method": [{"name": "local", "train": {"lr": 1.0}}], "train.lr": [0.1]}},
@@ -133,14 +138,33 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
         trials_of(load_sweep({"base": BASE, "space": {"seed": [0, 1]}} | changes))
 
 
+def test_draws_that_repeat_themselves_are_one_trial() -> None:
+    found = points({"lora.rank": {"choice": [2, 4]}, "seed": [0, 1]}, num_samples=9)
+    assert len(found) == 4
+    assert {point["lora.rank"] for point in found} == {2, 4}
+
+
+def test_what_was_lost_runs_again(tmp_path: Path) -> None:
+    found = new(tmp_path, load_sweep({"base": BASE, "space": {"seed": [0, 1, 2]}}))
+    found = found.with_ended(finished("0000", 0.5)).with_ended(Ended("0001", "lost", error="its process ended"))
+    assert [trial.id for trial in found.waiting] == ["0001", "0002"]
+    assert found.to_pandas().status.tolist() == ["finished", "lost", "waiting"]
+
+
 def test_the_base_may_be_a_file_beside_the_sweeps(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("rounds: 7\nmethod: local\nmodel: {path: x}\ndata: {source: synthetic}\n")
     (tmp_path / "sweep.yaml").write_text("base: base.yaml\nspace: {seed: [1, 2]}\n")
-    found = load_sweep(tmp_path / "sweep.yaml", {"space.seed": [3], "base.rounds": 4})
-    assert (found.base["rounds"], found.space) == (4, {"seed": [3]})
+    found = load_sweep(tmp_path / "sweep.yaml", {"space.seed": [3], "space.train.lr": [0.1], "base.rounds": 4})
+    assert (found.base["rounds"], found.space) == (4, {"seed": [3], "train.lr": [0.1]})
     (tmp_path / "sweep.yaml").write_text("base: other.yaml\nspace: {seed: [1, 2]}\n")
     with pytest.raises(ConfigError, match=r"other.yaml: cannot be read"):
         load_sweep(tmp_path / "sweep.yaml")
+
+
+def new(folder: Path, sweep: SweepConfig) -> SweepResult:
+    result = SweepResult(Place.of(folder), sweep, trials_of(sweep), {})
+    begin(result)
+    return result
 
 
 def finished(id: str, value: float | None, **more: Any) -> Ended:
@@ -149,18 +173,22 @@ def finished(id: str, value: float | None, **more: Any) -> Ended:
 
 @pytest.fixture
 def found(tmp_path: Path) -> SweepResult:
-    """Two learning rates with three seeds: 0.1 has 0.5, 0.7, 0.6; of 0.2 one has failed and two have 0.8, 0.9."""
-    sweep = load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2], "seed": [0, 1, 2]}})
-    result = begin(Place.of(tmp_path), sweep)
-    for id, value in zip(("0000", "0001", "0002", "0003", "0004"), (0.5, 0.7, 0.6, 0.8, 0.9), strict=True):
-        result = result.with_ended(finished(id, value))
-    return result.with_ended(Ended("0005", "failed", error="a fault"))
+    """Three learning rates with three seeds: 0.1 has 0.5, 0.7, 0.6; of 0.2 one has failed and two have 0.8, 0.9; 0.3
+    has 0.4 three times."""
+    sweep = load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2, 0.3], "seed": [0, 1, 2]}})
+    result = new(tmp_path, sweep)
+    for number, value in enumerate((0.5, 0.7, 0.6, 0.8, 0.9, None, 0.4, 0.4, 0.4)):
+        failed = Ended(f"{number:04d}", "failed", error="a fault")
+        result = result.with_ended(failed if value is None else finished(f"{number:04d}", value))
+    return result
 
 
 def test_over_seeds_by_hand(found: SweepResult) -> None:
     """t of 0.975 with 2 degrees of freedom is 4.302653, with 1 it is 12.706205."""
     table = found.over_seeds().set_index("train.lr")
-    assert list(table.index) == [0.2, 0.1]
+    assert list(table.index) == [0.1, 0.3, 0.2], "those that a seed has failed come last"
+    assert table.finished.tolist() == [3, 3, 2]
+    assert table.seeds.tolist() == [3, 3, 3]
     row = table.loc[0.1]
     assert (row["seeds"], row["mean"], row["sd"]) == (3, pytest.approx(0.6), pytest.approx(0.1))
     assert row["low"] == pytest.approx(0.6 - 4.302653 * 0.1 / 3**0.5)
@@ -184,19 +212,19 @@ def test_intervals_are_those_of_the_t_test(size: int, seed: int) -> None:
 def test_the_best_configuration_is_ready_for_a_run(found: SweepResult) -> None:
     found.write()
     best = load_config(found.place.local / "best.yaml")
-    assert (best.train.lr, best.seed, [entry.key for entry in best.method]) == (0.2, 0, ["fedavg"])
+    assert (best.train.lr, best.seed, [entry.key for entry in best.method]) == (0.1, 0, ["fedavg"])
     assert found.best is not None
     assert found.best.config == best
 
 
 def test_less_may_be_better(tmp_path: Path) -> None:
     sweep = load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2]}, "metric": "wall_seconds"})
-    result = begin(Place.of(tmp_path), sweep)
+    result = new(tmp_path, sweep)
     for id, seconds in (("0000", 3.0), ("0001", 2.0)):
         result = result.with_ended(Ended(id, "finished", 2, {"wall_seconds": seconds}))
     assert result.best is not None
     assert result.best.id == "0001"
-    upside_down = begin(Place.of(tmp_path / "b"), sweep.model_copy(update={"mode": "max"}))
+    upside_down = new(tmp_path / "b", sweep.model_copy(update={"mode": "max"}))
     for ended in result.ended.values():
         upside_down = upside_down.with_ended(ended)
     assert upside_down.best is not None
@@ -211,14 +239,14 @@ def test_what_is_on_disk_is_read_again(found: SweepResult) -> None:
     assert again.complete
     table = pd.read_parquet(found.place.local / "trials.parquet")
     pd.testing.assert_frame_equal(table, again.to_pandas())
-    assert list(table.status) == ["finished"] * 5 + ["failed"]
+    assert list(table.status) == ["finished"] * 5 + ["failed"] + ["finished"] * 3
     assert table.error[5] == "a fault"
     assert np.isnan(table.personalised_mean[5])
 
 
 def test_values_of_several_kinds_share_a_column(tmp_path: Path) -> None:
     sweep = load_sweep({"base": BASE, "space": {"train.max_steps": [None, 5], "lora.targets": [["query"]]}})
-    result = begin(Place.of(tmp_path), sweep)
+    result = new(tmp_path, sweep)
     result.write()
     table = pd.read_parquet(tmp_path / "trials.parquet")
     assert list(table["train.max_steps"]) == ["null", "5"]

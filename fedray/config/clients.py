@@ -156,7 +156,8 @@ class ClientsConfig(Section):
     """CPUs of one client actor; may be a fraction. Default: 1, or an equal share where there are more tiers than CPUs
     in the cluster."""
     num_gpus: Gpus | None = None
-    """GPUs of one client actor; may be a fraction. Default: an equal share of the cluster's, 0 where it has none."""
+    """GPUs of one client actor; may be a fraction. Default: an equal share of the cluster's, 0 where it has none now:
+    where an autoscaler shall add GPU nodes, say how much."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
     fuse: Fuse = "off"

@@ -41,10 +41,14 @@ def load_sweep(
         ConfigError: as `load_config`; of the base, only that it cannot be read.
     """
     where, raw = _read(source)
+    overrides = dict(overrides or {})
+    for path in [path for path in overrides if path.startswith("space.")]:  # what follows is one key, dots and all
+        if isinstance(raw.setdefault("space", {}), dict):
+            raw["space"][path.removeprefix("space.")] = _plain(overrides.pop(path))
     base = raw.get("base")
     if isinstance(base, str):
         raw["base"] = _read(base if isinstance(source, Mapping) else Path(where).parent / base)[1]
-    return _checked(SweepConfig, where, raw, overrides or {})
+    return _checked(SweepConfig, where, raw, overrides)
 
 
 def _read(source: Section | Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:

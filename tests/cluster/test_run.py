@@ -1,5 +1,6 @@
 """Whole experiments on real local Ray."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ import pandas as pd
 import psutil
 import pytest
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental.internal_kv import _internal_kv_get
 from safetensors.numpy import load_file
 
 import fedray
 from fedray.client import ClientActor
+from fedray.cluster import has_autoscaler
 from fedray.config import ClientsConfig, load_config
 from fedray.driver import events
 from fedray.experiment import MethodFinished, TurnsFinished
@@ -171,3 +175,12 @@ def test_client_actors_are_not_restarted_by_ray() -> None:
 
 def _gpu_ids(actor: Any) -> list[int]:
     return [int(gpu) for gpu in ray.get_gpu_ids()]
+
+
+def test_a_plain_cluster_has_no_autoscaler(cluster: None) -> None:
+    """Even after Ray's monitor, which runs everywhere, has reported."""
+    until = time.monotonic() + 60
+    while not _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode()) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    assert not has_autoscaler()

@@ -145,8 +145,21 @@ def test_nodes_come_and_go(
     assert len(living()) == 1
 
 
+def orphans(folder: str) -> list[psutil.Process]:
+    """Return the client actors of this module's cluster: their working directory is below its folder."""
+    found = []
+    for one in psutil.process_iter(["cmdline", "cwd"]):
+        if "ray::ClientActor" in " ".join(one.info["cmdline"] or ()) and folder in (one.info["cwd"] or ""):
+            found.append(one)
+    return found
+
+
 def test_a_job_that_is_stopped_is_continued(
-    head: None, fedray: Callable[..., subprocess.CompletedProcess[str]], project: Path, tmp_path: Path
+    head: None,
+    fedray: Callable[..., subprocess.CompletedProcess[str]],
+    environment: dict[str, str],
+    project: Path,
+    tmp_path: Path,
 ) -> None:
     small = ["clients.tiers={}", "clients.num_cpus=0.5", "clients.num_gpus=0.5", "clients.actors=1", "rounds=200"]
     begun = fedray("submit", "config.yaml", *small, "--address", ADDRESS, "--output", str(tmp_path / "o"), "--no-wait")
@@ -155,14 +168,14 @@ def test_a_job_that_is_stopped_is_continued(
     until = time.monotonic() + 200
     while not (tmp_path / "o" / "rounds.parquet").exists() and time.monotonic() < until:
         time.sleep(0.5)
+    assert orphans(environment["FEDRAY_LOCAL_CLUSTER"]), "they can be seen"
     listed = fedray("jobs", "list", "--address", ADDRESS)
     assert id in listed.stdout
     assert "running" in listed.stdout
     stopped = fedray("jobs", "stop", id, "--address", ADDRESS)
     assert "stopped" in stopped.stdout, stopped.stderr
     assert "round 1" in fedray("jobs", "logs", id, "--address", ADDRESS).stdout
-    family = [one.info["cmdline"] for one in psutil.process_iter(["cmdline"])]
-    assert not [words for words in family if "ray::ClientActor" in " ".join(words or ())], "no orphans"
+    assert not orphans(environment["FEDRAY_LOCAL_CLUSTER"])
     done = len(pd.read_parquet(tmp_path / "o" / "rounds.parquet"))
     small[-1] = f"rounds={done + 2}"
     again = fedray("submit", "config.yaml", *small, "--address", ADDRESS, "--output", str(tmp_path / "o"))
@@ -223,4 +236,8 @@ def test_what_is_refused_before_a_job_starts(
     (project / ".gitignore").write_text("*.bin\n")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").write_text("x")
-    assert fedray("submit", "config.yaml", "--address", ADDRESS, "--output", str(tmp_path / "taken")).returncode == 2
+    ended = fedray("submit", "config.yaml", "--address", ADDRESS, "--output", str(tmp_path / "taken"))
+    assert "exists and is not empty" in ended.stdout, "the job started, without the large file"
+    (project / ".gitignore").write_text("*.bin\nconfig.yaml\n")
+    assert "is not sent with the job" in refused("submit", "config.yaml", "--address", ADDRESS)
+    assert "no Ray cluster at http://head:abc" in refused("jobs", "list", "--address", "head:abc")

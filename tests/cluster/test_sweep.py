@@ -11,6 +11,8 @@ import pytest
 import fedray
 from fedray.api import RunResult
 from fedray.errors import ConfigError
+from fedray.run_folder import locked
+from fedray.storage import Place
 from fedray.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
 
 LR = [1e-3, 1e-2]
@@ -59,7 +61,7 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
         assert found.ended[trial.id].metrics["personalised_mean"] == alone.summaries[0].personalised_mean
     ended = [event for event in told if isinstance(event, TrialEnded)]
     assert sorted(event.trial.id for event in ended) == [trial.id for trial in found.trials]
-    assert {event.rounds for event in told if isinstance(event, TrialRound)} == {1, 2}
+    assert {event.rounds for event in told if isinstance(event, TrialRound)} == {1}, "the last is told with the end"
     assert len(actors) == 2, "twelve trials, two client actors"
     assert client_actors() == set(), "none outlives the sweep"
     assert len(found.over_seeds()) == 4
@@ -69,10 +71,10 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
     assert best == found.best.config
 
 
-def test_data_and_base_weights_are_loaded_once(
+def test_data_are_loaded_once(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted in the actor that loads the data, and on the disk, where each node writes its weights once."""
+    """Counted in the actor that loads them. (Base weights: `tests/models/test_backbone.py`.)"""
     from fedray import sweeps as module
 
     loads: list[int] = []
@@ -111,7 +113,7 @@ def test_the_bad_end_early(base: dict[str, Any], cluster: None, tmp_path: Path) 
     table = found.to_pandas()
     assert table.status[0] == "finished"
     assert table.status.tolist() == ["finished", "stopped", "stopped", "stopped"]
-    assert table.rounds.tolist() == [4, 1, 1, 1]
+    assert table.rounds_done.tolist() == [4, 1, 1, 1]
     assert (table.train_loss[1:] > table.train_loss[0]).all()
     assert found.best is not None
     assert found.best.point["train.lr"] == 1e-9
@@ -147,8 +149,24 @@ def test_a_sweep_that_was_interrupted_goes_on(base: dict[str, Any], cluster: Non
 
 
 def test_more_trials_at_a_time_than_there_is_room(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:
+    output = tmp_path / "sweep"
     with pytest.raises(ConfigError, match="max_concurrent: 3, but the cluster has room for 2 trials at a time"):
-        fedray.sweep(base, {"seed": [1, 2, 3, 4]}, max_concurrent=3, output=tmp_path / "sweep")
+        fedray.sweep(base, {"seed": [1, 2, 3, 4]}, max_concurrent=3, output=output)
+    two = {**base["clients"], "actors": 2}
+    with pytest.raises(ConfigError, match="room for 1 trials at a time"):
+        fedray.sweep({**base, "clients": two}, {"seed": [1, 2]}, max_concurrent=2, output=output)
+    assert [path.name for path in output.iterdir()] == [".lock"], "the folder is free for another try"
+
+
+def test_two_processes_do_not_run_one_sweep(
+    base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedray.run_folder.LOCK_PATIENCE_S", 0.1)
+    lock = locked(Place.of(tmp_path / "sweep"))
+    with pytest.raises(ConfigError, match="another process is writing here"):
+        fedray.sweep(base, {"seed": [1, 2]}, output=tmp_path / "sweep")
+    assert lock is not None
+    lock.release()
 
 
 def test_tunes_ranges_are_understood(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:
