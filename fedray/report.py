@@ -8,7 +8,15 @@ from typing import Any, Self
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from fedray.accounting import Cost
@@ -41,25 +49,12 @@ PLAIN_EVERY_S = 2.0
 """Where there is no terminal, rounds are told at most so often."""
 
 
-class LiveProgress:
-    """A bar per method on a terminal; elsewhere (job logs, pipes) a plain line per round, or every two seconds one of
-    the latest round, with what was sent and when the method should end."""
+class LiveBars:
+    """Bars with elapsed and remaining time, shown while it is entered and where there is a terminal."""
 
-    def __init__(self, console: Console, metric: str):
+    def __init__(self, console: Console, *columns: ProgressColumn):
         self._console = console
-        self._metric = metric
-        self._tasks: dict[str, TaskID] = {}
-        self._sent = 0
-        self._told = 0.0
-        self._bars = Progress(
-            TextColumn("[bold]{task.description:<12}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[at]:<12}"),
-            TextColumn("{task.fields[scores]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._bars = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -69,6 +64,24 @@ class LiveProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._console.is_terminal:
             self._bars.stop()
+
+
+class LiveProgress(LiveBars):
+    """A bar per method on a terminal; elsewhere (job logs, pipes) a plain line per round, or every two seconds one of
+    the latest round, with what was sent and when the method should end."""
+
+    def __init__(self, console: Console, metric: str):
+        super().__init__(
+            console,
+            TextColumn("[bold]{task.description:<12}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[at]:<12}"),
+            TextColumn("{task.fields[scores]}"),
+        )
+        self._metric = metric
+        self._tasks: dict[str, TaskID] = {}
+        self._sent = 0
+        self._told = 0.0
 
     def __call__(self, event: Event) -> None:
         """Show one event."""

@@ -1,49 +1,30 @@
 """What a sweep shows: live progress, and the comparison at its end."""
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
 from fedray.evaluation.metrics import default_metric
-from fedray.report import percent, plain_table
+from fedray.report import LiveBars, percent, plain_table
 from fedray.trials import Ended, SweepEvent, SweepResult, TrialEnded, TrialRound, more_is_better, readable_point, shown
 
 SHOWN_ROWS = 20
 
 
-class SweepProgress:
+class SweepProgress(LiveBars):
     """One bar for all trials on a terminal, and a line for each that ends everywhere."""
 
     def __init__(self, console: Console, found: SweepResult):
-        self._console, self._metric = console, found.sweep.metric
+        columns = TextColumn("[bold]trials"), BarColumn(bar_width=24), MofNCompleteColumn()
+        super().__init__(console, *columns, TextColumn("{task.fields[best]}"))
+        self._metric = found.sweep.metric
         self._higher = more_is_better(found.sweep, found.trials[0].config)
         self._best: float | None = None
         for ended in found.ended.values():
             self._compare(ended)
-        self._bars = Progress(
-            TextColumn("[bold]trials"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[best]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._bars.add_task("trials", total=len(found.trials), completed=len(found.ended), best="")
-        self._done, self._all = len(found.ended), len(found.trials)
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._console.is_terminal:
-            self._bars.stop()
+        self._done, self._all = len(found.trials) - len(found.waiting), len(found.trials)
+        self._task = self._bars.add_task("trials", total=self._all, completed=self._done, best="")
 
     def __call__(self, event: SweepEvent) -> None:
         """Show one event."""

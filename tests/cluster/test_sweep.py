@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -82,8 +83,12 @@ def test_data_are_loaded_once(
 
     class Watched:
         @staticmethod
-        def remote() -> Any:
-            handle = shelf.remote()  # type: ignore[attr-defined]
+        def options(**options: Any) -> Any:
+            return SimpleNamespace(remote=lambda: Watched.started(options))
+
+        @staticmethod
+        def started(options: dict[str, Any]) -> Any:
+            handle = shelf.options(**options).remote()  # type: ignore[attr-defined]
             monkeypatch.setattr(module.ray, "kill", lambda actor: ending(handle, actor))
             return handle
 
