@@ -204,6 +204,22 @@ def test_a_job_that_fails_gives_its_exit_code(
     ended = fedray("submit", "config.yaml", "--address", ADDRESS, "--output", str(tmp_path / "taken"))
     assert ended.returncode == 2
     assert "exists and is not empty" in ended.stdout
+    tiers = "clients.tiers={huge: {share: 1, num_gpus: 8}}"
+    ended = fedray("submit", "config.yaml", tiers, "--address", ADDRESS, "--output", str(tmp_path / "huge"))
+    assert ended.returncode == 2
+    assert "autoscaler has no type of node for it" in ended.stdout
+
+
+def test_rays_own_command(head: None, environment: dict[str, str], tmp_path: Path) -> None:
+    """`ray job submit --working-dir . -- python jobs/train.py CONFIG`, in this repository."""
+    job = ["python", "jobs/train.py", "jobs/autoscaling.yaml", "rounds=1", "method=fedavg", f"storage_path={tmp_path}"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", ADDRESS, "--working-dir", "."]
+    ended = subprocess.run(
+        [*ray, "--", *job], cwd=ROOT, env=environment | {"RAY_AUTH_MODE": "token"}, capture_output=True, timeout=400
+    )
+    assert ended.returncode == 0, ended.stdout
+    (run,) = tmp_path.iterdir()
+    assert RunResult.load(run)["fedavg"].rounds == 1
 
 
 def test_what_is_refused_before_a_job_starts(
