@@ -53,6 +53,7 @@ def up(port: int, dashboard_port: int) -> None:
     options = [
         f"--port={port}",
         f"--dashboard-port={dashboard_port}",
+        "--dashboard-agent-listen-port=0",  # any that is free: another Ray may have the usual one
         f"--temp-dir={FOLDER / 'ray'}",
         f"--autoscaling-config={file}",
         "--node-ip-address=127.0.0.1",

@@ -35,6 +35,9 @@ LARGEST_PACKAGE = 256_000_000
 REACH_S = 5.0
 """How long a cluster may take to answer."""
 
+READY_S = 60.0
+"""How long a cluster that has started may take to accept jobs."""
+
 STOP_S = 30.0
 """How long a job may take to end."""
 
@@ -106,17 +109,30 @@ def submit(
     words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", place, "--or-resume"]
     with TemporaryDirectory() as folder:
         package = packed(working_dir, Path(folder), str(inside))
+        job: dict[str, Any] = {
+            "entrypoint": shlex.join(words),
+            "submission_id": stamped(place.rstrip("/").rsplit("/", 1)[-1]),
+            "runtime_env": {
+                "working_dir": str(package),
+                "py_modules": [str(Path(fedray.__file__).parent)],
+                "env_vars": {"PYTHONUNBUFFERED": "1", **(environment or {})},
+            },
+            "metadata": {"fedray": fedray.__version__, "place": place},
+        }
         with _explained(client.get_address()):
-            return client.submit_job(
-                entrypoint=shlex.join(words),
-                submission_id=stamped(place.rstrip("/").rsplit("/", 1)[-1]),
-                runtime_env={
-                    "working_dir": str(package),
-                    "py_modules": [str(Path(fedray.__file__).parent)],
-                    "env_vars": {"PYTHONUNBUFFERED": "1", **(environment or {})},
-                },
-                metadata={"fedray": fedray.__version__, "place": place},
-            )
+            return _sent(client, job)
+
+
+def _sent(client: JobSubmissionClient, job: dict[str, Any]) -> str:
+    """Return the job's id. A cluster that has just started takes jobs a little later than it answers."""
+    until = time.monotonic() + READY_S
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(1.0)
 
 
 def is_sweep(file: Path) -> bool:
