@@ -38,6 +38,7 @@ def adapters(path: Path, method: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_silo_gives_what_one_worker_gives_and_survives_a_death(
     cluster: None, config: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
     assert best == found.best.config
 
 
+@pytest.mark.slow
 def test_data_are_loaded_once(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_data_are_loaded_once(
     assert loads == [2], "six trials, two seeds"
 
 
+@pytest.mark.slow
 def test_the_bad_end_early(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:
     """One after another, after the first round those with a loss above the median so far: large rates do harm."""
     space = {"train.lr": [1e-9, 0.05, 0.1, 0.2]}
