@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pandas as pd
 from pydantic import BaseModel
 
 from fedray.config import Config, load_config
-from fedray.driver import default_place, events
+from fedray.driver import events
 from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event
 from fedray.prepare import prepare
 from fedray.run_folder import check_free, continued, read_summaries
-from fedray.storage import Place, in_storage
+from fedray.storage import Place, in_storage, stamped
 from fedray.tracking import Summary
 
 SECTIONS = tuple(
@@ -123,9 +122,19 @@ def settle(config: Config, output: str | Path | None, resume: str | Path | None)
             raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
         place = Place.of(in_storage(resume))
         return continued(place, config), place
-    place = Place.of(in_storage(output)) if output else default_place(config, datetime.now().strftime("%Y%m%d-%H%M%S"))
+    return config, new_place(config, output)
+
+
+def new_place(config: Config, output: str | Path | None) -> Place:
+    """Return the folder of something new: `output`, or storage_path/NAME-TIME.
+
+    Raises:
+        ConfigError: it exists and is not empty.
+    """
+    place = Place.of(in_storage(output or config.storage_path))
+    place = place if output else place / stamped(config.name)
     check_free(place)
-    return config, place
+    return place
 
 
 def start(config: Config, place: Place, resume: bool = False) -> Iterator[Event]:

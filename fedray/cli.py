@@ -131,7 +131,8 @@ def submit(
     console = _console()
     with _reported():
         from fedray.config import load_sweep
-        from fedray.submit import connect, follow, is_sweep, stamped
+        from fedray.storage import stamped
+        from fedray.submit import connect, follow, is_sweep
         from fedray.submit import submit as submit_job
         from fedray.trials import trials_of
 

@@ -10,6 +10,7 @@ import ray._private.worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import ConfigError
 from fedray.packing import Amounts, fit_together, fits
@@ -23,6 +24,17 @@ def living() -> list[dict[str, Any]]:
 def living_nodes() -> list[dict[str, float]]:
     """Return what each living node has in all."""
     return [node["Resources"] for node in living()]
+
+
+def beside_caller() -> dict[str, Any]:
+    """Return the options of an actor that is to run on the node of whoever starts it: there it ends with its caller,
+    and with no other node.
+
+    Ray lets any node decide where an actor goes that asks for nothing, and one that has just joined does not know the
+    others yet. One that asks for something, as for a byte, is left to its caller's node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    return {"memory": 1, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
 def has_autoscaler() -> bool:

@@ -10,10 +10,9 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.cluster import living_nodes
-from fedray.config import ClientsConfig, Config
+from fedray.cluster import beside_caller, living_nodes
+from fedray.config import ClientsConfig
 from fedray.errors import FedrayError
 from fedray.experiment import Event, RoundFinished, TurnsFinished, run_experiment
 from fedray.heap import settle_heap
@@ -21,7 +20,7 @@ from fedray.inline import InlinePool
 from fedray.planning import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
-from fedray.storage import Place, in_storage
+from fedray.storage import Place
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +125,7 @@ def _driven(prepared: Any, place: Place, resume: bool) -> Iterator[Event]:
     Raises:
         FedrayError: the experiment ended. _DriverDied: the driver did.
     """
-    # Beside whoever called it, on a cluster the head: a worker node may go, and that one's end is the caller's too.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    driver = DriverActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    driver = DriverActor.options(**beside_caller()).remote()  # type: ignore[attr-defined]
     try:
         for ref in driver.run.remote(prepared, place, resume):
             try:
@@ -188,8 +185,3 @@ def start_ray(**options: Any) -> None:
             ray.shutdown()
             if last or "timed out" not in str(error):
                 raise FedrayError(f"Ray: no cluster could be reached or started: {error}") from error
-
-
-def default_place(config: Config, stamp: str) -> Place:
-    """Return storage_path/NAME-STAMP; see `in_storage`."""
-    return Place.of(in_storage(config.storage_path)) / f"{config.name}-{stamp}"

@@ -31,7 +31,6 @@ class Lender:
     def __init__(self) -> None:
         self._idle: dict[str, list[Any]] = {}
         self._lent: dict[Any, tuple[str, str, Any]] = {}
-        self.started = 0
 
     def borrow(self, borrower: str, asked: Amounts) -> Any:
         """Return an actor that asks for these resources."""
@@ -40,7 +39,6 @@ class Lender:
             for handle in (handle for idle in self._idle.values() for handle in idle):
                 ray.kill(handle)
             self._idle = {shape: [start_actor(asked)]}
-            self.started += 1
         handle = self._idle[shape].pop()
         self._lent[handle._actor_id] = (borrower, shape, handle)
         return handle
@@ -60,10 +58,6 @@ class Lender:
         for name, _, handle in list(self._lent.values()):
             if name == borrower:
                 self.discard(handle)
-
-    def num_started(self) -> int:
-        """Return how many actors there have been."""
-        return self.started
 
 
 class Borrowed:

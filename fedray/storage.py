@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
@@ -183,6 +184,11 @@ def in_storage(where: str | Path) -> str:
     if not is_uri(begin) and not Path(begin).is_absolute():
         raise ConfigError(f"FEDRAY_STORAGE: {begin!r} is relative; it must be an absolute path or a URI")
     return f"{begin.rstrip('/')}/{path}"
+
+
+def stamped(name: str) -> str:
+    """Return NAME-TIME, a name for something that begins now."""
+    return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +27,7 @@ import fedray
 from fedray.config import parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.report import readable_bytes
+from fedray.storage import stamped
 
 LARGEST_PACKAGE = 256_000_000
 """Bytes of a zipped working directory; Ray keeps it in the head's memory, and takes at most twice as many."""
@@ -144,10 +144,6 @@ def is_sweep(file: Path) -> bool:
     return isinstance(raw, Mapping) and "space" in raw
 
 
-def stamped(name: str) -> str:
-    return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-
-
 def packed(working_dir: Path, folder: Path, needed: str) -> Path:
     """Return the zipped working directory, made in `folder`. needed: a file that must be in it.
 
@@ -161,14 +157,11 @@ def packed(working_dir: Path, folder: Path, needed: str) -> Path:
     except OSError as error:
         raise ConfigError(f"working directory {working_dir}: cannot be packed: {error}") from None
     with ZipFile(package) as opened:
-        if needed not in opened.namelist():
-            raise ConfigError(
-                f"{needed}: is not sent with the job: .gitignore or .rayignore names it; copy it elsewhere"
-            )
+        files = sorted(opened.infolist(), key=lambda info: -info.compress_size)
+    if needed not in {info.filename for info in files}:
+        raise ConfigError(f"{needed}: is not sent with the job: .gitignore or .rayignore names it; copy it elsewhere")
     if (size := package.stat().st_size) > LARGEST_PACKAGE:
-        with ZipFile(package) as opened:
-            largest = sorted(opened.infolist(), key=lambda info: -info.compress_size)[:5]
-        names = "".join(f"\n  {readable_bytes(info.compress_size)}  {info.filename}" for info in largest)
+        names = "".join(f"\n  {readable_bytes(info.compress_size)}  {info.filename}" for info in files[:5])
         raise ConfigError(
             f"working directory {working_dir}: {readable_bytes(size)} when packed, at most "
             f"{readable_bytes(LARGEST_PACKAGE)}; name large files in .gitignore or .rayignore, put data on storage "

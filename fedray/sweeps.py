@@ -8,8 +8,7 @@ What became of each is in the sweep's own folder; of Tune nothing is kept.
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,14 +19,13 @@ from ray import tune
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.actors import first_line
-from fedray.api import RunResult
-from fedray.cluster import check_room, has_autoscaler, living_nodes
-from fedray.config import PER_ROUND, Config, SweepConfig, load_sweep
-from fedray.config.sweep import OF_THE_WHOLE
-from fedray.driver import default_place, start_ray, without_gpus
+from fedray.api import RunResult, new_place
+from fedray.cluster import beside_caller, check_room, has_autoscaler, living_nodes
+from fedray.config import Config, SweepConfig, load_sweep
+from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
+from fedray.driver import start_ray, without_gpus
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment import Event, MethodFinished, RoundFinished, run_experiment
 from fedray.inline import InlinePool
@@ -35,7 +33,7 @@ from fedray.lending import Borrowed, FromShelf, Lender, Shelf
 from fedray.packing import Amounts, fit_times, requests
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
-from fedray.run_folder import check_free, continued, locked
+from fedray.run_folder import continued, locked
 from fedray.storage import Place, in_storage
 from fedray.trials import (
     Ended,
@@ -126,7 +124,7 @@ def sweep(
 
 
 def settle_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
-    """Check a sweep and make its folder, or read that of one that is continued.
+    """Check a sweep, and return it as new, or as the folder has it of one that is continued.
 
     Raises:
         ConfigError, StateError: it cannot be run or continued.
@@ -137,11 +135,8 @@ def settle_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Pa
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
         return resumed(Place.of(in_storage(resume)), asked)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     named = trials[0].config.model_copy(update={"name": asked.name})
-    place = Place.of(in_storage(output)) if output else default_place(named, stamp)
-    check_free(place)
-    return SweepResult(place, asked, trials, {})
+    return SweepResult(new_place(named, output), asked, trials, {})
 
 
 def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepResult:
@@ -155,8 +150,7 @@ def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepR
     lock, own = locked(found.place), not ray.is_initialized()
     actors: list[Any] = []
     try:
-        if (found.place / "sweep.yaml").is_file():  # another process may have gone on with it meanwhile
-            found = replace(found, ended=SweepResult.load(found.place).ended)
+        found = found.reread()
         if not (waiting := found.waiting):
             return found
         with _environment(TUNE_SETTINGS):
@@ -164,10 +158,8 @@ def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepR
                 start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
             concurrent = _concurrent(found.sweep, waiting)
             begin(found)
-            # Beside whoever called, on a cluster the head: a worker node may go, and client actors with their owner.
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             kinds: list[Any] = [Lender, Shelf]
-            actors = [kind.options(scheduling_strategy=here).remote() for kind in kinds]
+            actors = [kind.options(**beside_caller()).remote() for kind in kinds]
             listener = _Listener(found, actors[0], tell)
             _tune(waiting, Shared(found, actors[0], actors[1], concurrent), listener)
             return listener.found
@@ -225,7 +217,7 @@ def _id(trial: Any) -> str:
 
 
 def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
-    """Return how many trials run at a time: so many that each can have one client actor of every tier.
+    """Return how many trials run at a time: so many that each can have its client actors.
 
     Raises:
         ConfigError: there is no room for that many, or for a single one.
@@ -240,9 +232,7 @@ def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
             check_room(amounts, nodes, workers)
         sizes = {tier: (clients.tier(tier).actors or 1) if config.runtime == "ray" else 1 for tier in tiers}
         fewest = min(fewest, _copies(amounts, sizes, nodes, workers))
-    if elastic:
-        return min(asked.max_concurrent or fewest, len(trials))
-    if asked.max_concurrent is not None and asked.max_concurrent > fewest:
+    if not elastic and asked.max_concurrent is not None and asked.max_concurrent > fewest:
         raise ConfigError(
             f"max_concurrent: {asked.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
             "with its client actors; lower it, or clients.num_cpus (it may be a fraction)"

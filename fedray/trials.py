@@ -1,7 +1,8 @@
 """The trials of a sweep: which ones there are, what became of them, and what they say together."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from itertools import product
@@ -89,14 +90,15 @@ def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
     ranges = {path: values for path, values in space.items() if _is_range(values)}
     if sweep.num_samples > 1 and not ranges:
         raise ConfigError(f"num_samples: {sweep.num_samples}, but the space has no range to draw from")
-    points = []
+    points: dict[str, dict[str, Any]] = {}
     for sample in range(sweep.num_samples):
         drawn = {path: _drawn(path, values, sweep.draws_seed, sample) for path, values in ranges.items()}
-        combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-        made = ({path: (drawn | combination)[path] for path in space} for combination in combinations)
-        points += [point for point in made if point not in points]  # draws from few values repeat themselves
+        for values in product(*grid.values()):
+            chosen = drawn | dict(zip(grid, values, strict=True))
+            point = {path: chosen[path] for path in space}
+            points.setdefault(json.dumps(point, sort_keys=True), point)  # draws from few values repeat themselves
     digits = max(4, len(str(len(points))))
-    trials = tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points))
+    trials = tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points.values()))
     _check_scheduler(sweep, trials)
     return trials
 
@@ -164,27 +166,24 @@ def _bounds(path: str, kind: str, bounds: Any) -> tuple[Any, Any]:
 
 def _config(base: Config, point: Mapping[str, Any]) -> Config:
     raw, rest = to_mapping(base), dict(point)
-    raw["method"] = [rest.pop("method", raw["method"][0])]
-    if isinstance(raw["method"][0], str):
-        raw["method"] = [{"name": raw["method"][0]}]
+    entry = rest.pop("method", raw["method"][0])
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    raw["method"] = [entry]
     for path in rest:
         section, _, name = path.partition(".")
-        if name and isinstance(raw["method"][0], Mapping) and name in (raw["method"][0].get(section) or {}):
+        if name and isinstance(entry, Mapping) and name in (entry.get(section) or {}):
             raise ConfigError(
-                f"space.{path}: the method {shown(raw['method'][0])} has a value of its own for {path}, which would "
+                f"space.{path}: the method {shown(entry)} has a value of its own for {path}, which would "
                 f"win; leave it out there, or sweep method.{path}"
             )
+    # The trial's only method is its configuration's first.
+    overrides = {re.sub(r"^method\.", "method.0.", path): value for path, value in rest.items()}
     try:
-        config = load_config(raw, dict(zip(_paths(rest), rest.values(), strict=True)))
+        config = load_config(raw, overrides)
         build_method(config, config.method[0])
     except ConfigError as error:
         raise ConfigError(f"space: {readable_point(point)}: {error}") from None
     return config
-
-
-def _paths(point: Iterable[str]) -> list[str]:
-    """Return where a trial's configuration has the values: its only method is the first."""
-    return [f"method.0.{path.removeprefix('method.')}" if path.startswith("method.") else path for path in point]
 
 
 def readable_point(point: Mapping[str, Any]) -> str:
@@ -228,12 +227,23 @@ class SweepResult:
         place = Place.of(where)
         try:
             sweep = load_sweep(parse_yaml((place / "sweep.yaml").read().decode(), str(place / "sweep.yaml")))
-            file = place / "trials.json"
+        except (OSError, ValueError, ConfigError) as error:
+            raise StateError(f"{place}: is not the folder of a sweep: {error}") from None
+        return cls(place, sweep, trials_of(sweep), {}).reread()
+
+    def reread(self) -> "SweepResult":
+        """Return it with what its folder says has ended: another process may have gone on with it.
+
+        Raises:
+            StateError: trials.json cannot be read.
+        """
+        file = self.place / "trials.json"
+        try:
             entries = json.loads(file.read()) if file.is_file() else []
             ended = {entry["id"]: Ended(**entry) for entry in entries}
-        except (OSError, ValueError, TypeError, LookupError, ConfigError) as error:
-            raise StateError(f"{place}: is not the folder of a sweep: {error}") from None
-        return cls(place, sweep, trials_of(sweep), ended)
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise StateError(f"{file}: cannot be read: {error}") from None
+        return replace(self, ended=ended)
 
     def with_ended(self, ended: Ended) -> "SweepResult":
         return replace(self, ended={**self.ended, ended.id: ended})

@@ -10,12 +10,11 @@ from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
 from fedray.config.section import Section, describe
-from fedray.config.sweep import PER_ROUND, SweepConfig
+from fedray.config.sweep import SweepConfig
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.config.yaml import parse_yaml
 
 __all__ = [
-    "PER_ROUND",
     "CheckpointConfig",
     "ClientsConfig",
     "Config",

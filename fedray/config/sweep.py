@@ -53,7 +53,7 @@ class SweepConfig(Section):
     scheduler: AshaConfig | None = None
     """Which trials end early; default none. `asha`, or its settings."""
     max_concurrent: PositiveInt | None = None
-    """Trials at a time; default as many as the cluster has room for, each with one client actor of every tier."""
+    """Trials at a time; default as many as the cluster has room for, each with its client actors."""
     draws_seed: Annotated[int, Field(ge=0)] = 0
     """Keys the draws from the ranges; the experiments' own seeds are `seed` of the base or of the space."""
 
