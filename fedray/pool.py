@@ -38,6 +38,10 @@ MOST_ASKED = 100
 IDLE_S = 60.0
 """Where there is an autoscaler, actors that have waited for others for so long are let go until the next round."""
 
+HANDLING_SHARE = 0.02
+MOST_BLOCK_SECONDS = 1.0
+"""Blocks last so long that taking them is this part of the time; but a death shall not lose more than a second."""
+
 SMOOTHING = 0.1
 """Weight of the latest block in the moving average of the seconds that handling one takes."""
 
@@ -236,8 +240,11 @@ class ClientPool:
             self.crew.release(idle.pop())
 
     def _block_seconds(self) -> float:
-        """As long as it takes to handle a block of everybody: more actors never send more than can be taken."""
-        return max(BLOCK_SECONDS, self._handling * sum(map(len, self.crew.members.values())))
+        """At least as long as it takes to handle a block of everybody: more actors never send more than can be taken.
+        And so long that handling takes only HANDLING_SHARE of the time, up to MOST_BLOCK_SECONDS: large updates are
+        then averaged where they arise before they travel."""
+        everybody = self._handling * sum(map(len, self.crew.members.values()))
+        return max(BLOCK_SECONDS, everybody, min(MOST_BLOCK_SECONDS, everybody / HANDLING_SHARE))
 
     def _turns(
         self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, StateRef]

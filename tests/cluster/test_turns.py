@@ -46,8 +46,16 @@ def test_a_pace_is_of_all_blocks() -> None:
     assert pace.work_in(10) == pytest.approx(40)
 
 
-@pytest.mark.parametrize(("actors", "expected"), [(1, BLOCK_SECONDS), (50, 0.5), (1000, 10.0)])
-def test_more_actors_send_no_more_than_can_be_taken(actors: int, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("handling", "actors", "expected"),
+    [
+        (0.0005, 2, BLOCK_SECONDS),  # 1 ms in 100
+        (0.005, 2, 0.5),  # 10 ms in 500, a fiftieth
+        (0.005, 10, 1.0),  # 50 ms in 1,000: nobody is to lose more than a second by a death
+        (0.01, 1000, 10.0),  # what cannot be taken is not sent
+    ],
+)
+def test_handling_takes_a_small_part_of_the_time(handling: float, actors: int, expected: float) -> None:
     members = {"a": [None] * (actors - actors // 2), "b": [None] * (actors // 2)}
-    pool: Any = SimpleNamespace(_handling=0.01, crew=SimpleNamespace(members=members))
+    pool: Any = SimpleNamespace(_handling=handling, crew=SimpleNamespace(members=members))
     assert ClientPool._block_seconds(pool) == pytest.approx(expected)
