@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
-from sklearn.mixture import GaussianMixture
 
 from fedray.aggregation.points import BLOCK, Matrix, check_points, gram_about
 from fedray.types import Vector
@@ -126,6 +125,8 @@ def match_components(previous: Matrix, current: Matrix) -> Matrix:
 
 def _fit(x: Matrix, J: int, seed: int, n_init: int) -> Mixture:
     """Fit J components to x [K, c], whose first coordinate has variance one."""
+    from sklearn.mixture import GaussianMixture  # a second of import that only the driver should take, for FedHFT
+
     read = min(x.shape[1], J - 1 + EXTRA_DIMENSIONS)
     # Rounded: identical points leave the eigendecomposition with coordinates that differ in their last digits.
     fitted = min(J, len(np.unique(x[:, :read].round(6), axis=0)))

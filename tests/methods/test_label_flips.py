@@ -48,6 +48,7 @@ def _written(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_kept_out_and_touch_nobody(config: dict[str, Any], tmp_path: Path) -> None:
     """In every round; and the others' bits are those of an experiment in which the victim never answers."""
     fedavg: dict[str, Any] = {"class": f"{Faulty.__module__}.Faulty", "label": "fedavg", "head": "shared"}
