@@ -55,25 +55,30 @@ def too_large(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, 
 
 def too_far(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, str]:
     """Return those whose distance from the coordinatewise median is more than `bound` times the median of the
-    distances, and why.
+    distances, and why."""
+    return {
+        id: f"distance {distance:.3g} from the median of the round, {times:.3g} times the others' (allowed: {bound:g})"
+        for id, (distance, times) in distances(payloads).items()
+        if not times <= bound
+    }
 
-    Compared are payloads of one signature; of fewer than three nobody knows who is away from whom.
+
+def distances(payloads: Mapping[ClientId, Any]) -> dict[ClientId, tuple[float, float]]:
+    """Return each one's distance from the coordinatewise median, and by how many times it is the median distance.
+
+    Compared are payloads of one signature. Left out are those of fewer than three, of whom nobody knows who is away
+    from whom, and those of which half are equal.
     """
     alike: dict[Signature, dict[ClientId, Vector]] = {}
     for id, payload in payloads.items():
         found = list(leaves(payload))
         alike.setdefault(signature_of(found), {})[id] = _flat(found)
-    away: dict[ClientId, str] = {}
+    away: dict[ClientId, tuple[float, float]] = {}
     for vectors in (vectors for vectors in alike.values() if len(vectors) > 2):
         points = np.stack(list(vectors.values()))
-        distances = np.linalg.norm(points - lower_medians(points, BLOCK), axis=1)
-        median = float(np.median(distances))
-        away |= {
-            id: f"distance {distance:.3g} from the median of the round, {distance / median:.3g} times the others' "
-            f"(allowed: {bound:g})"
-            for id, distance in zip(vectors, distances.tolist(), strict=True)
-            if median > 0 and not distance <= bound * median
-        }
+        lengths = np.linalg.norm(points - lower_medians(points, BLOCK), axis=1)
+        if (median := float(np.median(lengths))) > 0:
+            away |= {id: (length, length / median) for id, length in zip(vectors, lengths.tolist(), strict=True)}
     return away
 
 
