@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=50, help="at most this many per repeat, at least 2; default all")
     parser.add_argument("--contenders", nargs="*", default=[""], help="those whose name begins with one of these")
+    parser.add_argument("--without", nargs="*", default=[], help="and not those whose name has one of these in it")
     parser.add_argument("--output", type=Path, help="folder; default docs, with --quick .bench/quick")
     args = parser.parse_args()
     output = args.output or (WORK / "quick" if args.quick else ROOT / "docs")
@@ -44,6 +45,7 @@ def main() -> None:
     for workload in all_rows.values():
         workload = workload.shortened(args.rounds)
         chosen = [c for c in contenders(workload, WORK) if c.name.startswith(tuple(args.contenders))]
+        chosen = [c for c in chosen if not any(word in c.name for word in args.without)]
         if (workload.row in args.rows or workload.row.startswith(wanted)) and chosen:
             measured = measure_row(workload, chosen, args.repeats)
             loads = [load for found in measured["contenders"].values() for load in found["load"]]

@@ -81,7 +81,7 @@ def main(row: str, workers: str, rounds: str, *bare: str) -> None:
         if program.returncode:
             sys.exit(f"{script.name} ended with {program.returncode}")
         ends = json.loads(result.read_text())["ends"]
-    begin, end = (min(history, key=lambda entry: abs(entry[0] - at))[1] for at in (ends[0], ends[-1]))
+    begin, end = (next(seen for at, seen in reversed(history) if at <= moment) for moment in (ends[0], ends[-1]))
     clients = workload.per_round * (len(ends) - 1)
     print(f"{row}: {1e3 * (ends[-1] - ends[0]) / clients:.3f} ms per client")
     shown(begin, end, clients)
