@@ -1,0 +1,77 @@
+"""What each further client actor of a node takes, for a small and a large base model: its memory is mapped, not copied.
+
+    python jobs/benchmarks/actor_memory.py
+
+Prints the proportional set size (PSS) of all client actors in the second round, in MB, for one to three of them. PSS
+counts a page that n processes share as 1/n of it in each. Five minutes, on Linux.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+import fedray
+from fedray.experiment import Event, RoundFinished
+
+MODELS = {"5 million": (256, 4), "260 million": (1536, 8)}
+"""Hidden size and layers of a Llama decoder, by its parameters."""
+
+MOST_ACTORS = 3
+
+
+def config(hidden: int, layers: int, actors: int) -> dict[str, Any]:
+    decoder = {"model_type": "llama", "hidden_size": hidden, "intermediate_size": 8 * hidden // 3}
+    heads = {"num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 8}
+    return {
+        "name": "actor-memory",
+        "rounds": 2,
+        "method": ["fedavg"],
+        "model": {"path": "random", "tokenizer": "bytes", "config": decoder | heads},
+        "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 32},
+        "partition": {"kind": "by_file"},
+        "clients": {"count": 6, "actors": actors, "num_cpus": 0.5},
+        "lora": {"rank": 8, "targets": ["q_proj", "v_proj"]},
+        "train": {"batch_size": 2, "max_steps": 2},
+        "evaluation": {"every": 0},
+        "device": "cpu",
+    }
+
+
+def sizes() -> list[int]:
+    """Return the PSS of each client actor of this process's cluster, in bytes, without Ray's object store."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        if "ray::ClientActor" in "".join(process.cmdline()):
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+            found.append(1024 * (kilobytes["Pss"] - kilobytes.get("Pss_Shmem", 0)))
+    return found
+
+
+def measured(settings: dict[str, Any]) -> float:
+    """Return what all client actors take together at the end of the second round, in MB."""
+    found: list[int] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.server_round == 1 and not event.final:
+            found.extend(sizes())
+
+    with TemporaryDirectory() as folder:
+        fedray.run(settings, output=Path(folder) / "run", on_event=on_event)
+    assert len(found) == settings["clients"]["actors"]
+    return sum(found) / 1e6
+
+
+def main() -> None:
+    for name, (hidden, layers) in MODELS.items():
+        totals = [measured(config(hidden, layers, actors)) for actors in range(1, MOST_ACTORS + 1)]
+        further = [after - before for before, after in pairwise(totals)]
+        print(f"{name} parameters: {', '.join(f'{total:,.0f}' for total in totals)} MB;", end=" ")
+        print(f"each further actor {', '.join(f'{more:,.0f}' for more in further)} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
