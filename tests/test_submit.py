@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -89,8 +90,6 @@ def test_what_is_packed(tmp_path: Path) -> None:
     (project / "config.yaml").write_text("rounds: 1\n")
     (project / "data" / "large.bin").write_bytes(b"x")
     (project / ".gitignore").write_text("*.bin\n")
-    from zipfile import ZipFile
-
     with ZipFile(packed(project, tmp_path, "config.yaml")) as opened:
         assert "config.yaml" in opened.namelist()
         assert not [name for name in opened.namelist() if name.endswith(".bin")]

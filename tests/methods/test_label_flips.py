@@ -3,7 +3,6 @@ weights."""
 
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ def config(shared_data: Path, minilm: Path, tmp_path: Path) -> dict[str, Any]:
         own = rows[i * EXAMPLES : (i + 1) * EXAMPLES]
         if f"c{i}" == VICTIM:
             own = [{**row, "intent": wrong[row["intent"]]} for row in own]
-        files[f"c{i}"] = str(_written(tmp_path / f"c{i}.jsonl", own))
+        file = tmp_path / f"c{i}.jsonl"
+        file.write_text("\n".join(json.dumps(row) for row in own))
+        files[f"c{i}"] = str(file)
     return {
         "name": "flips",
         "rounds": ROUNDS,
@@ -41,11 +42,6 @@ def config(shared_data: Path, minilm: Path, tmp_path: Path) -> dict[str, Any]:
         "device": "cpu",
         "runtime": "inline",
     }
-
-
-def _written(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
 
 
 @pytest.mark.slow
