@@ -20,6 +20,7 @@ from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED
+from fedray.heap import keep_freed_memory
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
@@ -96,6 +97,7 @@ class Worker:
 
     def __init__(self, team: Team = ALONE) -> None:
         self._team = team
+        keep_freed_memory()
         self._stack: Stack | None = None
         self._told: set[str] = set()
 

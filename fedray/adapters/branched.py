@@ -161,8 +161,8 @@ class BranchedLinear(lora.Linear):
         return (y + w_own * own + w_rest * rest).to(y.dtype)
 
     def _branch(self, a: str, b: str, x: Tensor) -> Tensor:
-        """s · B A x."""
-        scaled: Tensor = self._linear(b)(self._linear(a)(x)) * self.scaling[NAME]
+        """s · B A x, with s where there are few values."""
+        scaled: Tensor = self._linear(b)(self._linear(a)(x) * self.scaling[NAME])
         return scaled
 
     def _weights(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:

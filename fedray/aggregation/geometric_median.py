@@ -25,9 +25,9 @@ from fedray.aggregation.means import leave_one_out_means
 from fedray.aggregation.points import (
     BLOCK,
     Matrix,
+    centred_blocks,
     check_points,
     check_weights,
-    column_blocks,
     gram_about,
     lower_medians,
 )
@@ -96,9 +96,8 @@ def _medians(points: Vector, weights: Matrix, settings: Weiszfeld, block: int) -
     common = coefficients.mean(axis=0)
     own = (coefficients - common).astype(np.float32)
     medians = np.empty((len(weights), points.shape[1]), dtype=np.float32)
-    for columns in column_blocks(points.shape[1], block):
-        centred = points[:, columns] - centre[columns]
-        medians[:, columns] = own @ centred.astype(np.float32)
+    for columns, centred in centred_blocks(points, centre, block):
+        np.matmul(own, centred.astype(np.float32), out=medians[:, columns])
         medians[:, columns] += (centre[columns] + common @ centred).astype(np.float32)
     return medians
 

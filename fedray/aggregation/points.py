@@ -76,7 +76,15 @@ def gram_about(points: Vector, centre: Matrix, block: int) -> Matrix:
     Differences of float32 values are exact in float64, so close points far from the origin keep all their digits.
     """
     gram = np.zeros((len(points), len(points)))
-    for columns in column_blocks(points.shape[1], block):
-        centred = points[:, columns] - centre[columns]
+    for _, centred in centred_blocks(points, centre, block):
         gram += centred @ centred.T
     return gram
+
+
+def centred_blocks(points: Vector, centre: Matrix, block: int) -> Iterator[tuple[slice, Matrix]]:
+    """Yield columns and their part of points − centre, [n, columns]; the next one is written over it, since new memory
+    for each takes as long as the subtraction."""
+    buffer = np.empty((len(points), min(block, points.shape[1])))
+    for columns in column_blocks(points.shape[1], block):
+        part = buffer[:, : columns.stop - columns.start]
+        yield columns, np.subtract(points[:, columns], centre[columns], out=part)

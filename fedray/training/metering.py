@@ -1,6 +1,6 @@
 """How much memory a process really took, and how much of a GPU it may take.
 
-On a CPU, glibc keeps large blocks that were freed, in pieces: the peak of a process lies up to a half above what was in
+On a CPU, a worker keeps blocks that were freed, in pieces (`fedray.heap`): its peak lies up to a half above what was in
 use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment it gives them back at once, and steps take half as
 long again.
 """

@@ -1,0 +1,48 @@
+"""What a process keeps of freed memory, counted in page faults: they do not depend on how fast the machine is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+MEGABYTE_BLOCKS = """
+import resource, sys
+from fedray.heap import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    blocks = [bytearray(1_000_000) for _ in range(30)]
+    for block in blocks:
+        block[::4096] = b"1" * len(block[::4096])
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 10)
+"""
+
+STEP_PAGES = 30 * 1_000_000 // 4096
+
+pytestmark = pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="needs glibc")
+
+
+def faults_per_step(what: str, **environment: str) -> int:
+    shown = subprocess.run(
+        [sys.executable, "-c", MEGABYTE_BLOCKS, what],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(shown.stdout)
+
+
+def test_a_step_finds_the_memory_of_the_last_one() -> None:
+    assert faults_per_step("leave") > STEP_PAGES / 2
+    assert faults_per_step("keep") < STEP_PAGES / 50
+
+
+def test_what_the_environment_says_stays() -> None:
+    assert faults_per_step("keep", MALLOC_MMAP_THRESHOLD_="131072") > STEP_PAGES / 2
