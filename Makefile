@@ -23,6 +23,7 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest tests/fuzz --fuzz-cases 10000
 
 # Some hours (ARGS="--rounds 6": about two); its peers are installed below .bench first. ARGS=--quick: tiny sizes.
 bench: $(INSTALLED)

@@ -26,7 +26,7 @@ settings.load_profile("fedray")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-cases", type=int, default=10_000, help="cases of every fuzz test")
+    parser.addoption("--fuzz-cases", type=int, default=1_000, help="cases of every fuzz test")
 
 
 @pytest.fixture(scope="session")

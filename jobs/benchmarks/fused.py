@@ -1,14 +1,18 @@
 """Seconds per client when several clients of one tier train in one step, against one by one.
 
-    python jobs/benchmarks/fused.py
+    python jobs/benchmarks/fused.py [--profile WIDTH]
 
 A decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, LoRA of rank 8 on query and value, 8 AdamW
 steps on sequences of 32 tokens. All widths are timed in turn, three times; printed is the median of each, in CPU time
 of the only thread, its ratio to one by one in the same run, and how much of the rate at which the same thread
 multiplies two matrices of 1,024 × 1,024 the turn's matrix products alone would make in that time.
+
+With --profile it prints instead where the time of so many clients in one step goes, by torch's operations.
 """
 
+import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedray.config import load_config
@@ -27,6 +32,10 @@ from fedray.worker import Assignment
 CONFIG = Path(__file__).with_name("fused.yaml")
 WIDTHS = (1, 2, 4, 8, 16)
 REPEATS = 3
+METHODS = ("fedavg", "fedalt")
+BATCHES = (1, 2, 8)
+OPERATIONS = 12
+"""How many a profile names."""
 
 
 def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: Any) -> float:
@@ -52,28 +61,65 @@ def matmul_rate() -> float:
     return 2 * size**3 / median(times)
 
 
-def matmul_operations(prepared: Prepared, worker: Any, federation: Any) -> int:
-    """Return the floating-point operations of the matrix products in one client's turn."""
+def matmul_operations(prepared: Prepared, worker: Any, federation: Any) -> dict[Any, int]:
+    """Return the floating-point operations of one client's turn, by kind of matrix product."""
     with FlopCounterMode(display=False) as counter:
         seconds_per_client(prepared, 1, worker, federation)
-    return int(counter.get_total_flops())
+    return dict(counter.get_flop_counts()["Global"])
 
 
-with TemporaryDirectory() as cache:
-    for method in ("fedavg", "fedalt"):
-        for batch_size in (1, 2, 8):
+def workers(cache: str) -> Iterator[tuple[str, Prepared, Any, Any]]:
+    """Yield a method and a batch size in words, what is prepared for them, a worker and the federation."""
+    for method in METHODS:
+        for batch_size in BATCHES:
             changes = {"method": method, "train.batch_size": batch_size, "data.cache_dir": cache}
             prepared = prepare(load_config(CONFIG, changes))
             entry = prepared.config.method[0]
             pool = InlinePool(prepared.data.shards)
             federation = prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
             (worker,) = pool.workers.values()
-            operations = matmul_operations(prepared, worker, federation)
-            timed = [[seconds_per_client(prepared, w, worker, federation) for w in WIDTHS] for _ in range(REPEATS + 1)]
-            middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first turn warms up
-            rate = matmul_rate()
-            shown = ", ".join(
-                f"{w}: {1e3 * t:.1f} ms ({middle[0] / t:.2f}x, {operations / t / rate:.0%})"
-                for w, t in zip(WIDTHS, middle, strict=True)
-            )
-            print(f"{method}, batch {batch_size}: {shown}; load {os.getloadavg()[0]:.1f}", flush=True)
+            yield f"{method}, batch {batch_size}", prepared, worker, federation
+
+
+def compare(what: str, prepared: Prepared, worker: Any, federation: Any) -> None:
+    operations = sum(matmul_operations(prepared, worker, federation).values())
+    timed = [[seconds_per_client(prepared, w, worker, federation) for w in WIDTHS] for _ in range(REPEATS + 1)]
+    middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first turn warms up
+    rate = matmul_rate()
+    shown = ", ".join(
+        f"{w}: {1e3 * t:.1f} ms ({middle[0] / t:.2f}x, {operations / t / rate:.0%})"
+        for w, t in zip(WIDTHS, middle, strict=True)
+    )
+    print(f"{what}: {shown}; load {os.getloadavg()[0]:.1f}", flush=True)
+
+
+def show_profile(what: str, width: int, prepared: Prepared, worker: Any, federation: Any) -> None:
+    operations = matmul_operations(prepared, worker, federation)[torch.ops.aten.mm]
+    for _ in range(2):
+        seconds_per_client(prepared, width, worker, federation)  # warms up
+    with profile() as profiler:
+        for _ in range(REPEATS):
+            seconds_per_client(prepared, width, worker, federation)
+    found = sorted(profiler.key_averages(), key=lambda entry: -entry.self_cpu_time_total)
+    milliseconds = {entry.key: entry.self_cpu_time_total / 1e3 / REPEATS / width for entry in found}
+    total = sum(milliseconds.values())
+    rates = f"aten::mm at {operations / 1e6 / milliseconds['aten::mm']:.0f} of {matmul_rate() / 1e9:.0f} GFlop/s"
+    print(f"{what}, {width} together: {total:.1f} ms per client; {rates}", flush=True)
+    for name in list(milliseconds)[:OPERATIONS]:
+        print(f"  {milliseconds[name] / total:6.1%}  {milliseconds[name]:7.2f} ms  {name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--profile", type=int, metavar="WIDTH", help="clients in one step")
+    width = parser.parse_args().profile
+    with TemporaryDirectory() as cache:
+        for what, *served in workers(cache):
+            if width is None:
+                compare(what, *served)
+            else:
+                show_profile(what, width, *served)
+
+
+if __name__ == "__main__":
+    main()

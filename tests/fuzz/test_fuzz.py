@@ -1,5 +1,5 @@
 """Whatever comes from a stranger is read or refused with the documented error: no crash, no hang, nothing built that
-was not asked for. 10,000 cases each; more with `--fuzz-cases`.
+was not asked for. 1,000 cases each; `make test-slow` tries 10,000 (`--fuzz-cases`).
 
 Cases are good inputs with pieces overwritten, cut out, doubled and put in, and now and then noise alone.
 """
