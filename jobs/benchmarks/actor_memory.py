@@ -3,7 +3,8 @@
     python jobs/benchmarks/actor_memory.py
 
 Prints the proportional set size (PSS) of all client actors in the second round, in MB, for one to three of them. PSS
-counts a page that n processes share as 1/n of it in each. Five minutes, on Linux.
+counts a page that n processes share as 1/n of it in each. Beside it stands what an actor holds of its own by
+`fedray plan`: adapter, gradients, optimizer and the activations of its largest batch. Five minutes, on Linux.
 """
 
 from itertools import pairwise
@@ -14,7 +15,9 @@ from typing import Any
 import psutil
 
 import fedray
+from fedray.config import load_config
 from fedray.experiment import Event, RoundFinished
+from fedray.prepare import prepare
 
 MODELS = {"5 million": (256, 4), "260 million": (1536, 8)}
 """Hidden size and layers of a Llama decoder, by its parameters."""
@@ -65,12 +68,20 @@ def measured(settings: dict[str, Any]) -> float:
     return sum(found) / 1e6
 
 
+def own(settings: dict[str, Any]) -> float:
+    """Return what an actor holds beside its process and the base weights, as predicted, in MB."""
+    prepared = prepare(load_config(settings))
+    memory = prepared.footprint(prepared.config.method[0], "default").device
+    return (memory.total - memory.weights) / 1e6
+
+
 def main() -> None:
     for name, (hidden, layers) in MODELS.items():
         totals = [measured(config(hidden, layers, actors)) for actors in range(1, MOST_ACTORS + 1)]
         further = [after - before for before, after in pairwise(totals)]
         print(f"{name} parameters: {', '.join(f'{total:,.0f}' for total in totals)} MB;", end=" ")
-        print(f"each further actor {', '.join(f'{more:,.0f}' for more in further)} MB", flush=True)
+        print(f"each further actor {', '.join(f'{more:,.0f}' for more in further)} MB", end=", ")
+        print(f"of which its own by prediction {own(config(hidden, layers, 1)):,.0f} MB", flush=True)
 
 
 if __name__ == "__main__":
