@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3)
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: quickstart test test-slow bench lint install
+.PHONY: quickstart test test-slow test-fuzz bench lint install
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(INSTALLED)
@@ -23,7 +23,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow $(ARGS)
-	$(BIN)/python -m pytest tests/fuzz --fuzz-cases 10000
+
+test-fuzz: $(INSTALLED)
+	$(BIN)/python -m pytest tests/fuzz --fuzz-cases 10000 $(ARGS)
 
 # Some hours (ARGS="--rounds 6": about two); its peers are installed below .bench first. ARGS=--quick: tiny sizes.
 bench: $(INSTALLED)

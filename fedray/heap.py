@@ -4,12 +4,13 @@ the C library from giving back what the next step takes again."""
 import ctypes
 import gc
 import os
+from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """glibc's numbers of what `mallopt` sets (malloc.h)."""
 
 KEPT_BYTES = 1 << 30
-"""So much may lie free at the heap's end."""
+"""So much may lie free at the end of the main heap."""
 LARGEST_KEPT = 1 << 25
 """Blocks of more bytes are given back all the same: glibc's own limit."""
 
@@ -29,12 +30,21 @@ def keep_freed_memory() -> None:
     """Let this process keep memory that is freed for whoever needs it next.
 
     A training step frees what it has allocated. glibc gives it back to the system by and by, and the next step takes it
-    again, 4 KB a page fault, which costs more than writing to them. The process's peak stays what it was. Nothing is
-    done where the environment says what to keep (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`), or for another C
-    library.
+    again, 4 KB a page fault, which costs more than writing to them. Afterwards the process keeps what its largest step
+    took. Nothing is done where the environment says what to keep (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`,
+    `GLIBC_TUNABLES`), or for another C library.
     """
-    if any(f"MALLOC_{name}_THRESHOLD_" in os.environ for name in ("TRIM", "MMAP")):
+    told = any(f"MALLOC_{name}_THRESHOLD_" in os.environ for name in ("TRIM", "MMAP"))
+    if told or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+    if (mallopt := c_function("mallopt")) is not None:
         mallopt(TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(MMAP_THRESHOLD, LARGEST_KEPT)
+
+
+def c_function(name: str) -> Any:
+    """Return a function of this process's C library; None where it has none of that name."""
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # nothing is linked dynamically; Windows
+        return None

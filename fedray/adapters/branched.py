@@ -161,7 +161,7 @@ class BranchedLinear(lora.Linear):
         return (y + w_own * own + w_rest * rest).to(y.dtype)
 
     def _branch(self, a: str, b: str, x: Tensor) -> Tensor:
-        """s · B A x, with s where there are few values."""
+        """s · B A x; s is applied to the r values of A x, and not to d_out."""
         scaled: Tensor = self._linear(b)(self._linear(a)(x) * self.scaling[NAME])
         return scaled
 

@@ -1,16 +1,17 @@
 """How much memory a process really took, and how much of a GPU it may take.
 
-On a CPU, a worker keeps blocks that were freed, in pieces (`fedray.heap`): its peak lies up to a half above what was in
-use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment it gives them back at once, and steps take half as
-long again.
+On a CPU, a worker keeps blocks that were freed (`fedray.heap`), and cannot put together all pieces: its peak lies up to
+a half above what was in use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment it gives them back at
+once, and steps take half as long again.
 """
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 import torch
+
+from fedray.heap import c_function
 
 CUDA_CONTEXT = 600_000_000
 """Bytes of a GPU that every process takes before its first tensor (context, kernels, cuBLAS); an allowance."""
@@ -92,8 +93,7 @@ def _proportional() -> int:
 
 def _return_freed() -> None:
     """Give the system what the allocator kept of the method before; only glibc can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+    if (trim := c_function("malloc_trim")) is not None:
         trim(0)
 
 

@@ -3,8 +3,8 @@
     python jobs/benchmarks/actor_memory.py
 
 Prints the proportional set size (PSS) of all client actors in the second round, in MB, for one to three of them. PSS
-counts a page that n processes share as 1/n of it in each. Beside it stands what an actor holds of its own by
-`fedray plan`: adapter, gradients, optimizer and the activations of its largest batch. Five minutes, on Linux.
+counts a page that n processes share as 1/n of it in each. Beside it stands what an actor holds of its own at its peak,
+as `fedray plan` predicts it: adapter, gradients, optimizer, activations. Five minutes, on Linux.
 """
 
 from itertools import pairwise
@@ -19,7 +19,7 @@ from fedray.config import load_config
 from fedray.experiment import Event, RoundFinished
 from fedray.prepare import prepare
 
-MODELS = {"5 million": (256, 4), "260 million": (1536, 8)}
+MODELS = {"3 million": (256, 4), "227 million": (1536, 8)}
 """Hidden size and layers of a Llama decoder, by its parameters."""
 
 MOST_ACTORS = 3
@@ -69,10 +69,9 @@ def measured(settings: dict[str, Any]) -> float:
 
 
 def own(settings: dict[str, Any]) -> float:
-    """Return what an actor holds beside its process and the base weights, as predicted, in MB."""
+    """Return what an actor holds at its peak beside its process and the base weights, as predicted, in MB."""
     prepared = prepare(load_config(settings))
-    memory = prepared.footprint(prepared.config.method[0], "default").device
-    return (memory.total - memory.weights) / 1e6
+    return prepared.footprint(prepared.config.method[0], "default").private(on_gpu=False) / 1e6
 
 
 def main() -> None:
@@ -81,7 +80,7 @@ def main() -> None:
         further = [after - before for before, after in pairwise(totals)]
         print(f"{name} parameters: {', '.join(f'{total:,.0f}' for total in totals)} MB;", end=" ")
         print(f"each further actor {', '.join(f'{more:,.0f}' for more in further)} MB", end=", ")
-        print(f"of which its own by prediction {own(config(hidden, layers, 1)):,.0f} MB", flush=True)
+        print(f"of its own at its peak by prediction {own(config(hidden, layers, 1)):,.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ steps on sequences of 32 tokens. All widths are timed in turn, three times; prin
 of the only thread, its ratio to one by one in the same run, and how much of the rate at which the same thread
 multiplies two matrices of 1,024 × 1,024 the turn's matrix products alone would make in that time.
 
-With --profile it prints instead where the time of so many clients in one step goes, by torch's operations.
+With --profile it prints instead where the time of WIDTH clients in one step goes, by torch's operations.
 """
 
 import argparse
@@ -111,7 +111,9 @@ def show_profile(what: str, width: int, prepared: Prepared, worker: Any, federat
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--profile", type=int, metavar="WIDTH", help="clients in one step")
+    parser.add_argument(
+        "--profile", type=int, metavar="WIDTH", choices=range(1, max(WIDTHS) + 1), help="clients in one step"
+    )
     width = parser.parse_args().profile
     with TemporaryDirectory() as cache:
         for what, *served in workers(cache):

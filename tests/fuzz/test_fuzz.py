@@ -1,5 +1,5 @@
 """Whatever comes from a stranger is read or refused with the documented error: no crash, no hang, nothing built that
-was not asked for. 1,000 cases each; `make test-slow` tries 10,000 (`--fuzz-cases`).
+was not asked for. 1,000 cases each; `make test-fuzz` tries 10,000 (`--fuzz-cases`).
 
 Cases are good inputs with pieces overwritten, cut out, doubled and put in, and now and then noise alone.
 """
@@ -91,7 +91,7 @@ def fuzzed(pytestconfig: pytest.Config) -> Callable[[Any, Check], None]:
 
 
 def edits_of(good: bytes, pieces: tuple[bytes, ...] = ()) -> Any:
-    """One draw for a case: ten thousand of them take seconds."""
+    """One draw for a case: drawing ten thousand takes seconds."""
     return st.binary(max_size=20).map(lambda code: mutated(good, code, pieces))
 
 
