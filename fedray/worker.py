@@ -23,6 +23,7 @@ from fedray.evaluation.metrics import GENERATED
 from fedray.heap import keep_freed_memory
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
+from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.state import num_bytes
@@ -318,6 +319,7 @@ def as_held(model: PreTrainedModel, tier: TierConfig) -> PreTrainedModel:
         ConfigError: checkpointing that the model does not support.
     """
     float_head(model)
+    train_short_in_float32(model)
     if tier.activation_checkpointing:
         checkpoint_activations(model)
     return model

@@ -1,11 +1,12 @@
 """Seconds per client when several clients of one tier train in one step, against one by one.
 
-    python jobs/benchmarks/fused.py [--profile WIDTH]
+    python jobs/benchmarks/fused.py [--profile WIDTH] [--precision bfloat16]
 
 A decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, LoRA of rank 8 on query and value, 8 AdamW
 steps on sequences of 32 tokens. All widths are timed in turn, three times; printed is the median of each, in CPU time
 of the only thread, its ratio to one by one in the same run, and how much of the rate at which the same thread
-multiplies two matrices of 1,024 × 1,024 the turn's matrix products alone would make in that time.
+multiplies two float32 matrices of 1,024 × 1,024 the turn's matrix products alone would make in that time: with a base
+model in bfloat16 this may be more than all of it.
 
 With --profile it prints instead where the time of WIDTH clients in one step goes, by torch's operations.
 """
@@ -54,7 +55,7 @@ def matmul_rate() -> float:
     """Return floating-point operations per second of CPU time."""
     size, times = 1024, []
     one, other = torch.randn(2, size, size)
-    for _ in range(5):
+    for _ in range(25):
         started = process_time()
         one @ other
         times.append(process_time() - started)
@@ -68,12 +69,12 @@ def matmul_operations(prepared: Prepared, worker: Any, federation: Any) -> dict[
     return dict(counter.get_flop_counts()["Global"])
 
 
-def workers(cache: str) -> Iterator[tuple[str, Prepared, Any, Any]]:
+def workers(cache: str, precision: str) -> Iterator[tuple[str, Prepared, Any, Any]]:
     """Yield a method and a batch size in words, what is prepared for them, a worker and the federation."""
     for method in METHODS:
         for batch_size in BATCHES:
-            changes = {"method": method, "train.batch_size": batch_size, "data.cache_dir": cache}
-            prepared = prepare(load_config(CONFIG, changes))
+            changes = {"method": method, "train.batch_size": batch_size, "model.dtype": precision}
+            prepared = prepare(load_config(CONFIG, {**changes, "data.cache_dir": cache}))
             entry = prepared.config.method[0]
             pool = InlinePool(prepared.data.shards)
             federation = prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
@@ -114,13 +115,14 @@ def main() -> None:
     parser.add_argument(
         "--profile", type=int, metavar="WIDTH", choices=range(1, max(WIDTHS) + 1), help="clients in one step"
     )
-    width = parser.parse_args().profile
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the base model")
+    asked = parser.parse_args()
     with TemporaryDirectory() as cache:
-        for what, *served in workers(cache):
-            if width is None:
+        for what, *served in workers(cache, asked.precision):
+            if asked.profile is None:
                 compare(what, *served)
             else:
-                show_profile(what, width, *served)
+                show_profile(what, asked.profile, *served)
 
 
 if __name__ == "__main__":

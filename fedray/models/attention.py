@@ -1,0 +1,47 @@
+"""Attention of a bfloat16 model on a CPU: short sequences are trained in float32.
+
+A training step through torch's attention takes 1.3 to 3 times as long there in bfloat16 as in float32 with conversions
+to and fro, until torch divides sequences into larger blocks; where nothing is trained, bfloat16 is the faster one at
+any length (`jobs/benchmarks/attention.py`, on a CPU with products in bfloat16).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+LONG = 192
+"""Tokens from which torch's blocks are larger, and bfloat16 is left as it is."""
+NAME = "sdpa_short_in_float32"
+
+
+def train_short_in_float32(model: PreTrainedModel) -> None:
+    """Let a bfloat16 model that has torch's own attention take it in float32 where that is faster; another model, or
+    one with attention of its own, is left alone."""
+    if model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def short_in_float32(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """As transformers' function for `sdpa`; query [batch, heads, tokens, d], key and value the same or of fewer heads.
+
+    Returns: [batch, tokens, heads, d] of query's type, and None for the weights.
+    """
+    dtype, tokens = query.dtype, query.shape[2]
+    trained = any(part.requires_grad for part in (query, key, value))
+    plain = options.get("position_bias") is None
+    if dtype == torch.bfloat16 and query.device.type == "cpu" and trained and plain and tokens < LONG:
+        query, key, value = query.float(), key.float(), value.float()
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return output.to(dtype), None
+
+
+AttentionInterface.register(NAME, short_in_float32)
+AttentionMaskInterface.register(NAME, sdpa_mask)

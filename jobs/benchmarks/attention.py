@@ -1,0 +1,58 @@
+"""Milliseconds of attention on one CPU thread: in float32, in bfloat16, and as a bfloat16 model is trained.
+
+    python jobs/benchmarks/attention.py
+
+Forward and backward together, and forward alone, by the length of the sequences; 2,048 tokens a batch, 8 heads of 64.
+The three take turns; printed are medians. In training the third converts to float32 and back at every length, so that
+one sees from where it should not: `fedray.models.attention.LONG`. One minute.
+"""
+
+import os
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.models import attention
+
+HEADS, WIDTH, BATCH_TOKENS = 8, 64, 2048
+LENGTHS = (16, 32, 64, 96, 128, 160, 192, 256, 512)
+REPEATS = 15
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def as_trained(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attention.short_in_float32(nn.Module(), query, key, value, None)[0]
+
+
+def milliseconds(attend: Callable[..., Tensor], parts: list[Tensor], trained: bool) -> float:
+    inputs = [part.requires_grad_(trained) for part in parts]
+    started = perf_counter()
+    output = attend(*inputs)
+    if trained:
+        torch.autograd.grad(output, inputs, torch.ones_like(output))
+    return 1e3 * (perf_counter() - started)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    attention.LONG = max(LENGTHS) + 1  # so that every length is converted
+    for tokens in LENGTHS:
+        narrow = list(torch.randn(3, BATCH_TOKENS // tokens, HEADS, tokens, WIDTH).bfloat16())
+        wide = [part.float() for part in narrow]
+        contenders = {"float32": (plain, wide), "bfloat16": (plain, narrow), "as trained": (as_trained, narrow)}
+        for trained in (True, False):
+            turns = [{name: milliseconds(*it, trained) for name, it in contenders.items()} for _ in range(REPEATS)]
+            shown = ", ".join(f"{name} {median(turn[name] for turn in turns):.1f}" for name in contenders)
+            print(f"{tokens} tokens, {'trained' if trained else 'forward only'}: {shown} ms", flush=True)
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

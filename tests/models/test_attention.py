@@ -1,0 +1,117 @@
+"""bfloat16 on a CPU: attention of short sequences is trained in float32, and nothing else changes."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from fedray.models.attention import LONG, NAME, short_in_float32, train_short_in_float32
+from tests.models.test_backbone import FAMILIES, SIZES
+
+TOKENS = 12
+
+
+def drawn(tokens: int = TOKENS, heads: int = 4, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    parts = torch.randn(3, 2, heads, tokens, 8, generator=generator).to(dtype)
+    query, key, value = (part.clone().requires_grad_() for part in parts)
+    return query, key, value
+
+
+def mask(kind: str, tokens: int = TOKENS) -> Tensor | None:
+    if kind == "none":
+        return None
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril().expand(2, 1, tokens, tokens)
+    return seen if kind == "bool" else torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -1e9)
+
+
+def gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    weights = torch.linspace(-1, 1, output.numel()).view(output.shape).bfloat16()  # what reaches a bfloat16 output
+    return torch.autograd.grad((output.float() * weights).sum(), inputs)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "added"])
+def test_it_is_float32_attention_rounded_once(kind: str) -> None:
+    inputs = drawn()
+    output, _ = short_in_float32(nn.Module(), *inputs, mask(kind), is_causal=True)
+    wide = tuple(part.detach().float().requires_grad_() for part in inputs)
+    allowed = mask(kind)
+    added = allowed.float() if allowed is not None and allowed.is_floating_point() else allowed
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=added, is_causal=added is None).transpose(1, 2)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected.to(torch.bfloat16))
+    for found, exact in zip(gradients(output, inputs), gradients(expected, wide), strict=True):
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("case", ["long", "not trained", "float32", "position bias"])
+def test_all_else_is_left_to_transformers(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def attention(query: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(query.dtype)
+        return query
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    tokens = LONG if case == "long" else TOKENS
+    inputs = drawn(tokens, dtype=torch.float32 if case == "float32" else torch.bfloat16)
+    options = {"position_bias": torch.zeros(1, 4, tokens, tokens).bfloat16()} if case == "position bias" else {}
+    with torch.set_grad_enabled(case != "not trained"):
+        query, key, value = (part * 1 for part in inputs)  # as a layer makes them
+        short_in_float32(nn.Module(), query, key, value, None, **options)
+    short_in_float32(nn.Module(), *drawn(LONG - 1), None)
+    assert seen == [inputs[0].dtype, torch.float32]
+
+
+def model_of(family: str, causal: bool, dtype: torch.dtype, **fields: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], "num_labels": 3, "pad_token_id": 0, **fields})
+    config.initializer_range = 0.2
+    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_model_learns_as_before_within_its_precision(family: str) -> None:
+    """Padded on the right, grouped heads where the family has them: logits without training are the same bits; the
+    gradient is at least as near to that of float32 as bfloat16's was, up to a tenth."""
+    batch = {"input_ids": torch.randint(1, 50, (3, TOKENS), generator=torch.Generator().manual_seed(0))}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["attention_mask"][1, 7:] = 0
+    plain, changed = (model_of(family, False, torch.bfloat16) for _ in range(2))
+    exact = model_of(family, False, torch.float32)
+    exact.load_state_dict(plain.state_dict())
+    train_short_in_float32(changed)
+    assert changed.config._attn_implementation == NAME
+    with torch.no_grad():
+        assert torch.equal(plain(**batch).logits, changed(**batch).logits)
+    first, mine, bfloat = (
+        torch.cat([gradient.flatten().float() for gradient in _gradients(model, batch)])
+        for model in (exact, changed, plain)
+    )
+    assert not torch.equal(mine, bfloat)
+    assert (mine - first).norm() <= 1.1 * (bfloat - first).norm() + 1e-6
+    assert (mine - first).norm() <= 0.1 * first.norm()
+
+
+def _gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
+    loss = model(**batch, labels=torch.tensor([0, 1, 2])).loss
+    named = [(name, parameter) for name, parameter in model.named_parameters() if "weight" in name]
+    found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    return [gradient for gradient in found if gradient is not None]
+
+
+@pytest.mark.parametrize("why", ["float32", "eager"])
+def test_other_models_are_left_alone(why: str) -> None:
+    model = model_of("llama", True, torch.float32 if why == "float32" else torch.bfloat16)
+    if why == "eager":
+        model.set_attn_implementation("eager")
+    before = model.config._attn_implementation
+    train_short_in_float32(model)
+    assert model.config._attn_implementation == before
