@@ -17,6 +17,7 @@ import yaml
 from tiny import tiny_bert
 
 import fedray
+from fedray import blocks
 from fedray.api import RunResult
 from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event, MethodFinished, RoundFinished, TurnsFinished
@@ -113,8 +114,14 @@ def files(path: Path) -> dict[str, bytes]:
     ],
 )
 def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
-    config: dict[str, Any], whole: RunResult, tmp_path: Path, kind: type[Event], number: int
+    config: dict[str, Any],
+    whole: RunResult,
+    tmp_path: Path,
+    kind: type[Event],
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_CLIENTS", 1)  # an event per client, however fast the machine is
     interrupted(config, tmp_path / "run", kind, number)
     found = fedray.run(config, resume=tmp_path / "run")
     assert_same(found, whole)
