@@ -19,7 +19,7 @@ from fedray.models.backbone import meta_backbone
 from fedray.training.deepspeed_config import engine_config, zero_stage
 from fedray.training.engine import hold_rows
 from fedray.training.tracing import Traced, trace_evaluation, trace_step
-from fedray.worker import as_held, held_architecture
+from fedray.worker import as_held, held_architecture, resolve_device
 
 FLOAT32 = 4
 """Bytes of one number of what DeepSpeed trains."""
@@ -90,7 +90,8 @@ def predict(
         ConfigError: a step of this model cannot be traced without values.
     """
     held, train = config.clients.tier(tier), config.section_for(entry, tier).train
-    model = as_held(meta_backbone(held_architecture(architecture, held), config.task), held)
+    backbone = meta_backbone(held_architecture(architecture, held), config.task)
+    model = as_held(backbone, held, resolve_device(config, held))
     base = [*model.parameters(), *model.buffers()]
     weights = _bytes(base)
     adapter = build_method(config, entry, tier).attach(model)

@@ -301,7 +301,7 @@ def _load_model(job: Job, tier: TierConfig, device: str) -> PreTrainedModel:
     # ZeRO-3 moves parameters to the device one by one: the whole model may be larger than that.
     place = device if tier.offload.params == "none" else "cpu"
     cache = job.config.data.cache_dir
-    return as_held(load_backbone(section, architecture, job.config.task, job.config.seed, place, cache), tier)
+    return as_held(load_backbone(section, architecture, job.config.task, job.config.seed, place, cache), tier, device)
 
 
 def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:
@@ -312,14 +312,17 @@ def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> Pretr
     return held
 
 
-def as_held(model: PreTrainedModel, tier: TierConfig) -> PreTrainedModel:
+def as_held(model: PreTrainedModel, tier: TierConfig, device: str) -> PreTrainedModel:
     """Return the base model, changed in place, as the tier's devices compute with it.
+
+    device: cuda or cpu, where they compute.
 
     Raises:
         ConfigError: checkpointing that the model does not support.
     """
     float_head(model)
-    train_short_in_float32(model)
+    if device == "cpu":
+        train_short_in_float32(model)
     if tier.activation_checkpointing:
         checkpoint_activations(model)
     return model

@@ -2,9 +2,12 @@
 
 A training step through torch's attention takes 1.3 to 3 times as long there in bfloat16 as in float32 with conversions
 to and fro, until torch divides sequences into larger blocks; where nothing is trained, bfloat16 is the faster one at
-any length (`jobs/benchmarks/attention.py`, on a CPU with products in bfloat16).
+any length (`jobs/benchmarks/attention.py`, on a CPU with products in bfloat16; others were not measured).
 """
 
+import inspect
+import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,10 +22,29 @@ NAME = "sdpa_short_in_float32"
 
 
 def train_short_in_float32(model: PreTrainedModel) -> None:
-    """Let a bfloat16 model that has torch's own attention take it in float32 where that is faster; another model, or
-    one with attention of its own, is left alone."""
-    if model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa":
+    """Let a bfloat16 model on a CPU that has torch's own attention take it in float32 where that is faster.
+
+    Another model is left alone, and one whose code asks for the attention's name: sparse attention becomes dense where
+    transformers does not know the name.
+    """
+    plain = model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa"
+    if not plain or any(_names_attention(module) for module in {type(part).__module__ for part in model.modules()}):
+        return
+    if all(part._can_set_attn_implementation() for part in model.modules() if isinstance(part, PreTrainedModel)):
         model.set_attn_implementation(NAME)
+
+
+@cache
+def _names_attention(module: str) -> bool:
+    """Return whether the code of a Python module, other than torch's, has the name of torch's attention in it, or
+    cannot be read."""
+    if module.split(".")[0] in ("torch", "fedray"):
+        return False
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except (OSError, TypeError, KeyError):
+        return True
+    return '"sdpa"' in source or "'sdpa'" in source
 
 
 def short_in_float32(

@@ -1,5 +1,6 @@
 """bfloat16 on a CPU: attention of short sequences is trained in float32, and nothing else changes."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from fedray.config import TierConfig
 from fedray.models.attention import LONG, NAME, short_in_float32, train_short_in_float32
+from fedray.worker import as_held
 from tests.models.test_backbone import FAMILIES, SIZES
 
 TOKENS = 12
@@ -105,6 +108,59 @@ def _gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]
     named = [(name, parameter) for name, parameter in model.named_parameters() if "weight" in name]
     found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     return [gradient for gradient in found if gradient is not None]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_tier_on_a_cpu_holds_it_so(checkpointing: bool) -> None:
+    """With checkpointing the forward pass that is run again takes the same branch: the same gradients."""
+
+    def llama() -> PreTrainedModel:
+        return model_of("llama", True, torch.bfloat16, attention_dropout=0.0)
+
+    tier = TierConfig(share=1.0, activation_checkpointing=checkpointing)
+    batch = {"input_ids": torch.randint(1, 50, (2, TOKENS), generator=torch.Generator().manual_seed(1))}
+    held = as_held(llama(), tier, "cpu").train()
+    assert held.config._attn_implementation == NAME
+    plain = llama().train()
+    train_short_in_float32(plain)
+    held, plain = (model.requires_grad_(True) for model in (held, plain))
+    mine, expected = (model(**batch, labels=batch["input_ids"], use_cache=False).loss for model in (held, plain))
+    found = torch.autograd.grad(mine, list(held.parameters()))
+    wanted = torch.autograd.grad(expected, list(plain.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert as_held(llama(), tier, "cuda").config._attn_implementation == "sdpa"
+
+
+def test_sparse_attention_stays_sparse() -> None:
+    """Its code asks whether the attention is `sdpa`, and attends to every token otherwise."""
+    sparse: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 24,
+        "index_topk": 4,
+    }
+    config = AutoConfig.for_model("deepseek_v32", vocab_size=50, **sparse)
+    with torch.device("meta"):
+        tiny = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    assert tiny.config._attn_implementation == "sdpa"
+    train_short_in_float32(tiny)
+    assert tiny.config._attn_implementation == "sdpa"
+
+
+def test_old_code_is_left_alone_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    with torch.device("meta"):
+        falcon = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("falcon", hidden_size=16, num_attention_heads=2, num_hidden_layers=1),
+            dtype=torch.bfloat16,
+        )
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        train_short_in_float32(falcon)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert falcon.config._attn_implementation != NAME
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("why", ["float32", "eager"])
