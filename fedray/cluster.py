@@ -45,7 +45,8 @@ def has_autoscaler() -> bool:
     if _autoscaling_state().autoscaler_state_version > 0:
         return True
     report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
-    types = json.loads(report)["autoscaler_report"]["active_nodes"] if report else {}
+    status = json.loads(report) if report else {}
+    types = status.get("autoscaler_report", {}).get("active_nodes", {})  # not there until it has looked around
     return any(not kind.startswith("node_") for kind in types)
 
 
