@@ -59,6 +59,7 @@ def seal(value: Any) -> Sealed:
 
 
 def unseal(sealed: Sealed) -> Any:
+    # Only what Ray's processes of this run have sealed comes here, nothing from a disk or a stranger.
     return pickle.loads(sealed.pickled, buffers=sealed.buffers)
 
 

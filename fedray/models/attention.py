@@ -38,7 +38,7 @@ def train_short_in_float32(model: PreTrainedModel) -> None:
 def _names_attention(module: str) -> bool:
     """Return whether the code of a Python module, other than torch's, has the name of torch's attention in it, or
     cannot be read."""
-    if module.split(".")[0] in ("torch", "fedray"):
+    if module.split(".")[0] == "torch":
         return False
     try:
         source = inspect.getsource(sys.modules[module])
@@ -57,7 +57,7 @@ def short_in_float32(
     dtype, tokens = query.dtype, query.shape[2]
     trained = any(part.requires_grad for part in (query, key, value))
     plain = options.get("position_bias") is None
-    if dtype == torch.bfloat16 and query.device.type == "cpu" and trained and plain and tokens < LONG:
+    if dtype == torch.bfloat16 and trained and plain and tokens < LONG:
         query, key, value = query.float(), key.float(), value.float()
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()

@@ -7,27 +7,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fedray.config import TierConfig
 from fedray.models.attention import LONG, NAME, short_in_float32, train_short_in_float32
 from fedray.worker import as_held
-from tests.models.test_backbone import FAMILIES, SIZES
+from tests.models.test_backbone import FAMILIES, drawn_model
 
 TOKENS = 12
 
 
-def drawn(tokens: int = TOKENS, heads: int = 4, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
+def drawn(tokens: int = TOKENS, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(tokens)
-    parts = torch.randn(3, 2, heads, tokens, 8, generator=generator).to(dtype)
+    parts = torch.randn(3, 2, 4, tokens, 8, generator=generator).to(dtype)
     query, key, value = (part.clone().requires_grad_() for part in parts)
     return query, key, value
 
 
-def mask(kind: str, tokens: int = TOKENS) -> Tensor | None:
+def mask(kind: str) -> Tensor | None:
     if kind == "none":
         return None
-    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril().expand(2, 1, tokens, tokens)
+    seen = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril().expand(2, 1, TOKENS, TOKENS)
     return seen if kind == "bool" else torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -1e9)
 
 
@@ -70,16 +70,6 @@ def test_all_else_is_left_to_transformers(case: str, monkeypatch: pytest.MonkeyP
     assert seen == [inputs[0].dtype, torch.float32]
 
 
-def model_of(family: str, causal: bool, dtype: torch.dtype, **fields: Any) -> PreTrainedModel:
-    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], "num_labels": 3, "pad_token_id": 0, **fields})
-    config.initializer_range = 0.2
-    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model: PreTrainedModel = auto.from_config(config, dtype=dtype)
-    return model.eval()
-
-
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_model_learns_as_before_within_its_precision(family: str) -> None:
     """Padded on the right, grouped heads where the family has them: logits without training are the same bits; the
@@ -87,8 +77,8 @@ def test_a_model_learns_as_before_within_its_precision(family: str) -> None:
     batch = {"input_ids": torch.randint(1, 50, (3, TOKENS), generator=torch.Generator().manual_seed(0))}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch["attention_mask"][1, 7:] = 0
-    plain, changed = (model_of(family, False, torch.bfloat16) for _ in range(2))
-    exact = model_of(family, False, torch.float32)
+    plain, changed = (drawn_model(family, "classification", torch.bfloat16).eval() for _ in range(2))
+    exact = drawn_model(family, "classification").eval()
     exact.load_state_dict(plain.state_dict())
     train_short_in_float32(changed)
     assert changed.config._attn_implementation == NAME
@@ -115,7 +105,7 @@ def test_a_tier_on_a_cpu_holds_it_so(checkpointing: bool) -> None:
     """With checkpointing the forward pass that is run again takes the same branch: the same gradients."""
 
     def llama() -> PreTrainedModel:
-        return model_of("llama", True, torch.bfloat16, attention_dropout=0.0)
+        return drawn_model("llama", "causal_lm", torch.bfloat16, attention_dropout=0.0)
 
     tier = TierConfig(share=1.0, activation_checkpointing=checkpointing)
     batch = {"input_ids": torch.randint(1, 50, (2, TOKENS), generator=torch.Generator().manual_seed(1))}
@@ -165,7 +155,7 @@ def test_old_code_is_left_alone_in_silence(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize("why", ["float32", "eager"])
 def test_other_models_are_left_alone(why: str) -> None:
-    model = model_of("llama", True, torch.float32 if why == "float32" else torch.bfloat16)
+    model = drawn_model("llama", "causal_lm", torch.float32 if why == "float32" else torch.bfloat16)
     if why == "eager":
         model.set_attn_implementation("eager")
     before = model.config._attn_implementation

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+)
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
@@ -40,14 +47,20 @@ BATCH = {
 }
 
 
-def save(folder: Path, family: str, task: Task, **fields: Any) -> Path:
-    """A model with seeded random weights, as anybody would save it."""
+def drawn_model(family: str, task: Task, dtype: torch.dtype = torch.float32, **fields: Any) -> PreTrainedModel:
+    """A model with seeded random weights."""
     config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], "num_labels": 3, "pad_token_id": 0, **fields})
     config.initializer_range = 0.2
     auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        auto.from_config(config).save_pretrained(folder)
+        model: PreTrainedModel = auto.from_config(config, dtype=dtype)
+    return model
+
+
+def save(folder: Path, family: str, task: Task, **fields: Any) -> Path:
+    """Such a model as anybody would save it."""
+    drawn_model(family, task, **fields).save_pretrained(folder)
     return folder
 
 
