@@ -1,4 +1,4 @@
-"""FedHFT against a dense re-computation, against numbers derived by hand, and on planted groups of clients."""
+"""FedHFT's rounds against a dense re-computation and numbers derived by hand, and a client's turn by itself."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,18 +11,14 @@ from sklearn.metrics import adjusted_rand_score
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora
-from fedray.adapters.layout import Layout, Slot
-from fedray.aggregation.low_rank import LowRank, relative_error
 from fedray.aggregation.masks import random_rows
 from fedray.config import LoraSection, load_config
-from fedray.errors import ConfigError
-from fedray.methods.factors import join, keep_rows, pack_masks, split, unpack_masks
-from fedray.methods.fedhft import FedHft, MaskedUpdate, Mixture, Own, Server, similarity
-from fedray.methods.protocol import Initial, Update
+from fedray.methods.factors import join, keep_rows, split, unpack_masks
+from fedray.methods.fedhft import FedHft, Mixture, Own
 from fedray.methods.wire import decode, encode
 from fedray.prepare import prepare
 from fedray.randomness import keyed_rng
-from fedray.state import arrays, num_bytes
+from fedray.state import arrays
 from fedray.training.engine import TorchEngine
 from fedray.training.trainer import Alone, LocalTrainer
 from fedray.types import Client, Evaluation
@@ -338,6 +334,43 @@ def test_the_previous_update_of_pre_is_what_was_sent(start: Callable[..., Run]) 
         assert np.array_equal(join(keep_rows(split(layout, state.previous), masks)), payload.factors)
 
 
+def test_a_row_that_nobody_holds_gets_no_update_with_real_masks(start: Callable[..., Run]) -> None:
+    """Four clients with 3 of 16 rows each hold at most 12: the other rows of ΔW stay zero, the held ones do not."""
+    run = start({"importance": "energy"}, clients__tiers=tiers(0.15))
+    done = run.round()
+    held = np.stack(
+        [np.stack(unpack_masks(run.initial.layouts["lora"], o.update.payload.masks)) for o in done.outcomes]
+    )
+    assert held.sum(axis=2).min() == held.sum(axis=2).max() == 3
+    for target, anybody in enumerate(held.any(axis=0)):
+        assert (~anybody).any()
+        for j in range(2):
+            norms = np.linalg.norm(run.server.deltas[j][target].dense(), axis=1)
+            assert norms[anybody].min() > 1e-5
+            assert norms[~anybody].max() < 1e-9
+
+
+def test_planted_groups_are_recovered(start: Callable[..., Run], minilm: Any) -> None:
+    """Two groups of four clients whose labels conflict, on a pretrained model (a random one's features do not tell the
+    topics apart), with half of them masked: adjusted Rand index 1.0 after the refit that ends the second round."""
+    run = start(
+        {"warmup_rounds": 1},
+        model={"path": str(minilm)},
+        data__max_length=32,
+        data__examples_per_client=24,
+        clients__count=8,
+        clients__tiers=tiers(1.0, 0.5),
+        train={"lr": 0.02, "batch_size": 16},
+    )
+    run.round()
+    assert all(pi.tolist() == [0.5, 0.5] for pi in run.server.memberships.values())
+    run.round()
+    latent = run.prepared.data.latent_group
+    ids = sorted(latent)
+    assert sorted(latent.values()) == [0] * 4 + [1] * 4
+    assert adjusted_rand_score([latent[id] for id in ids], [run.server.memberships[id].argmax() for id in ids]) == 1
+
+
 # ---------------------------------------------------------------- one client's turn, without training
 
 
@@ -410,425 +443,3 @@ def test_a_client_that_keeps_everything_measures_nothing(start: Callable[..., Ru
     """`Turn` fails when asked for the Fisher information."""
     _, masks, _ = turn(start({}), {}, 1.0)
     assert np.stack(masks).all()
-
-
-# ---------------------------------------------------------------- the server, by hand
-
-TWO = Layout(
-    (Slot("q", "A", (2, 3)), Slot("q", "B", (4, 2)), Slot("v", "A", (2, 3)), Slot("v", "B", (4, 2))),
-)
-HEAD = Layout((Slot("classifier.weight", "tensor", (2, 3)),))
-IDS = "abcdefghijkl"
-
-
-def method(**fields: Any) -> FedHft:
-    return FedHft(lora=LoraSection(rank=2), **fields)
-
-
-def initial_server(method: FedHft, number: int) -> Server:
-    """The server of `number` clients a, b, ... with a head of ones."""
-    rest = method.downlink_rank or 2
-    layouts = {"lora": TWO, "head": HEAD}
-    vectors = {"lora": np.zeros(TWO.size, np.float32), "head": np.ones(HEAD.size, np.float32)}
-    assert rest >= 1
-    return method.init_server(Initial(7, layouts, vectors), [Client(id, i, 5) for i, id in enumerate(IDS[:number])])
-
-
-def delta(rows: Sequence[float]) -> LowRank:
-    """The matrix whose row i is rows[i] · (1, 0, 0), as factors of rank 2."""
-    A = np.array([[1, 0, 0], [0, 0, 0]], np.float32)
-    return LowRank(np.stack([rows, np.zeros(4)], axis=1).astype(np.float32), A)
-
-
-def update(
-    id: str, deltas: Sequence[LowRank], masks: Sequence[Sequence[int]] | None = None, head: Any = None, wire: Any = "f4"
-) -> Update[MaskedUpdate]:
-    kept = [np.array(mask, bool) for mask in masks or [[1] * 4] * len(deltas)]
-    vector = np.ones(HEAD.size, np.float32) if head is None else np.array(head, np.float32)
-    payload = MaskedUpdate(join(keep_rows(tuple(deltas), kept)), pack_masks(kept), vector)
-    return Update(Client(id, IDS.index(id), 5), 5, payload)
-
-
-def with_memberships(server: Server, *rows: Sequence[float]) -> Server:
-    return replace(server, memberships={id: np.array(row, np.float32) for id, row in zip(IDS, rows, strict=False)})
-
-
-@pytest.mark.parametrize(
-    ("normalise", "first", "second"),
-    [
-        ("membership", [4, 7 / 1.25, 8, 0], [4, 5 / 0.75, 8, 0]),
-        ("count", [3, 7 / 2, 4, 0], [1, 5 / 2, 4, 0]),
-    ],
-)
-def test_the_update_of_two_masked_clients(normalise: str, first: list[float], second: list[float]) -> None:
-    """Client a has 4 in every row and holds rows 0 and 1, b has 8 and holds rows 1 and 2; π_a = (0.75, 0.25) and
-    π_b = (0.5, 0.5). Row 1 of cluster 0: 0.75·4 + 0.5·8 = 7 over 1.25 or over 2; of cluster 1: 0.25·4 + 0.5·8 = 5
-    over 0.75 or over 2. Nobody holds row 3. The second target has other masks and ten times the values: row 0 is
-    b's alone."""
-    fed = method(normalise=normalise)
-    server = with_memberships(initial_server(fed, 2), [0.75, 0.25], [0.5, 0.5])
-    updates = [
-        update("a", [delta([4] * 4), delta([40] * 4)], [[1, 1, 0, 0], [0, 1, 1, 1]]),
-        update("b", [delta([8] * 4), delta([80] * 4)], [[0, 1, 1, 0], [1, 0, 0, 0]]),
-    ]
-    for scale in (1, 2):  # ΔW ← ΔW + ΔU: the second round adds the same again
-        server, metrics = fed.aggregate_train(server, updates)
-        for j, rows in enumerate((first, second)):
-            np.testing.assert_allclose(server.deltas[j][0].dense()[:, 0], np.multiply(scale, rows), rtol=1e-6)
-            assert not server.deltas[j][0].dense()[:, 1:].any()
-        share = {"membership": (1, 1), "count": (0.5, 0.75)}[normalise]
-        np.testing.assert_allclose(
-            server.deltas[0][1].dense()[:, 0],
-            np.multiply(scale, [80 * share[0], 40 * share[1], 40 * share[1], 40 * share[1]]),
-            rtol=1e-6,
-        )
-    assert metrics == {"cluster_0_size": pytest.approx(1.25), "cluster_1_size": pytest.approx(0.75)}
-
-
-def test_a_row_that_nobody_holds_gets_no_update_with_real_masks(start: Callable[..., Run]) -> None:
-    """Four clients with 3 of 16 rows each hold at most 12: the other rows of ΔW stay zero, the held ones do not."""
-    run = start({"importance": "energy"}, clients__tiers=tiers(0.15))
-    done = run.round()
-    held = np.stack(
-        [np.stack(unpack_masks(run.initial.layouts["lora"], o.update.payload.masks)) for o in done.outcomes]
-    )
-    assert held.sum(axis=2).min() == held.sum(axis=2).max() == 3
-    for target, anybody in enumerate(held.any(axis=0)):
-        assert (~anybody).any()
-        for j in range(2):
-            norms = np.linalg.norm(run.server.deltas[j][target].dense(), axis=1)
-            assert norms[anybody].min() > 1e-5
-            assert norms[~anybody].max() < 1e-9
-
-
-def test_a_vanishing_membership_counts_as_nobody() -> None:
-    """Cluster 1 has 0.0006 + 0.0006 = 0.0012 in row 0, which both clients hold, and 0.0006 < 1e-3 in row 1, which only
-    b does: row 0 gets the full mean of 4 and 8, row 1 nothing. The head's weights sum to 0.0012: averaged."""
-    fed = method()
-    server = with_memberships(initial_server(fed, 2), [0.9994, 0.0006], [0.9994, 0.0006])
-    updates = [
-        update("a", [delta([4] * 4)] * 2, [[1, 0, 0, 0]] * 2, head=[3] * 6),
-        update("b", [delta([8] * 4)] * 2, [[1, 1, 0, 0]] * 2, head=[5] * 6),
-    ]
-    server, _ = fed.aggregate_train(server, updates)
-    np.testing.assert_allclose(server.deltas[0][0].dense()[:, 0], [6, 8, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(server.deltas[1][0].dense()[:, 0], [6, 0, 0, 0], rtol=1e-5)
-    np.testing.assert_allclose(server.heads[1], np.full(6, 4), rtol=1e-6)
-
-
-@pytest.mark.parametrize("normalise", ["membership", "count"])
-@pytest.mark.parametrize("server_state", ["full", "rank_q"])
-def test_an_empty_cluster_keeps_its_matrix_and_its_head(normalise: str, server_state: str) -> None:
-    """Bit for bit, also through many rounds: no factorisation touches it."""
-    fed = method(normalise=normalise, server_state=server_state)
-    server = with_memberships(initial_server(fed, 2), [0.5, 0.5], [0.5, 0.5])
-    rng = np.random.default_rng(0)
-
-    def updates() -> list[Update[MaskedUpdate]]:
-        draw = rng.normal(size=(2, TWO.size)).astype(np.float32)
-        return [update(id, split(TWO, x), head=x[:6]) for id, x in zip("ab", draw, strict=True)]
-
-    server, _ = fed.aggregate_train(server, updates())
-    kept, head = arrays(server.deltas[1]), server.heads[1].copy()
-    server = with_memberships(server, [1, 0], [1, 0])
-    for _ in range(3):
-        server, _ = fed.aggregate_train(server, updates())
-    assert {name: x.tobytes() for name, x in arrays(server.deltas[1]).items()} == {
-        name: x.tobytes() for name, x in kept.items()
-    }
-    assert np.array_equal(server.heads[1], head)
-    assert np.abs(server.heads[0] - head).max() > 0.01
-    below = with_memberships(server, [0.9996, 0.0004], [0.9996, 0.0004])  # sums to 0.0008 < 1e-3
-    below, _ = fed.aggregate_train(below, updates())
-    assert np.array_equal(below.heads[1], head)
-    if normalise == "membership":
-        assert np.array_equal(below.deltas[1][0].dense(), server.deltas[1][0].dense())
-
-
-def test_a_first_cluster_that_is_empty_does_not_hide_the_others() -> None:
-    """Everybody in cluster 1: what it learned in round 0 reaches the clients in round 1."""
-    fed = method()
-    server = with_memberships(initial_server(fed, 2), [0, 1], [0, 1])
-    server, _ = fed.aggregate_train(server, [update(id, [delta([4] * 4)] * 2) for id in "ab"])
-    mixture = fed.configure_train(server, [Client("a", 0, 5)])["a"]
-    assert mixture.rest is not None
-    assert not server.deltas[0][0].dense().any()
-    np.testing.assert_allclose(split(TWO, decode(mixture.rest))[0].dense()[:, 0], [4] * 4, rtol=1e-6)
-
-
-def test_the_downlink_is_the_mixture_truncated_to_one_rank_for_all() -> None:
-    """Against a dense SVD of Σ_j π_kj ΔW_j for ranks below, at and above that of ΔW (3); the size is r (3 + 4) per
-    target whatever ΔW's rank. Round 0 sends no factors; clients of equal π share one object."""
-    rng = np.random.default_rng(2)
-    deltas = [[LowRank(*(rng.normal(size=s).astype("f4") for s in ((4, 3), (3, 3)))) for _ in "qv"] for _ in range(2)]
-    clients = [Client(id, i, 5) for i, id in enumerate("abc")]
-    for rank in (1, 2, 3, 5, None):
-        fed = method(downlink_rank=rank)
-        server = with_memberships(initial_server(fed, 3), [0.75, 0.25], [0, 1], [0, 1])
-        assert {m.rest is None for m in fed.configure_train(server, clients).values()} == {True}
-        server = replace(server, deltas=tuple(map(tuple, deltas)), server_round=1)
-        down = fed.configure_train(server, clients)
-        assert down["b"] is down["c"]
-        q = rank or 2
-        layout = Layout(
-            tuple(Slot(m, part, shape) for m in "qv" for part, shape in (("A", (q, 3)), ("B", (4, q)))),  # type: ignore[arg-type]
-        )
-        for id, pi in server.memberships.items():
-            assert down[id].rest.nbytes == 4 * 2 * q * 7
-            for target, found in enumerate(split(layout, down[id].rest)):
-                dense = sum(p * d[target].dense().astype(np.float64) for p, d in zip(pi, deltas, strict=True))
-                u, s, vt = np.linalg.svd(dense)
-                expected = (u[:, : min(q, 3)] * s[:q]) @ vt[:q]
-                np.testing.assert_allclose(found.dense(), expected, rtol=0, atol=1e-5)
-
-
-def test_heads_are_averaged_per_cluster_and_mixed_per_client() -> None:
-    """Heads 1 and 4 with π = (1, 0) and (0.5, 0.5): cluster 0 gets (1 + 0.5·4) / 1.5 = 2, cluster 1 gets 4; client b
-    then starts from 0.5·2 + 0.5·4 = 3. Examples do not weigh."""
-    fed = method()
-    server = with_memberships(initial_server(fed, 2), [1, 0], [0.5, 0.5])
-    updates = [update("a", [delta([1] * 4)] * 2, head=[1] * 6), update("b", [delta([1] * 4)] * 2, head=[4] * 6)]
-    updates[0] = replace(updates[0], num_examples=500)
-    server, _ = fed.aggregate_train(server, updates)
-    assert [head.tolist() for head in server.heads] == [[2] * 6, [4] * 6]
-    down = fed.configure_train(server, [update_.client for update_ in updates])
-    assert down["a"].head.tolist() == [2] * 6
-    assert down["b"].head.tolist() == [3] * 6
-
-
-def test_rank_q_bounds_the_server_and_says_what_that_costs() -> None:
-    """20 rounds of noise on 30 x 20 matrices. `full` reaches the rank 20 of the dense sum, losslessly; `rank_q` stays
-    at q = 3, and the error of each round's truncation is sqrt(Σ_{i>q} σ_i² / Σ σ_i²) of the dense sum, the larger one
-    of the two targets'. What is left in the end differs from `full` by more than one truncation's error."""
-    layout = Layout(
-        tuple(Slot(m, part, shape) for m in "qv" for part, shape in (("A", (2, 20)), ("B", (30, 2))))  # type: ignore[arg-type]
-    )
-    rng = np.random.default_rng(4)
-    base = Initial(0, {"lora": layout}, {"lora": np.zeros(layout.size, np.float32)})
-    client = Client("a", 0, 5)
-    full, small = method(clusters=1), method(clusters=1, server_state="rank_q", server_rank=3)
-    servers = [fed.init_server(base, [client]) for fed in (full, small)]
-    total = [np.zeros((30, 20)), np.zeros((30, 20))]
-    for _ in range(20):
-        vector = rng.normal(size=layout.size).astype(np.float32)
-        sent = [Update(client, 5, MaskedUpdate(vector, None, None))]
-        held = [d.dense() + u.dense() for d, u in zip(servers[1].deltas[0], split(layout, vector), strict=True)]
-        total = [x + u.dense() for x, u in zip(total, split(layout, vector), strict=True)]
-        (servers[0], plain), (servers[1], metrics) = (
-            fed.aggregate_train(server, sent) for fed, server in zip((full, small), servers, strict=True)
-        )
-        s = np.stack([np.linalg.svd(x, compute_uv=False) for x in held])
-        errors = np.sqrt((s[:, 3:] ** 2).sum(axis=1) / (s**2).sum(axis=1))
-        assert "truncation_error" not in plain
-        assert metrics["truncation_error"] == pytest.approx(errors.max(), rel=1e-4, abs=1e-6)
-    assert [x.rank for x in servers[1].deltas[0]] == [3, 3]
-    for exact, kept, dense in zip(servers[0].deltas[0], servers[1].deltas[0], total, strict=True):
-        assert exact.rank == 20
-        np.testing.assert_allclose(exact.dense(), dense, rtol=0, atol=1e-4)
-        by_hand = np.linalg.norm(kept.dense() - dense) / np.linalg.norm(dense)
-        assert relative_error(kept, exact) == pytest.approx(by_hand, rel=1e-4)
-        assert by_hand > errors.max() > 0.04
-    assert all(x.rank == 2 for x in method().aggregate_train(initial_server(method(), 1), [])[0].deltas[0]) is False
-    assert [x.rank for x in _one_round(method(server_state="rank_q")).deltas[0]] == [2, 2]  # default: the LoRA's
-
-
-def _one_round(fed: FedHft) -> Server:
-    server = initial_server(fed, 3)
-    vectors = np.random.default_rng(1).normal(size=(3, TWO.size)).astype(np.float32)
-    sent = [update(id, split(TWO, vector)) for id, vector in zip("abc", vectors, strict=True)]
-    return fed.aggregate_train(server, sent)[0]
-
-
-# ---------------------------------------------------------------- reclustering
-
-
-def grouped(groups: Sequence[int], seed: int = 0) -> dict[str, Update[MaskedUpdate]]:
-    """Updates whose heads lie around one centre per group, ten deviations apart, and whose products are noise."""
-    rng = np.random.default_rng(seed)
-    centres = 10 * np.eye(6)[:3]
-    found = {}
-    for id, group in zip(IDS, groups, strict=False):
-        vector = rng.normal(size=TWO.size).astype(np.float32)
-        found[id] = update(id, split(TWO, vector), head=centres[group] + 0.1 * rng.normal(size=6))
-    return found
-
-
-def hardest(server: Server, ids: str) -> list[int]:
-    return [int(server.memberships[id].argmax()) for id in ids]
-
-
-@pytest.mark.parametrize("J", [1, 2, 3])
-def test_memberships_start_uniform(J: int) -> None:
-    server = initial_server(method(clusters=J), 4)
-    assert set(server.memberships) == set("abcd")
-    assert all(np.array_equal(pi, np.full(J, 1 / J, np.float32)) for pi in server.memberships.values())
-    assert len(server.deltas) == len(server.heads) == J
-
-
-@pytest.mark.parametrize("warmup", [0, 1, 5])
-def test_the_first_refit_ends_the_round_after_the_warmup(warmup: int) -> None:
-    """5, the default, means the sixth round: π is uniform after the fifth and one-hot after the sixth."""
-    fed = method() if warmup == 5 else method(warmup_rounds=warmup)
-    server, updates = initial_server(fed, 4), list(grouped([0, 1, 1, 0]).values())
-    for server_round in range(warmup + 1):
-        assert all(np.array_equal(pi, [0.5, 0.5]) for pi in server.memberships.values()), server_round
-        server, metrics = fed.aggregate_train(server, updates)
-    assert adjusted_rand_score([0, 1, 1, 0], hardest(server, "abcd")) == 1
-    assert all(pi.max() > 0.99 and pi.sum() == pytest.approx(1) for pi in server.memberships.values())
-    assert metrics == {"cluster_0_size": pytest.approx(2, abs=0.05), "cluster_1_size": pytest.approx(2, abs=0.05)}
-
-
-def test_clients_that_have_never_taken_part_keep_their_memberships() -> None:
-    """e and f never come; d comes once and is refitted from its latest update while it sits out."""
-    fed = method(warmup_rounds=1)
-    server, updates = initial_server(fed, 6), grouped([0, 1, 1, 0])
-    server, _ = fed.aggregate_train(server, [updates[id] for id in "abcd"])
-    server = replace(server, memberships={**server.memberships, "f": np.array([0.9, 0.1], np.float32)})
-    server, metrics = fed.aggregate_train(server, [updates[id] for id in "abc"])
-    assert hardest(server, "a") == hardest(server, "d") != hardest(server, "b") == hardest(server, "c")
-    assert server.memberships["d"].max() > 0.99
-    assert server.memberships["e"].tolist() == [0.5, 0.5]
-    assert server.memberships["f"].tolist() == pytest.approx([0.9, 0.1])
-    assert sum(metrics.values()) == pytest.approx(6)
-
-
-def test_a_round_without_updates_changes_nothing_but_its_number() -> None:
-    fed = method(warmup_rounds=0)
-    server, _ = fed.aggregate_train(initial_server(fed, 4), list(grouped([0, 1, 1, 0]).values()))
-    after, metrics = fed.aggregate_train(server, [])
-    assert after == replace(server, server_round=2)
-    assert metrics == {}
-
-
-def test_clusters_keep_their_numbers() -> None:
-    """The mixture's own numbering is arbitrary: over ten refits with other seeds everybody stays in his cluster."""
-    fed = method(warmup_rounds=0, clusters=3)
-    groups = [0, 1, 2, 0, 1, 2, 0, 1, 2]
-    server, updates = initial_server(fed, 9), list(grouped(groups).values())
-    server, _ = fed.aggregate_train(server, updates)
-    found = hardest(server, IDS[:9])
-    assert adjusted_rand_score(groups, found) == 1
-    for _ in range(10):
-        server, _ = fed.aggregate_train(server, updates)
-        assert hardest(server, IDS[:9]) == found
-
-
-def test_auto_picks_the_planted_number_and_keeps_it() -> None:
-    """Three groups of four. The clusters begin as copies of the one that was, and part from then on."""
-    fed = method(clusters="auto", warmup_rounds=1)
-    groups = [0, 1, 2] * 4
-    server, updates = initial_server(fed, 12), list(grouped(groups).values())
-    server, _ = fed.aggregate_train(server, updates)
-    assert len(server.deltas) == 1
-    server, _ = fed.aggregate_train(server, updates)
-    assert len(server.deltas) == len(server.heads) == 3
-    assert adjusted_rand_score(groups, hardest(server, IDS)) == 1
-    assert all(np.array_equal(server.heads[0], head) for head in server.heads)
-    server, _ = fed.aggregate_train(server, updates)
-    assert len(server.deltas) == 3
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert np.abs(server.heads[a] - server.heads[b]).max() > 5
-        assert np.abs(server.deltas[a][0].dense() - server.deltas[b][0].dense()).max() > 0.1
-
-
-def test_auto_finds_one_group_where_there_is_one() -> None:
-    fed = method(clusters="auto", warmup_rounds=0, max_clusters=4)
-    server, _ = fed.aggregate_train(initial_server(fed, 12), list(grouped([0] * 12).values()))
-    assert len(server.deltas) == 1
-    assert all(pi.tolist() == [1] for pi in server.memberships.values())
-
-
-@pytest.mark.parametrize("features", [None, "head", "lora"])
-def test_features_are_the_head_or_the_products(features: Any) -> None:
-    """Heads say a, b | c, d and products say a, c | b, d. Every client writes its product with factors of its own,
-    (B M⁻¹, M A) with another M: only products can tell. Default: the head."""
-    fed = method(warmup_rounds=0, features=features)
-    rng = np.random.default_rng(5)
-    products = [split(TWO, rng.normal(size=TWO.size).astype(np.float32)) for _ in range(2)]
-    updates = []
-    for id, head, product in (("a", 0, 0), ("b", 0, 1), ("c", 9, 0), ("d", 9, 1)):
-        M = rng.normal(size=(2, 2)) + 3 * np.eye(2)
-        factors = [
-            LowRank((x.B @ np.linalg.inv(M)).astype(np.float32), (M @ x.A).astype(np.float32))
-            for x in products[product]
-        ]
-        updates.append(update(id, factors, head=np.full(6, head) + 0.01 * rng.normal(size=6)))
-    server, _ = fed.aggregate_train(initial_server(fed, 4), updates)
-    expected = [0, 1, 0, 1] if features == "lora" else [0, 0, 1, 1]
-    assert adjusted_rand_score(expected, hardest(server, "abcd")) == 1
-
-
-def test_without_a_shared_head_products_are_clustered() -> None:
-    fed = method(warmup_rounds=0, head="local")
-    rng = np.random.default_rng(6)
-    products = [split(TWO, rng.normal(size=TWO.size).astype(np.float32)) for _ in range(2)]
-    updates = [replace(update(id, products[g])) for id, g in zip("abcd", (0, 1, 1, 0), strict=True)]
-    updates = [replace(u, payload=replace(u.payload, head=None)) for u in updates]
-    server, _ = fed.aggregate_train(initial_server(fed, 4), updates)
-    assert server.heads == ()
-    assert adjusted_rand_score([0, 1, 1, 0], hardest(server, "abcd")) == 1
-
-
-def test_similarity_is_the_centred_gram_matrix_of_dense_products() -> None:
-    rng = np.random.default_rng(7)
-    clients = [split(TWO, x) for x in rng.normal(size=(5, TWO.size)).astype(np.float32)]
-    dense = np.stack([np.concatenate([x.dense().ravel() for x in client]) for client in clients]).astype(np.float64)
-    centred = dense - dense.mean(axis=0)
-    np.testing.assert_allclose(similarity(clients), centred @ centred.T, rtol=0, atol=1e-4)
-    heads = [row.astype(np.float32) for row in dense]
-    np.testing.assert_allclose(similarity(heads), centred @ centred.T, rtol=0, atol=1e-4)
-
-
-def test_planted_groups_are_recovered(start: Callable[..., Run], minilm: Any) -> None:
-    """Two groups of four clients whose labels conflict, on a pretrained model (a random one's features do not tell the
-    topics apart), with half of them masked: adjusted Rand index 1.0 after the refit that ends the second round."""
-    run = start(
-        {"warmup_rounds": 1},
-        model={"path": str(minilm)},
-        data__max_length=32,
-        data__examples_per_client=24,
-        clients__count=8,
-        clients__tiers=tiers(1.0, 0.5),
-        train={"lr": 0.02, "batch_size": 16},
-    )
-    run.round()
-    assert all(pi.tolist() == [0.5, 0.5] for pi in run.server.memberships.values())
-    run.round()
-    latent = run.prepared.data.latent_group
-    ids = sorted(latent)
-    assert sorted(latent.values()) == [0] * 4 + [1] * 4
-    assert adjusted_rand_score([latent[id] for id in ids], [run.server.memberships[id].argmax() for id in ids]) == 1
-
-
-# ---------------------------------------------------------------- hyperparameters
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"clusters": 0}, "fedhft.clusters: expected `auto` or at least 1, got 0"),
-        ({"timing": "pre", "importance": "fisher"}, "fedhft.importance: .*use `energy` with timing `pre`"),
-        ({"features": "head", "head": "local"}, "fedhft.features: `head` needs head: shared, got head: local"),
-        ({"server_rank": 0}, "fedhft.server_rank: expected at least 1, got 0"),
-        ({"downlink_rank": 0}, "fedhft.downlink_rank: expected at least 1, got 0"),
-        ({"n_init": 0}, "fedhft.n_init: expected at least 1, got 0"),
-        ({"max_clusters": 0}, "fedhft.max_clusters: expected at least 1, got 0"),
-        ({"warmup_rounds": -1}, "fedhft.warmup_rounds: expected at least 0, got -1"),
-    ],
-)
-def test_values_that_make_no_sense_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        method(**fields)
-
-
-def test_the_papers_defaults() -> None:
-    fed = method()
-    assert (fed.warmup_rounds, fed.timing, fed.normalise, fed.server_state) == (5, "post", "membership", "full")
-
-
-def test_every_byte_of_a_mixture_is_counted() -> None:
-    """Rank 2 factors 2·2·(3 + 4) = 28, head 6, π 2: 36 float32."""
-    fed = method()
-    server = _one_round(fed)
-    (down,) = fed.configure_train(server, [Client("a", 0, 5)]).values()
-    assert num_bytes(down) == 4 * (28 + 6 + 2)
