@@ -31,7 +31,7 @@ from fedray.storage import Place
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
 from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, fastest_width, run_together
-from fedray.training.metering import MemoryMeter, MemoryUse
+from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
@@ -253,12 +253,15 @@ class Worker:
         return outcome, after
 
     def _metered(self, tier: TierConfig) -> MemoryMeter:
-        """Return a meter whose baseline, the process's first one, has all that is imported for the method."""
+        """Return a meter whose baseline is the bare process with all that was imported for this method and those before
+        it; but what could not be given back of theirs is not in it, since this method may use it again."""
+        before = resting_memory()
         if tier.engine == "deepspeed":
             compile_extensions(tier.offload, self.device)
         self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
         last: MemoryMeter | None = vars(self).get("_meter")
-        return MemoryMeter(self.device, None if last is None else last.baseline)
+        imported = max(resting_memory() - before, 0)
+        return MemoryMeter(self.device, None if last is None else last.baseline + imported)
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:

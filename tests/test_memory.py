@@ -18,12 +18,14 @@ from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
 from fedray.memory import Footprint, Memory, held_by_engine
+from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
 from fedray.prepare import footprints_from_configuration
 from fedray.training.engine import hold_rows, make_engine
 from fedray.training.optimizer import Schedule
+from fedray.worker import Job, Worker
 
-TINY = {
+SHAPE = {
     "model_type": "bert",
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -31,8 +33,8 @@ TINY = {
     "intermediate_size": 24,
     "vocab_size": 300,
     "max_position_embeddings": 40,
-    "num_labels": 3,
 }
+TINY = {**SHAPE, "num_labels": 3}
 ALL_RELEASED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
@@ -55,12 +57,11 @@ def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
 
 
 def backbone(device: str) -> nn.Module:
-    fields = {name: value for name, value in TINY.items() if name != "num_labels"}
     section = load_config(
         {
             "rounds": 1,
             "method": "fedavg",
-            "model": {"path": "random", "tokenizer": "bytes", "config": fields},
+            "model": {"path": "random", "tokenizer": "bytes", "config": SHAPE},
             "data": {"source": "synthetic"},
         }
     ).model
@@ -223,6 +224,38 @@ def test_a_large_evaluation_counts() -> None:
 
 
 # ---------------------------------------------------------------- against a measured process
+
+
+def test_what_a_later_method_imports_belongs_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 MB that come when a worker's second method is attached for the first time, and stay."""
+    size = 100_000_000
+    modules: list[bytes] = []
+    config = load_config(
+        {
+            "rounds": 1,
+            "method": ["local", "fedavg"],
+            "model": {"path": "random", "tokenizer": "bytes", "config": SHAPE},
+            "data": {"source": "synthetic"},
+            "device": "cpu",
+        }
+    )
+    shape = architecture(config.model, "classification", 3, None, 0)
+    local, fedavg = (Job(config, entry, shape, ("a", "b", "c"), 0) for entry in config.method)
+    worker, attach = Worker(), FedAvg.attach
+
+    def imports(method: FedAvg, model: nn.Module) -> Adapter:
+        modules.append(b"x" * (1 if modules else size))
+        return attach(method, model)
+
+    worker.setup(local)
+    before = worker.memory()
+    monkeypatch.setattr(FedAvg, "attach", imports)
+    worker.setup(fedavg)
+    after = worker.memory()
+    assert len(modules) > 1
+    assert after.host_baseline - before.host_baseline == pytest.approx(size, rel=0.2)
+    assert after.host_peak - after.host_baseline < size / 2
+
 
 MEASURED = """
 import json, sys

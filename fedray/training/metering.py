@@ -39,16 +39,16 @@ class MemoryMeter:
     `note` is called at the end of every turn. Later is too late: results are written into Ray's object store, whose
     pages in this process cannot be told from those of the peak, and make it look smaller.
 
-    baseline: of an earlier meter of this process.
+    baseline: bytes that the process has without its method; None: what it has now.
     """
 
     def __init__(self, device: str, baseline: int | None = None) -> None:
         self.device = device
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        _return_freed()
+        resting = resting_memory()
         _reset_host_peak()
-        self.baseline = _proportional() if baseline is None else baseline
+        self.baseline = resting if baseline is None else baseline
         self._host_peak = 0
         self._noted = -NOTE_EVERY_S
 
@@ -75,6 +75,13 @@ def host_peak() -> int:
     return _proportional() + status["VmHWM"] - status["VmRSS"]
 
 
+def resting_memory() -> int:
+    """Give the system what was freed, as far as only glibc can, and return the process's PSS then, in bytes."""
+    if (trim := c_function("malloc_trim")) is not None:
+        trim(0)
+    return _proportional()
+
+
 def cap_gpu_memory(share: float) -> None:
     """Let this process take no more than its share of its GPU, so that actors on one GPU never take each other's.
 
@@ -89,12 +96,6 @@ def _proportional() -> int:
     """Without shared memory: Ray's object store is mapped into every process, and has its own share of the node."""
     fields = _fields(PROCESS / "smaps_rollup")
     return fields["Pss"] - fields.get("Pss_Shmem", 0)
-
-
-def _return_freed() -> None:
-    """Give the system what the allocator kept of the method before; only glibc can."""
-    if (trim := c_function("malloc_trim")) is not None:
-        trim(0)
 
 
 def _reset_host_peak() -> None:
