@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from fedray.experiment import Event
 from fedray.prepare import prepare
 from fedray.run_folder import check_free, continued, read_summaries
 from fedray.storage import Place, in_storage, stamped
+from fedray.tables import read_table
 from fedray.tracking import Summary
 
 SECTIONS = tuple(
@@ -75,10 +75,11 @@ class RunResult:
 
     def events(self) -> pd.DataFrame:
         """Return events.parquet, the ledger of what went wrong: one row per attempt that came to nothing."""
-        return self._table("events") if (self.place / "events.parquet").is_file() else pd.DataFrame()
+        return self._table("events")
 
     def _table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(BytesIO((self.place / f"{name}.parquet").read()))
+        frame: pd.DataFrame = read_table(self.place, name).to_pandas()
+        return frame
 
 
 def run(

@@ -2,7 +2,8 @@
 
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
-DIR/clients.parquet     one row per method, round and client
+DIR/clients.parquet     one row per method, round and client; while a method runs, the latest rows of a large table lie
+                        beside it (`fedray.tables`)
 DIR/events.parquet      one row per attempt that came to nothing, see `Attempt`, and for what else went wrong; written
                         when there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
@@ -18,16 +19,14 @@ DIR/.lock               held by the process that writes here, on this machine's 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from fedray.config import Config, dump_yaml, load_config, parse_yaml, to_mapping
@@ -36,6 +35,7 @@ from fedray.failures import Attempt
 from fedray.federation import RoundDone
 from fedray.state import arrays, save_tensors
 from fedray.storage import Place, file_name
+from fedray.tables import Table
 from fedray.tracking import Row, Summary, client_row, client_seconds, round_row, strict
 from fedray.types import ClientId
 
@@ -65,7 +65,7 @@ class RunFolder:
     def __init__(self, place: Place, config: Config, resume: bool = False):
         self.place, self.resumed = place, resume
         self._config, self._durable = config, config.checkpoint.every > 0
-        self._tables: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
+        self._tables = {name: Table(place, name, self._durable, self._in_order) for name in TABLES}
         self._summaries: list[Summary] = []
         if not resume:
             check_free(place)
@@ -73,7 +73,8 @@ class RunFolder:
         self._lock = locked(place)
         try:
             if resume:
-                self._tables = {name: self._read_table(name) for name in TABLES}
+                for table in self._tables.values():
+                    table.load()
                 self._summaries = read_summaries(place)
             else:
                 check_free(place)  # another process may have begun and ended here just now
@@ -105,7 +106,7 @@ class RunFolder:
             StateError: there are rounds, but none that can be continued from.
             ConfigError: there are more rounds than are asked for.
         """
-        have = [row for table in self._tables["rounds"] for row in table.to_pylist() if row["method"] == method]
+        have = [row for row in self._tables["rounds"].rows() if row["method"] == method]
         if have and server_round is None:
             raise StateError(
                 f"{self.place}: {method} has {len(have)} recorded rounds, but no checkpoint to continue from "
@@ -126,8 +127,8 @@ class RunFolder:
             {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
             for outcome in done.outcomes
         ]
-        self._append("rounds", [row])
-        self._append("clients", clients)
+        self._tables["rounds"].append([row])
+        self._tables["clients"].append(clients)
         return row
 
     def record_attempt(self, method: str, attempt: Attempt) -> None:
@@ -151,7 +152,7 @@ class RunFolder:
 
     def record_memory(self, rows: Sequence[Row]) -> None:
         """Append a finished method's rows of memory.parquet, and write it."""
-        self._append("memory", rows)
+        self._tables["memory"].append(rows)
 
     def write_states(self, method: str, states: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Write a finished method's states, and yield them on, one in memory at a time."""
@@ -163,7 +164,9 @@ class RunFolder:
             yield name, state
 
     def finish(self, summary: Summary) -> None:
-        """Write a finished method's entry of the summary."""
+        """Write a finished method's entry of the summary, and every table as one file."""
+        for table in self._tables.values():
+            table.settle()
         if not self._durable:  # it cannot be continued: the working files go
             (self.place / "states" / summary.method).remove()
             with suppress(OSError):
@@ -180,15 +183,10 @@ class RunFolder:
         def stays(row: Row) -> bool:
             return bool(row["method"] != method or (row["phase"] == "train" and row["server_round"] < server_round))
 
-        self._filter("rounds", stays)
-        self._filter("clients", stays)
-        self._filter("memory", lambda row: row["method"] != method)
+        self._tables["rounds"].keep(stays)
+        self._tables["clients"].keep(stays)
+        self._tables["memory"].keep(lambda row: row["method"] != method)
         self._summaries = [summary for summary in self._summaries if summary.method != method]
-
-    def _filter(self, name: str, keep: Callable[[Row], bool]) -> None:
-        self._tables[name] = [
-            table.filter(pa.array([keep(row) for row in table.to_pylist()], pa.bool_())) for table in self._tables[name]
-        ]
 
     def _record_event(
         self,
@@ -212,14 +210,7 @@ class RunFolder:
             "cause": cause,
             "action": action,
         }
-        self._append("events", [row])
-
-    def _append(self, name: str, rows: Sequence[Row]) -> None:
-        tables = self._tables[name]
-        tables[:] = [self._in_order(pa.concat_tables([*tables, _table(rows)], promote_options="permissive"))]
-        buffer = BytesIO()
-        pq.write_table(tables[0], buffer)
-        self._write(f"{name}.parquet", buffer.getvalue())
+        self._tables["events"].append([row])
 
     def _in_order(self, table: pa.Table) -> pa.Table:
         """Return the rows in the order of the methods: one that is continued may not be the last."""
@@ -228,15 +219,6 @@ class RunFolder:
         places = [entry.key for entry in self._config.method]
         keys = [places.index(method) for method in table["method"].to_pylist()]
         return table.take(np.argsort(keys, kind="stable"))
-
-    def _read_table(self, name: str) -> list[pa.Table]:
-        place = self.place / f"{name}.parquet"
-        if not place.is_file():
-            return []
-        try:
-            return [pq.read_table(BytesIO(place.read()))]
-        except (OSError, pa.ArrowException) as error:
-            raise StateError(f"{place}: cannot be read: {error}") from None
 
     def _write(self, name: str, data: bytes) -> None:
         try:
@@ -343,8 +325,3 @@ def locked(place: Place) -> FileLock | None:
     except NotImplementedError:  # a file system without locks
         return None
     return lock
-
-
-def _table(rows: Sequence[Row]) -> pa.Table:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return pa.table({column: [row.get(column) for row in rows] for column in columns})

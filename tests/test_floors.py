@@ -41,6 +41,7 @@ FLOORS = (
         "calibration",
         "prepare",
         "checkpoint",
+        "tables",
         "tracking",
         "run_folder",
         "experiment",

@@ -17,7 +17,7 @@ import yaml
 from tiny import tiny_bert
 
 import fedray
-from fedray import blocks
+from fedray import blocks, tables
 from fedray.api import RunResult
 from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event, MethodFinished, RoundFinished, TurnsFinished
@@ -122,7 +122,11 @@ def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK_CLIENTS", 1)  # an event per client, however fast the machine is
+    monkeypatch.setattr(tables, "SMALL_ROWS", 2)
+    monkeypatch.setattr(tables, "PART", 0.3)  # rows of some rounds lie beside each table
     interrupted(config, tmp_path / "run", kind, number)
+    if (kind, number) == (RoundFinished, 2):
+        assert (tmp_path / "run" / "clients-000000006.parquet").is_file()
     found = fedray.run(config, resume=tmp_path / "run")
     assert_same(found, whole)
     adapters = {name: blob for name, blob in files(found.path).items() if name.startswith("adapters")}

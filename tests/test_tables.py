@@ -1,0 +1,156 @@
+"""Tables that grow: at any moment everything that was appended can be read, and much is written seldom."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedray import tables
+from fedray.errors import StateError
+from fedray.storage import Place
+from fedray.tables import Table, read_table
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of more than 8 rows are large."""
+    monkeypatch.setattr(tables, "SMALL_ROWS", 8)
+
+
+def numbered(start: int, stop: int) -> list[dict[str, Any]]:
+    return [{"number": number, "method": "ab"[number % 2]} for number in range(start, stop)]
+
+
+def on_disk(folder: Path) -> list[int]:
+    found: list[int] = read_table(Place.of(folder), "clients")["number"].to_pylist()
+    return found
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_small_table_is_one_file_and_a_large_one_is_written_anew_when_it_has_grown_by_an_eighth(
+    tmp_path: Path,
+) -> None:
+    """16 rows, then one at a time: the second makes an eighth of 16."""
+    table = Table(Place.of(tmp_path), "clients")
+    table.append(numbered(0, 3))
+    table.append(numbered(3, 16))
+    assert files(tmp_path) == ["clients.parquet"]
+    table.append(numbered(16, 17))
+    assert files(tmp_path) == ["clients-000000016.parquet", "clients.parquet"]
+    assert pq.read_table(tmp_path / "clients.parquet").num_rows == 16
+    assert on_disk(tmp_path) == list(range(17))
+    table.append(numbered(17, 18))
+    assert files(tmp_path) == ["clients.parquet"]
+    assert pd.read_parquet(tmp_path / "clients.parquet").number.tolist() == list(range(18))
+
+
+def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as many appends of two rows write little more than twice as many rows; all of them anew: four times."""
+    written = []
+    write = pq.write_table
+    monkeypatch.setattr(pq, "write_table", lambda rows, where: written.append(rows.num_rows) or write(rows, where))
+    totals = []
+    for number in (400, 800):
+        (tmp_path / str(number)).mkdir()
+        table = Table(Place.of(tmp_path / str(number)), "clients", durable=False)
+        written.clear()
+        for start in range(0, 2 * number, 2):
+            table.append(numbered(start, start + 2))
+        totals.append(sum(written))
+        assert on_disk(tmp_path / str(number)) == list(range(2 * number))
+    assert totals[0] < 11 * 800
+    assert totals[1] < 2.2 * totals[0]
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_row_is_there_whatever_happens_between(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Appends of any size, other columns, rows taken back, and processes that end at any time and are continued."""
+    folder = tmp_path_factory.mktemp("run")
+    table, expected, next_number = Table(Place.of(folder), "clients", durable=False), [], 0
+    for _ in range(data.draw(st.integers(1, 12))):
+        kind = data.draw(st.sampled_from(["append", "append", "append", "keep", "settle", "continue"]))
+        if kind == "append":
+            size = data.draw(st.integers(1, 12))
+            rows = numbered(next_number, next_number + size)
+            if data.draw(st.booleans()):
+                rows = [row | {"extra": 0.5} for row in rows]
+            table.append(rows)
+            expected += [row["number"] for row in rows]
+            next_number += size
+        elif kind == "keep" and expected:
+            limit = data.draw(st.integers(0, next_number))
+            table.keep(lambda row, limit=limit: row["number"] < limit)
+            table.append(numbered(next_number, next_number + 1))  # it is the next append that writes
+            expected = [number for number in expected if number < limit] + [next_number]
+            next_number += 1
+        elif kind == "settle":
+            table.settle()
+            assert len(files(folder)) <= 1
+        else:
+            table = Table(Place.of(folder), "clients", durable=False)
+            table.load()
+            assert len(files(folder)) <= 1
+        if expected:
+            assert on_disk(folder) == [row["number"] for row in table.rows()] == expected
+
+
+def test_rows_that_have_come_into_the_file_count_once(tmp_path: Path) -> None:
+    """The process ended between writing the file and removing those beside it."""
+    table = Table(Place.of(tmp_path), "clients")
+    for start, stop in ((0, 32), (32, 34), (34, 35)):
+        table.append(numbered(start, stop))
+    left = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    assert len(left) == 3
+    table.settle()
+    for name, blob in left.items():
+        if name != "clients.parquet":
+            (tmp_path / name).write_bytes(blob)
+    assert on_disk(tmp_path) == list(range(35))
+    again = Table(Place.of(tmp_path), "clients")
+    again.load()
+    assert files(tmp_path) == ["clients.parquet"]
+    assert on_disk(tmp_path) == list(range(35))
+
+
+def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    table = Table(Place.of(tmp_path), "clients")
+    for start, stop in ((0, 32), (32, 34), (34, 35)):
+        table.append(numbered(start, stop))
+    beside = tmp_path / "clients-000000032.parquet"
+    whole = beside.read_bytes()
+    beside.write_bytes(whole[:-5])
+    with pytest.raises(StateError, match=r"clients-000000032\.parquet: cannot be read: "):
+        read_table(Place.of(tmp_path), "clients")
+    beside.unlink()
+    with pytest.raises(
+        StateError, match=r"clients-000000034\.parquet: cannot be read: of 34 rows before it there are 32"
+    ):
+        Table(Place.of(tmp_path), "clients").load()
+
+
+def test_rows_stand_in_the_order_that_was_asked_for_once_they_are_in_the_file(tmp_path: Path) -> None:
+    table = Table(Place.of(tmp_path), "clients", arranged=lambda rows: rows.sort_by([("number", "descending")]))
+    table.append(numbered(0, 32))
+    table.append(numbered(32, 34))
+    assert on_disk(tmp_path) == [*range(31, -1, -1), 32, 33]
+    table.settle()
+    assert on_disk(tmp_path) == list(range(33, -1, -1))
+
+
+def test_another_tables_files_are_let_alone(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"number": [1]}), tmp_path / "clients-old-000000032.parquet")
+    pq.write_table(pa.table({"number": [1]}), tmp_path / "rounds-000000032.parquet")
+    assert read_table(Place.of(tmp_path), "clients").num_rows == 0
