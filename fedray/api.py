@@ -62,23 +62,27 @@ class RunResult:
         return pd.DataFrame([vars(summary) for summary in self.summaries])
 
     def rounds(self) -> pd.DataFrame:
-        """Return rounds.parquet: one row per method and round."""
+        """Return rounds.parquet: one row per method and round. Raises StateError: it cannot be read."""
         return self._table("rounds")
 
     def clients(self) -> pd.DataFrame:
-        """Return clients.parquet: one row per method, round and client."""
+        """Return clients.parquet: one row per method, round and client. Raises StateError: it cannot be read."""
         return self._table("clients")
 
     def memory(self) -> pd.DataFrame:
-        """Return memory.parquet: one row per method and tier."""
+        """Return memory.parquet: one row per method and tier. Raises StateError: it cannot be read."""
         return self._table("memory")
 
     def events(self) -> pd.DataFrame:
-        """Return events.parquet, the ledger of what went wrong: one row per attempt that came to nothing."""
-        return self._table("events")
+        """Return events.parquet, the ledger of what went wrong: one row per attempt that came to nothing. Raises
+        StateError: it cannot be read."""
+        return self._table("events", needed=False)
 
-    def _table(self, name: str) -> pd.DataFrame:
-        frame: pd.DataFrame = read_table(self.place, name).to_pandas()
+    def _table(self, name: str, needed: bool = True) -> pd.DataFrame:
+        table = read_table(self.place, name)
+        if needed and not table.num_columns:
+            raise StateError(f"{self.place / f'{name}.parquet'}: is not there")
+        frame: pd.DataFrame = table.to_pandas()
         return frame
 
 

@@ -2,8 +2,7 @@
 
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
-DIR/clients.parquet     one row per method, round and client; while a method runs, the latest rows of a large table lie
-                        beside it (`fedray.tables`)
+DIR/clients.parquet     one row per method, round and client
 DIR/events.parquet      one row per attempt that came to nothing, see `Attempt`, and for what else went wrong; written
                         when there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
@@ -14,6 +13,8 @@ DIR/adapters/METHOD/    server.safetensors (the server's state), and per client 
 DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
 DIR/.lock               held by the process that writes here, on this machine's file systems
+
+While a method runs, and if its process is killed, the latest rows of a large table lie beside it (`fedray.tables`).
 """
 
 import json
@@ -59,7 +60,7 @@ class RunFolder:
 
     Raises:
         ConfigError: a new run's folder exists and is not empty, or another process writes to it.
-        StateError: a table of it cannot be read.
+        StateError: a table of it cannot be read or written.
     """
 
     def __init__(self, place: Place, config: Config, resume: bool = False):
@@ -84,7 +85,10 @@ class RunFolder:
             raise
 
     def close(self) -> None:
-        """Let others write to it."""
+        """Put every table into one file, as far as that is possible, and let others write to the folder."""
+        for table in self._tables.values():
+            with suppress(StateError):
+                table.settle()
         if self._lock is not None:
             self._lock.release()
 

@@ -8,6 +8,7 @@ in files beside it, each named after the number of rows before its own: `clients
 import re
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,11 @@ from fedray.storage import Place
 SMALL_ROWS = 10_000
 """A table of so many rows is one file at any time: it is written in some milliseconds."""
 PART = 8
-"""The file is written anew for 1 / PART of its rows."""
+MOST_BESIDE = 64
+"""A large table's file is written anew once 1 / PART of its rows have been added, or so many files lie beside it."""
+
+READ_TRIES = 3
+"""A process that writes may put rows into the file, and remove those beside it, while they are read."""
 
 
 class Table:
@@ -42,10 +47,14 @@ class Table:
         self._beside: list[Place] = []
 
     def load(self) -> None:
-        """Take up what is on disk. Raises StateError: it cannot be read."""
+        """Take up what is on disk, and put it into one file.
+
+        Raises:
+            StateError: it cannot be read, or not be written.
+        """
         self._rows = read_table(self._folder, self._name)
         self._in_file = self._rows.num_rows
-        self._beside = [place for _, place in _beside(self._folder, self._name)]
+        self._beside = [place for _, place in _files_beside(self._folder, self._name)]
         self.settle()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -53,36 +62,54 @@ class Table:
         return found
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows and write them; they may have other columns than those before. Raises StateError: it failed."""
+        """Add rows and write them; they may have other columns than those before.
+
+        Raises:
+            StateError: it failed; all rows before are still there.
+        """
         columns = list(dict.fromkeys(column for row in rows for column in row))
         new = pa.table({column: [row.get(column) for row in rows] for column in columns})
-        before = self._rows.num_rows
-        self._rows = _joined([self._rows, new])
-        number = self._rows.num_rows
-        if number <= SMALL_ROWS or number - self._in_file >= self._in_file / PART:
-            self._write_all()
+        joined = _joined([self._rows, new])
+        small = joined.num_rows <= SMALL_ROWS
+        grown = joined.num_rows - self._in_file >= self._in_file / PART or len(self._beside) >= MOST_BESIDE
+        if small or grown:
+            self._write_all(joined)
         elif rows:
-            place = self._folder / f"{self._name}-{before:09d}.parquet"
+            place = self._folder / f"{self._name}-{self._rows.num_rows:09d}.parquet"
             self._write(place, new)
             self._beside.append(place)
+            self._rows = joined
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop rows; those that are on disk go with the next `append`."""
+        """Drop rows; those that are on disk go with the next `append`.
+
+        Raises:
+            StateError: what is on disk could not be put into one file first.
+        """
         self.settle()
         self._rows = self._rows.filter(pa.array([wanted(row) for row in self.rows()], pa.bool_()))
         self._in_file = 0  # what is there is not what belongs there
 
     def settle(self) -> None:
-        """Put all rows into the one file. Raises StateError: it cannot be written."""
-        if self._beside:
-            self._write_all()
+        """Put all rows into the one file, if some lie beside it.
 
-    def _write_all(self) -> None:
-        self._rows = self._arranged(self._rows).combine_chunks()
-        self._write(self._folder / f"{self._name}.parquet", self._rows)
-        self._in_file = self._rows.num_rows
+        Raises:
+            StateError: it cannot be written.
+        """
+        if self._beside:
+            self._write_all(self._rows)
+
+    def _write_all(self, rows: pa.Table) -> None:
+        """Those beside go last: they are known to be in the file by the number of rows before theirs."""
+        rows = self._arranged(rows).combine_chunks()
+        self._write(self._folder / f"{self._name}.parquet", rows)
+        self._rows, self._in_file = rows, rows.num_rows
         while self._beside:
-            self._beside.pop().remove()
+            try:
+                self._beside[-1].remove()
+            except OSError as error:
+                raise StateError(f"{self._beside[-1]}: cannot be removed: {error}") from None
+            self._beside.pop()
 
     def _write(self, place: Place, rows: pa.Table) -> None:
         buffer = BytesIO()
@@ -93,20 +120,33 @@ class Table:
             raise StateError(f"{place}: cannot be written: {error}") from None
 
 
-def read_table(folder: Place, name: str) -> pa.Table:
-    """Return a table with all its rows, those of a process that writes or was ended included; empty if there is none.
+def read_table(where: str | Path | Place, name: str) -> pa.Table:
+    """Return a table of a run's folder with all its rows, also while the run goes on and where it was ended; without
+    rows and columns if it is not there.
 
     Raises:
         StateError: it cannot be read.
     """
+    folder = Place.of(where)
+    for left in reversed(range(READ_TRIES)):
+        try:
+            return _read_table(folder, name)
+        except StateError:
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _read_table(folder: Place, name: str) -> pa.Table:
+    beside = _files_beside(folder, name)  # first: what is settled from now on is in the file, and counted there
     file = folder / f"{name}.parquet"
     parts = [_read(file)] if file.is_file() else []
     have = sum(part.num_rows for part in parts)
-    for before, place in _beside(folder, name):
-        if before < have:  # the process ended after these rows had come into the file
+    for before, place in beside:
+        if before < have:  # it is in the file already
             continue
         if before > have:
-            raise StateError(f"{place}: cannot be read: of {before} rows before it there are {have}")
+            raise StateError(f"{place}: cannot be read: of the {before} rows before its own there are {have}")
         parts.append(_read(place))
         have += parts[-1].num_rows
     return _joined(parts) if parts else pa.table({})
@@ -123,8 +163,12 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _beside(folder: Place, name: str) -> list[tuple[int, Place]]:
+def _files_beside(folder: Place, name: str) -> list[tuple[int, Place]]:
     """Return the files beside the table's own, in order, each with the number of rows before its first."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
-    found = [(int(match[1]), folder / match[0]) for other in folder.names() if (match := pattern.fullmatch(other))]
+    try:
+        names = folder.names()
+    except OSError as error:
+        raise StateError(f"{folder}: cannot be read: {error}") from None
+    found = [(int(match[1]), folder / match[0]) for other in names if (match := pattern.fullmatch(other))]
     return sorted(found, key=lambda entry: entry[0])

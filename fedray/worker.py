@@ -111,11 +111,12 @@ class Worker:
         self._stack = None
         config, self._job = job.config, job
         set_threads(config.clients.threads)
+        resting = resting_memory()
         tier = config.clients.tier(job.tier)
         self.device = resolve_device(config, tier)
         sections = config.section_for(job.entry, job.tier)
         self.method = build_method(config, job.entry, job.tier)
-        self._meter = self._metered(tier)
+        self._meter = self._metered(tier, resting)
         model = _load_model(job, tier, self.device)
         generating = config.evaluation.metric in GENERATED
         texts = sections.head == "frozen_label_text" and config.task == "classification"
@@ -252,15 +253,17 @@ class Worker:
         )
         return outcome, after
 
-    def _metered(self, tier: TierConfig) -> MemoryMeter:
+    def _metered(self, tier: TierConfig, resting: int) -> MemoryMeter:
         """Return a meter whose baseline is the bare process with all that was imported for this method and those before
-        it; but what could not be given back of theirs is not in it, since this method may use it again."""
-        before = resting_memory()
+        it. Memory that they freed and the allocator kept is not part of it: this method may use it again.
+
+        resting: what the process had before this method was built.
+        """
         if tier.engine == "deepspeed":
             compile_extensions(tier.offload, self.device)
         self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
         last: MemoryMeter | None = vars(self).get("_meter")
-        imported = max(resting_memory() - before, 0)
+        imported = max(resting_memory() - resting, 0)
         return MemoryMeter(self.device, None if last is None else last.baseline + imported)
 
 

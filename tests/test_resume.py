@@ -96,6 +96,11 @@ def assert_same(one: RunResult, other: RunResult) -> None:
     assert len(one.memory()) == len(other.memory())
 
 
+def beside(path: Path) -> list[str]:
+    """Files of rows that are not in their table's one file."""
+    return sorted(file.name for file in path.glob("*-0*.parquet"))
+
+
 def files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*.safetensors")}
 
@@ -124,16 +129,38 @@ def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
     monkeypatch.setattr(blocks, "BLOCK_CLIENTS", 1)  # an event per client, however fast the machine is
     monkeypatch.setattr(tables, "SMALL_ROWS", 2)
     monkeypatch.setattr(tables, "PART", 0.3)  # rows of some rounds lie beside each table
-    interrupted(config, tmp_path / "run", kind, number)
+    with monkeypatch.context() as killed:  # nobody puts the tables into one file
+        killed.setattr(tables.Table, "settle", lambda table: None)
+        interrupted(config, tmp_path / "run", kind, number)
     if (kind, number) == (RoundFinished, 2):
         assert (tmp_path / "run" / "clients-000000006.parquet").is_file()
     found = fedray.run(config, resume=tmp_path / "run")
     assert_same(found, whole)
+    assert beside(found.path) == []
     adapters = {name: blob for name, blob in files(found.path).items() if name.startswith("adapters")}
     assert adapters == {name: blob for name, blob in files(whole.path).items() if name.startswith("adapters")}
     if (kind, number) == (RoundFinished, 2):
         (row,) = found.events().to_dict("records")
         assert (row["method"], row["kind"], row["action"]) == ("fedavg-reft", "interrupted", "continued after 3 rounds")
+
+
+def test_tables_are_one_file_each_when_a_method_or_the_run_ends(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it ends, but for a kill; until then the rounds after the first lie beside."""
+    monkeypatch.setattr(tables, "SMALL_ROWS", 2)
+    monkeypatch.setattr(tables, "PART", 0.01)
+    seen: list[tuple[type[Event], list[str]]] = []
+
+    def look(event: Event) -> None:
+        seen.append((type(event), beside(tmp_path / "whole")))
+
+    fedray.run(config, output=tmp_path / "whole", on_event=look)
+    assert ["clients-000000003.parquet", "clients-000000006.parquet"] in [found for _, found in seen]
+    assert [found for kind, found in seen if kind is MethodFinished] == [[], []]
+    interrupted(config, tmp_path / "stopped", RoundFinished, 2)
+    assert beside(tmp_path / "stopped") == []
+    assert len(pd.read_parquet(tmp_path / "stopped" / "clients.parquet")) == 9
 
 
 def test_every_method_however_often_its_run_ends(config: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Tables that grow: at any moment everything that was appended can be read, and much is written seldom."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 
 from fedray import tables
 from fedray.errors import StateError
@@ -27,8 +30,8 @@ def numbered(start: int, stop: int) -> list[dict[str, Any]]:
 
 
 def on_disk(folder: Path) -> list[int]:
-    found: list[int] = read_table(Place.of(folder), "clients")["number"].to_pylist()
-    return found
+    table = read_table(folder, "clients")
+    return [row["number"] for row in table.to_pylist()]
 
 
 def files(folder: Path) -> list[str]:
@@ -56,6 +59,7 @@ def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice as many appends of two rows write little more than twice as many rows; all of them anew: four times."""
+    monkeypatch.setattr(tables, "MOST_BESIDE", 1000)
     written = []
     write = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda rows, where: written.append(rows.num_rows) or write(rows, where))
@@ -72,39 +76,126 @@ def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
     assert totals[1] < 2.2 * totals[0]
 
 
-@settings(max_examples=60)
+class Ended(Exception):
+    """The process."""
+
+
+@contextmanager
+def ending_after(operations: int) -> Iterator[None]:
+    """Only so many files are written or removed."""
+    left = operations
+    real = {name: getattr(Place, name) for name in ("write", "remove")}
+
+    def until_the_end(name: str) -> Callable[..., None]:
+        def act(*arguments: Any) -> None:
+            nonlocal left
+            if left == 0:
+                raise Ended
+            left -= 1
+            real[name](*arguments)
+
+        return act
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in real:
+            patch.setattr(Place, name, until_the_end(name))
+        yield
+
+
+@settings(max_examples=200)
 @given(data=st.data())
 def test_every_row_is_there_whatever_happens_between(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Appends of any size, other columns, rows taken back, and processes that end at any time and are continued."""
+    """Appends of any size and with other columns, rows taken back, and a process that ends between any two operations
+    on files and is continued: what an append was to write is there wholly or not at all, everything before it once."""
     folder = tmp_path_factory.mktemp("run")
-    table, expected, next_number = Table(Place.of(folder), "clients", durable=False), [], 0
-    for _ in range(data.draw(st.integers(1, 12))):
+    table = Table(Place.of(folder), "clients", durable=False)
+    held: list[int] = []  # by the table
+    stored: list[int] = []  # what a reader finds; not the same after `keep`
+    for step in range(data.draw(st.integers(1, 14))):
         kind = data.draw(st.sampled_from(["append", "append", "append", "keep", "settle", "continue"]))
-        if kind == "append":
-            size = data.draw(st.integers(1, 12))
-            rows = numbered(next_number, next_number + size)
-            if data.draw(st.booleans()):
-                rows = [row | {"extra": 0.5} for row in rows]
-            table.append(rows)
-            expected += [row["number"] for row in rows]
-            next_number += size
-        elif kind == "keep" and expected:
-            limit = data.draw(st.integers(0, next_number))
-            table.keep(lambda row, limit=limit: row["number"] < limit)
-            table.append(numbered(next_number, next_number + 1))  # it is the next append that writes
-            expected = [number for number in expected if number < limit] + [next_number]
-            next_number += 1
-        elif kind == "settle":
-            table.settle()
-            assert len(files(folder)) <= 1
-        else:
+        rows = numbered(100 * step, 100 * step + data.draw(st.integers(1, 12)))
+        if data.draw(st.booleans()):
+            rows = [row | {"extra": 0.5} for row in rows]
+        limit = data.draw(st.integers(0, 100 * step + 1))
+        hoped = [*held, *(row["number"] for row in rows)] if kind == "append" else stored
+        try:
+            with ending_after(data.draw(st.sampled_from([0, 1, 2, 3, 99]))):
+                if kind == "append":
+                    table.append(rows)
+                    held = stored = hoped
+                elif kind == "keep":
+                    table.keep(lambda row, limit=limit: row["number"] < limit)
+                    held = [number for number in held if number < limit]
+                elif kind == "settle":
+                    table.settle()
+                else:
+                    table = Table(Place.of(folder), "clients", durable=False)
+                    table.load()
+                    held = stored
+                if kind in ("settle", "continue"):
+                    assert len(files(folder)) <= 1
+        except Ended:
+            assert on_disk(folder) in (stored, hoped)
+            held = stored = on_disk(folder)
             table = Table(Place.of(folder), "clients", durable=False)
             table.load()
-            assert len(files(folder)) <= 1
-        if expected:
-            assert on_disk(folder) == [row["number"] for row in table.rows()] == expected
+        assert [row["number"] for row in table.rows()] == held
+        assert on_disk(folder) == stored
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Before the reader's operation of this number the writer puts all rows into the file, and others beside it."""
+    table, left = Table(Place.of(tmp_path), "clients"), moment
+    for start, stop in ((0, 16), (16, 17)):
+        table.append(numbered(start, stop))
+
+    def after_the_writer(real: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                for start in range(17, 20):
+                    table.append(numbered(start, start + 1))
+                beside = ["clients-000000018.parquet", "clients-000000019.parquet"]
+                assert files(tmp_path) == [*beside, "clients.parquet"]
+            return real(*arguments)
+
+        return act
+
+    for name in ("names", "read", "is_file"):
+        monkeypatch.setattr(Place, name, after_the_writer(getattr(Place, name)))
+    found = on_disk(tmp_path)
+    assert found in [list(range(number)) for number in range(17, 21)]
+    assert left < 0 or moment >= 4
+
+
+def test_few_files_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_BESIDE", 3)
+    table = Table(Place.of(tmp_path), "clients")
+    table.append(numbered(0, 800))
+    found = []
+    for start in range(800, 808):
+        table.append(numbered(start, start + 1))
+        found.append(len(files(tmp_path)) - 1)
+    assert found == [1, 2, 3, 0, 1, 2, 3, 0]
+    assert on_disk(tmp_path) == list(range(808))
+
+
+def test_a_table_that_is_not_on_this_machine(tmp_path: Path) -> None:
+    elsewhere = Place(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run")
+    table = Table(elsewhere, "clients")
+    for start, stop in ((0, 32), (32, 34), (34, 35)):
+        table.append(numbered(start, stop))
+    assert elsewhere.names() == ["clients-000000032.parquet", "clients-000000034.parquet", "clients.parquet"]
+    again = Table(elsewhere, "clients")
+    again.load()
+    assert elsewhere.names() == ["clients.parquet"]
+    assert [row["number"] for row in again.rows()] == list(range(35))
 
 
 def test_rows_that_have_come_into_the_file_count_once(tmp_path: Path) -> None:
@@ -135,9 +226,7 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"clients-000000032\.parquet: cannot be read: "):
         read_table(Place.of(tmp_path), "clients")
     beside.unlink()
-    with pytest.raises(
-        StateError, match=r"clients-000000034\.parquet: cannot be read: of 34 rows before it there are 32"
-    ):
+    with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* of the 34 rows before its own there are 32"):
         Table(Place.of(tmp_path), "clients").load()
 
 

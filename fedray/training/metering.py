@@ -25,7 +25,8 @@ PROCESS = Path("/proc/self")
 class MemoryUse:
     """device: cuda or cpu. device_peak: the most that torch had allocated on the GPU; None on a CPU. host_peak: the
     most that the process had of the host's memory, its part of what it shares (PSS) and nothing of Ray's object store,
-    and host_baseline: what it had before the model was loaded. Bytes, since the method was set up."""
+    and host_baseline: what it has without its method's model, but with all that is imported. Bytes, since the method
+    was set up."""
 
     device: str
     device_peak: int | None
