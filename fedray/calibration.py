@@ -10,7 +10,7 @@ from fedray.blocks import Block
 from fedray.devices import examples_trained
 from fedray.federation import Federation, Pool
 from fedray.prepare import Prepared
-from fedray.training.fused import WIDTHS
+from fedray.training.fused import WIDTHS, fastest_width
 from fedray.types import Client
 from fedray.worker import Assignment
 
@@ -46,8 +46,10 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
         if tier.fuse == "auto":
             width = 1
             if tier.engine == "torch" and tier.workers == 1 and len(mine) > 1:
-                share = math.ceil(prepared.cohorts()[name] / pool.actors(name))  # of one actor in a round
-                width = pool.fuse_width(*_turns(federation, mine[: min(share, max(WIDTHS))]))
+                cohort, actors = prepared.cohorts()[name], pool.actors(name)
+                share = math.ceil(cohort / actors)  # of one actor in a round
+                seconds = pool.width_seconds(*_turns(federation, mine[: min(share, max(WIDTHS))]))
+                width = fastest_width(seconds, cohort, actors)
             found[name] = width if width > 1 else "off"
     if not clients.tiers:
         return {"fuse": found["default"]}

@@ -50,10 +50,10 @@ class ClientActor:
     def memory(self) -> MemoryUse:
         return self.worker.memory()
 
-    def fuse_width(self, chunk: Chunk) -> int:
-        """See `Worker.fuse_width`."""
+    def width_seconds(self, chunk: Chunk) -> dict[int, float]:
+        """See `Worker.width_seconds`."""
         ((assignments, downlinks, states, shards),) = unpack(chunk, self._shards)
-        return self.worker.fuse_width(assignments, downlinks, [None] * len(states), shards)
+        return self.worker.width_seconds(assignments, downlinks, [None] * len(states), shards)
 
     @ray.method(num_returns="streaming")
     def train(self, chunk: Chunk) -> Iterator[Sealed]:

@@ -45,8 +45,11 @@ class Pool(Protocol):
         """Return how many actors serve the tier."""
         ...
 
-    def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
-        """Return how many clients of the assignments' tier are best trained in one step (`Worker.fuse_width`)."""
+    def width_seconds(
+        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
+    ) -> Mapping[int, float]:
+        """Return the seconds that one of the tier's actors needs for the assignments, by how many clients it trains in
+        one step (`Worker.width_seconds`)."""
         ...
 
     def fetch(self, refs: Sequence[StateRef]) -> Sequence[Any]:

@@ -62,11 +62,11 @@ class InlinePool:
     def actors(self, tier: str) -> int:
         return 1
 
-    def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
-        """Return how many clients of the assignments' tier are best trained in one step."""
+    def width_seconds(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> dict[int, float]:
+        """See `Worker.width_seconds`."""
         ids = [assignment.client.id for assignment in assignments]
         given = [downlinks[id] for id in ids], [None] * len(ids), [self.shards[id] for id in ids]
-        return self.workers[assignments[0].client.tier].fuse_width(assignments, *given)
+        return self.workers[assignments[0].client.tier].width_seconds(assignments, *given)
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
         """Return the states."""

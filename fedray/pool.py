@@ -189,11 +189,11 @@ class ClientPool:
         """Return how many actors serve the tier."""
         return len(self.crew.members[tier])
 
-    def fuse_width(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> int:
-        """Return how many clients of the assignments' tier are best trained in one step, as one of its actors finds."""
+    def width_seconds(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> dict[int, float]:
+        """See `Worker.width_seconds`; one of the actors of the assignments' tier is asked."""
         actor = self.crew.members[assignments[0].client.tier][0].handle
         turns = self._turns(assignments, pack_downlinks(downlinks), {})
-        found: int = get(actor.fuse_width.remote(chunk_of([turns])))
+        found: dict[int, float] = get(actor.width_seconds.remote(chunk_of([turns])))
         return found
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:

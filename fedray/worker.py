@@ -30,7 +30,7 @@ from fedray.state import num_bytes
 from fedray.storage import Place
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
-from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, fastest_width, run_together
+from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, run_together, width_seconds
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.setting import Setting
 from fedray.training.team import ALONE, Team
@@ -187,15 +187,15 @@ class Worker:
         for turn in turns:
             yield self.train(*turn)
 
-    def fuse_width(
+    def width_seconds(
         self,
         assignments: Sequence[Assignment],
         downlinks: Sequence[Any],
         states: Sequence[Any],
         shards: Sequence[Shard],
-    ) -> int:
-        """Return how many clients to train together: the width with which the first steps of these take least time, or
-        1 where no other is possible or clearly faster. Nothing is kept of what they trained.
+    ) -> dict[int, float]:
+        """Return the seconds that the first steps of all these clients take, by how many are trained together; of 1
+        only where no other number is possible. Nothing is kept of what they trained.
 
         Args:
             assignments: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are
@@ -211,9 +211,9 @@ class Worker:
             return self.train(*turns[start]) if stop - start == 1 else self._together(turns[start:stop])
 
         try:
-            return fastest_width(serve, len(turns), sorted(widths))
+            return width_seconds(serve, len(turns), sorted(widths))
         except Unfusable:
-            return 1
+            return {1: math.inf}
         finally:
             self.setting = setting
 

@@ -28,21 +28,21 @@ BASE: dict[str, Any] = {
 
 
 class Finds(InlinePool):
-    """A pool whose workers find `width`; notes who was asked."""
+    """A pool of `size` workers who take `seconds` where `width` clients train together; notes who was asked."""
 
-    def __init__(self, prepared: Any, width: int, size: int = 1):
+    def __init__(self, prepared: Any, width: int, size: int = 1, seconds: float = 0.1):
         super().__init__(prepared.data.shards)
-        self.width = width
+        self.width, self.seconds = width, seconds
         self.size = size
         self.asked: list[list[str]] = []
 
     def actors(self, tier: str) -> int:
         return self.size
 
-    def fuse_width(self, assignments: Any, downlinks: Any) -> int:
+    def width_seconds(self, assignments: Any, downlinks: Any) -> dict[int, float]:
         self.asked.append([assignment.client.id for assignment in assignments])
         assert {assignment.client.id for assignment in assignments} <= set(downlinks)
-        return self.width
+        return {1: 1.0} | {self.width: self.seconds}
 
 
 @pytest.mark.parametrize(("found", "kept"), [(4, 4), (1, "off")])
@@ -60,6 +60,14 @@ def test_as_many_are_timed_as_an_actor_gets_in_a_round(actors: int, share: int) 
     pool = Finds(prepared, 4, actors)
     calibrated(prepared, pool)
     assert [len(ids) for ids in pool.asked] == [share]
+
+
+@pytest.mark.parametrize(("per_round", "kept"), [(20, "off"), (16, 8)])
+def test_groups_that_keep_one_actor_waiting_for_another_are_no_gain(per_round: int, kept: int | str) -> None:
+    """In groups of 8 that take 0.8 of the time, 20 clients on two actors take that of 12 · 0.8 instead of 10."""
+    clients = {"count": 30, "per_round": per_round, "fuse": "auto"}
+    prepared = prepare(load_config({**BASE, "clients": clients}))
+    assert calibrated(prepared, Finds(prepared, 8, size=2, seconds=0.8)).config.clients.fuse == kept
 
 
 def test_every_tier_has_its_own_and_only_auto_is_timed() -> None:

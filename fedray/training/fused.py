@@ -10,6 +10,7 @@ In a pass every lane has the rows and tokens of the largest batch. What a lane's
 attention mask hides, and copies of a row whose loss counts nothing.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -293,13 +294,13 @@ def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
     return Joined(batch, shapes, rows, units)
 
 
-def fastest_width(
+def width_seconds(
     serve: Callable[[int, int], object],
     number: int,
     widths: Sequence[int] = WIDTHS,
     clock: Callable[[], float] = perf_counter,
-) -> int:
-    """Return the number of clients that are best served together: 1, unless another one is clearly faster.
+) -> dict[int, float]:
+    """Return the seconds in which all clients are served, by how many are served together; always with 1.
 
     Every width serves all clients, so that all do the same work, in turn. A width that does not fit into the device's
     memory ends the search, as do those above it.
@@ -324,8 +325,31 @@ def fastest_width(
             for start in range(0, number, width):
                 serve(start, min(start + width, number))
             seconds[width] = min(seconds[width], clock() - started)
-    best = min(possible, key=lambda width: seconds[width])
-    return best if seconds[best] < CLEARLY * seconds[1] else 1
+    return seconds
+
+
+def fastest_width(seconds: Mapping[int, float], cohort: int, actors: int) -> int:
+    """Return how many of a tier's clients are best trained together: 1, unless another number is clearly faster.
+
+    A round lasts until its busiest actor has finished, and groups are not split: of 20 clients in groups of 8, one of
+    two actors has 12.
+
+    Args:
+        seconds: in which an actor trains the same clients, by how many are trained together (`width_seconds`).
+        cohort: clients of the tier in a round.
+        actors: that serve the tier.
+    """
+    rounds = {width: taken * _busiest(cohort, actors, width) for width, taken in seconds.items()}
+    best = min(rounds, key=lambda width: rounds[width])
+    return best if rounds[best] < CLEARLY * rounds[1] else 1
+
+
+def _busiest(cohort: int, actors: int, width: int) -> int:
+    """Return how many clients the busiest actor has, where groups go to whoever has fewest."""
+    loads = [0] * actors
+    for start in range(0, cohort, width):
+        heapq.heapreplace(loads, loads[0] + min(width, cohort - start))
+    return max(loads)
 
 
 def _backward(
