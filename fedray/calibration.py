@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedray.blocks import Block
-from fedray.devices import examples_trained
+from fedray.devices import cohort_size, examples_trained
 from fedray.federation import Federation, Pool
 from fedray.prepare import Prepared
 from fedray.training.fused import WIDTHS, fastest_width
@@ -36,7 +36,7 @@ def _changed(prepared: Prepared, clients: dict[str, Any]) -> Prepared:
 
 def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
     """Return the section's fields: a tier on plain torch trains some of its largest clients in every width, as many as
-    an actor gets in a round, so that what is left over counts."""
+    an actor gets in a round or an equal part of them, so that what is left over counts."""
     clients = prepared.config.clients
     federation = _first_federation(prepared, pool)
     found: dict[str, Any] = {}
@@ -46,9 +46,12 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
         if tier.fuse == "auto":
             width = 1
             if tier.engine == "torch" and tier.workers == 1 and len(mine) > 1:
-                cohort, actors = prepared.cohorts()[name], pool.actors(name)
+                everybody = len(prepared.clients)
+                cohort = math.ceil(cohort_size(clients, everybody) * len(mine) / everybody)  # as a rule
+                actors = pool.actors(name)
                 share = math.ceil(cohort / actors)  # of one actor in a round
-                seconds = pool.width_seconds(*_turns(federation, mine[: min(share, max(WIDTHS))]))
+                timed = math.ceil(share / math.ceil(share / max(WIDTHS)))  # or an equal part of it
+                seconds = pool.width_seconds(*_turns(federation, mine[:timed]))
                 width = fastest_width(seconds, cohort, actors)
             found[name] = width if width > 1 else "off"
     if not clients.tiers:

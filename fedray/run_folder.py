@@ -86,11 +86,13 @@ class RunFolder:
 
     def close(self) -> None:
         """Put every table into one file, as far as that is possible, and let others write to the folder."""
-        for table in self._tables.values():
-            with suppress(StateError):
-                table.settle()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            for table in self._tables.values():
+                with suppress(StateError):
+                    table.settle()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def finished(self, method: str) -> Summary | None:
         """Return the summary of a method that has all rounds already.

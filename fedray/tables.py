@@ -1,8 +1,9 @@
 """Tables of a run that grow by rows, a Parquet file each: what was appended is on disk when `append` returns.
 
 A Parquet file cannot be appended to, and to write all of it after every round would make a run's time quadratic in its
-rounds. So the file of a large table is written anew only when the table has grown by an eighth. Until then new rows lie
-in files beside it, each named after the number of rows before its own: `clients.parquet`, `clients-000010000.parquet`.
+rounds. So the file of a large table is written anew only when the table has grown by an eighth, or in many small steps.
+Until then new rows lie in files beside it, each named after the number of rows before its own: `clients.parquet`,
+`clients-000010000.parquet`.
 """
 
 import re
@@ -125,7 +126,7 @@ def read_table(where: str | Path | Place, name: str) -> pa.Table:
     rows and columns if it is not there.
 
     Raises:
-        StateError: it cannot be read.
+        StateError: it cannot be read. ConfigError: pyarrow knows no such URI.
     """
     folder = Place.of(where)
     for left in reversed(range(READ_TRIES)):
@@ -140,7 +141,7 @@ def read_table(where: str | Path | Place, name: str) -> pa.Table:
 def _read_table(folder: Place, name: str) -> pa.Table:
     beside = _files_beside(folder, name)  # first: what is settled from now on is in the file, and counted there
     file = folder / f"{name}.parquet"
-    parts = [_read(file)] if file.is_file() else []
+    parts = [_read(file)] if _is_there(file) else []
     have = sum(part.num_rows for part in parts)
     for before, place in beside:
         if before < have:  # it is in the file already
@@ -150,6 +151,13 @@ def _read_table(folder: Place, name: str) -> pa.Table:
         parts.append(_read(place))
         have += parts[-1].num_rows
     return _joined(parts) if parts else pa.table({})
+
+
+def _is_there(place: Place) -> bool:
+    try:
+        return place.is_file()
+    except OSError as error:
+        raise StateError(f"{place}: cannot be read: {error}") from None
 
 
 def _read(place: Place) -> pa.Table:

@@ -53,9 +53,9 @@ def test_auto_is_replaced_by_what_was_found(found: int, kept: int | str) -> None
     assert [len(ids) for ids in pool.asked] == [5]
 
 
-@pytest.mark.parametrize(("actors", "share"), [(1, 16), (2, 12), (3, 8), (50, 1)])
+@pytest.mark.parametrize(("actors", "share"), [(1, 12), (2, 12), (3, 8), (50, 1)])
 def test_as_many_are_timed_as_an_actor_gets_in_a_round(actors: int, share: int) -> None:
-    """24 of 30 clients per round, and at most 16."""
+    """24 of 30 clients per round; where that is more than 16, an equal part of them."""
     prepared = prepare(load_config({**BASE, "clients": {"count": 30, "per_round": 24, "fuse": "auto"}}))
     pool = Finds(prepared, 4, actors)
     calibrated(prepared, pool)
@@ -68,6 +68,15 @@ def test_groups_that_keep_one_actor_waiting_for_another_are_no_gain(per_round: i
     clients = {"count": 30, "per_round": per_round, "fuse": "auto"}
     prepared = prepare(load_config({**BASE, "clients": clients}))
     assert calibrated(prepared, Finds(prepared, 8, size=2, seconds=0.8)).config.clients.fuse == kept
+
+
+def test_a_tier_has_its_part_of_the_cohort() -> None:
+    """20 of 40 clients per round are 10 of a tier's 20, also if all of them could be of one tier."""
+    tiers = {"a": {"share": 0.5, "fuse": "auto"}, "b": {"share": 0.5}}
+    prepared = prepare(load_config({**BASE, "clients": {"count": 40, "per_round": 20, "tiers": tiers}}))
+    pool = Finds(prepared, 10, size=2, seconds=0.8)  # 10 in one step would keep one of two actors waiting
+    assert calibrated(prepared, pool).config.clients.tiers["a"].fuse == "off"
+    assert [len(ids) for ids in pool.asked] == [5]
 
 
 def test_every_tier_has_its_own_and_only_auto_is_timed() -> None:

@@ -147,7 +147,7 @@ def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
 def test_tables_are_one_file_each_when_a_method_or_the_run_ends(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it ends, but for a kill; until then the rounds after the first lie beside."""
+    """However it ends in its own process; until then the rounds after the first lie beside."""
     monkeypatch.setattr(tables, "SMALL_ROWS", 2)
     monkeypatch.setattr(tables, "PART", 0.01)
     seen: list[tuple[type[Event], list[str]]] = []

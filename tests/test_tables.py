@@ -58,7 +58,8 @@ def test_a_small_table_is_one_file_and_a_large_one_is_written_anew_when_it_has_g
 def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice as many appends of two rows write little more than twice as many rows; all of them anew: four times."""
+    """Twice as many appends of two rows write little more than twice as many rows; all of them anew: four times. That
+    is so until 64 files lie beside."""
     monkeypatch.setattr(tables, "MOST_BESIDE", 1000)
     written = []
     write = pq.write_table
@@ -145,7 +146,7 @@ def test_every_row_is_there_whatever_happens_between(
         assert on_disk(folder) == stored
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(4))
 def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
@@ -171,7 +172,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
         monkeypatch.setattr(Place, name, after_the_writer(getattr(Place, name)))
     found = on_disk(tmp_path)
     assert found in [list(range(number)) for number in range(17, 21)]
-    assert left < 0 or moment >= 4
+    assert left < 0
 
 
 def test_few_files_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -14,13 +16,14 @@ from safetensors.numpy import load_file
 from tiny import tiny_bert
 
 from fedray.config import load_config
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, StateError
 from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished, run_experiment
 from fedray.inline import InlinePool
 from fedray.prepare import prepare
 from fedray.run_folder import RunFolder, check_free
 from fedray.state import arrays, sha256
 from fedray.storage import Place
+from fedray.tables import Table
 from fedray.tracking import memory_row
 from fedray.training.metering import MemoryUse
 
@@ -304,6 +307,19 @@ def test_two_processes_do_not_write_to_one_folder(
     with pytest.raises(ConfigError, match="another process is writing here"):
         RunFolder(Place.of(tmp_path), run.config, resume=True)
     first.close()
+    RunFolder(Place.of(tmp_path), run.config, resume=True).close()
+
+
+@pytest.mark.parametrize("error", [StateError, MemoryError])
+def test_the_lock_goes_whatever_happens_to_the_tables(
+    tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """A disk that fails is not told again; everything else is."""
+    folder = RunFolder(Place.of(tmp_path), run.config)
+    with monkeypatch.context() as broken:
+        broken.setattr(Table, "settle", Mock(side_effect=error))
+        with nullcontext() if error is StateError else pytest.raises(error):
+            folder.close()
     RunFolder(Place.of(tmp_path), run.config, resume=True).close()
 
 

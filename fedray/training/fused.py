@@ -332,7 +332,7 @@ def fastest_width(seconds: Mapping[int, float], cohort: int, actors: int) -> int
     """Return how many of a tier's clients are best trained together: 1, unless another number is clearly faster.
 
     A round lasts until its busiest actor has finished, and groups are not split: of 20 clients in groups of 8, one of
-    two actors has 12.
+    two actors has 12. Clients are taken to be equal.
 
     Args:
         seconds: in which an actor trains the same clients, by how many are trained together (`width_seconds`).
