@@ -35,8 +35,7 @@ def _changed(prepared: Prepared, clients: dict[str, Any]) -> Prepared:
 
 
 def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
-    """Return the section's fields: a tier on plain torch trains some of its largest clients in every width, as many as
-    an actor gets in a round or an equal part of them, so that what is left over counts."""
+    """Return the section's fields. Only plain torch trains several clients in one step."""
     clients = prepared.config.clients
     federation = _first_federation(prepared, pool)
     found: dict[str, Any] = {}
@@ -46,13 +45,7 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
         if tier.fuse == "auto":
             width = 1
             if tier.engine == "torch" and tier.workers == 1 and len(mine) > 1:
-                everybody = len(prepared.clients)
-                cohort = math.ceil(cohort_size(clients, everybody) * len(mine) / everybody)  # as a rule
-                actors = pool.actors(name)
-                share = math.ceil(cohort / actors)  # of one actor in a round
-                timed = math.ceil(share / math.ceil(share / max(WIDTHS)))  # or an equal part of it
-                seconds = pool.width_seconds(*_turns(federation, mine[:timed]))
-                width = fastest_width(seconds, cohort, actors)
+                width = _width(prepared, pool, federation, mine)
             found[name] = width if width > 1 else "off"
     if not clients.tiers:
         return {"fuse": found["default"]}
@@ -61,6 +54,20 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
         for name, tier in clients.tiers.items()
     }
     return {"tiers": tiers}
+
+
+def _width(prepared: Prepared, pool: Pool, federation: Federation, mine: Sequence[Client]) -> int:
+    """Return how many of a tier's clients are best trained in one step. Some of the largest train in every width, as
+    many as an actor gets in a round or an equal part of them, so that what is left over counts.
+
+    mine: the tier's, the largest first.
+    """
+    everybody = len(prepared.clients)
+    cohort = math.ceil(cohort_size(prepared.config.clients, everybody) * len(mine) / everybody)  # as a rule
+    actors = pool.actors(mine[0].tier)
+    share = math.ceil(cohort / actors)
+    timed = math.ceil(share / math.ceil(share / max(WIDTHS)))
+    return fastest_width(pool.width_seconds(*_turns(federation, mine[:timed])), cohort, actors)
 
 
 def _example_seconds(prepared: Prepared, pool: Pool) -> float:

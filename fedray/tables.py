@@ -7,7 +7,8 @@ Until then new rows lie in files beside it, each named after the number of rows 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -106,19 +107,15 @@ class Table:
         self._write(self._folder / f"{self._name}.parquet", rows)
         self._rows, self._in_file = rows, rows.num_rows
         while self._beside:
-            try:
+            with _failing(self._beside[-1], "removed"):
                 self._beside[-1].remove()
-            except OSError as error:
-                raise StateError(f"{self._beside[-1]}: cannot be removed: {error}") from None
             self._beside.pop()
 
     def _write(self, place: Place, rows: pa.Table) -> None:
         buffer = BytesIO()
         pq.write_table(rows, buffer)
-        try:
+        with _failing(place, "written"):
             place.write(buffer.getvalue(), self._durable)
-        except OSError as error:
-            raise StateError(f"{place}: cannot be written: {error}") from None
 
 
 def read_table(where: str | Path | Place, name: str) -> pa.Table:
@@ -129,19 +126,17 @@ def read_table(where: str | Path | Place, name: str) -> pa.Table:
         StateError: it cannot be read. ConfigError: pyarrow knows no such URI.
     """
     folder = Place.of(where)
-    for left in reversed(range(READ_TRIES)):
-        try:
+    for _ in range(READ_TRIES - 1):
+        with suppress(StateError):
             return _read_table(folder, name)
-        except StateError:
-            if not left:
-                raise
-    raise AssertionError("unreachable")
+    return _read_table(folder, name)
 
 
 def _read_table(folder: Place, name: str) -> pa.Table:
     beside = _files_beside(folder, name)  # first: what is settled from now on is in the file, and counted there
     file = folder / f"{name}.parquet"
-    parts = [_read(file)] if _is_there(file) else []
+    with _failing(file, "read"):
+        parts = [_read(file)] if file.is_file() else []
     have = sum(part.num_rows for part in parts)
     for before, place in beside:
         if before < have:  # it is in the file already
@@ -153,18 +148,9 @@ def _read_table(folder: Place, name: str) -> pa.Table:
     return _joined(parts) if parts else pa.table({})
 
 
-def _is_there(place: Place) -> bool:
-    try:
-        return place.is_file()
-    except OSError as error:
-        raise StateError(f"{place}: cannot be read: {error}") from None
-
-
 def _read(place: Place) -> pa.Table:
-    try:
+    with _failing(place, "read"):
         return pq.read_table(BytesIO(place.read()))
-    except (OSError, pa.ArrowException) as error:
-        raise StateError(f"{place}: cannot be read: {error}") from None
 
 
 def _joined(parts: Sequence[pa.Table]) -> pa.Table:
@@ -174,9 +160,16 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
 def _files_beside(folder: Place, name: str) -> list[tuple[int, Place]]:
     """Return the files beside the table's own, in order, each with the number of rows before its first."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
-    try:
+    with _failing(folder, "read"):
         names = folder.names()
-    except OSError as error:
-        raise StateError(f"{folder}: cannot be read: {error}") from None
     found = [(int(match[1]), folder / match[0]) for other in names if (match := pattern.fullmatch(other))]
     return sorted(found, key=lambda entry: entry[0])
+
+
+@contextmanager
+def _failing(place: Place, done: str) -> Iterator[None]:
+    """Say of which file or folder it is that something cannot be done to it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise StateError(f"{place}: cannot be {done}: {error}") from None

@@ -262,9 +262,9 @@ class Worker:
         if tier.engine == "deepspeed":
             compile_extensions(tier.offload, self.device)
         self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
+        now = resting_memory()
         last: MemoryMeter | None = vars(self).get("_meter")
-        imported = max(resting_memory() - resting, 0)
-        return MemoryMeter(self.device, None if last is None else last.baseline + imported)
+        return MemoryMeter(self.device, now if last is None else last.baseline + max(now - resting, 0))
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:

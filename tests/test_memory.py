@@ -15,7 +15,7 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
-from fedray.config import LoraSection, TrainConfig, load_config
+from fedray.config import Config, LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
 from fedray.memory import Footprint, Memory, held_by_engine
 from fedray.methods.fedavg import FedAvg
@@ -56,15 +56,20 @@ def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
 # ---------------------------------------------------------------- against live engines
 
 
-def backbone(device: str) -> nn.Module:
-    section = load_config(
+def tiny_config(method: Any) -> Config:
+    return load_config(
         {
             "rounds": 1,
-            "method": "fedavg",
+            "method": method,
             "model": {"path": "random", "tokenizer": "bytes", "config": SHAPE},
             "data": {"source": "synthetic"},
+            "device": "cpu",
         }
-    ).model
+    )
+
+
+def backbone(device: str) -> nn.Module:
+    section = tiny_config("fedavg").model
     model: nn.Module = meta_backbone(architecture(section, "classification", 3, None, 0), "classification")
     if device != "meta":
         model = model.to_empty(device=device)
@@ -230,15 +235,7 @@ def test_what_a_later_method_imports_belongs_to_the_process(monkeypatch: pytest.
     """100 MB that come when a worker's second method is attached for the first time, and stay."""
     size = 100_000_000
     modules: list[bytes] = []
-    config = load_config(
-        {
-            "rounds": 1,
-            "method": ["local", "fedavg"],
-            "model": {"path": "random", "tokenizer": "bytes", "config": SHAPE},
-            "data": {"source": "synthetic"},
-            "device": "cpu",
-        }
-    )
+    config = tiny_config(["local", "fedavg"])
     shape = architecture(config.model, "classification", 3, None, 0)
     local, fedavg = (Job(config, entry, shape, ("a", "b", "c"), 0) for entry in config.method)
     worker, attach = Worker(), FedAvg.attach

@@ -47,9 +47,8 @@ class MemoryMeter:
         self.device = device
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        resting = resting_memory()
+        self.baseline = resting_memory() if baseline is None else baseline
         _reset_host_peak()
-        self.baseline = resting if baseline is None else baseline
         self._host_peak = 0
         self._noted = -NOTE_EVERY_S
 
