@@ -8,15 +8,17 @@ if TYPE_CHECKING:
     from fedray.config import Config, load_config
     from fedray.sweeps import sweep
     from fedray.trials import SweepResult
+    from fedray.types import state_type
 
 __version__ = "0.1.0"
-__all__ = ["Config", "RunResult", "SweepResult", "load_config", "run", "sweep"]
+__all__ = ["Config", "RunResult", "SweepResult", "load_config", "run", "state_type", "sweep"]
 
 _PLACES = {
     "run": "api",
     "RunResult": "api",
     "Config": "config",
     "load_config": "config",
+    "state_type": "types",
     "sweep": "sweeps",
     "SweepResult": "trials",
 }

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
-from fedray.codec import pack_small, state_classes
+from fedray.codec import pack_small
 from fedray.methods.protocol import AnyMethod, Initial, Update, averages
 from fedray.randomness import keyed_rng
 from fedray.state import float_arrays, leaves, num_bytes, signature_of
@@ -60,7 +60,6 @@ def method_cost(
     method, shapes = whole.method, Shapes(held.adapter)
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
-    kept = state_classes(type(held.method))
     states = {client.id: held.method.init_client(initial, client) for client in clients}
     seen = set()
     for server_round in range(2):
@@ -72,7 +71,7 @@ def method_cost(
             payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
             updates.append(Update(client, client.num_examples, payload))
             seen.add(signature_of(leaves(payload)))
-            pack_small(states[client.id], kept)  # raises where it could not be kept in a file
+            pack_small(states[client.id])  # raises where it could not be kept in a file
         if server_round == 0:  # no client receives the second round's aggregate
             if averages(method):  # all are zeros, and so is their mean
                 float_arrays(updates[0].payload)

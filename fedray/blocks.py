@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fedray.aggregation.pairwise import Node, PairwiseMean, leaf
-from fedray.codec import state_classes
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError, TrainingError
 from fedray.failures import Failure
@@ -45,9 +44,8 @@ def state_files(job: Job) -> StateFiles | None:
     """
     if job.folder is None:
         return None
-    method = build_method(job.config, job.entry, job.tier)
     folder = job.folder / "states" / job.entry.key
-    return StateFiles(folder, state_classes(type(method)), job.config.checkpoint.every > 0)
+    return StateFiles(folder, job.config.checkpoint.every > 0)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedray.codec import Classes, pack, read_pack
+from fedray.codec import pack, read_pack
 from fedray.config import CheckpointConfig
 from fedray.errors import StateError
 from fedray.state_files import StateRef, born, check
@@ -71,12 +71,12 @@ class _Manifest(_Strict):
 class Checkpoints:
     """The checkpoints of one method in a run's folder.
 
-    classes: of what states are made (`codec.state_classes`). higher: whether a higher score is better.
+    higher: whether a higher score is better.
     """
 
-    def __init__(self, run: Place, method: str, classes: Classes, section: CheckpointConfig, higher: bool = True):
+    def __init__(self, run: Place, method: str, section: CheckpointConfig, higher: bool = True):
         self._folder, self._states, self._method = run / "checkpoints" / method, run / "states" / method, method
-        self._classes, self._section, self._higher = classes, section, higher
+        self._section, self._higher = section, higher
         self._scores: dict[int, float | None] = {}  # of those that are there
         self._current: set[StateRef] = set()  # of the newest
         self._replaced: list[tuple[StateRef, int]] = []  # in files that are there, and the first round without each
@@ -97,7 +97,7 @@ class Checkpoints:
             StateError: the server's state has something in it that could not be read back.
             OSError: it could not be written; the checkpoints before are there.
         """
-        blob = pack([progress.server], self._classes)
+        blob = pack([progress.server])
         manifest = {
             "version": 1,
             "method": self._method,
@@ -167,7 +167,7 @@ class Checkpoints:
                 check(file, (self._states / file).read())
         except OSError as error:
             raise StateError(f"cannot be read: {error}") from None
-        server = read_pack(blob).state(0, self._classes)
+        server = read_pack(blob).state(0)
         return Progress(
             manifest.server_round,
             server,

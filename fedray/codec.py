@@ -1,12 +1,10 @@
 """States as bytes and back: safetensors for the arrays, JSON for what holds them, and no pickle.
 
-A state's classes are known by their names among those that its method's module defines or imports (`state_classes`),
-so bytes from a stranger build nothing else.
+A state's classes are registered under stable tags (`fedray.types.state_type`), so bytes from a stranger build nothing
+else, and classes may be renamed and moved.
 """
 
-import dataclasses
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +15,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fedray.adapters.layout import Layout, Slot
 from fedray.errors import StateError
 from fedray.state import field_names
-
-Classes = Mapping[str, type[Any]]
-"""Dataclasses by `module.Class`."""
+from fedray.types import STATE_TYPES
 
 _as_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -30,36 +25,28 @@ SHAPE = "shape"
 """Name of the tensor that holds the JSON."""
 
 
-def state_classes(method: type[Any]) -> Classes:
-    """Return the dataclasses that states of this method may be made of: those in the namespaces of its class's and its
-    bases' modules, and layouts."""
-    spaces = [vars(sys.modules[cls.__module__]) for cls in method.__mro__]
-    found = [value for space in spaces for value in space.values()] + [Layout, Slot]
-    return {_name(cls): cls for cls in found if isinstance(cls, type) and dataclasses.is_dataclass(cls)}
-
-
-def pack_small(state: Any, classes: Classes) -> str | None:
+def pack_small(state: Any) -> str | None:
     """Return a state as text; None where it has arrays with anything in them. Raises as `pack`."""
     tensors: dict[str, Any] = {}
-    shape = _taken_apart(state, classes, tensors)
+    shape = _taken_apart(state, tensors)
     return None if tensors else _as_json(shape)
 
 
-def unpack_small(text: str, classes: Classes) -> Any:
+def unpack_small(text: str) -> Any:
     """Return the state that `pack_small` was given. Raises as `StatePack.state`."""
     with _reading(f"the text {text[:100]!r}"):
-        return _put_together(_parsed(text), classes, {})
+        return _put_together(_parsed(text), {})
 
 
-def pack(states: Sequence[Any], classes: Classes) -> bytes:
+def pack(states: Sequence[Any]) -> bytes:
     """Return states as bytes.
 
     Raises:
         StateError: something in one is neither an array of numbers, a number, a string, None, a mapping with strings or
-            whole numbers as keys, a tuple, a list, nor one of `classes`.
+            whole numbers as keys, a tuple, a list, nor a registered dataclass.
     """
     tensors: dict[str, Any] = {}
-    shape = [_taken_apart(state, classes, tensors) for state in states]
+    shape = [_taken_apart(state, tensors) for state in states]
     for key, tensor in tensors.items():
         tensors[key] = np.asarray(tensor, order="C")
         if tensors[key].dtype.kind not in "fiub" or tensors[key].dtype.itemsize > 8:
@@ -74,14 +61,14 @@ class StatePack:
     shape: Sequence[Any]
     tensors: Mapping[str, Any]
 
-    def state(self, entry: int, classes: Classes) -> Any:
+    def state(self, entry: int) -> Any:
         """Return one of the states; its arrays are read-only.
 
         Raises:
-            StateError: this is not a state of these classes.
+            StateError: this is not a state of registered dataclasses.
         """
         with _reading(f"entry {entry}"):
-            return _put_together(self.shape[entry], classes, self.tensors)
+            return _put_together(self.shape[entry], self.tensors)
 
 
 def read_pack(blob: bytes) -> StatePack:
@@ -110,7 +97,7 @@ _parsed = lru_cache(maxsize=256)(json.loads)
 """Of states without arrays, which often are the same for all clients."""
 
 
-def _taken_apart(state: Any, classes: Classes, tensors: dict[str, Any]) -> Any:
+def _taken_apart(state: Any, tensors: dict[str, Any]) -> Any:
     """Return the state as JSON, with its arrays put into `tensors`: plain values stand for themselves, all else is a
     list that begins with its kind."""
     if state is None or type(state) in (bool, int, float, str):
@@ -125,21 +112,20 @@ def _taken_apart(state: Any, classes: Classes, tensors: dict[str, Any]) -> Any:
         for key in state:
             if type(key) not in (str, int):
                 raise StateError(f"a state's mapping has the key {key!r}; expected a string or a whole number")
-        return ["map", [[key, _taken_apart(value, classes, tensors)] for key, value in state.items()]]
+        return ["map", [[key, _taken_apart(value, tensors)] for key, value in state.items()]]
     if type(state) in (tuple, list):
-        return [type(state).__name__, [_taken_apart(part, classes, tensors) for part in state]]
+        return [type(state).__name__, [_taken_apart(part, tensors) for part in state]]
     cls: Any = type(state)
-    name = _name(cls)
-    if name not in classes:
+    if (tag := vars(cls).get("__state_tag__")) is None:
         raise StateError(
-            f"a state holds a {name}; expected arrays, numbers, mappings, tuples, and dataclasses that the module of "
-            "the method defines or imports"
+            f"a state holds a {cls.__module__}.{cls.__qualname__}; expected arrays, numbers, mappings, tuples, and "
+            "dataclasses with a tag: decorate it with @fedray.state_type('NAME')"
         )
-    parts = [_taken_apart(getattr(state, field), classes, tensors) for field in field_names(cls)]
-    return ["class", name, parts]
+    parts = [_taken_apart(getattr(state, field), tensors) for field in field_names(cls)]
+    return ["class", tag, parts]
 
 
-def _put_together(part: Any, classes: Classes, tensors: Mapping[str, Any]) -> Any:
+def _put_together(part: Any, tensors: Mapping[str, Any]) -> Any:
     if not isinstance(part, list):
         return part
     kind, *rest = part
@@ -153,20 +139,16 @@ def _put_together(part: Any, classes: Classes, tensors: Mapping[str, Any]) -> An
         return np.zeros(shape, np.dtype(dtype))
     if kind == "map":
         (entries,) = rest
-        return {key: _put_together(value, classes, tensors) for key, value in entries}
+        return {key: _put_together(value, tensors) for key, value in entries}
     if kind in ("tuple", "list"):
         (entries,) = rest
-        parts = [_put_together(entry, classes, tensors) for entry in entries]
+        parts = [_put_together(entry, tensors) for entry in entries]
         return tuple(parts) if kind == "tuple" else parts
     if kind != "class":
         raise StateError(f"unknown kind {kind!r}")
-    name, entries = rest
-    if name not in classes:
-        raise StateError(f"a state of this method holds no {name!r}")
-    parts = [_put_together(entry, classes, tensors) for entry in entries]
-    cls: Any = classes[name]
+    tag, entries = rest
+    if tag not in STATE_TYPES:
+        raise StateError(f"no class has the tag {tag!r}")
+    parts = [_put_together(entry, tensors) for entry in entries]
+    cls: Any = STATE_TYPES[tag]
     return cls(**dict(zip(field_names(cls), parts, strict=True)))
-
-
-def _name(cls: Any) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

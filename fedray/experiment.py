@@ -11,13 +11,11 @@ from time import perf_counter
 
 from fedray.calibration import calibrated
 from fedray.checkpoint import Checkpoints, Progress
-from fedray.codec import state_classes
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.failures import Attempt
 from fedray.federation import ClientsDone, Pool
-from fedray.methods.registry import build_method
 from fedray.prepare import Prepared
 from fedray.run_folder import RunFolder
 from fedray.state import sha256
@@ -96,8 +94,7 @@ def run_experiment(prepared: Prepared, pool: Pool, where: str | Path | Place, re
 def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
     metric = config.evaluation.metric or default_metric(config.task)
-    classes = state_classes(type(build_method(config, entry)))
-    checkpoints = Checkpoints(folder.place, entry.key, classes, config.checkpoint, higher_is_better(metric))
+    checkpoints = Checkpoints(folder.place, entry.key, config.checkpoint, higher_is_better(metric))
     before = _taken_up(prepared, entry, checkpoints, folder)
     done = before.server_round if before else 0
     cohort = config.clients.per_round or len(prepared.clients)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from fedray.codec import Classes, StatePack, pack, pack_small, read_pack, unpack_small
+from fedray.codec import StatePack, pack, pack_small, read_pack, unpack_small
 from fedray.errors import ConfigError, StateError
 from fedray.state import num_bytes
 from fedray.storage import Place
@@ -38,15 +38,15 @@ class StateRef(NamedTuple):
 
 
 class StateFiles:
-    """folder: where the files are; it is there already. classes: of what states are made (`codec.state_classes`).
+    """folder: where the files are; it is there already.
     durable: whether what was written survives a crash of the machine.
 
     Raises:
         ConfigError: the folder is not there: this node does not see it.
     """
 
-    def __init__(self, folder: Place, classes: Classes, durable: bool = True):
-        self._folder, self._classes, self._durable = folder, classes, durable
+    def __init__(self, folder: Place, durable: bool = True):
+        self._folder, self._durable = folder, durable
         self._cache: OrderedDict[str, tuple[StatePack, int]] = OrderedDict()
         self._cached = 0
         self._forgotten: Counter[str] = Counter()
@@ -63,7 +63,7 @@ class StateFiles:
         Raises:
             StateError: a state has something in it that could not be read back (`codec.pack`), or there is no room.
         """
-        texts = [text for state in states if (text := pack_small(state, self._classes)) is not None]
+        texts = [text for state in states if (text := pack_small(state)) is not None]
         if len(texts) == len(states):
             return [StateRef("", 0, 1, text) for text in texts]
         refs: list[StateRef] = []
@@ -98,7 +98,7 @@ class StateFiles:
                 (self._folder / ref.file).remove()
 
     def _write_file(self, server_round: int, states: Sequence[Any]) -> list[StateRef]:
-        blob = pack(states, self._classes)
+        blob = pack(states)
         name = f"{server_round:05d}-{self._writer}-{self._written:06d}-{digest(blob)}.safetensors"
         self._written += 1
         try:
@@ -109,7 +109,7 @@ class StateFiles:
 
     def _state(self, ref: StateRef) -> Any:
         if ref.text:
-            return unpack_small(ref.text, self._classes)
+            return unpack_small(ref.text)
         path = self._folder / ref.file
         try:
             if ref.file not in self._cache:
@@ -117,7 +117,7 @@ class StateFiles:
                 check(ref.file, blob)
                 self._keep(ref.file, read_pack(blob), len(blob))
             self._cache.move_to_end(ref.file)
-            state = self._cache[ref.file][0].state(ref.entry, self._classes)
+            state = self._cache[ref.file][0].state(ref.entry)
         except OSError as error:
             raise StateError(f"a client's state cannot be read: {error}") from error
         except StateError as error:

@@ -1,7 +1,8 @@
-"""Words that every floor shares."""
+"""The types that every package shares."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,3 +50,36 @@ class Evaluation:
     loss: float
     metric: float
     num_examples: int
+
+
+StateClass = TypeVar("StateClass", bound=type[Any])
+
+STATE_TYPES: dict[str, type[Any]] = {}
+"""Dataclasses that saved states may hold, by tag; see `state_type`."""
+
+
+def state_type(tag: str, *former_tags: str) -> Callable[[StateClass], StateClass]:
+    """Register a dataclass as part of the states that a method saves. The tag, not the name of the class or its module,
+    is what files contain, so classes may be renamed and moved.
+
+    Args:
+        tag: unique name, for example `fedavg.Server`; it must not change once states have been saved.
+        former_tags: tags under which older files hold this class.
+
+    Raises:
+        TypeError: the class is not a dataclass.
+        ValueError: another class has the tag already.
+    """
+
+    def register(cls: StateClass) -> StateClass:
+        if not is_dataclass(cls):
+            raise TypeError(f"state_type({tag!r}): {cls.__qualname__} is not a dataclass")
+        for name in (tag, *former_tags):
+            other = STATE_TYPES.setdefault(name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"state_type({name!r}): {other.__module__}.{other.__qualname__} has this tag already")
+            STATE_TYPES[name] = cls  # a module that was imported anew
+        cls.__state_tag__ = tag
+        return cls
+
+    return register

@@ -17,14 +17,13 @@ from fedray.config import CheckpointConfig
 from fedray.errors import StateError
 from fedray.state_files import StateFiles, StateRef
 from fedray.storage import Place
+from fedray.types import state_type
 
 
+@state_type("test_checkpoint.Kept")
 @dataclass(frozen=True)
 class Kept:
     values: Any
-
-
-CLASSES = {f"{__name__}.Kept": Kept, f"{Kept.__module__}.Kept": Kept}
 
 
 class Run:
@@ -34,12 +33,12 @@ class Run:
         self.place = Place.of(folder)
         (self.place / "states" / "m").make_folder()
         self.section = CheckpointConfig(**section)
-        self.files = StateFiles(self.place / "states" / "m", CLASSES)
+        self.files = StateFiles(self.place / "states" / "m")
         self.checkpoints = self.opened()
         self.current: dict[str, StateRef] = {}
 
     def opened(self) -> Checkpoints:
-        return Checkpoints(self.place, "m", CLASSES, self.section)
+        return Checkpoints(self.place, "m", self.section)
 
     def play(self, rounds: Sequence[int], scores: Sequence[float | None] = ()) -> None:
         """Rounds by their number; a checkpoint after each."""
@@ -90,7 +89,7 @@ def test_the_last_ones_and_the_best_are_kept_with_their_states_and_no_others(tmp
     assert run.names() == ["00002", "00004", "00005"]
     assert run.states() == [1, 3, 4]
     lower = Run(tmp_path / "lower", keep=1)
-    lower.checkpoints = Checkpoints(lower.place, "m", CLASSES, lower.section, higher=False)
+    lower.checkpoints = Checkpoints(lower.place, "m", lower.section, higher=False)
     lower.play(range(3), [2, 1, 2])
     assert lower.names() == ["00002", "00003"]
     without = Run(tmp_path / "without", keep=1, best=False)

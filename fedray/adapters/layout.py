@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedray.types import Vector
+from fedray.types import Vector, state_type
 
 Part = Literal["A", "B", "R", "W", "b", "P", "G", "tensor"]
 """A, B: LoRA factors. R, W, b: LoReFT's and DiReFT's rotation, source, bias. P: the free projection of NoReFT and
 NodiReFT. G: mixer. tensor: anything else."""
 
 
+@state_type("Slot", "fedray.adapters.layout.Slot")
 @dataclass(frozen=True)
 class Slot:
     """One tensor's place. `module` is the module's path in the backbone, `part` its role there; parts are known by
@@ -34,6 +35,7 @@ class Slot:
         return math.prod(self.shape)
 
 
+@state_type("Layout", "fedray.adapters.layout.Layout")
 @dataclass(frozen=True)
 class Layout:
     """Slots in the order in which they lie in the vector, without gaps."""

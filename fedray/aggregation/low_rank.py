@@ -15,7 +15,7 @@ from scipy.linalg import eigh
 
 from fedray.aggregation.masks import Mask
 from fedray.aggregation.points import Matrix
-from fedray.types import Vector
+from fedray.types import Vector, state_type
 
 MIN_MEMBERSHIP = 1e-3
 """A row whose Σ_k π_k m_k[i] is below this is held by nobody: else a vanishing share would get a full-size update."""
@@ -23,6 +23,7 @@ MIN_MEMBERSHIP = 1e-3
 Normalise = Literal["membership", "count"]
 
 
+@state_type("LowRank", "fedray.aggregation.low_rank.LowRank")
 @dataclass(frozen=True)
 class LowRank:
     """The matrix B A. B: [d_out, q], A: [q, d_in], both float32; q = 0 is the zero matrix.

@@ -26,9 +26,10 @@ from fedray.methods.all_but_me import RuleName, all_but_me, rule
 from fedray.methods.capacity import own_layout, spread, take
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
-from fedray.types import Client, ClientId, Vector
+from fedray.types import Client, ClientId, Vector, state_type
 
 
+@state_type("fedalt.Server", "fedray.methods.fedalt.Server")
 @dataclass(frozen=True)
 class Server:
     """latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in the layout of
@@ -56,6 +57,7 @@ class Individual:
     head: Vector | None
 
 
+@state_type("fedalt.Client", "fedray.methods.fedalt.Own")
 @dataclass(frozen=True)
 class Own:
     """Client state: individual LoRA, mixer G (None unless adaptive), and the head if it is private."""

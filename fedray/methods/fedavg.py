@@ -18,9 +18,10 @@ from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
 from fedray.methods.capacity import held_mean, own_layout, take
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
-from fedray.types import Client, ClientId, Vector
+from fedray.types import Client, ClientId, Vector, state_type
 
 
+@state_type("fedavg.Shared", "fedray.methods.fedavg.Shared")
 @dataclass(frozen=True)
 class Shared:
     """The adapter and, if it is shared, the head: downlink and uplink."""
@@ -29,12 +30,14 @@ class Shared:
     head: Vector | None
 
 
+@state_type("fedavg.Server", "fedray.methods.fedavg.Server")
 @dataclass(frozen=True)
 class Server:
     layout: Layout
     shared: Shared
 
 
+@state_type("fedavg.Client", "fedray.methods.fedavg.OwnHead")
 @dataclass(frozen=True)
 class OwnHead:
     head: Vector | None

@@ -51,9 +51,10 @@ from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.methods.wire import Wire, WireType, decode, encode
 from fedray.randomness import keyed_seed
-from fedray.types import Client, ClientId, Vector
+from fedray.types import Client, ClientId, Vector, state_type
 
 
+@state_type("fedhft.Server", "fedray.methods.fedhft.Server")
 @dataclass(frozen=True)
 class Server:
     """deltas: ΔW_j per cluster. heads: one per cluster (none where the head is not shared). memberships: π_k of every
@@ -88,6 +89,7 @@ class MaskedUpdate:
     head: Wire | None
 
 
+@state_type("fedhft.Client", "fedray.methods.fedhft.Own")
 @dataclass(frozen=True)
 class Own:
     """Client state. previous: the factors of its last update, only where timing `pre` needs them; head: if private."""

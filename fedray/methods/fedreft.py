@@ -30,9 +30,10 @@ from fedray.methods.all_but_me import Rule, all_but_me, rule
 from fedray.methods.capacity import own_layout, spread, take
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
-from fedray.types import Client, ClientId, Vector
+from fedray.types import Client, ClientId, Vector, state_type
 
 
+@state_type("fedreft.Server", "fedray.methods.fedreft.Server")
 @dataclass(frozen=True)
 class Server:
     """layout: of what is shared of φ. own: of what each client holds of that. initial: the φ that all start from.
@@ -62,6 +63,7 @@ class SharedPart:
     head: Vector | None
 
 
+@state_type("fedreft.Client", "fedray.methods.fedreft.Own")
 @dataclass(frozen=True)
 class Own:
     """Client state: the whole φ_k, and the head if it is private."""

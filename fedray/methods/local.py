@@ -13,9 +13,10 @@ from fedray.adapters.adapter import Adapter
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
-from fedray.types import Client, ClientId, Vector
+from fedray.types import Client, ClientId, Vector, state_type
 
 
+@state_type("local.Server", "fedray.methods.local.SharedHead")
 @dataclass(frozen=True)
 class SharedHead:
     """What is shared: the head, or nothing. Server state, downlink and uplink."""
@@ -23,6 +24,7 @@ class SharedHead:
     head: Vector | None
 
 
+@state_type("local.Client", "fedray.methods.local.OwnAdapter")
 @dataclass(frozen=True)
 class OwnAdapter:
     """What a client keeps: its adapter, and its head unless that is shared or frozen."""

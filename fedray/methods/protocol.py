@@ -11,13 +11,16 @@ The smallest method, which federates how many examples the clients have and trai
 
     from dataclasses import dataclass
 
+    from fedray import state_type
     from fedray.adapters.lora import attach_lora
     from fedray.config import LoraSection
 
+    @state_type("count.Nothing")
     @dataclass(frozen=True)
     class Nothing:
         pass
 
+    @state_type("count.Total")
     @dataclass(frozen=True)
     class Total:
         examples: int
@@ -137,7 +140,7 @@ class Local(Protocol):
 
 class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
     """States, downlinks and uplinks are frozen dataclasses of arrays, numbers, and mappings or tuples of these. States
-    are kept in files: their classes must be defined or imported by name in the module of the method or of a base."""
+    are kept in files: their classes are registered with `fedray.state_type`."""
 
     def attach(self, model: nn.Module) -> Adapter:
         """Insert the adapter's modules into the frozen model and choose the groups that train. Also called with a

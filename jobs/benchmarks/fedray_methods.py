@@ -15,9 +15,10 @@ from fedray.config import LoraSection, ReftSection
 from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
 from fedray.training.trainer import LocalTrainer
-from fedray.types import Client, ClientId, Vector
+from fedray.types import Client, ClientId, Vector, state_type
 
 
+@state_type("benchmarks.Numbers")
 @dataclass(frozen=True)
 class Numbers:
     """Server state, downlink, uplink, and a client's private state."""
@@ -74,6 +75,7 @@ class OneByOne(Turns):
         return Numbers(mean), {"value": float(mean[0])}
 
 
+@state_type("benchmarks.WithState")
 @dataclass(frozen=True)
 class WithState:
     """A client's state of FedAvg, and more."""

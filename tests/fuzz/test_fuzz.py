@@ -27,19 +27,18 @@ from fedray.errors import ConfigError, DataError, StateError
 from fedray.run_folder import read_summaries
 from fedray.state_files import StateFiles
 from fedray.storage import Place
+from fedray.types import state_type
 
 pytestmark = pytest.mark.timeout(3600)
 
 Check = Callable[[Any], None]
 
 
+@state_type("test_fuzz.Kept")
 @dataclass(frozen=True)
 class Kept:
     values: Any
     more: Any = None
-
-
-CLASSES = {f"{Kept.__module__}.Kept": Kept}
 
 
 def mutated(good: bytes, code: bytes, pieces: tuple[bytes, ...] = ()) -> bytes:
@@ -196,17 +195,17 @@ def same_kind(value: Any) -> None:
 
 def test_states(fuzzed: Any) -> None:
     def check(blob: bytes) -> None:
-        same_kind(read_pack(blob).state(0, CLASSES))
+        same_kind(read_pack(blob).state(0))
 
-    fuzzed(edits_of(pack([STATE], CLASSES), STATE_PIECES), check, StateError)
+    fuzzed(edits_of(pack([STATE]), STATE_PIECES), check, StateError)
 
 
 def test_states_as_text(fuzzed: Any) -> None:
-    good = pack_small({"a": [Kept(1), None], "b": (True, np.zeros((0, 3)))}, CLASSES)
+    good = pack_small({"a": [Kept(1), None], "b": (True, np.zeros((0, 3)))})
     assert good is not None
 
     def check(blob: bytes) -> None:
-        same_kind(unpack_small(blob.decode("utf-8", "replace"), CLASSES))
+        same_kind(unpack_small(blob.decode("utf-8", "replace")))
 
     fuzzed(edits_of(good.encode(), STATE_PIECES), check, StateError)
 
@@ -216,9 +215,9 @@ def run(tmp_path: Path) -> tuple[Place, Path]:
     """A run with one checkpoint; its manifest."""
     place = Place.of(tmp_path)
     (place / "states" / "m").make_folder()
-    refs = StateFiles(place / "states" / "m", CLASSES, durable=False).write(0, [Kept(np.ones(3))])
+    refs = StateFiles(place / "states" / "m", durable=False).write(0, [Kept(np.ones(3))])
     progress = Progress(1, Kept(np.ones(2)), {"c": refs[0], "d": refs[0]}, {"n": 1}, 0.5, 0.25, "d")
-    Checkpoints(place, "m", CLASSES, CheckpointConfig()).save(progress)
+    Checkpoints(place, "m", CheckpointConfig()).save(progress)
     return place, tmp_path / "checkpoints" / "m" / "00001" / "manifest.json"
 
 
@@ -248,7 +247,7 @@ def test_checkpoints(fuzzed: Any, run: tuple[Place, Path]) -> None:
     def check(blob: bytes) -> None:
         states.write_bytes(kept)  # a manifest that names none lets it go
         manifest.write_bytes(sealed_line(blob.replace(b"\n", b" ")))
-        found, _ = Checkpoints(place, "m", CLASSES, CheckpointConfig()).newest()
+        found, _ = Checkpoints(place, "m", CheckpointConfig()).newest()
         assert found is not None
         assert found.server_round == 1
         assert all(ref.text or ref.file == states.name for ref in found.client_states.values())

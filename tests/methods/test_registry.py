@@ -2,7 +2,7 @@
 
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import AnyMethod, averages
 from fedray.methods.registry import METHODS, build_method
 from fedray.prepare import prepare
+from fedray.types import STATE_TYPES
 
 
 def configure(method: Mapping[str, Any] | str, **changes: Any) -> Config:
@@ -137,12 +138,15 @@ def test_mistakes_are_named(method: Mapping[str, Any] | str, message: str) -> No
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder of somebody who keeps methods of his own in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return tmp_path
+    tags = dict(STATE_TYPES)
+    yield tmp_path
+    STATE_TYPES.clear()
+    STATE_TYPES.update(tags)
 
 
 def documented() -> str:

@@ -1,0 +1,53 @@
+"""A run of fedray 0.1.0 before its packages were introduced: its states are read, and it can be continued.
+
+`format_1` is the folder of that run without `adapters/`: eight entries of `method`, two rounds, three clients.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fedray
+from fedray.checkpoint import Checkpoints
+from fedray.config import CheckpointConfig
+from fedray.run_folder import read_summaries
+from fedray.state import sha256
+from fedray.state_files import StateFiles
+from fedray.storage import Place
+
+RUN = Path(__file__).parent / "format_1"
+SUMMARIES = {summary.method: summary for summary in read_summaries(Place.of(RUN))}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of the run: reading checkpoints may delete what is not needed any more."""
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("method", SUMMARIES)
+def test_the_states_hash_to_what_the_run_recorded(method: str, run: Path) -> None:
+    """`state_sha256` covers every path, type, shape and bit of the client states and the server's."""
+    import fedray.methods.registry  # noqa: F401  # registers the states' classes
+
+    place = Place.of(run)
+    progress, broken = Checkpoints(place, method, CheckpointConfig()).newest()
+    assert broken == []
+    assert progress is not None
+    assert progress.server_round == SUMMARIES[method].rounds == 2
+    files = StateFiles(place / "states" / method)
+    states = [
+        (f"client/{client}", files.read([progress.client_states[client]])[0])
+        for client in sorted(progress.client_states)
+    ]
+    assert len(states) == 3
+    assert sha256([*states, ("server", progress.server)]) == SUMMARIES[method].state_sha256
+
+
+def test_the_run_is_continued(run: Path) -> None:
+    result = fedray.run(run / "config.yaml", resume=run, rounds=3)
+    assert [summary.rounds for summary in result.summaries] == [3] * len(SUMMARIES)
+    rounds = result.rounds().query("phase == 'train'")
+    assert rounds.groupby("method").size().to_dict() == dict.fromkeys(SUMMARIES, 3)
+    assert rounds["train_loss"].notna().all()
