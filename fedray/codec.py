@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from fedray.errors import StateError
 from fedray.state import field_names
-from fedray.types import STATE_TYPES
+from fedray.types import STATE_TAG, STATE_TYPES
 
 _as_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -116,7 +116,7 @@ def _taken_apart(state: Any, tensors: dict[str, Any]) -> Any:
     if type(state) in (tuple, list):
         return [type(state).__name__, [_taken_apart(part, tensors) for part in state]]
     cls: Any = type(state)
-    if (tag := vars(cls).get("__state_tag__")) is None:
+    if (tag := vars(cls).get(STATE_TAG)) is None:
         raise StateError(
             f"a state holds a {cls.__module__}.{cls.__qualname__}; expected arrays, numbers, mappings, tuples, and "
             "dataclasses with a tag: decorate it with @fedray.state_type('NAME')"

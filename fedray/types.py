@@ -54,6 +54,9 @@ class Evaluation:
 
 StateClass = TypeVar("StateClass", bound=type[Any])
 
+STATE_TAG = "__state_tag__"
+"""Attribute of a registered class: the tag under which it is written."""
+
 STATE_TYPES: dict[str, type[Any]] = {}
 """Dataclasses that saved states may hold, by tag; see `state_type`."""
 
@@ -79,7 +82,7 @@ def state_type(tag: str, *former_tags: str) -> Callable[[StateClass], StateClass
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ValueError(f"state_type({name!r}): {other.__module__}.{other.__qualname__} has this tag already")
             STATE_TYPES[name] = cls  # a module that was imported anew
-        cls.__state_tag__ = tag
+        setattr(cls, STATE_TAG, tag)
         return cls
 
     return register
