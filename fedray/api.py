@@ -14,8 +14,8 @@ from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event
 from fedray.prepare import prepare
 from fedray.run_folder import check_free, continued, read_summaries
-from fedray.storage import Place, in_storage, stamped
-from fedray.tables import read_table
+from fedray.storage.paths import Place, in_storage, stamped
+from fedray.storage.tables import read_table
 from fedray.tracking import Summary
 
 SECTIONS = tuple(

@@ -16,9 +16,9 @@ from fedray.errors import ConfigError, FedrayError, TrainingError
 from fedray.failures import Failure
 from fedray.methods.protocol import Update, averages
 from fedray.methods.registry import build_method
-from fedray.state import float_arrays, num_bytes, save_tensors, with_arrays
-from fedray.state_files import StateFiles, StateRef
-from fedray.storage import file_name
+from fedray.storage.client_states import StateFiles, StateRef
+from fedray.storage.paths import file_name
+from fedray.storage.state_tree import float_arrays, num_bytes, save_tensors, with_arrays
 from fedray.types import ClientId
 from fedray.update_checks import objection
 from fedray.worker import Assignment, Job, Outcome

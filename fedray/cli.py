@@ -131,7 +131,7 @@ def submit(
     console = _console()
     with _reported():
         from fedray.config import load_sweep
-        from fedray.storage import stamped
+        from fedray.storage.paths import stamped
         from fedray.submit import connect, follow, is_sweep
         from fedray.submit import submit as submit_job
         from fedray.trials import trials_of
@@ -307,7 +307,7 @@ def _resumed_if_there(
         return output, resume
     if output is None or resume is not None:
         raise ConfigError("--or-resume: goes with --output, and without --resume")
-    from fedray.storage import Place, in_storage
+    from fedray.storage.paths import Place, in_storage
 
     return (None, output) if (Place.of(in_storage(output)) / file).is_file() else (output, None)
 

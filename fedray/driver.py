@@ -20,7 +20,7 @@ from fedray.inline import InlinePool
 from fedray.planning import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
-from fedray.storage import Place
+from fedray.storage.paths import Place
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from time import perf_counter
 
 from fedray.calibration import calibrated
-from fedray.checkpoint import Checkpoints, Progress
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
@@ -18,9 +17,10 @@ from fedray.failures import Attempt
 from fedray.federation import ClientsDone, Pool
 from fedray.prepare import Prepared
 from fedray.run_folder import RunFolder
-from fedray.state import sha256
-from fedray.state_files import StateRef
-from fedray.storage import Place
+from fedray.storage.checkpoints import Checkpoints, Progress
+from fedray.storage.client_states import StateRef
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import sha256
 from fedray.tracking import Row, Summary, means, memory_row
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads

@@ -19,8 +19,8 @@ from fedray.devices import Attendance, attend, cohort_size
 from fedray.failures import Attempt, too_few
 from fedray.methods.protocol import AnyMethod, Initial, Metrics, Update
 from fedray.randomness import keyed_rng
-from fedray.state import num_bytes, with_arrays
-from fedray.state_files import StateRef
+from fedray.storage.client_states import StateRef
+from fedray.storage.state_tree import num_bytes, with_arrays
 from fedray.training.metering import MemoryUse
 from fedray.types import Client, ClientId
 from fedray.update_checks import outliers

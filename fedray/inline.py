@@ -9,7 +9,7 @@ from fedray.chunks import Chunks, Group, groups
 from fedray.data.shards import Shard
 from fedray.failures import Attempt
 from fedray.methods.protocol import Initial
-from fedray.state_files import StateFiles, StateRef
+from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
 from fedray.worker import Assignment, Job, Worker

@@ -23,7 +23,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.failures import Attempt, Failure, Kind
 from fedray.methods.protocol import Initial
 from fedray.packing import allot_shared, allot_with_gpus, requests
-from fedray.state_files import StateFiles, StateRef
+from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.types import ClientId

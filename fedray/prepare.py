@@ -23,7 +23,7 @@ from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.randomness import keyed_rng
-from fedray.storage import Place
+from fedray.storage.paths import Place
 from fedray.training.deepspeed_config import engine_config
 from fedray.types import Client, ClientId, Split
 from fedray.worker import Job

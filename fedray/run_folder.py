@@ -14,7 +14,7 @@ DIR/states/METHOD/      the clients' states as the next round reads them (`State
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
 DIR/.lock               held by the process that writes here, on this machine's file systems
 
-While a method runs, and if its process is killed, the latest rows of a large table lie beside it (`fedray.tables`).
+While a method runs, and if its process is killed, the latest rows of a large table lie beside it (`storage.tables`).
 """
 
 import json
@@ -34,9 +34,9 @@ from fedray.config import Config, dump_yaml, load_config, parse_yaml, to_mapping
 from fedray.errors import ConfigError, StateError
 from fedray.failures import Attempt
 from fedray.federation import RoundDone
-from fedray.state import arrays, save_tensors
-from fedray.storage import Place, file_name
-from fedray.tables import Table
+from fedray.storage.paths import Place, file_name
+from fedray.storage.state_tree import arrays, save_tensors
+from fedray.storage.tables import Table
 from fedray.tracking import Row, Summary, client_row, client_seconds, round_row, strict
 from fedray.types import ClientId
 

@@ -27,7 +27,7 @@ import fedray
 from fedray.config import parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.report import readable_bytes
-from fedray.storage import stamped
+from fedray.storage.paths import stamped
 
 LARGEST_PACKAGE = 256_000_000
 """Bytes of a zipped working directory; Ray keeps it in the head's memory, and takes at most twice as many."""

@@ -34,7 +34,7 @@ from fedray.packing import Amounts, fit_times, requests
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.run_folder import continued, locked
-from fedray.storage import Place, in_storage
+from fedray.storage.paths import Place, in_storage
 from fedray.trials import (
     Ended,
     SweepEvent,

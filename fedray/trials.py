@@ -19,7 +19,7 @@ from fedray.errors import ConfigError, StateError, choices
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.methods.registry import build_method
 from fedray.randomness import keyed_rng
-from fedray.storage import Place
+from fedray.storage.paths import Place
 
 RANGES = ("uniform", "loguniform", "randint", "choice")
 

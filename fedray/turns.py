@@ -13,8 +13,8 @@ from ray.exceptions import RayTaskError
 from fedray.blocks import BLOCK_SECONDS, Block, Given
 from fedray.data.shards import Shard, ShardPack
 from fedray.errors import FedrayError
-from fedray.state import num_bytes
-from fedray.state_files import StateRef
+from fedray.storage.client_states import StateRef
+from fedray.storage.state_tree import num_bytes
 from fedray.types import ClientId
 from fedray.worker import Assignment
 

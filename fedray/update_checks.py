@@ -8,7 +8,7 @@ import numpy as np
 
 from fedray.aggregation.points import BLOCK, lower_medians
 from fedray.config.clients import UpdateChecks
-from fedray.state import Array, Signature, leaves, signature_of
+from fedray.storage.state_tree import Array, Signature, leaves, signature_of
 from fedray.types import ClientId, Vector
 
 Expected = frozenset[Signature]

@@ -26,8 +26,8 @@ from fedray.methods.registry import build_method
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
-from fedray.state import num_bytes
-from fedray.storage import Place
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import num_bytes
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
 from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, run_together, width_seconds

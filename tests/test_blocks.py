@@ -17,7 +17,7 @@ from fedray.errors import TrainingError
 from fedray.failures import Failure
 from fedray.methods.fedavg import OwnHead, Shared
 from fedray.methods.protocol import Update
-from fedray.storage import Place
+from fedray.storage.paths import Place
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
 from fedray.worker import Assignment, Job, Keep, Outcome

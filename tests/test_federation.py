@@ -14,9 +14,9 @@ from fedray.federation import ClientsDone, Federation, RoundDone, sample_cohort
 from fedray.inline import InlinePool
 from fedray.methods.protocol import Update
 from fedray.prepare import prepare
-from fedray.state import sha256
-from fedray.state_files import StateRef
-from fedray.storage import Place
+from fedray.storage.client_states import StateRef
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import sha256
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
 from fedray.worker import Assignment, Outcome

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 from fedray.errors import ConfigError, FedrayError
-from fedray.storage import in_storage
+from fedray.storage.paths import in_storage
 from fedray.submit import connect, packed, stop
 
 

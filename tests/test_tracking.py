@@ -21,9 +21,9 @@ from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, Turn
 from fedray.inline import InlinePool
 from fedray.prepare import prepare
 from fedray.run_folder import RunFolder, check_free
-from fedray.state import arrays, sha256
-from fedray.storage import Place
-from fedray.tables import Table
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import arrays, sha256
+from fedray.storage.tables import Table
 from fedray.tracking import memory_row
 from fedray.training.metering import MemoryUse
 

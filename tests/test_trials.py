@@ -13,7 +13,7 @@ from tiny import tiny_bert
 
 from fedray.config import SweepConfig, load_config, load_sweep
 from fedray.errors import ConfigError, StateError
-from fedray.storage import Place
+from fedray.storage.paths import Place
 from fedray.trials import Ended, SweepResult, begin, confidence_interval, resumed, trials_of
 
 BASE: dict[str, Any] = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config.clients import UpdateChecks
-from fedray.state import leaves, signature_of
+from fedray.storage.state_tree import leaves, signature_of
 from fedray.update_checks import objection, outliers, root_mean_square, too_far, too_large
 
 

@@ -12,8 +12,8 @@ from fedray.federation import RoundDone
 from fedray.inline import InlinePool
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
-from fedray.state import sha256
-from fedray.storage import Place
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import sha256
 
 ROUNDS = 5
 

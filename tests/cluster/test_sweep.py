@@ -13,7 +13,7 @@ import fedray
 from fedray.api import RunResult
 from fedray.errors import ConfigError
 from fedray.run_folder import locked
-from fedray.storage import Place
+from fedray.storage.paths import Place
 from fedray.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
 
 LR = [1e-3, 1e-2]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import fedray
-from fedray.checkpoint import Checkpoints
 from fedray.config import CheckpointConfig
 from fedray.run_folder import read_summaries
-from fedray.state import sha256
-from fedray.state_files import StateFiles
-from fedray.storage import Place
+from fedray.storage.checkpoints import Checkpoints
+from fedray.storage.client_states import StateFiles
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import sha256
 
 RUN = Path(__file__).parent / "format_1"
 SUMMARIES = {summary.method: summary for summary in read_summaries(Place.of(RUN))}

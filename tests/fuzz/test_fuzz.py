@@ -19,14 +19,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fedray.checkpoint import Checkpoints, Progress, sealed_line
-from fedray.codec import pack, pack_small, read_pack, unpack_small
 from fedray.config import CheckpointConfig, Config, load_config, parse_overrides, parse_yaml
 from fedray.data.readers import read_file
 from fedray.errors import ConfigError, DataError, StateError
 from fedray.run_folder import read_summaries
-from fedray.state_files import StateFiles
-from fedray.storage import Place
+from fedray.storage.checkpoints import Checkpoints, Progress, sealed_line
+from fedray.storage.client_states import StateFiles
+from fedray.storage.codec import pack, pack_small, read_pack, unpack_small
+from fedray.storage.paths import Place
 from fedray.types import state_type
 
 pytestmark = pytest.mark.timeout(3600)

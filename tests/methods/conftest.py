@@ -19,7 +19,7 @@ from fedray.federation import Federation, RoundDone
 from fedray.inline import InlinePool
 from fedray.methods.protocol import Initial, Update
 from fedray.prepare import Prepared, make_clients, prepare
-from fedray.storage import Place
+from fedray.storage.paths import Place
 from fedray.types import Client, Evaluation, Split
 from fedray.worker import Assignment, Outcome, Worker
 

@@ -15,7 +15,7 @@ from fedray.errors import ConfigError
 from fedray.methods.fedalt import FedAlt, Individual, Own, RestOfWorld
 from fedray.models.backbone import load_backbone
 from fedray.randomness import keyed_rng, keyed_seed
-from fedray.state import num_bytes
+from fedray.storage.state_tree import num_bytes
 
 
 class PlainLayer(nn.Module):

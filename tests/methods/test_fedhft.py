@@ -18,7 +18,7 @@ from fedray.methods.fedhft import FedHft, Mixture, Own
 from fedray.methods.wire import decode, encode
 from fedray.prepare import prepare
 from fedray.randomness import keyed_rng
-from fedray.state import arrays
+from fedray.storage.state_tree import arrays
 from fedray.training.engine import TorchEngine
 from fedray.training.trainer import Alone, LocalTrainer
 from fedray.types import Client, Evaluation

@@ -14,7 +14,7 @@ from fedray.methods.factors import split
 from fedray.methods.fedhft import FedHft, MaskedUpdate, Server
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.wire import decode
-from fedray.state import arrays, num_bytes
+from fedray.storage.state_tree import arrays, num_bytes
 from fedray.types import Client
 
 

@@ -6,7 +6,7 @@ import pytest
 from fedray.adapters.lora import attach_lora
 from fedray.errors import ConfigError
 from fedray.models.backbone import load_backbone
-from fedray.state import sha256
+from fedray.storage.state_tree import sha256
 from fedray.training.engine import TorchEngine
 from fedray.training.loop import train_steps
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.state import arrays, leaves, num_bytes, sha256
+from fedray.storage.state_tree import arrays, leaves, num_bytes, sha256
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedray.codec import pack, read_pack
 from fedray.config import CheckpointConfig
 from fedray.errors import StateError
-from fedray.state_files import StateRef, born, check
-from fedray.storage import Place
+from fedray.storage.client_states import StateRef, born, check
+from fedray.storage.codec import pack, read_pack
+from fedray.storage.paths import Place
 
 LONGEST_MANIFEST = 1_000_000_000
 """Bytes; a million clients need a tenth of it."""

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from fedray import tables
 from fedray.errors import StateError
-from fedray.storage import Place
-from fedray.tables import Table, read_table
+from fedray.storage import tables
+from fedray.storage.paths import Place
+from fedray.storage.tables import Table, read_table
 
 
 @pytest.fixture(autouse=True)

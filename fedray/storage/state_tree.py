@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from fedray.adapters.layout import Layout
-from fedray.storage import Place
+from fedray.storage.paths import Place
 
 Array = npt.NDArray[Any]
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]

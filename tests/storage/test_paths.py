@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.errors import ConfigError
-from fedray.storage import Place, file_name
+from fedray.storage.paths import Place, file_name
 
 
 @pytest.fixture(params=["local", "file uri", "elsewhere"])

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedray.errors import StateError
-from fedray.state import field_names
+from fedray.storage.state_tree import field_names
 from fedray.types import STATE_TAG, STATE_TYPES
 
 _as_json = json.JSONEncoder(separators=(",", ":")).encode

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedray.errors import StateError
-from fedray.storage import Place
+from fedray.storage.paths import Place
 
 SMALL_ROWS = 10_000
 """A table of so many rows is one file at any time: it is written in some milliseconds."""

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from fedray.codec import StatePack, pack, pack_small, read_pack, unpack_small
 from fedray.errors import ConfigError, StateError
-from fedray.state import num_bytes
-from fedray.storage import Place
+from fedray.storage.codec import StatePack, pack, pack_small, read_pack, unpack_small
+from fedray.storage.paths import Place
+from fedray.storage.state_tree import num_bytes
 
 CACHE_BYTES = 32_000_000
 """Bytes of files that a process keeps in memory."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedray import state_files
 from fedray.errors import ConfigError, StateError
-from fedray.state_files import StateFiles
-from fedray.storage import Place
+from fedray.storage import client_states as state_files
+from fedray.storage.client_states import StateFiles
+from fedray.storage.paths import Place
 from fedray.types import state_type
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedray.checkpoint import Checkpoints, Progress
 from fedray.config import CheckpointConfig
 from fedray.errors import StateError
-from fedray.state_files import StateFiles, StateRef
-from fedray.storage import Place
+from fedray.storage.checkpoints import Checkpoints, Progress
+from fedray.storage.client_states import StateFiles, StateRef
+from fedray.storage.paths import Place
 from fedray.types import state_type
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.codec import SHAPE, pack, pack_small, read_pack, unpack_small
 from fedray.errors import StateError
-from fedray.state import sha256
+from fedray.storage.codec import SHAPE, pack, pack_small, read_pack, unpack_small
+from fedray.storage.state_tree import sha256
 from fedray.types import state_type
 
 

@@ -1,0 +1,1 @@
+"""Paths and URIs, states as bytes, client states, checkpoints, growing tables."""
