@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
+from fedray.federation.update_checks import Expected
 from fedray.methods.protocol import AnyMethod, Initial, Update, averages
 from fedray.randomness import keyed_rng
 from fedray.storage.codec import pack_small
 from fedray.storage.state_tree import float_arrays, leaves, num_bytes, signature_of
 from fedray.types import Client, Evaluation, Split, Vector
-from fedray.update_checks import Expected
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from fedray.client import ClientActor, build_extensions
 from fedray.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
+from fedray.federation.worker import Job
 from fedray.packing import Amounts, fits
 from fedray.silo import start_silo
 from fedray.turns import get
-from fedray.worker import Job
 
 log = logging.getLogger(__name__)
 

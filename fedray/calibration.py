@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedray.blocks import Block
-from fedray.devices import cohort_size, examples_trained
-from fedray.federation import Federation, Pool
+from fedray.federation.participation import cohort_size, examples_trained
+from fedray.federation.result_batches import Block
+from fedray.federation.rounds import Federation, Pool
+from fedray.federation.worker import Assignment
 from fedray.prepare import Prepared
 from fedray.training.fused import WIDTHS, fastest_width
 from fedray.types import Client
-from fedray.worker import Assignment
 
 REPEATS = 3
 

@@ -7,14 +7,14 @@ from typing import Any
 import ray
 import torch
 
-from fedray.blocks import Blocks
 from fedray.config.clients import OffloadConfig
+from fedray.federation.result_batches import Blocks
+from fedray.federation.worker import Job, Worker
 from fedray.heap import settle_heap
 from fedray.methods.protocol import Initial
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
 from fedray.turns import Chunk, Sealed, seal, unpack
-from fedray.worker import Job, Worker
 
 
 @ray.remote(max_restarts=0)

@@ -15,8 +15,8 @@ from fedray.cluster import beside_caller, living_nodes
 from fedray.config import ClientsConfig
 from fedray.errors import FedrayError
 from fedray.experiment import Event, RoundFinished, TurnsFinished, run_experiment
+from fedray.federation.local_pool import InlinePool
 from fedray.heap import settle_heap
-from fedray.inline import InlinePool
 from fedray.planning import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared

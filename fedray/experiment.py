@@ -13,8 +13,9 @@ from fedray.calibration import calibrated
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
-from fedray.failures import Attempt
-from fedray.federation import ClientsDone, Pool
+from fedray.federation.failures import Attempt
+from fedray.federation.rounds import ClientsDone, Pool
+from fedray.federation.worker import Outcome
 from fedray.prepare import Prepared
 from fedray.run_folder import RunFolder
 from fedray.storage.checkpoints import Checkpoints, Progress
@@ -24,7 +25,6 @@ from fedray.storage.state_tree import sha256
 from fedray.tracking import Row, Summary, means, memory_row
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
-from fedray.worker import Outcome
 
 log = logging.getLogger(__name__)
 TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "simulated_seconds")

@@ -14,12 +14,12 @@ from transformers import PretrainedConfig
 from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.config import Config, MethodConfig, TierConfig, TrainConfig
 from fedray.errors import ConfigError
+from fedray.federation.worker import as_held, held_architecture, resolve_device
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
 from fedray.training.deepspeed_config import engine_config, zero_stage
 from fedray.training.engine import hold_rows
 from fedray.training.tracing import Traced, trace_evaluation, trace_step
-from fedray.worker import as_held, held_architecture, resolve_device
 
 FLOAT32 = 4
 """Bytes of one number of what DeepSpeed trains."""

@@ -152,7 +152,7 @@ def parse_bytes(text: str) -> int:
 
 
 def _on_gpu(config: Config, tier: str, cluster: Cluster) -> bool:
-    """Whether an actor of the tier will train on a GPU, as `fedray.worker.resolve_device` will decide there."""
+    """Whether an actor of the tier will train on a GPU, as the worker's `resolve_device` will decide there."""
     if config.device != "auto":
         return config.device == "cuda"
     there = cluster.gpu_memory > 0 or any(node.get("GPU", 0) > 0 for node in cluster.nodes)

@@ -14,20 +14,20 @@ from typing import Any
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
 from fedray.actors import LOOK_S, ActorSource, Crew, Member, first_line
-from fedray.blocks import BLOCK_SECONDS, Block, failure_of, state_files
-from fedray.chunks import Chunks, Group, groups, ids_of, work_of
 from fedray.cluster import check_room, has_autoscaler, living_nodes
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
-from fedray.failures import Attempt, Failure, Kind
+from fedray.federation.failures import Attempt, Failure, Kind
+from fedray.federation.result_batches import BLOCK_SECONDS, Block, failure_of, state_files
+from fedray.federation.work_queue import Chunks, Group, groups, ids_of, work_of
+from fedray.federation.worker import Assignment, Job
 from fedray.methods.protocol import Initial
 from fedray.packing import allot_shared, allot_with_gpus, requests
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.types import ClientId
-from fedray.worker import Assignment, Job
 
 NODES_EVERY_S = 5.0
 """How often to look for new nodes."""

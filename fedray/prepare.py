@@ -13,10 +13,11 @@ from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
-from fedray.devices import cohort_size
 from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
-from fedray.federation import Federation, Pool
+from fedray.federation.participation import cohort_size
+from fedray.federation.rounds import Federation, Pool
+from fedray.federation.worker import Job
 from fedray.memory import Footprint, Tokens, predict
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
@@ -26,7 +27,6 @@ from fedray.randomness import keyed_rng
 from fedray.storage.paths import Place
 from fedray.training.deepspeed_config import engine_config
 from fedray.types import Client, ClientId, Split
-from fedray.worker import Job
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 

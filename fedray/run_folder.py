@@ -32,8 +32,8 @@ from filelock import FileLock, Timeout
 
 from fedray.config import Config, dump_yaml, load_config, parse_yaml, to_mapping
 from fedray.errors import ConfigError, StateError
-from fedray.failures import Attempt
-from fedray.federation import RoundDone
+from fedray.federation.failures import Attempt
+from fedray.federation.rounds import RoundDone
 from fedray.storage.paths import Place, file_name
 from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table

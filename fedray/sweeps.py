@@ -28,7 +28,7 @@ from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
 from fedray.driver import start_ray, without_gpus
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment import Event, MethodFinished, RoundFinished, run_experiment
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
 from fedray.lending import Borrowed, FromShelf, Lender, Shelf
 from fedray.packing import Amounts, fit_times, requests
 from fedray.pool import ClientPool

@@ -9,12 +9,12 @@ import numpy as np
 
 from fedray.accounting import Cost
 from fedray.config import ClientsConfig
-from fedray.devices import device_seconds
-from fedray.federation import RoundDone
+from fedray.federation.participation import device_seconds
+from fedray.federation.rounds import RoundDone
+from fedray.federation.worker import Outcome
 from fedray.memory import Footprint, Memory
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId, Evaluation
-from fedray.worker import Outcome
 
 Row = dict[str, Any]
 

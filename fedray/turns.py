@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayTaskError
 
-from fedray.blocks import BLOCK_SECONDS, Block, Given
 from fedray.data.shards import Shard, ShardPack
 from fedray.errors import FedrayError
+from fedray.federation.result_batches import BLOCK_SECONDS, Block, Given
+from fedray.federation.worker import Assignment
 from fedray.storage.client_states import StateRef
 from fedray.storage.state_tree import num_bytes
 from fedray.types import ClientId
-from fedray.worker import Assignment
 
 PACK_CLIENTS = 64
 """So many clients' shards are one object: an actor fetches it once, and maps what it holds."""

@@ -10,7 +10,7 @@ import fedray
 from fedray.calibration import calibrated
 from fedray.config import load_config
 from fedray.errors import ConfigError
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
 from fedray.prepare import prepare
 
 BASE: dict[str, Any] = {

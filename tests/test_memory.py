@@ -17,13 +17,13 @@ from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.config import Config, LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
+from fedray.federation.worker import Job, Worker
 from fedray.memory import Footprint, Memory, held_by_engine
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
 from fedray.prepare import footprints_from_configuration
 from fedray.training.engine import hold_rows, make_engine
 from fedray.training.optimizer import Schedule
-from fedray.worker import Job, Worker
 
 SHAPE = {
     "model_type": "bert",
@@ -258,7 +258,7 @@ MEASURED = """
 import json, sys
 from fedray.config import load_config
 from fedray.prepare import prepare
-from fedray.worker import Assignment, Worker
+from fedray.federation.worker import Assignment, Worker
 
 config = load_config(json.loads(sys.argv[1]))
 prepared, (entry,) = prepare(config), config.method

@@ -17,10 +17,10 @@ import yaml
 from tiny import tiny_bert
 
 import fedray
-from fedray import blocks
 from fedray.api import RunResult
 from fedray.errors import ConfigError, StateError
 from fedray.experiment import Event, MethodFinished, RoundFinished, TurnsFinished
+from fedray.federation import result_batches as blocks
 from fedray.storage import tables
 
 METHODS = [

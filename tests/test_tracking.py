@@ -18,7 +18,7 @@ from tiny import tiny_bert
 from fedray.config import load_config
 from fedray.errors import ConfigError, StateError
 from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished, run_experiment
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
 from fedray.prepare import prepare
 from fedray.run_folder import RunFolder, check_free
 from fedray.storage.paths import Place

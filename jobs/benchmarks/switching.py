@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-import fedray.worker
+import fedray.federation.worker as worker_module
 from fedray.config import load_config
 from fedray.prepare import prepare
 from fedray.training.loop import train_steps
 from fedray.training.optimizer import Schedule
 
 CONFIG = Path(__file__).parents[1] / "three_tiers.yaml"
-make_engine = fedray.worker.make_engine
+make_engine = worker_module.make_engine
 builds = []
 
 
@@ -32,7 +32,7 @@ def timed_make_engine(*arguments: Any) -> Any:
     return engine
 
 
-def switch(worker: fedray.worker.Worker) -> float:
+def switch(worker: worker_module.Worker) -> float:
     """Return the seconds that it took."""
     adapter = worker.adapter
     others = {name: np.full(adapter.layout(name).size, 0.01, np.float32) for name in adapter.names}
@@ -44,12 +44,12 @@ def switch(worker: fedray.worker.Worker) -> float:
     return perf_counter() - started
 
 
-fedray.worker.make_engine = timed_make_engine
+worker_module.make_engine = timed_make_engine
 prepared = prepare(load_config(CONFIG, {"method": ["fedalt"]}))
 table = max(prepared.data.shards.values(), key=lambda shard: shard.num_examples()).tables["train"]
 for tier, job in prepared.jobs(prepared.config.method[0]).items():
     if prepared.config.clients.tier(tier).engine == "deepspeed":
-        for worker in (fedray.worker.Worker(), fedray.worker.Worker()):  # the first one also imports DeepSpeed
+        for worker in (worker_module.Worker(), worker_module.Worker()):  # the first one also imports DeepSpeed
             worker.setup(job)
         train_steps(worker.engine, table, "first", 0, worker.setting)
         cost = median(switch(worker) for _ in range(30))

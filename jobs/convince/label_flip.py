@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 import fedray
+from fedray.federation.update_checks import distances
 from fedray.methods.fedavg import FedAvg, Server, Shared
 from fedray.methods.protocol import Metrics, Update
-from fedray.update_checks import distances
 
 CLIENTS, EXAMPLES, SKEWS = 10, 64, (None, 1.0, 0.3)
 VICTIM = "c9"

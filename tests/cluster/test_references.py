@@ -8,8 +8,8 @@ import pytest
 from ray._private.worker import global_worker
 
 from fedray.config import load_config
-from fedray.federation import RoundDone
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
+from fedray.federation.rounds import RoundDone
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.storage.paths import Place

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedray.blocks import BLOCK_SECONDS, Block
+from fedray.federation.result_batches import BLOCK_SECONDS, Block
+from fedray.federation.worker import Assignment
 from fedray.pool import ClientPool, _Pace
 from fedray.turns import Packed, Turn, chunk_of, seal, unseal
 from fedray.types import Client
-from fedray.worker import Assignment
 
 
 def test_a_sealed_value_comes_back_and_its_arrays_are_not_copied() -> None:

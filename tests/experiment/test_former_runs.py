@@ -22,8 +22,11 @@ SUMMARIES = {summary.method: summary for summary in read_summaries(Place.of(RUN)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy of the run: reading checkpoints may delete what is not needed any more."""
-    return Path(shutil.copytree(RUN, tmp_path / "run"))
+    """A copy of the run: reading checkpoints may delete what is not needed any more. Git keeps no empty folders."""
+    copy = Path(shutil.copytree(RUN, tmp_path / "run"))
+    for method in SUMMARIES:
+        (copy / "states" / method).mkdir(exist_ok=True)
+    return copy
 
 
 @pytest.mark.parametrize("method", SUMMARIES)

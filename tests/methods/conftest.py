@@ -15,13 +15,13 @@ from tiny import tiny_bert
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import Config, load_config
 from fedray.data.shards import Shard
-from fedray.federation import Federation, RoundDone
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
+from fedray.federation.rounds import Federation, RoundDone
+from fedray.federation.worker import Assignment, Outcome, Worker
 from fedray.methods.protocol import Initial, Update
 from fedray.prepare import Prepared, make_clients, prepare
 from fedray.storage.paths import Place
 from fedray.types import Client, Evaluation, Split
-from fedray.worker import Assignment, Outcome, Worker
 
 SIZES = {"client_000": 9, "client_001": 5, "client_002": 7}
 """Training examples of the first clients (all others have all of theirs): unequal, so that weights matter."""

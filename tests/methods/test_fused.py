@@ -8,7 +8,7 @@ import pytest
 
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
-from fedray.worker import Assignment
+from fedray.federation.worker import Assignment
 
 DECODER = {
     "model_type": "llama",
@@ -217,7 +217,7 @@ def test_what_cannot_be_fused_is_trained_one_by_one_and_said_once(start, method,
     alone = [run.worker.train(*turn) for turn in turns]
     agree(together(run.worker, turns), alone)
     agree(together(run.worker, turns), alone)
-    (record,) = [record for record in caplog.records if record.name == "fedray.worker"]
+    (record,) = [record for record in caplog.records if record.name == "fedray.federation.worker"]
     assert "one by one" in record.getMessage()
     assert reason in record.getMessage()
 
@@ -241,7 +241,8 @@ def test_widths_that_cut_an_actors_clients_into_equal_parts_are_tried(start, mon
     """Of four clients in groups of 1, 2, 4, 8 and 16, and of 4/1, 4/2 and 4/3 rounded up."""
     run, tried = start("fedavg", clients__count=4), []
     monkeypatch.setattr(
-        "fedray.worker.width_seconds", lambda serve, number, widths: tried.append((number, widths)) or {1: 1.0}
+        "fedray.federation.worker.width_seconds",
+        lambda serve, number, widths: tried.append((number, widths)) or {1: 1.0},
     )
     ids = [client.id for client in run.prepared.clients]
     run.worker.width_seconds(*zip(*turns_of(run, ids), strict=True))

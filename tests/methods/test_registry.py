@@ -13,8 +13,8 @@ from tiny import tiny_bert
 from fedray.config import Config, LoraSection, ReftSection, load_config
 from fedray.errors import ConfigError
 from fedray.experiment import MethodFinished, run_experiment
-from fedray.federation import RoundDone
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
+from fedray.federation.rounds import RoundDone
 from fedray.methods import protocol
 from fedray.methods.fedalt import FedAlt
 from fedray.methods.fedavg import FedAvg

@@ -4,15 +4,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedray.blocks import Block, Blocks, Given, state_files
-from fedray.chunks import Chunks, Group, groups
 from fedray.data.shards import Shard
-from fedray.failures import Attempt
+from fedray.federation.failures import Attempt
+from fedray.federation.result_batches import Block, Blocks, Given, state_files
+from fedray.federation.work_queue import Chunks, Group, groups
+from fedray.federation.worker import Assignment, Job, Worker
 from fedray.methods.protocol import Initial
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
-from fedray.worker import Assignment, Job, Worker
 
 
 class InlinePool:

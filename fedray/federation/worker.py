@@ -20,6 +20,7 @@ from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED
+from fedray.federation.update_checks import Expected
 from fedray.heap import keep_freed_memory
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
@@ -37,7 +38,6 @@ from fedray.training.team import ALONE, Team
 from fedray.training.threads import set_threads
 from fedray.training.trainer import Alone, ClientReport, LocalTrainer, Work
 from fedray.types import Client, Vector
-from fedray.update_checks import Expected
 
 log = logging.getLogger(__name__)
 

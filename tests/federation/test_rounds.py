@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from tiny import tiny_bert
 
-from fedray.blocks import Block
 from fedray.config import Config, TrainConfig, load_config
-from fedray.federation import ClientsDone, Federation, RoundDone, sample_cohort
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
+from fedray.federation.result_batches import Block
+from fedray.federation.rounds import ClientsDone, Federation, RoundDone, sample_cohort
+from fedray.federation.worker import Assignment, Outcome
 from fedray.methods.protocol import Update
 from fedray.prepare import prepare
 from fedray.storage.client_states import StateRef
@@ -19,7 +20,6 @@ from fedray.storage.paths import Place
 from fedray.storage.state_tree import sha256
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
-from fedray.worker import Assignment, Outcome
 
 BASE = {
     "rounds": 3,

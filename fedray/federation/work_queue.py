@@ -15,9 +15,9 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedray.failures import Attempt, Failure
+from fedray.federation.failures import Attempt, Failure
+from fedray.federation.worker import Assignment
 from fedray.types import Client, ClientId
-from fedray.worker import Assignment
 
 Group = tuple[Assignment, ...]
 

@@ -13,18 +13,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedray.aggregation.pairwise import PairwiseMean
-from fedray.blocks import Block
 from fedray.config import Config, TrainConfig
-from fedray.devices import Attendance, attend, cohort_size
-from fedray.failures import Attempt, too_few
+from fedray.federation.failures import Attempt, too_few
+from fedray.federation.participation import Attendance, attend, cohort_size
+from fedray.federation.result_batches import Block
+from fedray.federation.update_checks import outliers
+from fedray.federation.worker import Assignment, Job, Keep, Outcome
 from fedray.methods.protocol import AnyMethod, Initial, Metrics, Update
 from fedray.randomness import keyed_rng
 from fedray.storage.client_states import StateRef
 from fedray.storage.state_tree import num_bytes, with_arrays
 from fedray.training.metering import MemoryUse
 from fedray.types import Client, ClientId
-from fedray.update_checks import outliers
-from fedray.worker import Assignment, Job, Keep, Outcome
 
 
 class Pool(Protocol):

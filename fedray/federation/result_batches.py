@@ -13,15 +13,15 @@ import torch
 from fedray.aggregation.pairwise import Node, PairwiseMean, leaf
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError, TrainingError
-from fedray.failures import Failure
+from fedray.federation.failures import Failure
+from fedray.federation.update_checks import objection
+from fedray.federation.worker import Assignment, Job, Outcome
 from fedray.methods.protocol import Update, averages
 from fedray.methods.registry import build_method
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.storage.paths import file_name
 from fedray.storage.state_tree import float_arrays, num_bytes, save_tensors, with_arrays
 from fedray.types import ClientId
-from fedray.update_checks import objection
-from fedray.worker import Assignment, Job, Outcome
 
 BLOCK_SECONDS = 0.1
 BLOCK_CLIENTS = 256

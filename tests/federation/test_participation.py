@@ -8,9 +8,9 @@ import pytest
 
 from fedray.calibration import calibrated
 from fedray.config import ClientsConfig, Config, TierConfig, TrainConfig, load_config
-from fedray.devices import Attendance, attend, cohort_size, device_seconds, examples_trained
 from fedray.experiment import MethodFinished, run_experiment
-from fedray.inline import InlinePool
+from fedray.federation.local_pool import InlinePool
+from fedray.federation.participation import Attendance, attend, cohort_size, device_seconds, examples_trained
 from fedray.prepare import prepare
 from fedray.types import Client
 

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.chunks import Chunks, Group, groups
+from fedray.federation.work_queue import Chunks, Group, groups
+from fedray.federation.worker import Assignment
 from fedray.types import Client
-from fedray.worker import Assignment
 
 
 def assignments(*examples: int, tier: str = "default") -> list[Assignment]:

@@ -10,17 +10,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedray.aggregation.pairwise import PairwiseMean
-from fedray.blocks import Block, Blocks, Given, state_files
 from fedray.config import load_config
 from fedray.config.clients import UpdateChecks
 from fedray.errors import TrainingError
-from fedray.failures import Failure
+from fedray.federation.failures import Failure
+from fedray.federation.result_batches import Block, Blocks, Given, state_files
+from fedray.federation.worker import Assignment, Job, Keep, Outcome
 from fedray.methods.fedavg import OwnHead, Shared
 from fedray.methods.protocol import Update
 from fedray.storage.paths import Place
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
-from fedray.worker import Assignment, Job, Keep, Outcome
 
 CONFIG = {
     "rounds": 1,

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config.clients import UpdateChecks
+from fedray.federation.update_checks import objection, outliers, root_mean_square, too_far, too_large
 from fedray.storage.state_tree import leaves, signature_of
-from fedray.update_checks import objection, outliers, root_mean_square, too_far, too_large
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A round without Ray: tasks and results, worker, work queue, participation, failures, update checks, local pool."""
