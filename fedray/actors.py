@@ -17,7 +17,7 @@ from fedray.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.worker import Job
-from fedray.packing import Amounts, fits
+from fedray.planning.placement import Amounts, fits
 from fedray.silo import start_silo
 from fedray.turns import get
 

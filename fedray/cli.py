@@ -61,8 +61,8 @@ def run(
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.api import RunResult, settle, start
         from fedray.evaluation.metrics import default_metric
-        from fedray.memory_report import measured_table
-        from fedray.report import LiveProgress, summary_table
+        from fedray.results.memory_report import measured_table
+        from fedray.results.report import LiveProgress, summary_table
 
         output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
         loaded, place = settle(loaded, output, resume)
@@ -177,7 +177,7 @@ def jobs_list(address: Address = None) -> None:
     """Show the jobs of a cluster."""
     console = _console()
     with _reported():
-        from fedray.report import jobs_table
+        from fedray.results.report import jobs_table
         from fedray.submit import connect, jobs
 
         console.print(jobs_table(jobs(connect(address))))
@@ -218,7 +218,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.prepare import prepare
-        from fedray.report import cost_table, data_table
+        from fedray.results.report import cost_table, data_table
 
         prepared = prepare(loaded)
         console.print(data_table(prepared.clients, prepared.data))
@@ -233,7 +233,7 @@ def params(config: ConfigPath, overrides: Overrides = None) -> None:
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.prepare import costs_from_configuration
-        from fedray.report import cost_table
+        from fedray.results.report import cost_table
 
         console.print(cost_table(costs_from_configuration(loaded)))
 
@@ -255,10 +255,10 @@ def plan(
     console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
-        from fedray.memory_report import plan_table, room_table
-        from fedray.planning import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
+        from fedray.planning.cluster_plan import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
         from fedray.prepare import footprints_from_configuration
-        from fedray.report import cost_table
+        from fedray.results.memory_report import plan_table, room_table
+        from fedray.results.report import cost_table
 
         nodes = tuple(parse_node(text) for text in node or [])
         size = parse_bytes(gpu_memory) if gpu_memory else 0

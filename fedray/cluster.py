@@ -13,7 +13,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import ConfigError
-from fedray.packing import Amounts, fit_together, fits
+from fedray.planning.placement import Amounts, fit_together, fits
 
 
 def living() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from fedray.errors import FedrayError
 from fedray.experiment import Event, RoundFinished, TurnsFinished, run_experiment
 from fedray.federation.local_pool import InlinePool
 from fedray.heap import settle_heap
-from fedray.planning import Cluster
+from fedray.planning.cluster_plan import Cluster
 from fedray.pool import ClientPool
 from fedray.prepare import Prepared
 from fedray.storage.paths import Place

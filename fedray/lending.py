@@ -15,7 +15,7 @@ from fedray.actors import start_actor
 from fedray.config import Config, to_mapping
 from fedray.data import FederatedData, load_federated_data
 from fedray.models.tokenizer import load_tokenizer
-from fedray.packing import Amounts
+from fedray.planning.placement import Amounts
 from fedray.silo import start_silo
 from fedray.turns import get
 

@@ -23,7 +23,7 @@ from fedray.federation.result_batches import BLOCK_SECONDS, Block, failure_of, s
 from fedray.federation.work_queue import Chunks, Group, groups, ids_of, work_of
 from fedray.federation.worker import Assignment, Job
 from fedray.methods.protocol import Initial
-from fedray.packing import allot_shared, allot_with_gpus, requests
+from fedray.planning.placement import allot_shared, allot_with_gpus, requests
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards

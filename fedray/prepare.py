@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
 from fedray.data import load_federated_data
 from fedray.data.shards import FederatedData, Shard
@@ -18,11 +17,12 @@ from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.federation.participation import cohort_size
 from fedray.federation.rounds import Federation, Pool
 from fedray.federation.worker import Job
-from fedray.memory import Footprint, Tokens, predict
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
+from fedray.planning.accounting import Attached, Cost, method_cost
+from fedray.planning.memory import Footprint, Tokens, predict
 from fedray.randomness import keyed_rng
 from fedray.storage.paths import Place
 from fedray.training.deepspeed_config import engine_config

@@ -26,7 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import fedray
 from fedray.config import parse_yaml
 from fedray.errors import ConfigError, FedrayError
-from fedray.report import readable_bytes
+from fedray.results.report import readable_bytes
 from fedray.storage.paths import stamped
 
 LARGEST_PACKAGE = 256_000_000

@@ -30,7 +30,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment import Event, MethodFinished, RoundFinished, run_experiment
 from fedray.federation.local_pool import InlinePool
 from fedray.lending import Borrowed, FromShelf, Lender, Shelf
-from fedray.packing import Amounts, fit_times, requests
+from fedray.planning.placement import Amounts, fit_times, requests
 from fedray.pool import ClientPool
 from fedray.prepare import prepare
 from fedray.run_folder import continued, locked

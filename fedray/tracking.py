@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fedray.accounting import Cost
 from fedray.config import ClientsConfig
 from fedray.federation.participation import device_seconds
 from fedray.federation.rounds import RoundDone
 from fedray.federation.worker import Outcome
-from fedray.memory import Footprint, Memory
+from fedray.planning.accounting import Cost
+from fedray.planning.memory import Footprint, Memory
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId, Evaluation
 

@@ -36,7 +36,6 @@ ONLY_IN = {"ray": ("runtime/", "sweeps/", "cli/jobs_api.py"), "deepspeed": ("tra
 """Where a library may be imported: folders, or files."""
 NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed"}  # seconds of import that only their users should pay
 MOVING = {
-    "accounting",
     "actors",
     "api",
     "calibration",
@@ -47,13 +46,8 @@ MOVING = {
     "experiment",
     "heap",
     "lending",
-    "memory",
-    "memory_report",
-    "packing",
-    "planning",
     "pool",
     "prepare",
-    "report",
     "run_folder",
     "silo",
     "submit",

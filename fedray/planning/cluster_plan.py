@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from fedray.accounting import Cost
 from fedray.config import ClientsConfig, Config
 from fedray.errors import ConfigError
-from fedray.memory import Footprint
-from fedray.packing import UNIT, Amounts, allot, fit_together, requests
+from fedray.planning.accounting import Cost
+from fedray.planning.memory import Footprint
+from fedray.planning.placement import UNIT, Amounts, allot, fit_together, requests
 from fedray.training.metering import CUDA_CONTEXT
 
 PROCESS = 600_000_000

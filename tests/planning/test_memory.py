@@ -18,9 +18,9 @@ from fedray.adapters.lora import attach_lora
 from fedray.config import Config, LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
 from fedray.federation.worker import Job, Worker
-from fedray.memory import Footprint, Memory, held_by_engine
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
+from fedray.planning.memory import Footprint, Memory, held_by_engine
 from fedray.prepare import footprints_from_configuration
 from fedray.training.engine import hold_rows, make_engine
 from fedray.training.optimizer import Schedule

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedray import report
 from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
-from fedray.report import LiveProgress
+from fedray.results import report
+from fedray.results.report import LiveProgress
 
 
 def lines(rounds: int, seconds_between: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -19,10 +19,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fedray.accounting import Cost
 from fedray.data.shards import FederatedData
 from fedray.errors import choices
 from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
+from fedray.planning.accounting import Cost
 from fedray.tracking import Summary
 from fedray.types import Client
 

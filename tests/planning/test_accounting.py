@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import fedray.prepare
-from fedray.accounting import Attached, Cost, method_cost
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, meta_backbone
+from fedray.planning.accounting import Attached, Cost, method_cost
 from fedray.prepare import costs_from_configuration
 from fedray.types import Client
 

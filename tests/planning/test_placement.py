@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config import ClientsConfig
-from fedray.packing import allot, allot_shared, allot_with_gpus, fit_times, fit_together, fits, requests
+from fedray.planning.placement import allot, allot_shared, allot_with_gpus, fit_times, fit_together, fits, requests
 
 
 def asked(**tiers: dict[str, float]) -> dict[str, dict[str, float]]:
