@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import RunResult, run
+    from fedray.api import run
     from fedray.config import Config, load_config
+    from fedray.results.run_result import RunResult
     from fedray.sweeps import sweep
     from fedray.trials import SweepResult
     from fedray.types import state_type
@@ -15,7 +16,7 @@ __all__ = ["Config", "RunResult", "SweepResult", "load_config", "run", "state_ty
 
 _PLACES = {
     "run": "api",
-    "RunResult": "api",
+    "RunResult": "results.run_result",
     "Config": "config",
     "load_config": "config",
     "state_type": "types",

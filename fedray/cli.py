@@ -59,10 +59,12 @@ def run(
     console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
-        from fedray.api import RunResult, settle, start
+        from fedray.api import start
         from fedray.evaluation.metrics import default_metric
+        from fedray.experiment.resume import settle
         from fedray.results.memory_report import measured_table
         from fedray.results.report import LiveProgress, summary_table
+        from fedray.results.run_result import RunResult
 
         output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
         loaded, place = settle(loaded, output, resume)
@@ -217,7 +219,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
-        from fedray.prepare import prepare
+        from fedray.experiment.prepare import prepare
         from fedray.results.report import cost_table, data_table
 
         prepared = prepare(loaded)
@@ -232,7 +234,7 @@ def params(config: ConfigPath, overrides: Overrides = None) -> None:
     console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
-        from fedray.prepare import costs_from_configuration
+        from fedray.experiment.prepare import costs_from_configuration
         from fedray.results.report import cost_table
 
         console.print(cost_table(costs_from_configuration(loaded)))
@@ -255,8 +257,8 @@ def plan(
     console = _console()
     with _reported():
         loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.experiment.prepare import footprints_from_configuration
         from fedray.planning.cluster_plan import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
-        from fedray.prepare import footprints_from_configuration
         from fedray.results.memory_report import plan_table, room_table
         from fedray.results.report import cost_table
 

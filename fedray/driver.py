@@ -14,12 +14,13 @@ from ray.exceptions import GetTimeoutError, RayError
 from fedray.cluster import beside_caller, living_nodes
 from fedray.config import ClientsConfig
 from fedray.errors import FedrayError
-from fedray.experiment import Event, RoundFinished, TurnsFinished, run_experiment
+from fedray.experiment.prepare import Prepared
+from fedray.experiment.run import run_experiment
+from fedray.federation.events import Event, RoundFinished, TurnsFinished
 from fedray.federation.local_pool import InlinePool
 from fedray.heap import settle_heap
 from fedray.planning.cluster_plan import Cluster
 from fedray.pool import ClientPool
-from fedray.prepare import Prepared
 from fedray.storage.paths import Place
 
 log = logging.getLogger(__name__)

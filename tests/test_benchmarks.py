@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fedray.config import load_config
+from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.worker import Assignment
-from fedray.prepare import prepare
 
 PROGRAMS = Path(__file__).parents[1] / "jobs" / "benchmarks"
 

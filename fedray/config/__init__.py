@@ -1,7 +1,7 @@
 """The configuration of an experiment: YAML (or a dict) into frozen, fully checked models.
 
 What can be checked from the text alone is checked here; what needs the data or the model is checked by
-`fedray.prepare`, also before any actor starts.
+`fedray.experiment.prepare`, also before any actor starts.
 """
 
 from fedray.config.checkpoint import CheckpointConfig

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from fedray.data.shards import FederatedData
 from fedray.errors import choices
-from fedray.experiment import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
+from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
+from fedray.federation.summary import Summary
 from fedray.planning.accounting import Cost
-from fedray.tracking import Summary
 from fedray.types import Client
 
 UNITS = ("B", "kB", "MB", "GB", "TB")

@@ -16,8 +16,8 @@ import psutil
 
 import fedray
 from fedray.config import load_config
-from fedray.experiment import Event, RoundFinished
-from fedray.prepare import prepare
+from fedray.experiment.prepare import prepare
+from fedray.federation.events import Event, RoundFinished
 
 MODELS = {"3 million": (256, 4), "227 million": (1536, 8)}
 """Hidden size and layers of a Llama decoder, by its parameters."""

@@ -26,9 +26,9 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedray.config import load_config
+from fedray.experiment.prepare import Prepared, prepare
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.worker import Assignment
-from fedray.prepare import Prepared, prepare
 
 CONFIG = Path(__file__).with_name("fused.yaml")
 WIDTHS = (1, 2, 4, 8, 16)

@@ -28,7 +28,7 @@ from workloads import Workload, make_files, rows
 
 import fedray
 from fedray.driver import start_ray
-from fedray.experiment import Event, RoundFinished
+from fedray.federation.events import Event, RoundFinished
 
 matplotlib.use("svg")
 from matplotlib import pyplot, ticker

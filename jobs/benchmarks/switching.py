@@ -16,7 +16,7 @@ import numpy as np
 
 import fedray.federation.worker as worker_module
 from fedray.config import load_config
-from fedray.prepare import prepare
+from fedray.experiment.prepare import prepare
 from fedray.training.loop import train_steps
 from fedray.training.optimizer import Schedule
 

@@ -23,7 +23,7 @@ import psutil
 from workloads import LETTER_A, Timeline, Workload
 
 import fedray
-from fedray.experiment import Event, RoundFinished
+from fedray.federation.events import Event, RoundFinished
 
 
 class LastRoundEnded(Exception):

@@ -16,7 +16,7 @@ import psutil
 import ray
 
 import fedray
-from fedray.experiment import Event, RoundFinished
+from fedray.federation.events import Event, RoundFinished
 
 WARM_UP = 20
 CONFIG = {

@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import fedray
 from fedray.config import load_config
-from fedray.prepare import prepare
+from fedray.experiment.prepare import prepare
 
 CONFIG: dict[str, Any] = {
     "name": "planted-groups",

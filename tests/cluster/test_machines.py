@@ -15,12 +15,12 @@ import psutil
 import pytest
 
 import fedray
-from fedray.api import RunResult
 from fedray.config import load_config
 from fedray.driver import events
 from fedray.errors import FedrayError
-from fedray.experiment import Event, MethodStarted, RoundFinished
-from fedray.prepare import prepare
+from fedray.experiment.prepare import prepare
+from fedray.federation.events import Event, MethodStarted, RoundFinished
+from fedray.results.run_result import RunResult
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 

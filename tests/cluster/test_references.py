@@ -8,10 +8,10 @@ import pytest
 from ray._private.worker import global_worker
 
 from fedray.config import load_config
+from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.rounds import RoundDone
 from fedray.pool import ClientPool
-from fedray.prepare import prepare
 from fedray.storage.paths import Place
 from fedray.storage.state_tree import sha256
 

@@ -18,9 +18,9 @@ from fedray.client import ClientActor
 from fedray.cluster import has_autoscaler
 from fedray.config import ClientsConfig, load_config
 from fedray.driver import events
-from fedray.experiment import MethodFinished, TurnsFinished
+from fedray.experiment.prepare import prepare
+from fedray.federation.events import MethodFinished, TurnsFinished
 from fedray.pool import ClientPool
-from fedray.prepare import prepare
 
 
 def test_every_method_gives_the_same_states_on_ray_and_inline(

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tiny import tiny_bert
 
-from fedray.api import RunResult
+from fedray.results.run_result import RunResult
 from fedray.trials import SweepResult
 
 ROOT = Path(__file__).parents[2]

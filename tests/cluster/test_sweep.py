@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 import fedray
-from fedray.api import RunResult
 from fedray.errors import ConfigError
-from fedray.run_folder import locked
+from fedray.experiment.run_folder import locked
+from fedray.results.run_result import RunResult
 from fedray.storage.paths import Place
 from fedray.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
 
@@ -168,7 +168,7 @@ def test_more_trials_at_a_time_than_there_is_room(base: dict[str, Any], cluster:
 def test_two_processes_do_not_run_one_sweep(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedray.run_folder.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("fedray.experiment.run_folder.LOCK_PATIENCE_S", 0.1)
     lock = locked(Place.of(tmp_path / "sweep"))
     with pytest.raises(ConfigError, match="another process is writing here"):
         fedray.sweep(base, {"seed": [1, 2]}, output=tmp_path / "sweep")

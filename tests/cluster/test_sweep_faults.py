@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 import fedray
-from fedray.api import RunResult
+from fedray.results.run_result import RunResult
 from fedray.trials import SweepEvent, TrialRound
 
 SILO = {

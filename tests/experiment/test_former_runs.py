@@ -10,7 +10,7 @@ import pytest
 
 import fedray
 from fedray.config import CheckpointConfig
-from fedray.run_folder import read_summaries
+from fedray.results.run_result import read_summaries
 from fedray.storage.checkpoints import Checkpoints
 from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import Place

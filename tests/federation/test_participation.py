@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from fedray.calibration import calibrated
 from fedray.config import ClientsConfig, Config, TierConfig, TrainConfig, load_config
-from fedray.experiment import MethodFinished, run_experiment
+from fedray.experiment.calibration import calibrated
+from fedray.experiment.prepare import prepare
+from fedray.experiment.run import run_experiment
+from fedray.federation.events import MethodFinished
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.participation import Attendance, attend, cohort_size, device_seconds, examples_trained
-from fedray.prepare import prepare
 from fedray.types import Client
 
 

@@ -9,12 +9,12 @@ import pytest
 from tiny import tiny_bert
 
 from fedray.config import Config, TrainConfig, load_config
+from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.result_batches import Block
 from fedray.federation.rounds import ClientsDone, Federation, RoundDone, sample_cohort
 from fedray.federation.worker import Assignment, Outcome
 from fedray.methods.protocol import Update
-from fedray.prepare import prepare
 from fedray.storage.client_states import StateRef
 from fedray.storage.paths import Place
 from fedray.storage.state_tree import sha256

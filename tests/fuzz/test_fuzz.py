@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fedray.config import CheckpointConfig, Config, load_config, parse_overrides, parse_yaml
 from fedray.data.readers import read_file
 from fedray.errors import ConfigError, DataError, StateError
-from fedray.run_folder import read_summaries
+from fedray.results.run_result import read_summaries
 from fedray.storage.checkpoints import Checkpoints, Progress, sealed_line
 from fedray.storage.client_states import StateFiles
 from fedray.storage.codec import pack, pack_small, read_pack, unpack_small

@@ -10,7 +10,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import fedray
-from fedray.experiment import Event, TurnsFinished
+from fedray.federation.events import Event, TurnsFinished
 
 
 def main(config: str, output: str) -> None:

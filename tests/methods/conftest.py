@@ -15,11 +15,11 @@ from tiny import tiny_bert
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import Config, load_config
 from fedray.data.shards import Shard
+from fedray.experiment.prepare import Prepared, make_clients, prepare
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.rounds import Federation, RoundDone
 from fedray.federation.worker import Assignment, Outcome, Worker
 from fedray.methods.protocol import Initial, Update
-from fedray.prepare import Prepared, make_clients, prepare
 from fedray.storage.paths import Place
 from fedray.types import Client, Evaluation, Split
 

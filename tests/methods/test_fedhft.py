@@ -13,10 +13,10 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora
 from fedray.aggregation.masks import random_rows
 from fedray.config import LoraSection, load_config
+from fedray.experiment.prepare import prepare
 from fedray.methods.factors import join, keep_rows, split, unpack_masks
 from fedray.methods.fedhft import FedHft, Mixture, Own
 from fedray.methods.wire import decode, encode
-from fedray.prepare import prepare
 from fedray.randomness import keyed_rng
 from fedray.storage.state_tree import arrays
 from fedray.training.engine import TorchEngine

@@ -12,7 +12,9 @@ from tiny import tiny_bert
 
 from fedray.config import Config, LoraSection, ReftSection, load_config
 from fedray.errors import ConfigError
-from fedray.experiment import MethodFinished, run_experiment
+from fedray.experiment.prepare import prepare
+from fedray.experiment.run import run_experiment
+from fedray.federation.events import MethodFinished
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.rounds import RoundDone
 from fedray.methods import protocol
@@ -20,7 +22,6 @@ from fedray.methods.fedalt import FedAlt
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import AnyMethod, averages
 from fedray.methods.registry import METHODS, build_method
-from fedray.prepare import prepare
 from fedray.types import STATE_TYPES
 
 

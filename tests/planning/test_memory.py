@@ -17,11 +17,11 @@ from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.config import Config, LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
+from fedray.experiment.prepare import footprints_from_configuration
 from fedray.federation.worker import Job, Worker
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
 from fedray.planning.memory import Footprint, Memory, held_by_engine
-from fedray.prepare import footprints_from_configuration
 from fedray.training.engine import hold_rows, make_engine
 from fedray.training.optimizer import Schedule
 
@@ -257,7 +257,7 @@ def test_what_a_later_method_imports_belongs_to_the_process(monkeypatch: pytest.
 MEASURED = """
 import json, sys
 from fedray.config import load_config
-from fedray.prepare import prepare
+from fedray.experiment.prepare import prepare
 from fedray.federation.worker import Assignment, Worker
 
 config = load_config(json.loads(sys.argv[1]))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
+from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
 from fedray.results import report
 from fedray.results.report import LiveProgress
 

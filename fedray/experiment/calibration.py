@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedray.experiment.prepare import Prepared
 from fedray.federation.participation import cohort_size, examples_trained
 from fedray.federation.result_batches import Block
 from fedray.federation.rounds import Federation, Pool
 from fedray.federation.worker import Assignment
-from fedray.prepare import Prepared
 from fedray.training.fused import WIDTHS, fastest_width
 from fedray.types import Client
 

@@ -17,14 +17,15 @@ from tiny import tiny_bert
 
 from fedray.config import load_config
 from fedray.errors import ConfigError, StateError
-from fedray.experiment import MethodFinished, MethodStarted, RoundFinished, TurnsFinished, run_experiment
+from fedray.experiment.prepare import prepare
+from fedray.experiment.rows import memory_row
+from fedray.experiment.run import run_experiment
+from fedray.experiment.run_folder import RunFolder, check_free
+from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
 from fedray.federation.local_pool import InlinePool
-from fedray.prepare import prepare
-from fedray.run_folder import RunFolder, check_free
 from fedray.storage.paths import Place
 from fedray.storage.state_tree import arrays, sha256
 from fedray.storage.tables import Table
-from fedray.tracking import memory_row
 from fedray.training.metering import MemoryUse
 
 ROUNDS, CLIENTS, COHORT = 2, 4, 3
@@ -302,7 +303,7 @@ def test_new_and_empty_folders_are_free(tmp_path: Path, run: SimpleNamespace) ->
 def test_two_processes_do_not_write_to_one_folder(
     tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedray.run_folder.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("fedray.experiment.run_folder.LOCK_PATIENCE_S", 0.1)
     first = RunFolder(Place.of(tmp_path), run.config)
     with pytest.raises(ConfigError, match="another process is writing here"):
         RunFolder(Place.of(tmp_path), run.config, resume=True)

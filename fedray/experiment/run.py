@@ -5,75 +5,31 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from fedray.calibration import calibrated
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import default_metric, higher_is_better
+from fedray.experiment.calibration import calibrated
+from fedray.experiment.prepare import Prepared
+from fedray.experiment.rows import Row, means, memory_row
+from fedray.experiment.run_folder import RunFolder
+from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
 from fedray.federation.failures import Attempt
 from fedray.federation.rounds import ClientsDone, Pool
+from fedray.federation.summary import Summary
 from fedray.federation.worker import Outcome
-from fedray.prepare import Prepared
-from fedray.run_folder import RunFolder
 from fedray.storage.checkpoints import Checkpoints, Progress
 from fedray.storage.client_states import StateRef
 from fedray.storage.paths import Place
 from fedray.storage.state_tree import sha256
-from fedray.tracking import Row, Summary, means, memory_row
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
 
 log = logging.getLogger(__name__)
 TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "simulated_seconds")
 """Columns of a round that add up to the summary's."""
-
-
-@dataclass(frozen=True)
-class MethodStarted:
-    method: str
-    rounds: int
-    turns: int
-    """Clients' turns in all rounds and the final pass."""
-    server_round: int = 0
-    """Rounds that it has already."""
-    turns_done: int = 0
-
-
-@dataclass(frozen=True)
-class TurnsFinished:
-    method: str
-    server_round: int
-    clients: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TurnFailed:
-    method: str
-    attempt: Attempt
-
-
-@dataclass(frozen=True)
-class RoundFinished:
-    method: str
-    server_round: int
-    final: bool
-    aggregated: float | None
-    personalised: float | None
-    train_loss: float | None
-    seconds: float
-    bytes: int
-    """Sent up and down."""
-
-
-@dataclass(frozen=True)
-class MethodFinished:
-    summary: Summary
-
-
-Event = MethodStarted | TurnsFinished | TurnFailed | RoundFinished | MethodFinished
 
 
 def run_experiment(prepared: Prepared, pool: Pool, where: str | Path | Place, resume: bool = False) -> Iterator[Event]:

@@ -19,10 +19,9 @@ While a method runs, and if its process is killed, the latest rows of a large ta
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,14 +29,16 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from fedray.config import Config, dump_yaml, load_config, parse_yaml, to_mapping
+from fedray.config import Config, dump_yaml
 from fedray.errors import ConfigError, StateError
+from fedray.experiment.rows import Row, client_row, client_seconds, round_row, strict
 from fedray.federation.failures import Attempt
 from fedray.federation.rounds import RoundDone
+from fedray.federation.summary import Summary
+from fedray.results.run_result import read_summaries
 from fedray.storage.paths import Place, file_name
 from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table
-from fedray.tracking import Row, Summary, client_row, client_seconds, round_row, strict
 from fedray.types import ClientId
 
 TABLES = ("rounds", "clients", "events", "memory")
@@ -45,12 +46,6 @@ TABLES = ("rounds", "clients", "events", "memory")
 LOCK = ".lock"
 LOCK_PATIENCE_S = 10.0
 """How long a driver that was killed may take to be gone."""
-
-FREE = re.compile(
-    r"name|rounds|runtime|storage_path|checkpoint\..*|data\.cache_dir|"
-    r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
-)
-"""What may change when a run is continued: none of it changes what a round computes."""
 
 
 class RunFolder:
@@ -231,76 +226,6 @@ class RunFolder:
             (self.place / name).write(data, self._durable)
         except OSError as error:
             raise StateError(f"{self.place / name}: cannot be written: {error}") from None
-
-
-def read_summaries(place: Place) -> list[Summary]:
-    """Return the summaries of the methods that a run has finished.
-
-    Raises:
-        StateError: they cannot be read.
-    """
-    file = place / "summary.json"
-    if not file.is_file():
-        return []
-    names = {field.name for field in fields(Summary)}
-    try:
-        entries = json.loads(file.read())
-        return [Summary(**{name: entry[name] for name in names}) for entry in entries]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise StateError(f"{file}: is no summary of a run: {type(error).__name__}: {error}") from None
-
-
-def continued(place: Place, given: Config) -> Config:
-    """Return the configuration with which a run is continued: what is given, with what the run found out at its start.
-
-    Raises:
-        ConfigError: it is not the folder of a run, or the configuration differs in what changes results; the message
-            lists the differences.
-    """
-    file = place / "config.yaml"
-    try:
-        text = file.read().decode("utf-8") if file.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    if text is None:
-        raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
-    stored = load_config(parse_yaml(text, str(file)))
-    ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
-    found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
-    differing = [
-        f"  {path}: the run has {ours.get(path)!r}, given is {theirs.get(path)!r}"
-        for path in sorted({*ours, *theirs})
-        if ours.get(path) != theirs.get(path) and path not in found and not FREE.fullmatch(path)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{place}: cannot be continued with another configuration; only rounds and what changes no result may "
-            "differ:\n" + "\n".join(differing)
-        )
-    return load_config(given, found)
-
-
-def _found_out(path: str, given: Config) -> bool:
-    """Return whether a field is filled in by timing at the start (`calibration`)."""
-    if path == "clients.example_seconds":
-        return True
-    return path.endswith("fuse") and "auto" in {given.clients.tier(name).fuse for name in given.clients.tier_names}
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted path; lists have indices, and empty ones are values."""
-    entries: Iterable[tuple[Any, Any]]
-    if isinstance(value, Mapping) and value:
-        entries = value.items()
-    elif isinstance(value, list) and value:
-        entries = enumerate(value)
-    else:
-        return {path: value}
-    return {
-        name: leaf
-        for key, entry in entries
-        for name, leaf in _flat(entry, f"{path}.{key}" if path else str(key)).items()
-    }
 
 
 def check_free(place: Place) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fedray.config import ClientsConfig, load_config
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
-from fedray.prepare import Prepared, costs_from_configuration, make_clients, prepare
+from fedray.experiment.prepare import Prepared, costs_from_configuration, make_clients, prepare
 from fedray.types import Client
 
 # ---------------------------------------------------------------- clients and tiers

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 import fedray
-from fedray.calibration import calibrated
 from fedray.config import load_config
 from fedray.errors import ConfigError
+from fedray.experiment.calibration import calibrated
+from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import InlinePool
-from fedray.prepare import prepare
 
 BASE: dict[str, Any] = {
     "rounds": 1,

@@ -17,10 +17,10 @@ import yaml
 from tiny import tiny_bert
 
 import fedray
-from fedray.api import RunResult
 from fedray.errors import ConfigError, StateError
-from fedray.experiment import Event, MethodFinished, RoundFinished, TurnsFinished
 from fedray.federation import result_batches as blocks
+from fedray.federation.events import Event, MethodFinished, RoundFinished, TurnsFinished
+from fedray.results.run_result import RunResult
 from fedray.storage import tables
 
 METHODS = [

@@ -1,0 +1,1 @@
+"""From a configuration to results: preparation, the methods one after another, the run folder and its rows."""

@@ -1,0 +1,96 @@
+"""The folder of a new run, or of one that is continued: with the same configuration but for what changes no result."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedray.config import Config, load_config, parse_yaml, to_mapping
+from fedray.errors import ConfigError
+from fedray.experiment.run_folder import check_free
+from fedray.storage.paths import Place, in_storage, stamped
+
+FREE = re.compile(
+    r"name|rounds|runtime|storage_path|checkpoint\..*|data\.cache_dir|"
+    r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
+)
+"""What may change when a run is continued: none of it changes what a round computes."""
+
+
+def settle(config: Config, output: str | Path | None, resume: str | Path | None) -> tuple[Config, Place]:
+    """Return the configuration and the folder of a new run, or of one that is continued.
+
+    Raises:
+        ConfigError: a new one's folder exists and is not empty, or what is continued had another configuration.
+    """
+    if resume is not None:
+        if output is not None:
+            raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
+        place = Place.of(in_storage(resume))
+        return continued(place, config), place
+    return config, new_place(config, output)
+
+
+def new_place(config: Config, output: str | Path | None) -> Place:
+    """Return the folder of something new: `output`, or storage_path/NAME-TIME.
+
+    Raises:
+        ConfigError: it exists and is not empty.
+    """
+    place = Place.of(in_storage(output or config.storage_path))
+    place = place if output else place / stamped(config.name)
+    check_free(place)
+    return place
+
+
+def continued(place: Place, given: Config) -> Config:
+    """Return the configuration with which a run is continued: what is given, with what the run found out at its start.
+
+    Raises:
+        ConfigError: it is not the folder of a run, or the configuration differs in what changes results; the message
+            lists the differences.
+    """
+    file = place / "config.yaml"
+    try:
+        text = file.read().decode("utf-8") if file.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if text is None:
+        raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
+    stored = load_config(parse_yaml(text, str(file)))
+    ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
+    found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
+    differing = [
+        f"  {path}: the run has {ours.get(path)!r}, given is {theirs.get(path)!r}"
+        for path in sorted({*ours, *theirs})
+        if ours.get(path) != theirs.get(path) and path not in found and not FREE.fullmatch(path)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{place}: cannot be continued with another configuration; only rounds and what changes no result may "
+            "differ:\n" + "\n".join(differing)
+        )
+    return load_config(given, found)
+
+
+def _found_out(path: str, given: Config) -> bool:
+    """Return whether a field is filled in by timing at the start (`calibration`)."""
+    if path == "clients.example_seconds":
+        return True
+    return path.endswith("fuse") and "auto" in {given.clients.tier(name).fuse for name in given.clients.tier_names}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted path; lists have indices, and empty ones are values."""
+    entries: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping) and value:
+        entries = value.items()
+    elif isinstance(value, list) and value:
+        entries = enumerate(value)
+    else:
+        return {path: value}
+    return {
+        name: leaf
+        for key, entry in entries
+        for name, leaf in _flat(entry, f"{path}.{key}" if path else str(key)).items()
+    }

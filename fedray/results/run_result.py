@@ -1,0 +1,90 @@
+"""The result of a run, read from its folder."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from fedray.errors import StateError
+from fedray.federation.summary import Summary
+from fedray.storage.paths import Place
+from fedray.storage.tables import read_table
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. place: its folder. summaries: one per method, in the configuration's order."""
+
+    place: Place
+    summaries: tuple[Summary, ...]
+
+    @classmethod
+    def load(cls, where: str | Path | Place) -> "RunResult":
+        """Read the result of an earlier run from its folder, a path or a URI.
+
+        Raises:
+            StateError: no method of it is finished, or the summary cannot be read.
+        """
+        place = Place.of(where)
+        summaries = tuple(read_summaries(place))
+        if not summaries:
+            raise StateError(f"{place}: has no summary.json: no method is finished")
+        return cls(place, summaries)
+
+    @property
+    def path(self) -> Path:
+        """Its folder on this machine. Raises ValueError where it is elsewhere."""
+        return self.place.local
+
+    def __getitem__(self, method: str) -> Summary:
+        """Return one method's summary. Raises KeyError, naming the methods there are."""
+        found = {summary.method: summary for summary in self.summaries}
+        if method not in found:
+            raise KeyError(f"no method {method!r}; this run has {', '.join(found)}")
+        return found[method]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the summaries, one row per method."""
+        return pd.DataFrame([vars(summary) for summary in self.summaries])
+
+    def rounds(self) -> pd.DataFrame:
+        """Return rounds.parquet: one row per method and round. Raises StateError: it cannot be read."""
+        return self._table("rounds")
+
+    def clients(self) -> pd.DataFrame:
+        """Return clients.parquet: one row per method, round and client. Raises StateError: it cannot be read."""
+        return self._table("clients")
+
+    def memory(self) -> pd.DataFrame:
+        """Return memory.parquet: one row per method and tier. Raises StateError: it cannot be read."""
+        return self._table("memory")
+
+    def events(self) -> pd.DataFrame:
+        """Return events.parquet, the ledger of what went wrong: one row per attempt that came to nothing. Raises
+        StateError: it cannot be read."""
+        return self._table("events", needed=False)
+
+    def _table(self, name: str, needed: bool = True) -> pd.DataFrame:
+        table = read_table(self.place, name)
+        if needed and not table.num_columns:
+            raise StateError(f"{self.place / f'{name}.parquet'}: is not there")
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
+
+
+def read_summaries(place: Place) -> list[Summary]:
+    """Return the summaries of the methods that a run has finished.
+
+    Raises:
+        StateError: they cannot be read.
+    """
+    file = place / "summary.json"
+    if not file.is_file():
+        return []
+    names = {field.name for field in fields(Summary)}
+    try:
+        entries = json.loads(file.read())
+        return [Summary(**{name: entry[name] for name in names}) for entry in entries]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise StateError(f"{file}: is no summary of a run: {type(error).__name__}: {error}") from None
