@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedray.config import Config, load_config
-from fedray.driver import events
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import settle
 from fedray.federation.events import Event
 from fedray.results.run_result import RunResult
+from fedray.runtime.driver import events
 from fedray.storage.paths import Place
 
 SECTIONS = tuple(

@@ -267,7 +267,7 @@ def plan(
         if nodes:
             cluster = Cluster(nodes, size)
         elif os.environ.get("RAY_ADDRESS"):
-            from fedray.driver import running_cluster
+            from fedray.runtime.driver import running_cluster
 
             cluster = running_cluster()
         else:

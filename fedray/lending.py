@@ -11,13 +11,13 @@ import ray
 from ray.exceptions import RayError
 from transformers import PreTrainedTokenizerBase
 
-from fedray.actors import start_actor
 from fedray.config import Config, to_mapping
 from fedray.data import FederatedData, load_federated_data
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.placement import Amounts
-from fedray.silo import start_silo
-from fedray.turns import get
+from fedray.runtime.actor_group import start_actor
+from fedray.runtime.messages import get
+from fedray.runtime.silo_actor import start_silo
 
 DATA_SETS = 8
 """So many are kept for trials to come."""

@@ -20,11 +20,8 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
 
-from fedray.actors import first_line
-from fedray.cluster import beside_caller, check_room, has_autoscaler, living_nodes
 from fedray.config import Config, SweepConfig, load_sweep
 from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
-from fedray.driver import start_ray, without_gpus
 from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import continued, new_place
@@ -34,8 +31,11 @@ from fedray.federation.events import Event, MethodFinished, RoundFinished
 from fedray.federation.local_pool import InlinePool
 from fedray.lending import Borrowed, FromShelf, Lender, Shelf
 from fedray.planning.placement import Amounts, fit_times, requests
-from fedray.pool import ClientPool
 from fedray.results.run_result import RunResult
+from fedray.runtime.actor_group import first_line
+from fedray.runtime.cluster import beside_caller, check_room, has_autoscaler, living_nodes
+from fedray.runtime.driver import start_ray, without_gpus
+from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import Place, in_storage
 from fedray.trials import (
     Ended,

@@ -27,8 +27,8 @@ from with_fedray import LastRoundEnded, config
 from workloads import Workload, make_files, rows
 
 import fedray
-from fedray.driver import start_ray
 from fedray.federation.events import Event, RoundFinished
+from fedray.runtime.driver import start_ray
 
 matplotlib.use("svg")
 from matplotlib import pyplot, ticker

@@ -8,7 +8,7 @@ import pytest
 import ray
 from tiny import tiny_bert
 
-from fedray.driver import start_ray
+from fedray.runtime.driver import start_ray
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ import pytest
 
 import fedray
 from fedray.config import load_config
-from fedray.driver import events
 from fedray.errors import FedrayError
 from fedray.experiment.prepare import prepare
 from fedray.federation.events import Event, MethodStarted, RoundFinished
 from fedray.results.run_result import RunResult
+from fedray.runtime.driver import events
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 

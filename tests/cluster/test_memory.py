@@ -6,8 +6,8 @@ import pytest
 import ray
 import torch
 
-from fedray.client import ClientActor
-from fedray.driver import running_cluster
+from fedray.runtime.client_actor import ClientActor
+from fedray.runtime.driver import running_cluster
 
 
 def test_a_running_cluster(cluster: None) -> None:

@@ -11,7 +11,7 @@ from fedray.config import load_config
 from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import InlinePool
 from fedray.federation.rounds import RoundDone
-from fedray.pool import ClientPool
+from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import Place
 from fedray.storage.state_tree import sha256
 

@@ -14,13 +14,13 @@ from ray.experimental.internal_kv import _internal_kv_get
 from safetensors.numpy import load_file
 
 import fedray
-from fedray.client import ClientActor
-from fedray.cluster import has_autoscaler
 from fedray.config import ClientsConfig, load_config
-from fedray.driver import events
 from fedray.experiment.prepare import prepare
 from fedray.federation.events import MethodFinished, TurnsFinished
-from fedray.pool import ClientPool
+from fedray.runtime.client_actor import ClientActor
+from fedray.runtime.cluster import has_autoscaler
+from fedray.runtime.driver import events
+from fedray.runtime.pool import ClientPool
 
 
 def test_every_method_gives_the_same_states_on_ray_and_inline(

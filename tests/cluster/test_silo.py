@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 import fedray
 from fedray.config import ClientsConfig, load_config
-from fedray.driver import events
 from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
 from fedray.federation.events import MethodFinished, TurnsFinished
-from fedray.pool import ClientPool
+from fedray.runtime.driver import events
+from fedray.runtime.pool import ClientPool
 
 TIERS: dict[str, Any] = {
     "phone": {"share": 0.5, "num_cpus": 0.5, "num_gpus": 0, "lora_rank": 4, "reft_layers": [1]},

@@ -8,8 +8,8 @@ import pytest
 
 from fedray.federation.result_batches import BLOCK_SECONDS, Block
 from fedray.federation.worker import Assignment
-from fedray.pool import ClientPool, _Pace
-from fedray.turns import Packed, Turn, chunk_of, seal, unseal
+from fedray.runtime.messages import Packed, Turn, chunk_of, seal, unseal
+from fedray.runtime.pool import ClientPool, _Pace
 from fedray.types import Client
 
 

@@ -6,7 +6,7 @@ Run by test_machines.
 import ray
 from ray.cluster_utils import Cluster
 
-from fedray.cluster import beside_caller
+from fedray.runtime.cluster import beside_caller
 
 
 @ray.remote(num_cpus=0)

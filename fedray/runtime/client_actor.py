@@ -12,9 +12,9 @@ from fedray.federation.result_batches import Blocks
 from fedray.federation.worker import Job, Worker
 from fedray.heap import settle_heap
 from fedray.methods.protocol import Initial
+from fedray.runtime.messages import Chunk, Sealed, seal, unpack
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
-from fedray.turns import Chunk, Sealed, seal, unpack
 
 
 @ray.remote(max_restarts=0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedray import cluster
+from fedray.runtime import cluster
 
 
 @pytest.mark.parametrize(

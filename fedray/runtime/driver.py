@@ -11,7 +11,6 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
 
-from fedray.cluster import beside_caller, living_nodes
 from fedray.config import ClientsConfig
 from fedray.errors import FedrayError
 from fedray.experiment.prepare import Prepared
@@ -20,7 +19,8 @@ from fedray.federation.events import Event, RoundFinished, TurnsFinished
 from fedray.federation.local_pool import InlinePool
 from fedray.heap import settle_heap
 from fedray.planning.cluster_plan import Cluster
-from fedray.pool import ClientPool
+from fedray.runtime.cluster import beside_caller, living_nodes
+from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import Place
 
 log = logging.getLogger(__name__)

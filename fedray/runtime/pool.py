@@ -13,8 +13,6 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 
-from fedray.actors import LOOK_S, ActorSource, Crew, Member, first_line
-from fedray.cluster import check_room, has_autoscaler, living_nodes
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
@@ -24,9 +22,11 @@ from fedray.federation.work_queue import Chunks, Group, groups, ids_of, work_of
 from fedray.federation.worker import Assignment, Job
 from fedray.methods.protocol import Initial
 from fedray.planning.placement import allot_shared, allot_with_gpus, requests
+from fedray.runtime.actor_group import LOOK_S, ActorSource, Crew, Member, first_line
+from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes
+from fedray.runtime.messages import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
-from fedray.turns import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
 from fedray.types import ClientId
 
 NODES_EVERY_S = 5.0

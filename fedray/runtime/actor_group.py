@@ -12,14 +12,14 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.client import ClientActor, build_extensions
-from fedray.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.worker import Job
 from fedray.planning.placement import Amounts, fits
-from fedray.silo import start_silo
-from fedray.turns import get
+from fedray.runtime.client_actor import ClientActor, build_extensions
+from fedray.runtime.cluster import infeasible, living, living_nodes, readable, total_of
+from fedray.runtime.messages import get
+from fedray.runtime.silo_actor import start_silo
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import ray
 
-from fedray.client import place
 from fedray.federation.result_batches import Blocks
 from fedray.federation.worker import Job, Outcome, Worker
 from fedray.methods.protocol import Initial
+from fedray.runtime.client_actor import place
+from fedray.runtime.messages import Chunk, Sealed, seal, unpack
 from fedray.training.metering import MemoryUse
 from fedray.training.team import MemberLost, Team
-from fedray.turns import Chunk, Sealed, seal, unpack
 
 EXTRA_THREADS = 4
 """Of the actor, beside one for each worker that waits for its next call: the pool's call, its result, and the end."""

@@ -1,0 +1,1 @@
+"""All that is Ray: driver, client actors, silos, the pool, messages, the cluster."""
