@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from fedray.api import run
     from fedray.config import Config, load_config
     from fedray.results.run_result import RunResult
-    from fedray.sweeps import sweep
-    from fedray.trials import SweepResult
+    from fedray.sweeps.run import sweep
+    from fedray.sweeps.trials import SweepResult
     from fedray.types import state_type
 
 __version__ = "0.1.0"

@@ -95,8 +95,8 @@ def sweep(
         from fedray.config import load_sweep
 
         asked = load_sweep(config, parse_overrides(overrides or []))
-        from fedray.sweep_report import SweepProgress, sweep_table
-        from fedray.sweeps import run_trials, settle_sweep
+        from fedray.sweeps.report import SweepProgress, sweep_table
+        from fedray.sweeps.run import run_trials, settle_sweep
 
         output, resume = _resumed_if_there(output, resume, or_resume, "sweep.yaml")
         found = settle_sweep(asked, output, resume)
@@ -136,7 +136,7 @@ def submit(
         from fedray.storage.paths import stamped
         from fedray.submit import connect, follow, is_sweep
         from fedray.submit import submit as submit_job
-        from fedray.trials import trials_of
+        from fedray.sweeps.trials import trials_of
 
         values = parse_overrides(overrides or [])
         if is_sweep(config):

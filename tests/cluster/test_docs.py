@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedray.cli import app
-from fedray.trials import SweepResult
+from fedray.sweeps.trials import SweepResult
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from fedray.errors import ConfigError
 from fedray.experiment.run_folder import locked
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import Place
-from fedray.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
+from fedray.sweeps.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
 
 LR = [1e-3, 1e-2]
 
@@ -179,7 +179,7 @@ def test_two_processes_do_not_run_one_sweep(
 def test_tunes_ranges_are_understood(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:
     from ray import tune
 
-    from fedray.sweeps import _plain_values
+    from fedray.sweeps.run import _plain_values
 
     assert _plain_values("a", tune.loguniform(1e-4, 1)) == {"loguniform": [1e-4, 1]}
     assert _plain_values("a", tune.uniform(0, 1)) == {"uniform": [0, 1]}

@@ -10,7 +10,7 @@ import pytest
 
 import fedray
 from fedray.results.run_result import RunResult
-from fedray.trials import SweepEvent, TrialRound
+from fedray.sweeps.trials import SweepEvent, TrialRound
 
 SILO = {
     "phone": {"share": 0.5, "num_cpus": 0.5, "num_gpus": 0, "lora_rank": 4},

@@ -29,7 +29,6 @@ from fedray.experiment.run import run_experiment
 from fedray.experiment.run_folder import locked
 from fedray.federation.events import Event, MethodFinished, RoundFinished
 from fedray.federation.local_pool import InlinePool
-from fedray.lending import Borrowed, FromShelf, Lender, Shelf
 from fedray.planning.placement import Amounts, fit_times, requests
 from fedray.results.run_result import RunResult
 from fedray.runtime.actor_group import first_line
@@ -37,7 +36,8 @@ from fedray.runtime.cluster import beside_caller, check_room, has_autoscaler, li
 from fedray.runtime.driver import start_ray, without_gpus
 from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import Place, in_storage
-from fedray.trials import (
+from fedray.sweeps.shared import Borrowed, FromShelf, Lender, Shelf
+from fedray.sweeps.trials import (
     Ended,
     SweepEvent,
     SweepResult,

@@ -7,7 +7,16 @@ from rich.table import Table
 
 from fedray.evaluation.metrics import default_metric
 from fedray.results.report import LiveBars, percent, plain_table
-from fedray.trials import Ended, SweepEvent, SweepResult, TrialEnded, TrialRound, more_is_better, readable_point, shown
+from fedray.sweeps.trials import (
+    Ended,
+    SweepEvent,
+    SweepResult,
+    TrialEnded,
+    TrialRound,
+    more_is_better,
+    readable_point,
+    shown,
+)
 
 SHOWN_ROWS = 20
 

@@ -14,7 +14,7 @@ from tiny import tiny_bert
 from fedray.config import SweepConfig, load_config, load_sweep
 from fedray.errors import ConfigError, StateError
 from fedray.storage.paths import Place
-from fedray.trials import Ended, SweepResult, begin, confidence_interval, resumed, trials_of
+from fedray.sweeps.trials import Ended, SweepResult, begin, confidence_interval, resumed, trials_of
 
 BASE: dict[str, Any] = {
     "rounds": 2,
@@ -88,7 +88,7 @@ def test_draws_lie_in_their_range(one: float, other: float, seed: int) -> None:
     low, high = sorted((one, other))
     if low == high:
         return
-    from fedray.trials import _drawn
+    from fedray.sweeps.trials import _drawn
 
     for kind in ("uniform", "loguniform"):
         assert low * (1 - 1e-9) <= _drawn("x", {kind: [low, high]}, seed, 0) <= high * (1 + 1e-9)
@@ -97,7 +97,7 @@ def test_draws_lie_in_their_range(one: float, other: float, seed: int) -> None:
 
 
 def test_loguniform_draws_have_uniform_logarithms() -> None:
-    from fedray.trials import _drawn
+    from fedray.sweeps.trials import _drawn
 
     drawn = [_drawn("x", {"loguniform": [1e-4, 1.0]}, 0, sample) for sample in range(400)]
     assert stats.kstest(np.log10(drawn), stats.uniform(-4, 4).cdf).pvalue > 0.01

@@ -1,0 +1,1 @@
+"""Many experiments on one cluster, as trials of Ray Tune."""
