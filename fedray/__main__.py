@@ -1,6 +1,6 @@
 """`python -m fedray`: the command `fedray`, where only the package is there."""
 
-from fedray.cli import main
+from fedray.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/train.py jobs/quickstart.yaml
 
 import sys
 
-from fedray.cli import app
+from fedray.cli.app import app
 
 if __name__ == "__main__":
     app(["run", *sys.argv[1:]])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedray.cli import app
+from fedray.cli.app import app
 from fedray.sweeps.trials import SweepResult
 
 ROOT = Path(__file__).parents[2]

@@ -110,7 +110,7 @@ def _session(process: psutil.Process) -> int:
 def test_ctrl_c_leaves_a_checkpoint_and_no_process(config: dict[str, Any], whole: RunResult, tmp_path: Path) -> None:
     file, run = tmp_path / "config.json", tmp_path / "run"
     file.write_text(json.dumps(config))
-    command = [sys.executable, "-c", "from fedray.cli import main; main()", "run", str(file), "--output", str(run)]
+    command = [sys.executable, "-c", "from fedray.cli.app import main; main()", "run", str(file), "--output", str(run)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

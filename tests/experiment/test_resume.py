@@ -304,7 +304,7 @@ def test_killed_at_any_moment(config: dict[str, Any], whole: RunResult, tmp_path
     """SIGKILL so long after the first round ended."""
     file, run = tmp_path / "config.yaml", tmp_path / "run"
     file.write_text(json.dumps(config))
-    command = [sys.executable, "-c", "from fedray.cli import main; main()", "run", str(file), "--output", str(run)]
+    command = [sys.executable, "-c", "from fedray.cli.app import main; main()", "run", str(file), "--output", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (run / "rounds.parquet").exists():
         assert process.poll() is None

@@ -9,7 +9,7 @@ import yaml
 from tiny import tiny_bert
 from typer.testing import CliRunner
 
-from fedray.cli import app
+from fedray.cli.app import app
 
 CONFIG: dict[str, Any] = {
     "name": "cli",

@@ -11,9 +11,9 @@ from zipfile import ZipFile
 
 import pytest
 
+from fedray.cli.jobs_api import connect, packed, stop
 from fedray.errors import ConfigError, FedrayError
 from fedray.storage.paths import in_storage
-from fedray.submit import connect, packed, stop
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def test_nobody_there(address: str) -> None:
 
 
 def test_a_job_that_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.submit.STOP_S", 0.1)
+    monkeypatch.setattr("fedray.cli.jobs_api.STOP_S", 0.1)
     info = {"type": "SUBMISSION", "status": "RUNNING", "entrypoint": "x", "submission_id": "j"}
     replies = {"/api/version": {"ray_version": "2.60.0"}, "/api/jobs/j": info, "/api/jobs/j/stop": {"stopped": True}}
     with dashboard(lambda path: (200, replies[path])) as address, pytest.raises(FedrayError, match="still runs after"):

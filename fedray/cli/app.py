@@ -132,10 +132,10 @@ def submit(
     """Run an experiment or a sweep as a job on a Ray cluster; the exit code is the job's."""
     console = _console()
     with _reported():
+        from fedray.cli.jobs_api import connect, follow, is_sweep
+        from fedray.cli.jobs_api import submit as submit_job
         from fedray.config import load_sweep
         from fedray.storage.paths import stamped
-        from fedray.submit import connect, follow, is_sweep
-        from fedray.submit import submit as submit_job
         from fedray.sweeps.trials import trials_of
 
         values = parse_overrides(overrides or [])
@@ -179,8 +179,8 @@ def jobs_list(address: Address = None) -> None:
     """Show the jobs of a cluster."""
     console = _console()
     with _reported():
+        from fedray.cli.jobs_api import connect, jobs
         from fedray.results.report import jobs_table
-        from fedray.submit import connect, jobs
 
         console.print(jobs_table(jobs(connect(address))))
 
@@ -193,7 +193,7 @@ def jobs_logs(
 ) -> None:
     """Show a job's log; with --follow, the exit code is the job's."""
     with _reported():
-        from fedray.submit import connect, follow, log
+        from fedray.cli.jobs_api import connect, follow, log
 
         client = connect(address)
         text = log(client, id)  # says so if there is no such job
@@ -208,7 +208,7 @@ def jobs_stop(id: Annotated[str, typer.Argument(help="The job.", metavar="JOB")]
     """Stop a job; its last checkpoint stays."""
     console = _console()
     with _reported():
-        from fedray.submit import connect, stop
+        from fedray.cli.jobs_api import connect, stop
 
         console.print(f"{id}: {stop(connect(address), id).value.lower()}", highlight=False)
 
