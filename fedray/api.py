@@ -8,11 +8,11 @@ from pydantic import BaseModel
 
 from fedray.config import Config, load_config
 from fedray.experiment.prepare import prepare
-from fedray.experiment.resume import settle
+from fedray.experiment.resume import resolve_run
 from fedray.federation.events import Event
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 
 SECTIONS = tuple(
     name
@@ -44,14 +44,14 @@ def run(
     >>> result = run("jobs/quickstart.yaml", rounds=2)      # doctest: +SKIP
     >>> result["fedalt"].personalised_mean                  # doctest: +SKIP
     """
-    loaded, place = settle(load_config(config, dict(_dotted(overrides))), output, resume)
+    loaded, place = resolve_run(load_config(config, dict(_dotted(overrides))), output, resume)
     for event in start(loaded, place, resume is not None):
         if on_event is not None:
             on_event(event)
     return RunResult.load(place)
 
 
-def start(config: Config, place: Place, resume: bool = False) -> Iterator[Event]:
+def start(config: Config, place: StoragePath, resume: bool = False) -> Iterator[Event]:
     """Check an experiment, run it in its folder, and yield what happens."""
     yield from events(prepare(config), place, resume)
 

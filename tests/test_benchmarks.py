@@ -10,8 +10,8 @@ import pytest
 
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.local_pool import InlinePool
-from fedray.federation.worker import Assignment
+from fedray.federation.local_pool import LocalPool
+from fedray.federation.worker import ClientTask
 
 PROGRAMS = Path(__file__).parents[1] / "jobs" / "benchmarks"
 
@@ -99,11 +99,11 @@ def test_the_plain_loop_and_fedray_reach_the_same_lora(tmp_path: Path) -> None:
     tokens = np.load(both.data)
     np.save(both.data, np.broadcast_to(tokens[:, :1], tokens.shape))
     prepared = prepare(load_config({**config(both, 1, tmp_path / "fedray"), "runtime": "inline"}))
-    pool = InlinePool(prepared.data.shards)
+    pool = LocalPool(prepared.data.shards)
     (entry,) = prepared.config.method
-    initial = pool.setup(prepared.jobs(entry))
+    initial = pool.setup(prepared.worker_setups(entry))
     (client,), server = prepared.clients, prepared.federation(entry, initial, pool).server
-    turn = Assignment(client, 0, measure=False), server.shared, None, prepared.data.shards[client.id]
+    turn = ClientTask(client, 0, measure=False), server.shared, None, prepared.data.shards[client.id]
     outcome, _ = pool.workers["default"].train(*turn)
     ours = outcome.update.payload.adapter
     assert outcome.report.steps == both.steps == 2

@@ -35,7 +35,7 @@ ORDER = (
 ONLY_IN = {"ray": ("runtime/", "sweeps/", "cli/jobs_api.py"), "deepspeed": ("training/deepspeed.py",)}
 """Where a library may be imported: folders, or files."""
 NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed"}  # seconds of import that only their users should pay
-MOVING = {"api", "heap"}
+MOVING = {"api"}
 """Modules that have no package yet; nothing is checked of what they import and of who imports them."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedray.adapters.lanes import Lanes, Spread
+from fedray.adapters.client_batch import ClientBatch, Spread
 from fedray.models.labels import current_labels
 from fedray.types import IGNORED
 
@@ -70,7 +70,7 @@ class ForwardContext:
     def __init__(self, model: nn.Module):
         self.batch: Batch | None = None
         self.dropout_key = 0
-        self.lanes: Lanes | None = None
+        self.client_batch: ClientBatch | None = None
         self._mixer: dict[int, tuple[Tensor, Tensor]] = {}
         self._signature = inspect.signature(model.forward)
         kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
@@ -94,14 +94,14 @@ class ForwardContext:
             labels if isinstance(labels, Tensor) and tuple(labels.shape) == shape else None,
             decoding=cache is not None and cache.get_seq_length() > 0,
             device=tokens.device,
-            real=None if self.lanes is None else self.lanes.real,
+            real=None if self.client_batch is None else self.client_batch.real,
         )
 
     def record_mixer(self, own_weight: Tensor) -> None:
         """Add α_L, [examples, tokens], of one layer to the statistics; padding does not count."""
         valid = self.batch.valid if self.batch is not None and self.batch.shape == tuple(own_weight.shape) else None
         weights = own_weight.detach().double()
-        slots = (0,) if self.lanes is None else self.lanes.slots
+        slots = (0,) if self.client_batch is None else self.client_batch.slots
         counted = torch.ones_like(weights) if valid is None else valid.double()
         sums = (weights * counted).reshape(len(slots), -1).sum(1)
         counts = counted.reshape(len(slots), -1).sum(1)

@@ -34,21 +34,21 @@ class KeyedDropout(nn.Module):
         self.p, self.name, self.context = p, name, context
 
     def forward(self, x: Tensor, shapes: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """shapes: in a fused pass, each lane's own shape of x but for the last dimension; else (examples, tokens)."""
+        """shapes: in a fused pass, each member's own shape of x but for the last dimension; else (examples, tokens)."""
         if not self.training or self.p == 0:
             return x
         return x * self._mask(x, shapes) / (1 - self.p)
 
     def _mask(self, x: Tensor, shapes: Sequence[Sequence[int]] | None) -> Tensor:
-        """In a fused pass every lane's draw is as it would be alone: by its own key, in its own batch's shape."""
-        lanes = self.context.lanes
-        if lanes is None:
+        """In a fused pass every member's draw is as it would be alone: by its own key, in its own batch's shape."""
+        members = self.context.client_batch
+        if members is None:
             return dropout_mask(self.context.dropout_key, self.name, x.shape, self.p, x.device)
 
         def draw(key: int, shape: Sequence[int]) -> Tensor:
             return dropout_mask(key, self.name, shape, self.p, x.device)
 
-        return lanes.mask(x, lanes.shapes if shapes is None else shapes, draw)
+        return members.mask(x, members.shapes if shapes is None else shapes, draw)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

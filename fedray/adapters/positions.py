@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedray.adapters.client_batch import ClientBatch, Spread, spread
 from fedray.adapters.context import Batch
-from fedray.adapters.lanes import Lanes, Spread, spread
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def select(positions: Positions, batch: Batch) -> dict[str, Tensor]:
     return batch.selections[positions]
 
 
-def select_spread(positions: Positions, batch: Batch, lanes: Lanes) -> dict[str, Spread]:
-    """Return `select` laid out as a rectangle over the lanes of a fused pass."""
+def select_spread(positions: Positions, batch: Batch, members: ClientBatch) -> dict[str, Spread]:
+    """Return `select` laid out as a rectangle over the members of a fused pass."""
     if positions not in batch.spreads:
         batch.spreads[positions] = {
-            where: spread(index, lanes, batch.shape[1]) for where, index in select(positions, batch).items()
+            where: spread(index, members, batch.shape[1]) for where, index in select(positions, batch).items()
         }
     return batch.spreads[positions]
 

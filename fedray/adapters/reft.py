@@ -200,8 +200,8 @@ def _edit(own: Mapping[str, nn.Module], positions: Positions, context: ForwardCo
         for where, index in select(positions, context.batch).items():
             if where not in own or len(index) == 0:
                 continue
-            if context.lanes is not None:
-                laid = select_spread(positions, context.batch, context.lanes)[where]
+            if context.client_batch is not None:
+                laid = select_spread(positions, context.batch, context.client_batch)[where]
                 values = own[where](tokens.index_select(0, laid.index).float(), counts=laid.counts)
                 edited.append((index, values if laid.own is None else values.index_select(0, laid.own)))
                 continue

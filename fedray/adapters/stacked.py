@@ -1,9 +1,9 @@
-"""Many clients' adapters on one model: every parameter of the adapter is a stack with one slice per lane, and a forward
-pass reads the lanes' examples together (`fedray.adapters.lanes`).
+"""Many clients' adapters on one model: every parameter of the adapter is a stack with one slice per member, and a
+forward pass reads the members' examples together (`fedray.adapters.client_batch`).
 
-The frozen base model sees one large batch; where the adapter acts, a batched matrix product gives every lane's examples
-its own parameters. Nothing is inserted: while `Stack.installed`, the adapter's linear layers and interventions compute
-with the stacks instead of their own parameters.
+The frozen base model sees one large batch; where the adapter acts, a batched matrix product gives every member's
+examples its own parameters. Nothing is inserted: while `AdapterStack.installed`, the adapter's linear layers and
+interventions compute with the stacks instead of their own parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
 
 
-class Unfusable(Exception):
+class CannotBatch(Exception):
     """Why these clients can only be trained one by one."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Where one entry lies in a lane's row of values.
+    """Where one entry lies in a member's row of values.
 
     group: index of its trainable group in `Adapter.trainable_groups`; None: it does not train.
     """
@@ -42,26 +42,26 @@ class Column:
     stop: int
 
 
-class Stack:
-    """The values of `lanes` adapters, each [size], at first all those of the adapter.
+class AdapterStack:
+    """The values of `members` adapters, each [size], at first all those of the adapter.
 
     columns: of every entry, those that train first, group by group. trained: how many of the columns train.
-    values: [lanes, size].
+    values: [members, size].
 
     Raises:
-        Unfusable: the adapter has parameters that no linear layer or intervention holds, or not in float32.
+        CannotBatch: the adapter has parameters that no linear layer or intervention holds, or not in float32.
     """
 
-    def __init__(self, adapter: Adapter, lanes: int):
-        self.adapter, self.lanes = adapter, lanes
+    def __init__(self, adapter: Adapter, members: int):
+        self.adapter, self.members = adapter, members
         self.columns = _columns(adapter)
         self.trained = sum(column.group is not None for column in self.columns)
         self._column = {id(column.entry.parameter): index for index, column in enumerate(self.columns)}
         self._uses = _uses(adapter, self._column)
         flat = torch.cat([column.entry.parameter.detach().reshape(-1) for column in self.columns])
-        self.values = flat.repeat(lanes, 1)
+        self.values = flat.repeat(members, 1)
         self.rows = {
-            path: torch.from_numpy(layer.rows).to(flat.device).repeat(lanes, 1)
+            path: torch.from_numpy(layer.rows).to(flat.device).repeat(members, 1)
             for path, layer in adapter.targets.items()
             if layer.rows is not None
         }
@@ -69,9 +69,9 @@ class Stack:
         self._views: list[Tensor] = []
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
 
-    def lane(self, index: int) -> "LaneAdapter":
-        """Return one lane's values as an adapter: what a method loads and reads."""
-        return LaneAdapter(self, index)
+    def member(self, index: int) -> "StackedAdapter":
+        """Return one member's values as an adapter: what a method loads and reads."""
+        return StackedAdapter(self, index)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -87,12 +87,12 @@ class Stack:
                 yield
             finally:
                 self._views = []
-                self.adapter.context.lanes = None
+                self.adapter.context.client_batch = None
 
     def use(self, values: Tensor, slots: Sequence[int], training: bool) -> None:
-        """Let the following passes have these lanes.
+        """Let the following passes have these members.
 
-        values: [lanes of the pass, size]; when training, views of it are what receives gradients.
+        values: [members of the pass, size]; when training, views of it are what receives gradients.
         """
         with torch.no_grad():
             self._views = [
@@ -107,19 +107,19 @@ class Stack:
             use.begin(training)
 
     def take_gradients(self) -> tuple[Tensor, npt.NDArray[np.bool_] | None]:
-        """Return and drop the gradients, [lanes of the pass, trained values], and where there were any, [lanes,
-        trained] (None: everywhere). A parameter that took no part in a lane's step has no gradient, rather than a zero
-        one."""
+        """Return and drop the gradients, [members of the pass, trained values], and where there were any, [members,
+        trained] (None: everywhere). A parameter that took no part in a member's step has no gradient, rather than a
+        zero one."""
         leaves = self._views[: self.trained]
-        lanes = len(leaves[0])
-        present = np.ones((lanes, self.trained), bool)
+        members = len(leaves[0])
+        present = np.ones((members, self.trained), bool)
         gradients = []
         for index, leaf in enumerate(leaves):
             if leaf.grad is None:
                 present[:, index] = False
-                gradients.append(leaf.new_zeros(lanes, leaf[0].numel()))
+                gradients.append(leaf.new_zeros(members, leaf[0].numel()))
                 continue
-            gradients.append(leaf.grad.reshape(lanes, -1))
+            gradients.append(leaf.grad.reshape(members, -1))
             leaf.grad = None
             if index in self._seen:
                 present[:, index] = self._seen[index]
@@ -127,31 +127,31 @@ class Stack:
         return torch.cat(gradients, dim=1), None if present.all() else present
 
     def view(self, column: int) -> Tensor:
-        """Return one entry's stack in the current pass, [lanes of the pass, *shape]."""
+        """Return one entry's stack in the current pass, [members of the pass, *shape]."""
         return self._views[column]
 
     def see(self, column: int, counts: Sequence[int]) -> None:
-        """Note on which lanes an entry acted: those that have tokens for it."""
+        """Note on which members an entry acted: those that have tokens for it."""
         acted = np.array(counts) > 0
         before = self._seen.get(column)
         self._seen[column] = acted if before is None else before | acted
 
 
-class LaneAdapter(Adapter):
-    """One lane of a stack; its parameters are views of the stack's values."""
+class StackedAdapter(Adapter):
+    """One member of a stack; its parameters are views of the stack's values."""
 
-    def __init__(self, stack: Stack, lane: int):
-        whole, self._lane = stack.adapter, lane
+    def __init__(self, stack: AdapterStack, member: int):
+        whole, self._lane = stack.adapter, member
         self._own: dict[int, Entry] = {}
         for column in stack.columns:
-            view = stack.values[lane, column.start : column.stop].view(column.entry.parameter.shape).detach()
+            view = stack.values[member, column.start : column.stop].view(column.entry.parameter.shape).detach()
             view.requires_grad_(column.group is not None)
             self._own[id(column.entry.parameter)] = replace(column.entry, parameter=cast(nn.Parameter, view))
         groups = [
             Group(group.name, (self._own[id(entry.parameter)] for entry in group.entries)) for group in whole.groups
         ]
         targets = {
-            path: LaneLayer(stack, lane, path, layer, self._own[id(layer.own_b)].parameter)
+            path: StackedLayer(stack, member, path, layer, self._own[id(layer.own_b)].parameter)
             for path, layer in whole.targets.items()
         }
         super().__init__(whole.model, groups, whole.context, cast(Any, targets))
@@ -162,11 +162,11 @@ class LaneAdapter(Adapter):
         return self._context.take_mixer_mean(self._lane)
 
 
-class LaneLayer:
-    """What an adapter needs of a `BranchedLinear`, for one lane: its rows of B."""
+class StackedLayer:
+    """What an adapter needs of a `BranchedLinear`, for one member: its rows of B."""
 
-    def __init__(self, stack: Stack, lane: int, path: str, layer: "BranchedLinear", own_b: nn.Parameter):
-        self._rows = stack.rows[path][lane] if path in stack.rows else None
+    def __init__(self, stack: AdapterStack, member: int, path: str, layer: "BranchedLinear", own_b: nn.Parameter):
+        self._rows = stack.rows[path][member] if path in stack.rows else None
         self.d_out, self.num_rows, self.own_b = layer.d_out, layer.num_rows, own_b
 
     @property
@@ -177,13 +177,13 @@ class LaneLayer:
         """As `BranchedLinear.set_rows`.
 
         Raises:
-            Unfusable: another number of rows than the other lanes have.
+            CannotBatch: another number of rows than the other members have.
         """
         if rows is None and self._rows is None:
             return False
         kept, index = keep_rows(self.own_b.detach(), self._rows, rows, self.d_out)
         if index is None or self._rows is None or len(index) != len(self._rows):
-            raise Unfusable("the method lets another number of rows exist for every client")
+            raise CannotBatch("the method lets another number of rows exist for every client")
         self.own_b.data.copy_(kept)
         self._rows.copy_(index)
         return False
@@ -194,13 +194,13 @@ class _Linear:
 
     def __init__(self, module: nn.Linear, weight: int, bias: int | None, rows: str | None, d_out: int):
         self.module, self._weight, self._bias, self._rows, self._d_out = module, weight, bias, rows, d_out
-        self.stack: Stack
+        self.stack: AdapterStack
 
     def begin(self, training: bool) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [lanes · n, ..., d_in]."""
+        """x: [members · n, ..., d_in]."""
         weight = self.stack.view(self._weight)
         if self._rows is not None:
             # Scattering B costs less than scattering the outputs of all tokens.
@@ -219,7 +219,7 @@ class _Intervention:
     def __init__(self, module: nn.Module, columns: tuple[int, int, int], rotation: RotationEntry | None):
         self.module, self._columns, self._rotation = module, columns, rotation
         self._subtracts = type(module).__name__ in ("LoreftIntervention", "NoreftIntervention")
-        self.stack: Stack
+        self.stack: AdapterStack
         self._kept: Tensor | None = None
         self._training = False
 
@@ -227,7 +227,7 @@ class _Intervention:
         self._kept, self._training = None, training
 
     def forward(self, hidden: Tensor, *, counts: Sequence[int]) -> Tensor:
-        """hidden: [lanes · n, d], of which every lane has its `counts` own; returned in the same places."""
+        """hidden: [members · n, d], of which every member has its `counts` own; returned in the same places."""
         projection, (source, bias) = self._projection(), (self.stack.view(column) for column in self._columns[1:])
         if self._training:
             for column in self._columns:
@@ -240,7 +240,7 @@ class _Intervention:
         return cast(Tensor, cast(Any, self.module).dropout(edited, [(count,) for count in counts]))
 
     def _projection(self) -> Tensor:
-        """[lanes, d, r]. A rotation is computed once for all passes without gradients."""
+        """[members, d, r]. A rotation is computed once for all passes without gradients."""
         raw = self.stack.view(self._columns[0])
         if self._rotation is None:
             return raw.mT
@@ -252,7 +252,7 @@ class _Intervention:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x: [lanes, n, d_in]; weight: [lanes, d_out, d_in]; bias: [lanes, d_out]."""
+    """x: [members, n, d_in]; weight: [members, d_out, d_in]; bias: [members, d_out]."""
     return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
 
 
@@ -272,7 +272,7 @@ def _columns(adapter: Adapter) -> tuple[Column, ...]:
 def _uses(adapter: Adapter, column: dict[int, int]) -> "list[_Linear | _Intervention]":
     """Return who computes with the entries."""
     if "full" in adapter.names:
-        raise Unfusable("the whole model trains, so clients have no base model in common")
+        raise CannotBatch("the whole model trains, so clients have no base model in common")
     b_paths = {id(layer.own_b): path for path, layer in adapter.targets.items() if layer.rows is not None}
     found: list[_Linear | _Intervention] = []
     held: set[int] = set()
@@ -308,7 +308,7 @@ def _uses(adapter: Adapter, column: dict[int, int]) -> "list[_Linear | _Interven
     for group in adapter.groups:
         for entry in group.entries:
             if id(entry.parameter) not in held:
-                raise Unfusable(f"{group.name}.{entry.slot.name} is not part of a linear layer or an intervention")
+                raise CannotBatch(f"{group.name}.{entry.slot.name} is not part of a linear layer or an intervention")
             if entry.parameter.dtype != torch.float32:
-                raise Unfusable(f"{group.name}.{entry.slot.name} is {entry.parameter.dtype}, not float32")
+                raise CannotBatch(f"{group.name}.{entry.slot.name} is {entry.parameter.dtype}, not float32")
     return found

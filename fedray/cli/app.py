@@ -61,13 +61,13 @@ def run(
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.api import start
         from fedray.evaluation.metrics import default_metric
-        from fedray.experiment.resume import settle
+        from fedray.experiment.resume import resolve_run
         from fedray.results.memory_report import measured_table
         from fedray.results.report import LiveProgress, summary_table
         from fedray.results.run_result import RunResult
 
         output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
-        loaded, place = settle(loaded, output, resume)
+        loaded, place = resolve_run(loaded, output, resume)
         console.print("reading data and model configuration ...", highlight=False)
         try:
             with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
@@ -96,10 +96,10 @@ def sweep(
 
         asked = load_sweep(config, parse_overrides(overrides or []))
         from fedray.sweeps.report import SweepProgress, sweep_table
-        from fedray.sweeps.run import run_trials, settle_sweep
+        from fedray.sweeps.run import resolve_sweep, run_trials
 
         output, resume = _resumed_if_there(output, resume, or_resume, "sweep.yaml")
-        found = settle_sweep(asked, output, resume)
+        found = resolve_sweep(asked, output, resume)
         console.print(f"{len(found.trials)} trials", highlight=False)
         try:
             with SweepProgress(console, found) as progress:
@@ -135,7 +135,7 @@ def submit(
         from fedray.cli.jobs_api import connect, follow, is_sweep
         from fedray.cli.jobs_api import submit as submit_job
         from fedray.config import load_sweep
-        from fedray.storage.paths import stamped
+        from fedray.storage.paths import timestamped
         from fedray.sweeps.trials import trials_of
 
         values = parse_overrides(overrides or [])
@@ -147,7 +147,7 @@ def submit(
             loaded = load_config(config, values)
             name, storage = loaded.name, loaded.storage_path
         client = connect(address)
-        place = output or f"{storage}/{stamped(name)}"
+        place = output or f"{storage}/{timestamped(name)}"
         job = submit_job(
             client,
             config,
@@ -309,9 +309,9 @@ def _resumed_if_there(
         return output, resume
     if output is None or resume is not None:
         raise ConfigError("--or-resume: goes with --output, and without --resume")
-    from fedray.storage.paths import Place, in_storage
+    from fedray.storage.paths import StoragePath, resolve_storage
 
-    return (None, output) if (Place.of(in_storage(output)) / file).is_file() else (output, None)
+    return (None, output) if (StoragePath.of(resolve_storage(output)) / file).is_file() else (output, None)
 
 
 def _again(command: str, config: Path, overrides: list[str] | None, *options: str) -> str:

@@ -27,7 +27,7 @@ import fedray
 from fedray.config import parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.results.report import readable_bytes
-from fedray.storage.paths import stamped
+from fedray.storage.paths import timestamped
 
 LARGEST_PACKAGE = 256_000_000
 """Bytes of a zipped working directory; Ray keeps it in the head's memory, and takes at most twice as many."""
@@ -91,7 +91,7 @@ def submit(
     return its id.
 
     The directory is packed without what .gitignore and .rayignore name. place: folder of the results; a relative path
-    is below the cluster's FEDRAY_STORAGE (`storage.in_storage`). If there is a run in it, the job continues it.
+    is below the cluster's FEDRAY_STORAGE (`storage.resolve_storage`). If there is a run in it, the job continues it.
 
     Raises:
         ConfigError: the file is outside the directory, which is too large, or not there.
@@ -111,7 +111,7 @@ def submit(
         package = packed(working_dir, Path(folder), str(inside))
         job: dict[str, Any] = {
             "entrypoint": shlex.join(words),
-            "submission_id": stamped(place.rstrip("/").rsplit("/", 1)[-1]),
+            "submission_id": timestamped(place.rstrip("/").rsplit("/", 1)[-1]),
             "runtime_env": {
                 "working_dir": str(package),
                 "py_modules": [str(Path(fedray.__file__).parent)],

@@ -84,7 +84,7 @@ class TierConfig(Section):
     mask_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """FedHFT's ρ: share of output rows that a client of this tier can hold."""
     reft_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    """Blocks whose output is edited on this tier; default and superset: reft.layers."""
+    """ResultBatcher whose output is edited on this tier; default and superset: reft.layers."""
     batch_size: PositiveInt | None = None
     """Examples per micro-batch; default train.batch_size."""
     accumulation: PositiveInt | None = None

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedray.config import PartitionConfig
-from fedray.data.carve import carve, classes_of, needed
 from fedray.data.deal import Plan, apportion, columns_of, fill, repair
 from fedray.data.examples import Examples, IntArray
+from fedray.data.holdout import classes_of, needed, split_holdout
 from fedray.data.plans import NOBODY, client_names, draw_plan, safe_names
 from fedray.errors import DataError, choices
 from fedray.randomness import keyed_rng
@@ -44,7 +44,7 @@ def partition(examples: Examples, config: PartitionConfig, num_clients: int | No
     result: dict[ClientId, Mapping[Split, IntArray]] = {}
     for index in sorted(range(len(clients)), key=clients.__getitem__):
         rows = {name: owned[name][index] for name in SPLITS}
-        rows |= carve(rows["train"], classes, config, parts, keyed_rng(seed, "carve", clients[index]))
+        rows |= split_holdout(rows["train"], classes, config, parts, keyed_rng(seed, "carve", clients[index]))
         result[clients[index]] = {name: order[rows[name]] for name in SPLITS}
     return result
 

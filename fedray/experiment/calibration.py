@@ -8,10 +8,10 @@ from typing import Any
 
 from fedray.experiment.prepare import Prepared
 from fedray.federation.participation import cohort_size, examples_trained
-from fedray.federation.result_batches import Block
+from fedray.federation.result_batches import ResultBatch
 from fedray.federation.rounds import Federation, Pool
-from fedray.federation.worker import Assignment
-from fedray.training.fused import WIDTHS, fastest_width
+from fedray.federation.worker import ClientTask
+from fedray.training.batched import WIDTHS, fastest_width
 from fedray.types import Client
 
 REPEATS = 3
@@ -85,18 +85,18 @@ def _example_seconds(prepared: Prepared, pool: Pool) -> float:
     measured = []
     for _ in range(REPEATS):
         for found in pool.train(assignments, downlinks, {}):
-            if isinstance(found, Block):
+            if isinstance(found, ResultBatch):
                 measured.append(found.outcomes[0].report.seconds / examples)
-            elif found.given_up:
+            elif found.exhausted:
                 raise found.error()
     return float(f"{min(measured) * config.clients.tier(client.tier).speed:.3g}")
 
 
 def _first_federation(prepared: Prepared, pool: Pool) -> Federation:
     entry = prepared.config.method[0]
-    return prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
+    return prepared.federation(entry, pool.setup(prepared.worker_setups(entry)), pool)
 
 
-def _turns(federation: Federation, clients: Sequence[Client]) -> tuple[list[Assignment], Any]:
+def _turns(federation: Federation, clients: Sequence[Client]) -> tuple[list[ClientTask], Any]:
     downlinks = federation.method.configure_train(federation.server, clients)
-    return [Assignment(client, 0, measure=False, keep="nothing") for client in clients], downlinks
+    return [ClientTask(client, 0, measure=False, keep="nothing") for client in clients], downlinks

@@ -16,7 +16,7 @@ from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric
 from fedray.federation.participation import cohort_size
 from fedray.federation.rounds import Federation, Pool
-from fedray.federation.worker import Job
+from fedray.federation.worker import WorkerSetup
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, checkpoint_activations, max_positions, meta_backbone
@@ -24,7 +24,7 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.accounting import Attached, Cost, method_cost
 from fedray.planning.memory import Footprint, Tokens, predict
 from fedray.randomness import keyed_rng
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.training.deepspeed_config import engine_config
 from fedray.types import Client, ClientId, Split
 
@@ -46,13 +46,13 @@ class Prepared:
     architecture: PretrainedConfig
     costs: Mapping[str, TierCosts]
 
-    def jobs(self, entry: MethodConfig, folder: Place | None = None) -> dict[str, Job]:
+    def worker_setups(self, entry: MethodConfig, folder: StoragePath | None = None) -> dict[str, WorkerSetup]:
         """Return what a worker needs for one method, by the tier that it serves.
 
         folder: the run's; None: for trials, of which nothing is kept.
         """
         data = self.data
-        job = Job(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
+        job = WorkerSetup(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
         costs = self.costs[entry.key]
         return {tier: replace(job, tier=tier, uplink=costs[tier].shapes) for tier in self.cohorts()}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedray.config import Config, load_config, parse_yaml, to_mapping
 from fedray.errors import ConfigError
-from fedray.experiment.run_folder import check_free
-from fedray.storage.paths import Place, in_storage, stamped
+from fedray.experiment.run_folder import check_empty
+from fedray.storage.paths import StoragePath, resolve_storage, timestamped
 
 FREE = re.compile(
     r"name|rounds|runtime|storage_path|checkpoint\..*|data\.cache_dir|"
@@ -17,7 +17,7 @@ FREE = re.compile(
 """What may change when a run is continued: none of it changes what a round computes."""
 
 
-def settle(config: Config, output: str | Path | None, resume: str | Path | None) -> tuple[Config, Place]:
+def resolve_run(config: Config, output: str | Path | None, resume: str | Path | None) -> tuple[Config, StoragePath]:
     """Return the configuration and the folder of a new run, or of one that is continued.
 
     Raises:
@@ -26,24 +26,24 @@ def settle(config: Config, output: str | Path | None, resume: str | Path | None)
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
-        place = Place.of(in_storage(resume))
+        place = StoragePath.of(resolve_storage(resume))
         return continued(place, config), place
     return config, new_place(config, output)
 
 
-def new_place(config: Config, output: str | Path | None) -> Place:
+def new_place(config: Config, output: str | Path | None) -> StoragePath:
     """Return the folder of something new: `output`, or storage_path/NAME-TIME.
 
     Raises:
         ConfigError: it exists and is not empty.
     """
-    place = Place.of(in_storage(output or config.storage_path))
-    place = place if output else place / stamped(config.name)
-    check_free(place)
+    place = StoragePath.of(resolve_storage(output or config.storage_path))
+    place = place if output else place / timestamped(config.name)
+    check_empty(place)
     return place
 
 
-def continued(place: Place, given: Config) -> Config:
+def continued(place: StoragePath, given: Config) -> Config:
     """Return the configuration with which a run is continued: what is given, with what the run found out at its start.
 
     Raises:

@@ -15,14 +15,14 @@ from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import Prepared
 from fedray.experiment.rows import Row, means, memory_row
 from fedray.experiment.run_folder import RunFolder
-from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
-from fedray.federation.failures import Attempt
+from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
+from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import ClientsDone, Pool
 from fedray.federation.summary import Summary
 from fedray.federation.worker import Outcome
 from fedray.storage.checkpoints import Checkpoints, Progress
 from fedray.storage.client_states import StateRef
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import sha256
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
@@ -32,14 +32,16 @@ TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "
 """Columns of a round that add up to the summary's."""
 
 
-def run_experiment(prepared: Prepared, pool: Pool, where: str | Path | Place, resume: bool = False) -> Iterator[Event]:
+def run_experiment(
+    prepared: Prepared, pool: Pool, where: str | Path | StoragePath, resume: bool = False
+) -> Iterator[Event]:
     """Run every method, write the run's folder as it goes, and yield what happens.
 
     resume: continue the run that is there (`run_folder.continued`).
     """
     set_threads(prepared.config.clients.threads)
     prepared = calibrated(prepared, pool)
-    with closing(RunFolder(Place.of(where), prepared.config, resume)) as folder:
+    with closing(RunFolder(StoragePath.of(where), prepared.config, resume)) as folder:
         for entry in prepared.config.method:
             if (summary := folder.finished(entry.key)) is not None:
                 yield MethodFinished(summary)
@@ -56,7 +58,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     cohort = config.clients.per_round or len(prepared.clients)
     turns = config.rounds * cohort + len(prepared.clients)
     yield MethodStarted(entry.key, config.rounds, turns, done, done * cohort)
-    federation = prepared.federation(entry, pool.setup(prepared.jobs(entry, folder.place)), pool)
+    federation = prepared.federation(entry, pool.setup(prepared.worker_setups(entry, folder.place)), pool)
     totals: Counter[str] = Counter()
     earlier = 0.0
     if before is not None:
@@ -75,11 +77,11 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     final: tuple[Outcome, ...] = ()
     for event in federation.run():
         if isinstance(event, ClientsDone):
-            yield TurnsFinished(entry.key, event.server_round, event.clients)
+            yield TasksFinished(entry.key, event.server_round, event.clients)
             continue
-        if isinstance(event, Attempt):
+        if isinstance(event, FailedAttempt):
             folder.record_attempt(entry.key, event)
-            yield TurnFailed(entry.key, event)
+            yield TaskFailed(entry.key, event)
             continue
         row = folder.record(entry.key, event)
         if event.final:

@@ -3,13 +3,14 @@
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
-DIR/events.parquet      one row per attempt that came to nothing, see `Attempt`, and for what else went wrong; written
+DIR/events.parquet      one row per attempt that came to nothing, see `FailedAttempt`, and for what else went wrong;
+written
                         when there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
                         adapter that it took home) and states/ID.safetensors (its private state after the last round);
-                        ID as of `storage.file_name`
+                        ID as of `storage.safe_name`
 DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
 DIR/.lock               held by the process that writes here, on this machine's file systems
@@ -32,11 +33,11 @@ from filelock import FileLock, Timeout
 from fedray.config import Config, dump_yaml
 from fedray.errors import ConfigError, StateError
 from fedray.experiment.rows import Row, client_row, client_seconds, round_row, strict
-from fedray.federation.failures import Attempt
+from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import RoundDone
 from fedray.federation.summary import Summary
 from fedray.results.run_result import read_summaries
-from fedray.storage.paths import Place, file_name
+from fedray.storage.paths import StoragePath, safe_name
 from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table
 from fedray.types import ClientId
@@ -58,22 +59,22 @@ class RunFolder:
         StateError: a table of it cannot be read or written.
     """
 
-    def __init__(self, place: Place, config: Config, resume: bool = False):
+    def __init__(self, place: StoragePath, config: Config, resume: bool = False):
         self.place, self.resumed = place, resume
         self._config, self._durable = config, config.checkpoint.every > 0
         self._tables = {name: Table(place, name, self._durable, self._in_order) for name in TABLES}
         self._summaries: list[Summary] = []
         if not resume:
-            check_free(place)
+            check_empty(place)
             place.make_folder()
-        self._lock = locked(place)
+        self._lock = lock_folder(place)
         try:
             if resume:
                 for table in self._tables.values():
                     table.load()
                 self._summaries = read_summaries(place)
             else:
-                check_free(place)  # another process may have begun and ended here just now
+                check_empty(place)  # another process may have begun and ended here just now
             self._write("config.yaml", dump_yaml(config).encode())
         except BaseException:
             self.close()
@@ -84,7 +85,7 @@ class RunFolder:
         try:
             for table in self._tables.values():
                 with suppress(StateError):
-                    table.settle()
+                    table.compact()
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -132,7 +133,7 @@ class RunFolder:
         self._tables["clients"].append(clients)
         return row
 
-    def record_attempt(self, method: str, attempt: Attempt) -> None:
+    def record_attempt(self, method: str, attempt: FailedAttempt) -> None:
         """Append what went wrong in a round to the ledger, and write it."""
         self._record_event(
             method,
@@ -160,14 +161,14 @@ class RunFolder:
         folder = self.place / "adapters" / method
         for name, state in states:
             kind, _, id = name.partition("/")
-            place = folder / "states" / f"{file_name(id)}.safetensors" if id else folder / f"{kind}.safetensors"
+            place = folder / "states" / f"{safe_name(id)}.safetensors" if id else folder / f"{kind}.safetensors"
             save_tensors(place, arrays(state), self._durable)
             yield name, state
 
     def finish(self, summary: Summary) -> None:
         """Write a finished method's entry of the summary, and every table as one file."""
         for table in self._tables.values():
-            table.settle()
+            table.compact()
         if not self._durable:  # it cannot be continued: the working files go
             (self.place / "states" / summary.method).remove()
             with suppress(OSError):
@@ -228,7 +229,7 @@ class RunFolder:
             raise StateError(f"{self.place / name}: cannot be written: {error}") from None
 
 
-def check_free(place: Place) -> None:
+def check_empty(place: StoragePath) -> None:
     """Raises:
     ConfigError: the folder exists and holds something: nothing that a user made is overwritten.
     """
@@ -240,7 +241,7 @@ def check_free(place: Place) -> None:
             raise ConfigError(f"output {place}: {parent} cannot be written to; name another folder with --output")
 
 
-def locked(place: Place) -> FileLock | None:
+def lock_folder(place: StoragePath) -> FileLock | None:
     """Return the lock on a folder, None where its file system has none.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedray.federation.failures import Attempt
+from fedray.federation.failures import FailedAttempt
 from fedray.federation.summary import Summary
 
 
@@ -18,16 +18,16 @@ class MethodStarted:
 
 
 @dataclass(frozen=True)
-class TurnsFinished:
+class TasksFinished:
     method: str
     server_round: int
     clients: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class TurnFailed:
+class TaskFailed:
     method: str
-    attempt: Attempt
+    attempt: FailedAttempt
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,4 @@ class MethodFinished:
     summary: Summary
 
 
-Event = MethodStarted | TurnsFinished | TurnFailed | RoundFinished | MethodFinished
+Event = MethodStarted | TasksFinished | TaskFailed | RoundFinished | MethodFinished

@@ -12,26 +12,26 @@ Action = Literal["rerun", "left out", "run ended"]
 
 
 @dataclass(frozen=True)
-class Failure:
+class TaskFailure:
     """Clients that came to nothing in their actor, which goes on.
 
     cause: one line. trace: where in the code, for what fedray does not know. rejected: their update is not usable; they
-    did what they do, and would do it again. hopeless: likewise their training.
+    did what they do, and would do it again. non_retryable: likewise their training.
     """
 
     clients: tuple[ClientId, ...]
     cause: str
     trace: str = ""
     rejected: bool = False
-    hopeless: bool = False
+    non_retryable: bool = False
 
 
 @dataclass(frozen=True)
-class Attempt:
+class FailedAttempt:
     """A turn that came to nothing.
 
-    number: of the clients' attempts in this round that failed. node: where; empty without Ray. given_up: they are not
-    run again in this round. trace: as of `Failure`.
+    number: of the clients' attempts in this round that failed. node: where; empty without Ray. exhausted: they are not
+    run again in this round. trace: as of `TaskFailure`.
     """
 
     server_round: int
@@ -40,14 +40,14 @@ class Attempt:
     node: str
     kind: Kind
     cause: str
-    given_up: bool = False
-    hopeless: bool = False
+    exhausted: bool = False
+    non_retryable: bool = False
     trace: str = ""
     action: Action = "rerun"
 
     def error(self) -> FedrayError:
         """Return what ends the run because of this."""
-        if self.hopeless:
+        if self.non_retryable:
             return TrainingError(self.cause)
         times = f"{self.number} times" if self.number > 1 else "once"
         return ClientFailure(
@@ -57,7 +57,7 @@ class Attempt:
         )
 
 
-def too_few(server_round: int, came: int, least: int, attempts: Sequence[Attempt]) -> ClientFailure:
+def too_few(server_round: int, came: int, least: int, attempts: Sequence[FailedAttempt]) -> ClientFailure:
     """Return what ends a round to which fewer than `clients.min_clients` came."""
     causes = "\n".join(f"  {choices(attempt.clients)}: {attempt.kind}: {attempt.cause}" for attempt in attempts)
     return ClientFailure(

@@ -18,7 +18,7 @@ from fedray.types import Client, ClientId
 
 
 @dataclass(frozen=True)
-class Attendance:
+class Participation:
     """What became of a round's cohort. present: who trains and is aggregated. late: whose update would have come after
     the deadline, or after enough others. dropped_out: who left. arrivals: simulated seconds of those present and late,
     empty where no cost was calibrated. seconds: of the whole round, likewise None."""
@@ -50,7 +50,7 @@ def cohort_size(clients: ClientsConfig, total: int) -> int:
     return min(total, math.ceil((clients.per_round or total) * (1 + clients.over_selection) - 1e-9))
 
 
-def attend(
+def select_participants(
     clients: ClientsConfig,
     seed: int,
     server_round: int,
@@ -59,7 +59,7 @@ def attend(
     train: Mapping[str, TrainConfig],
     down_bytes: Mapping[ClientId, int],
     up_bytes: Mapping[str, int],
-) -> Attendance:
+) -> Participation:
     """Return who of a cohort is there in time.
 
     total: number of all clients. train, up_bytes: by tier, what a client does and sends. down_bytes: what each client
@@ -73,7 +73,7 @@ def attend(
         left = chance > 0 and keyed_rng(seed, "dropout of clients", server_round, client.id).random() < chance
         (leaving if left else staying).append(client)
     if clients.example_seconds is None:
-        return Attendance(tuple(staying), (), tuple(leaving), {}, None)
+        return Participation(tuple(staying), (), tuple(leaving), {}, None)
     seconds = {
         client.id: device_seconds(
             tiers[client.tier],
@@ -91,7 +91,7 @@ def attend(
     late = tuple(client for client in staying if client.id not in chosen)
     last = max((arrival for arrival, _ in in_time), default=0.0)
     waited = deadline if len(present) < min(wanted, len(cohort)) and deadline < math.inf else last
-    return Attendance(present, late, tuple(leaving), seconds, waited)
+    return Participation(present, late, tuple(leaving), seconds, waited)
 
 
 def _transfer(num_bytes: int, mbps: float | None, latency: float) -> float:

@@ -1,6 +1,6 @@
 """The federation: a round on one screen, whatever the clients run on.
 
-`Pool` is where clients are trained: `pool.ClientPool` on Ray, `inline.InlinePool` in this process. Both give the same
+`Pool` is where clients are trained: `pool.ClientPool` on Ray, `inline.LocalPool` in this process. Both give the same
 bits: every draw is keyed, outcomes come in any order and are reduced in the order of client ids.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from fedray.aggregation.pairwise import PairwiseMean
 from fedray.config import Config, TrainConfig
-from fedray.federation.failures import Attempt, too_few
-from fedray.federation.participation import Attendance, attend, cohort_size
-from fedray.federation.result_batches import Block
+from fedray.federation.failures import FailedAttempt, too_few
+from fedray.federation.participation import Participation, cohort_size, select_participants
+from fedray.federation.result_batches import ResultBatch
 from fedray.federation.update_checks import outliers
-from fedray.federation.worker import Assignment, Job, Keep, Outcome
+from fedray.federation.worker import ClientTask, Keep, Outcome, WorkerSetup
 from fedray.methods.protocol import AnyMethod, Initial, Metrics, Update
 from fedray.randomness import keyed_rng
 from fedray.storage.client_states import StateRef
@@ -28,16 +28,16 @@ from fedray.types import Client, ClientId
 
 
 class Pool(Protocol):
-    def setup(self, jobs: Mapping[str, Job]) -> Initial:
+    def setup(self, jobs: Mapping[str, WorkerSetup]) -> Initial:
         """Make ready for a method, given its job on each tier that has clients; return the common starting point."""
         ...
 
     def train(
         self,
-        assignments: Sequence[Assignment],
+        assignments: Sequence[ClientTask],
         downlinks: Mapping[ClientId, Any],
         states: Mapping[ClientId, StateRef],
-    ) -> Iterator[Block | Attempt]:
+    ) -> Iterator[ResultBatch | FailedAttempt]:
         """Yield all clients in completion order, and attempts that came to nothing."""
         ...
 
@@ -46,7 +46,7 @@ class Pool(Protocol):
         ...
 
     def width_seconds(
-        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
+        self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any]
     ) -> Mapping[int, float]:
         """Return the seconds that one of the tier's actors needs for the assignments, by how many clients it trains in
         one step (`Worker.width_seconds`)."""
@@ -84,13 +84,13 @@ class RoundDone:
     outcomes: tuple[Outcome, ...]
     metrics: Metrics
     seconds: float
-    attendance: Attendance | None = None
+    attendance: Participation | None = None
     left_out: tuple[ClientId, ...] = ()
     replaced: tuple[StateRef, ...] = ()
     final: bool = False
 
 
-Happened = ClientsDone | RoundDone | Attempt
+Happened = ClientsDone | RoundDone | FailedAttempt
 
 
 class Finished:
@@ -98,12 +98,12 @@ class Finished:
 
     def __init__(self) -> None:
         self.states: dict[ClientId, StateRef] = {}
-        self.given_up: list[Attempt] = []
+        self.exhausted: list[FailedAttempt] = []
         self._outcomes: dict[ClientId, Outcome] = {}
         self._means: dict[str, PairwiseMean] = {}
         self._shapes: dict[str, Any] = {}
 
-    def add(self, block: Block) -> None:
+    def add(self, block: ResultBatch) -> None:
         for outcome, state in zip(block.outcomes, block.states, strict=True):
             self._outcomes[outcome.update.client.id] = outcome
             if state is not None:
@@ -113,16 +113,16 @@ class Finished:
             self._means.setdefault(tier, PairwiseMean()).add(node)
             self._shapes[tier] = block.shape
 
-    def reject(self, attempt: Attempt) -> None:
+    def reject(self, attempt: FailedAttempt) -> None:
         """Leave out clients whose updates travel one by one."""
-        self.given_up.append(attempt)
+        self.exhausted.append(attempt)
         for id in attempt.clients:
             del self._outcomes[id]
             self.states.pop(id, None)
 
     @property
     def left_out(self) -> tuple[ClientId, ...]:
-        return tuple(sorted(id for attempt in self.given_up for id in attempt.clients))
+        return tuple(sorted(id for attempt in self.exhausted for id in attempt.clients))
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -176,10 +176,10 @@ class Federation:
         self.server_round, self.server, self.client_states = server_round, server, dict(client_states)
 
     def run(self) -> Iterator[Happened]:
-        """Train all rounds, then let every client take the result home (`take_home`)."""
+        """Train all rounds, then let every client take the result home (`final_pass`)."""
         while self.server_round < self.config.rounds:
             yield from self.round()
-        yield from self.take_home()
+        yield from self.final_pass()
 
     def round(self) -> Iterator[Happened]:
         started = perf_counter()
@@ -197,7 +197,7 @@ class Federation:
             self.server_round - 1, finished.outcomes, metrics, seconds, attendance, finished.left_out, replaced
         )
 
-    def take_home(self) -> Iterator[Happened]:
+    def final_pass(self) -> Iterator[Happened]:
         """The final pass over all clients: download, evaluate (`aggregated`), train once more, evaluate
         (`personalised`). Nothing is sent up, and neither the server's nor a client's state changes."""
         started = perf_counter()
@@ -215,10 +215,10 @@ class Federation:
             yield f"client/{id}", state
         yield "server", self.server
 
-    def _attend(self, cohort: Sequence[Client], downlinks: Mapping[ClientId, Any]) -> Attendance:
+    def _attend(self, cohort: Sequence[Client], downlinks: Mapping[ClientId, Any]) -> Participation:
         distinct = {id(payload): payload for payload in downlinks.values()}
         sizes = {key: num_bytes(payload) for key, payload in distinct.items()}
-        return attend(
+        return select_participants(
             self.config.clients,
             self.config.seed,
             self.server_round,
@@ -230,8 +230,8 @@ class Federation:
         )
 
     def _train(
-        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]
-    ) -> Generator[ClientsDone | Attempt, None, Finished]:
+        self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any]
+    ) -> Generator[ClientsDone | FailedAttempt, None, Finished]:
         """Yield clients as they finish, and what failed; return what they brought.
 
         Raises:
@@ -240,34 +240,34 @@ class Federation:
         """
         finished, clients = Finished(), self.config.clients
         for found in self.pool.train(assignments, downlinks, self.client_states):
-            if isinstance(found, Block):
+            if isinstance(found, ResultBatch):
                 finished.add(found)
                 yield ClientsDone(self.server_round, tuple(outcome.update.client.id for outcome in found.outcomes))
-            elif not found.given_up:
+            elif not found.exhausted:
                 yield found
             elif found.kind == "update rejected" or clients.on_failure == "drop":
                 yield replace(found, action="left out")
-                finished.given_up.append(found)
+                finished.exhausted.append(found)
             else:
                 yield replace(found, action="run ended")
                 raise found.error()
         if clients.update_checks.compare:
             payloads = {outcome.update.client.id: outcome.update.payload for outcome in finished.outcomes}
             for id, cause in outliers(payloads, clients.update_checks).items():
-                attempt = Attempt(self.server_round, (id,), 1, "", "update rejected", cause, given_up=True)
+                attempt = FailedAttempt(self.server_round, (id,), 1, "", "update rejected", cause, exhausted=True)
                 yield replace(attempt, action="left out")
                 finished.reject(attempt)
-        if finished.given_up and len(finished.outcomes) < clients.min_clients:
-            raise too_few(self.server_round, len(finished.outcomes), clients.min_clients, finished.given_up)
+        if finished.exhausted and len(finished.outcomes) < clients.min_clients:
+            raise too_few(self.server_round, len(finished.outcomes), clients.min_clients, finished.exhausted)
         return finished
 
-    def _assign(self, cohort: Sequence[Client], measure: bool, keep: Keep) -> list[Assignment]:
+    def _assign(self, cohort: Sequence[Client], measure: bool, keep: Keep) -> list[ClientTask]:
         """Largest clients first, so that nobody waits for one that began last."""
         ordered = sorted(cohort, key=lambda client: (-client.num_examples, client.id))
         places: Counter[str] = Counter()
         assignments = []
         for client in ordered:
-            assignments.append(Assignment(client, self.server_round, measure, keep, places[client.tier]))
+            assignments.append(ClientTask(client, self.server_round, measure, keep, places[client.tier]))
             places[client.tier] += 1
         return assignments
 

@@ -15,22 +15,22 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedray.federation.failures import Attempt, Failure
-from fedray.federation.worker import Assignment
+from fedray.federation.failures import FailedAttempt, TaskFailure
+from fedray.federation.worker import ClientTask
 from fedray.types import Client, ClientId
 
-Group = tuple[Assignment, ...]
+TaskGroup = tuple[ClientTask, ...]
 
 SHARE = 2
 """A chunk has 1 / (SHARE · actors) of the work that is left."""
 
 
-def groups(assignments: Sequence[Assignment], widths: Mapping[str, int]) -> dict[str, list[Group]]:
-    """Return each tier's groups, in the order of the assignments.
+def task_groups(assignments: Sequence[ClientTask], widths: Mapping[str, int]) -> dict[str, list[TaskGroup]]:
+    """Return each tier's task_groups, in the order of the assignments.
 
     widths: how many clients of each tier are trained in one step.
     """
-    by_tier: dict[str, list[Assignment]] = {tier: [] for tier in widths}
+    by_tier: dict[str, list[ClientTask]] = {tier: [] for tier in widths}
     for assignment in assignments:
         by_tier[assignment.client.tier].append(assignment)
     return {
@@ -39,23 +39,23 @@ def groups(assignments: Sequence[Assignment], widths: Mapping[str, int]) -> dict
     }
 
 
-class Chunks:
-    """The groups of one round on one tier that nobody has finished.
+class WorkQueue:
+    """The task_groups of one round on one tier that nobody has finished.
 
-    groups: largest first. max_failures: how often a group is run again after it failed.
+    task_groups: largest first. max_failures: how often a group is run again after it failed.
     """
 
-    def __init__(self, groups: Sequence[Group], max_failures: int) -> None:
-        self._waiting = deque(groups)
-        self._all = self._left = sum(map(_work, groups))
-        self._alone: deque[tuple[Group, Any]] = deque()
+    def __init__(self, task_groups: Sequence[TaskGroup], max_failures: int) -> None:
+        self._waiting = deque(task_groups)
+        self._all = self._left = sum(map(_work, task_groups))
+        self._alone: deque[tuple[TaskGroup, Any]] = deque()
         self._max_failures = max_failures
         self._failures: Counter[tuple[ClientId, ...]] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._alone)
 
-    def take(self, actors: int, least: float = 0, actor: Any = None) -> list[Group]:
+    def take(self, actors: int, least: float = 0, actor: Any = None) -> list[TaskGroup]:
         """Return the next chunk; empty where all that is left has failed with this actor and there are others.
 
         actors: how many share the rest. least: work below which a chunk is not worth its message; nobody gets more
@@ -76,21 +76,21 @@ class Chunks:
         self._left -= work
         return chunk
 
-    def unserved(self, groups: Sequence[Group]) -> None:
-        """Take back groups that their actor left without its being known that it was because of them."""
-        self._alone.extend((group, None) for group in groups)
+    def unserved(self, task_groups: Sequence[TaskGroup]) -> None:
+        """Take back task_groups that their actor left without its being known that it was because of them."""
+        self._alone.extend((group, None) for group in task_groups)
 
-    def failed(self, group: Group, actor: Any = None, hopeless: bool = False) -> tuple[int, bool]:
+    def failed(self, group: TaskGroup, actor: Any = None, non_retryable: bool = False) -> tuple[int, bool]:
         """Take back a group that failed with an actor.
 
-        hopeless: it would fail again.
+        non_retryable: it would fail again.
 
         Returns: how often it has failed, and whether it is given up.
         """
         ids = ids_of(group)
         self._failures[ids] += 1
         number = self._failures[ids]
-        if number <= self._max_failures and not hopeless:
+        if number <= self._max_failures and not non_retryable:
             self._alone.append((group, actor))
             return number, False
         if len(group) == 1:
@@ -100,27 +100,29 @@ class Chunks:
             self._alone.append(((assignment,), None))
         return number, False
 
-    def take_back(self, failure: Failure, chunk: Sequence[Group], actor: Any = None, node: str = "") -> Attempt:
+    def take_back(
+        self, failure: TaskFailure, chunk: Sequence[TaskGroup], actor: Any = None, node: str = ""
+    ) -> FailedAttempt:
         """Take back the group of a chunk whose clients failed in an actor that goes on; return what is told of it.
 
         A client whose update was rejected is given up at once, and not its group.
         """
         group = next(group for group in chunk if failure.clients[0] in ids_of(group))
-        number, given_up = (1, True) if failure.rejected else self.failed(group, actor, failure.hopeless)
-        return Attempt(
+        number, exhausted = (1, True) if failure.rejected else self.failed(group, actor, failure.non_retryable)
+        return FailedAttempt(
             group[0].server_round,
             failure.clients,
             number,
             node,
             "update rejected" if failure.rejected else "exception",
             failure.cause,
-            given_up,
-            failure.hopeless,
+            exhausted,
+            failure.non_retryable,
             failure.trace,
         )
 
 
-def ids_of(group: Group) -> tuple[ClientId, ...]:
+def ids_of(group: TaskGroup) -> tuple[ClientId, ...]:
     return tuple(assignment.client.id for assignment in group)
 
 
@@ -129,5 +131,5 @@ def work_of(client: Client) -> int:
     return 1 + client.num_examples
 
 
-def _work(group: Group) -> int:
+def _work(group: TaskGroup) -> int:
     return sum(work_of(assignment.client) for assignment in group)

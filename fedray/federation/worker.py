@@ -15,35 +15,35 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
 from fedray.adapters.heads import float_head, head_group, label_text_head
-from fedray.adapters.stacked import Stack, Unfusable
+from fedray.adapters.stacked import AdapterStack, CannotBatch
 from fedray.config import Config, MethodConfig, TierConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED
 from fedray.federation.update_checks import Expected
-from fedray.heap import keep_freed_memory
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.registry import build_method
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import num_bytes
+from fedray.training.batched import EQUAL_PARTS, TIMED_STEPS, WIDTHS, BatchedBackend, run_batched, width_seconds
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.engine import TorchEngine, make_engine
-from fedray.training.fused import EQUAL_PARTS, TIMED_STEPS, WIDTHS, Lane, run_together, width_seconds
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
-from fedray.training.setting import Setting
-from fedray.training.team import ALONE, Team
+from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
+from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
-from fedray.training.trainer import Alone, ClientReport, LocalTrainer, Work
+from fedray.training.trainer import ClientBackend, ClientReport, EngineBackend, LocalTrainer
+from fedray.training.training_context import TrainingContext
 from fedray.types import Client, Vector
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerSetup:
     """What a worker needs to know to serve one method on one tier: all that is the same for its clients and rounds.
 
     folder: the run's, which all nodes see; None: nothing can be kept, for trials. uplink: what updates look like; None:
@@ -56,7 +56,7 @@ class Job:
     label_names: tuple[str, ...]
     pad_token_id: int
     tier: str = "default"
-    folder: Place | None = None
+    folder: StoragePath | None = None
     uplink: Expected | None = None
 
 
@@ -64,7 +64,7 @@ Keep = Literal["state", "adapter", "nothing"]
 
 
 @dataclass(frozen=True)
-class Assignment:
+class ClientTask:
     """One client's turn. Its downlink, state and shard come beside it.
 
     measure: whether to evaluate before and after training. keep: what is kept of the turn: the client's next `state`
@@ -93,16 +93,16 @@ class Outcome:
 class Worker:
     """Serves one method at a time; `setup` again for the next one.
 
-    team: the processes that train with this one, if its clients are silos of several.
+    process_group: the processes that train with this one, if its clients are silos of several.
     """
 
-    def __init__(self, team: Team = ALONE) -> None:
-        self._team = team
+    def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self._process_group = process_group
         keep_freed_memory()
-        self._stack: Stack | None = None
+        self._stack: AdapterStack | None = None
         self._told: set[str] = set()
 
-    def setup(self, job: Job) -> None:
+    def setup(self, job: WorkerSetup) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
         if (last := vars(self).get("engine")) is not None:
             last.close()
@@ -127,7 +127,7 @@ class Worker:
         texts_head = label_text_head(reference, tokenizer, job.label_names) if texts else None
         head = first_head(reference, config.seed) if texts_head is None else texts_head
         self.adapter = self.method.attach(model)
-        self.setting = Setting(
+        self.training_context = TrainingContext(
             task=config.task,
             train=sections.train,
             seed=config.seed,
@@ -139,7 +139,7 @@ class Worker:
         self._initial = draw_initial(self.adapter, config.seed, head)
         for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
             self.adapter.load(name, self._initial.vectors[name])
-        self.engine = make_engine(self.adapter, sections.train, tier, self.device, self._team)
+        self.engine = make_engine(self.adapter, sections.train, tier, self.device, self._process_group)
 
     def memory(self) -> MemoryUse:
         """Return what this process took at most since `setup`."""
@@ -156,22 +156,22 @@ class Worker:
             return self._initial
         return draw_initial(whole, job.config.seed, self._initial.head())
 
-    def train(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
+    def train(self, assignment: ClientTask, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
         """Run one client's turn. state: its private state, None on its first turn.
 
         Returns: the outcome and the client's next state.
         """
-        return self._turn(assignment, downlink, state, shard, Alone(self.engine, self.setting))
+        return self._turn(assignment, downlink, state, shard, EngineBackend(self.engine, self.training_context))
 
     def train_many(
         self,
-        assignments: Sequence[Assignment],
+        assignments: Sequence[ClientTask],
         downlinks: Sequence[Any],
         states: Sequence[Any],
         shards: Sequence[Shard],
     ) -> Iterator[tuple[Outcome, Any]]:
-        """Run several clients' turns, in one step each where that is possible (`fedray.training.fused`), else one after
-        another. Results are those of `train` up to float rounding, which depends on who is trained together.
+        """Run several clients' turns, in one step each where that is possible (`fedray.training.batched`), else one
+        after another. Results are those of `train` up to float rounding, which depends on who is trained together.
 
         Yields: outcomes and next states, in the order of the assignments.
         """
@@ -180,7 +180,7 @@ class Worker:
             if len(turns) > 1:
                 yield from self._together(turns)
                 return
-        except Unfusable as reason:
+        except CannotBatch as reason:
             if str(reason) not in self._told:
                 self._told.add(str(reason))
                 log.warning("tier %s: clients are trained one by one: %s", self._job.tier, reason)
@@ -189,7 +189,7 @@ class Worker:
 
     def width_seconds(
         self,
-        assignments: Sequence[Assignment],
+        assignments: Sequence[ClientTask],
         downlinks: Sequence[Any],
         states: Sequence[Any],
         shards: Sequence[Shard],
@@ -203,34 +203,34 @@ class Worker:
         """
         turns = list(zip(assignments, downlinks, states, shards, strict=True))
         widths = {*WIDTHS, *(math.ceil(len(turns) / parts) for parts in EQUAL_PARTS)}
-        setting, train = self.setting, self.setting.train
+        training_context, train = self.training_context, self.training_context.train
         steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
-        self.setting = replace(setting, train=train.model_copy(update={"max_steps": steps}))
+        self.training_context = replace(training_context, train=train.model_copy(update={"max_steps": steps}))
 
         def serve(start: int, stop: int) -> object:
             return self.train(*turns[start]) if stop - start == 1 else self._together(turns[start:stop])
 
         try:
             return width_seconds(serve, len(turns), sorted(widths))
-        except Unfusable:
+        except CannotBatch:
             return {1: math.inf}
         finally:
-            self.setting = setting
+            self.training_context = training_context
 
-    def _together(self, turns: Sequence[tuple[Assignment, Any, Any, Shard]]) -> list[tuple[Outcome, Any]]:
+    def _together(self, turns: Sequence[tuple[ClientTask, Any, Any, Shard]]) -> list[tuple[Outcome, Any]]:
         if not isinstance(self.engine, TorchEngine):
-            raise Unfusable("the engine is not plain torch")
-        if self._team.size > 1:
-            raise Unfusable("several processes train one client")
-        if self._stack is None or self._stack.lanes < len(turns):
-            self._stack = Stack(self.adapter, len(turns))
+            raise CannotBatch("the engine is not plain torch")
+        if self._process_group.size > 1:
+            raise CannotBatch("several processes train one client")
+        if self._stack is None or self._stack.members < len(turns):
+            self._stack = AdapterStack(self.adapter, len(turns))
 
-        def piece(turn: tuple[Assignment, Any, Any, Shard]) -> Callable[[Lane], tuple[Outcome, Any]]:
+        def piece(turn: tuple[ClientTask, Any, Any, Shard]) -> Callable[[BatchedBackend], tuple[Outcome, Any]]:
             return lambda lane: self._named_turn(*turn, lane)
 
-        return run_together(self._stack, self.setting, self.engine.loss_scale, [piece(turn) for turn in turns])
+        return run_batched(self._stack, self.training_context, self.engine.loss_scale, [piece(turn) for turn in turns])
 
-    def _named_turn(self, assignment: Assignment, *turn: Any) -> tuple[Outcome, Any]:
+    def _named_turn(self, assignment: ClientTask, *turn: Any) -> tuple[Outcome, Any]:
         """Of several clients, an error must say whose it is."""
         try:
             return self._turn(assignment, *turn)
@@ -238,9 +238,11 @@ class Worker:
             error.add_note(f"client {assignment.client.id!r}, round {assignment.server_round}")
             raise
 
-    def _turn(self, assignment: Assignment, downlink: Any, state: Any, shard: Shard, work: Work) -> tuple[Outcome, Any]:
+    def _turn(
+        self, assignment: ClientTask, downlink: Any, state: Any, shard: Shard, work: ClientBackend
+    ) -> tuple[Outcome, Any]:
         client = assignment.client
-        trainer = LocalTrainer(work, shard, client, assignment.server_round, self.setting, assignment.measure)
+        trainer = LocalTrainer(work, shard, client, assignment.server_round, self.training_context, assignment.measure)
         before = self.method.init_client(self._initial, client) if state is None else state
         payload, after = self.method.train_client(work.adapter, before, downlink, trainer)
         self._meter.note()
@@ -293,7 +295,7 @@ def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
     return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})
 
 
-def _load_model(job: Job, tier: TierConfig, device: str) -> PreTrainedModel:
+def _load_model(job: WorkerSetup, tier: TierConfig, device: str) -> PreTrainedModel:
     """Return the frozen base model as the tier's devices hold it.
 
     Raises:

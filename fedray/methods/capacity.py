@@ -53,13 +53,13 @@ def places(common: Layout, own: Layout) -> Places | None:
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
-def take(common: Layout, own: Layout, vector: Vector) -> Vector:
+def gather(common: Layout, own: Layout, vector: Vector) -> Vector:
     """Return the held values of a common vector: itself where everything is held. [common.size] -> [own.size]"""
     where = places(common, own)
     return vector if where is None else vector[where]
 
 
-def spread(common: Layout, own: Layout, values: Vector) -> Vector:
+def scatter(common: Layout, own: Layout, values: Vector) -> Vector:
     """Return held values in their places, NaN elsewhere: themselves where everything is held. [own.size] ->
     [common.size]"""
     where = places(common, own)

@@ -23,7 +23,7 @@ from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods import heads
 from fedray.methods.all_but_me import RuleName, all_but_me, rule
-from fedray.methods.capacity import own_layout, spread, take
+from fedray.methods.capacity import gather, own_layout, scatter
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector, state_type
@@ -112,13 +112,13 @@ class FedAlt:
         return Own(lora, mixer, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
-        latest = {id: spread(server.layout, server.own[id], lora) for id, lora in server.latest.items()}
+        latest = {id: scatter(server.layout, server.own[id], lora) for id, lora in server.latest.items()}
         rest = all_but_me(latest, [client.id for client in cohort], rule(self.rest, trim=self.trim))
         return {client.id: RestOfWorld(self._held(server, client, rest[client.id]), server.head) for client in cohort}
 
     def _held(self, server: Server, client: Client, rest: Vector | None) -> Vector | None:
         """Return what the client can hold of its rest of world, zero where nobody else holds anything."""
-        return None if rest is None else np.nan_to_num(take(server.layout, server.own[client.id], rest))
+        return None if rest is None else np.nan_to_num(gather(server.layout, server.own[client.id], rest))
 
     def train_client(
         self, adapter: Adapter, client_state: Own, downlink: RestOfWorld, local: Local

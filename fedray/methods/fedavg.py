@@ -16,7 +16,7 @@ from fedray.adapters.layout import Layout
 from fedray.adapters.rotations import retract_rotations
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
-from fedray.methods.capacity import held_mean, own_layout, take
+from fedray.methods.capacity import gather, held_mean, own_layout
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector, state_type
 
@@ -71,7 +71,7 @@ class FedAvg:
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Shared]:
         own = {client.id: own_layout(server.layout, client) for client in cohort}
         sent = {
-            layout: replace(server.shared, adapter=take(server.layout, layout, server.shared.adapter))
+            layout: replace(server.shared, adapter=gather(server.layout, layout, server.shared.adapter))
             for layout in set(own.values())
         }
         return {id: sent[layout] for id, layout in own.items()}

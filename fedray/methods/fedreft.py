@@ -27,7 +27,7 @@ from fedray.config import Head, ReftSection
 from fedray.errors import ConfigError, TrainingError
 from fedray.methods import heads
 from fedray.methods.all_but_me import Rule, all_but_me, rule
-from fedray.methods.capacity import own_layout, spread, take
+from fedray.methods.capacity import gather, own_layout, scatter
 from fedray.methods.options import needs
 from fedray.methods.protocol import Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector, state_type
@@ -77,7 +77,7 @@ class FedReft:
     """aggregate: Agg of all but me. granularity: one aggregate over the whole φ, or one per layer.
     mixing: `adaptive` chooses λ_k among `candidates`, `fixed` uses `lam` (0 never listens, 1 takes over all).
     share: `full` (R, W, b), `rotation` (R), `source` (W, b); the rest stays local.
-    smoothing, tolerance, max_iterations: Weiszfeld's ε (relative to the points' spread), stopping rule and cap.
+    smoothing, tolerance, max_iterations: Weiszfeld's ε (relative to the points' scatter), stopping rule and cap.
     """
 
     reft: ReftSection
@@ -122,12 +122,12 @@ class FedReft:
         if self.align == "procrustes":
             others = {id: self._aligned(server, id) for id in wanted}
         else:
-            latest = {id: spread(server.layout, server.own[id], phi) for id, phi in server.latest.items()}
+            latest = {id: scatter(server.layout, server.own[id], phi) for id, phi in server.latest.items()}
             others = all_but_me(latest, wanted, self._rule(), self._groups(server.layout))
         return {id: AllButMe(self._held(server, id, others[id]), server.head) for id in wanted}
 
     def _held(self, server: Server, id: ClientId, others: Vector | None) -> Vector | None:
-        return None if others is None else take(server.layout, server.own[id], others)
+        return None if others is None else gather(server.layout, server.own[id], others)
 
     def train_client(
         self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fedray.data.shards import FederatedData
 from fedray.errors import choices
-from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TurnFailed, TurnsFinished
+from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
 from fedray.federation.summary import Summary
 from fedray.planning.accounting import Cost
 from fedray.types import Client
@@ -96,9 +96,9 @@ class LiveProgress(LiveBars):
                 f"{event.method}: {event.rounds} rounds"
                 + (f", continued after {event.server_round}" if event.server_round else "")
             )
-        elif isinstance(event, TurnsFinished):
+        elif isinstance(event, TasksFinished):
             self._bars.advance(self._tasks[event.method], len(event.clients))
-        elif isinstance(event, TurnFailed):
+        elif isinstance(event, TaskFailed):
             self._console.print(failure_line(event), style="yellow", highlight=False, soft_wrap=True)
         elif isinstance(event, RoundFinished):
             at = "final pass" if event.final else f"round {event.server_round + 1}"
@@ -130,7 +130,7 @@ class LiveProgress(LiveBars):
             self._console.print(line, highlight=False, soft_wrap=True)
 
 
-def failure_line(event: TurnFailed) -> str:
+def failure_line(event: TaskFailed) -> str:
     """Return what went wrong and what was done about it."""
     attempt = event.attempt
     where = f" on {attempt.node}" if attempt.node else ""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fedray.errors import StateError
 from fedray.federation.summary import Summary
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.tables import read_table
 
 
@@ -16,17 +16,17 @@ from fedray.storage.tables import read_table
 class RunResult:
     """A finished run. place: its folder. summaries: one per method, in the configuration's order."""
 
-    place: Place
+    place: StoragePath
     summaries: tuple[Summary, ...]
 
     @classmethod
-    def load(cls, where: str | Path | Place) -> "RunResult":
+    def load(cls, where: str | Path | StoragePath) -> "RunResult":
         """Read the result of an earlier run from its folder, a path or a URI.
 
         Raises:
             StateError: no method of it is finished, or the summary cannot be read.
         """
-        place = Place.of(where)
+        place = StoragePath.of(where)
         summaries = tuple(read_summaries(place))
         if not summaries:
             raise StateError(f"{place}: has no summary.json: no method is finished")
@@ -73,7 +73,7 @@ class RunResult:
         return frame
 
 
-def read_summaries(place: Place) -> list[Summary]:
+def read_summaries(place: StoragePath) -> list[Summary]:
     """Return the summaries of the methods that a run has finished.
 
     Raises:

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
-from fedray.federation.worker import Job
+from fedray.federation.worker import WorkerSetup
 from fedray.planning.placement import Amounts, fits
 from fedray.runtime.client_actor import ClientActor, build_extensions
 from fedray.runtime.cluster import infeasible, living, living_nodes, readable, total_of
@@ -53,7 +53,7 @@ class ActorSource(Protocol):
     def end(self, handle: Any) -> None:
         """End an actor that is lost or superfluous."""
 
-    def give_back(self, handle: Any) -> None:
+    def release(self, handle: Any) -> None:
         """Take an actor that is not needed any more."""
 
 
@@ -67,7 +67,7 @@ class Own:
         with suppress(RayError):
             ray.kill(handle)
 
-    give_back = end
+    release = end
 
 
 def start_actor(asked: Amounts) -> Any:
@@ -78,7 +78,7 @@ def start_actor(asked: Amounts) -> Any:
 
 
 @dataclass(eq=False)
-class Member:
+class ActorHandle:
     """An actor of a tier. node: where it runs, and as which process."""
 
     tier: str
@@ -94,7 +94,7 @@ class _Dying:
     deaths: int = 0
 
 
-class Crew:
+class ActorGroup:
     """The actors of all tiers.
 
     sizes: how many of each tier to start; those that the cluster has no room for come when it has. asked: what each
@@ -117,15 +117,15 @@ class Crew:
         self._workers = {tier: clients.tier(tier).workers for tier in sizes}
         self._asked = asked
         self._jobs: Mapping[str, Any] = {}
-        self._starting: dict[Any, Member] = {}
+        self._starting: dict[Any, ActorHandle] = {}
         self._alone_since: dict[str, float] = {}
         self._dying: dict[str, _Dying] = {}
         self._later: list[tuple[float, str]] = []  # when to start another actor of a tier
         _build_extensions(clients, asked)
-        self.members: dict[str, list[Member]] = {tier: [] for tier in sizes}
+        self.members: dict[str, list[ActorHandle]] = {tier: [] for tier in sizes}
         self._start_together(dict.fromkeys(sizes, 1) if elastic else sizes)
 
-    def setup(self, jobs: Mapping[str, Job]) -> None:
+    def setup(self, jobs: Mapping[str, WorkerSetup]) -> None:
         """Make every actor ready for a method."""
         self._jobs = {tier: ray.put(job) for tier, job in jobs.items()}
         self._starting = {self._set_up(member): member for member in self._starting.values()}
@@ -139,13 +139,13 @@ class Crew:
             for ref in self.wait([]):
                 self.started(ref)
 
-    def replace(self, lost: Member, error: object) -> None:
+    def replace(self, lost: ActorHandle, error: object) -> None:
         """Start another actor in the place of one that is lost. That one is ended: it may only be out of reach."""
         log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.node or "a node", error)
         self.release(lost)
         self._begin(lost.tier)
 
-    def release(self, member: Member) -> None:
+    def release(self, member: ActorHandle) -> None:
         """End an actor that is not needed for now."""
         self._source.end(member.handle)
         self.members[member.tier] = [other for other in self.members[member.tier] if other is not member]
@@ -171,7 +171,7 @@ class Crew:
         sleep(0.1)
         return []
 
-    def started(self, ref: Any) -> Member | None:
+    def started(self, ref: Any) -> ActorHandle | None:
         """Return the actor whose reference is ready; None where it died: another one is started a little later.
 
         Raises:
@@ -218,21 +218,21 @@ class Crew:
         for member in self._starting.values():
             self._source.end(member.handle)
         for member in (member for members in self.members.values() for member in members):
-            self._source.give_back(member.handle)
+            self._source.release(member.handle)
         self.members, self._starting = {tier: [] for tier in self.members}, {}
 
     def _begin(self, tier: str) -> None:
-        member = Member(tier, self._start(tier))
+        member = ActorHandle(tier, self._start(tier))
         self._starting[self._set_up(member)] = member
         if not self.members[tier]:
             self._alone_since.setdefault(tier, monotonic())
 
-    def _set_up(self, member: Member) -> Any:
+    def _set_up(self, member: ActorHandle) -> Any:
         return member.handle.setup.remote(self._jobs[member.tier])
 
     def _start_together(self, sizes: Mapping[str, int]) -> None:
         """Start actors and wait until all are up, or for so long; at least one of each tier must be."""
-        started = [Member(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
+        started = [ActorHandle(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
         self._starting = {member.handle.ready.remote(): member for member in started}
         begun, patience = monotonic(), NODE_TIMEOUT_S if self._elastic else START_TIMEOUT_S
         while self._starting and monotonic() - begun < patience:

@@ -8,13 +8,13 @@ import ray
 import torch
 
 from fedray.config.clients import OffloadConfig
-from fedray.federation.result_batches import Blocks
-from fedray.federation.worker import Job, Worker
-from fedray.heap import settle_heap
+from fedray.federation.result_batches import ResultBatcher
+from fedray.federation.worker import Worker, WorkerSetup
 from fedray.methods.protocol import Initial
-from fedray.runtime.messages import Chunk, Sealed, seal, unpack
+from fedray.runtime.messages import Message, TaskBatch, to_message, unpack
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
+from fedray.training.process_memory import freeze_heap
 
 
 @ray.remote(max_restarts=0)
@@ -36,13 +36,13 @@ class ClientActor:
     def ready(self) -> None:
         """Return once the actor has started."""
 
-    def setup(self, job: Job) -> str:
+    def setup(self, job: WorkerSetup) -> str:
         """Get ready for a method; return where this is."""
         self._shards.clear()  # of another experiment's, where actors are lent
-        self.blocks = Blocks(job, self.worker.train_many)
+        self.blocks = ResultBatcher(job, self.worker.train_many)
         self.worker.setup(job)
-        settle_heap()
-        return place()
+        freeze_heap()
+        return location()
 
     def initial(self) -> Initial:
         return self.worker.initial()
@@ -50,19 +50,19 @@ class ClientActor:
     def memory(self) -> MemoryUse:
         return self.worker.memory()
 
-    def width_seconds(self, chunk: Chunk) -> dict[int, float]:
+    def width_seconds(self, chunk: TaskBatch) -> dict[int, float]:
         """See `Worker.width_seconds`."""
         ((assignments, downlinks, states, shards),) = unpack(chunk, self._shards)
         return self.worker.width_seconds(assignments, downlinks, [None] * len(states), shards)
 
     @ray.method(num_returns="streaming")
-    def train(self, chunk: Chunk) -> Iterator[Sealed]:
-        """See `Blocks.serve`; yields the blocks."""
+    def train(self, chunk: TaskBatch) -> Iterator[Message]:
+        """See `ResultBatcher.serve`; yields the blocks."""
         for block in self.blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
-            yield seal(block)
+            yield to_message(block)
 
 
-def place() -> str:
+def location() -> str:
     """Return this process's node and number, as in `node-3 (10.0.0.7), process 4711`."""
     address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     return f"{os.uname().nodename} ({address}), process {os.getpid()}"

@@ -26,7 +26,7 @@ def living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in living()]
 
 
-def beside_caller() -> dict[str, Any]:
+def on_callers_node() -> dict[str, Any]:
     """Return the options of an actor that is to run on the node of whoever starts it: there it ends with its caller,
     and with no other node.
 

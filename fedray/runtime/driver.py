@@ -15,13 +15,13 @@ from fedray.config import ClientsConfig
 from fedray.errors import FedrayError
 from fedray.experiment.prepare import Prepared
 from fedray.experiment.run import run_experiment
-from fedray.federation.events import Event, RoundFinished, TurnsFinished
-from fedray.federation.local_pool import InlinePool
-from fedray.heap import settle_heap
+from fedray.federation.events import Event, RoundFinished, TasksFinished
+from fedray.federation.local_pool import LocalPool
 from fedray.planning.cluster_plan import Cluster
-from fedray.runtime.cluster import beside_caller, living_nodes
+from fedray.runtime.cluster import living_nodes, on_callers_node
 from fedray.runtime.pool import ClientPool
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
+from fedray.training.process_memory import freeze_heap
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class DriverActor:
     """The driver of one experiment. It takes no CPU from the clients: it works while they wait."""
 
     @ray.method(num_returns="streaming")
-    def run(self, prepared: Prepared, place: Place, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
+    def run(self, prepared: Prepared, place: StoragePath, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
         """Yield the experiment's events, those of a moment together; a FedrayError that ends it comes as the last one,
         as itself.
 
@@ -48,7 +48,7 @@ class DriverActor:
         pool: ClientPool | None = None
         try:
             pool = ClientPool(clients, prepared.data.shards, prepared.cohorts())
-            settle_heap()
+            freeze_heap()
             yield from in_batches(run_experiment(prepared, pool, place, resume))
         except FedrayError as error:
             yield [error]
@@ -64,7 +64,7 @@ def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
     try:
         for event in events:
             batch.append(event)
-            if not isinstance(event, TurnsFinished) or monotonic() - started > MOMENT_S:
+            if not isinstance(event, TasksFinished) or monotonic() - started > MOMENT_S:
                 yield batch
                 batch, started = [], monotonic()
     except FedrayError:
@@ -78,7 +78,7 @@ def without_gpus(clients: ClientsConfig) -> ClientsConfig:
     return clients.model_copy(update={"num_gpus": 0.0, "tiers": tiers})
 
 
-def events(prepared: Prepared, where: str | Path | Place, resume: bool = False) -> Iterator[Event]:
+def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = False) -> Iterator[Event]:
     """Run an experiment on the runtime that its configuration names, and yield what happens.
 
     Connects to the cluster that RAY_ADDRESS names or that runs on this machine, and else starts one of its own, which
@@ -90,9 +90,9 @@ def events(prepared: Prepared, where: str | Path | Place, resume: bool = False) 
     Raises:
         FedrayError: the experiment ended; the message says why.
     """
-    place = Place.of(where)
+    place = StoragePath.of(where)
     if prepared.config.runtime == "inline":
-        yield from run_experiment(prepared, InlinePool(prepared.data.shards), place, resume)
+        yield from run_experiment(prepared, LocalPool(prepared.data.shards), place, resume)
         return
     own = not ray.is_initialized()
     if own:
@@ -120,13 +120,13 @@ class _DriverDied(Exception):
     """And with it its actors."""
 
 
-def _driven(prepared: Any, place: Place, resume: bool) -> Iterator[Event]:
+def _driven(prepared: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
     """Run an experiment, given as a reference, in a driver of its own.
 
     Raises:
         FedrayError: the experiment ended. _DriverDied: the driver did.
     """
-    driver = DriverActor.options(**beside_caller()).remote()  # type: ignore[attr-defined]
+    driver = DriverActor.options(**on_callers_node()).remote()  # type: ignore[attr-defined]
     try:
         for ref in driver.run.remote(prepared, place, resume):
             try:

@@ -16,15 +16,15 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskE
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
-from fedray.federation.failures import Attempt, Failure, Kind
-from fedray.federation.result_batches import BLOCK_SECONDS, Block, failure_of, state_files
-from fedray.federation.work_queue import Chunks, Group, groups, ids_of, work_of
-from fedray.federation.worker import Assignment, Job
+from fedray.federation.failures import FailedAttempt, Kind, TaskFailure
+from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch, failure_of, state_files
+from fedray.federation.work_queue import TaskGroup, WorkQueue, ids_of, task_groups, work_of
+from fedray.federation.worker import ClientTask, WorkerSetup
 from fedray.methods.protocol import Initial
 from fedray.planning.placement import allot_shared, allot_with_gpus, requests
-from fedray.runtime.actor_group import LOOK_S, ActorSource, Crew, Member, first_line
+from fedray.runtime.actor_group import LOOK_S, ActorGroup, ActorHandle, ActorSource, first_line
 from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes
-from fedray.runtime.messages import Packed, Turn, chunk_of, get, next_block, pack_downlinks, pack_shards
+from fedray.runtime.messages import ObjectSlot, Turn, get, next_result_batch, put_downlinks, put_shards, task_batch
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
@@ -39,8 +39,9 @@ IDLE_S = 60.0
 """Where there is an autoscaler, actors that have waited for others for so long are let go until the next round."""
 
 HANDLING_SHARE = 0.02
-MOST_BLOCK_SECONDS = 1.0
-"""Blocks last so long that taking them is this part of the time; but a death shall not lose more than a second."""
+MAX_BATCH_SECONDS = 1.0
+"""ResultBatcher last so long that taking them is this part of the time; but a death shall not lose more than a
+second."""
 
 SMOOTHING = 0.1
 """Weight of the latest block in the moving average of the seconds that handling one takes."""
@@ -70,7 +71,7 @@ class ClientPool:
     ):
         self._max_failures, self._timeout = clients.max_failures, clients.client_timeout_s
         self._widths: dict[str, int] = {}
-        self._shards = pack_shards(shards)
+        self._shards = put_shards(shards)
         self._files: StateFiles | None = None
         self._paces: dict[str, _Pace] = {}
         self._handling = 0.0  # seconds in which a block is taken and made use of, a moving average
@@ -88,9 +89,9 @@ class ClientPool:
             self._sizes = {tier: fixed[tier] or min(most // sharers + 1, MOST_ASKED) for tier, most in cohorts.items()}
         elif sharers > 1:
             self._sizes = allot_shared(self._asked, cohorts, fixed, nodes, sharers, self._workers)
-        self.crew = Crew(clients, self._sizes, self._asked, self._elastic, source)
+        self.crew = ActorGroup(clients, self._sizes, self._asked, self._elastic, source)
 
-    def setup(self, jobs: Mapping[str, Job]) -> Initial:
+    def setup(self, jobs: Mapping[str, WorkerSetup]) -> Initial:
         """Make every actor ready for a method and return the common starting point, drawn by one of them.
 
         jobs: the method's job on each tier.
@@ -103,16 +104,16 @@ class ClientPool:
         return initial
 
     def train(
-        self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
-    ) -> Iterator[Block | Attempt]:
+        self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
+    ) -> Iterator[ResultBatch | FailedAttempt]:
         """Yield clients in completion order, and attempts that came to nothing.
 
         Raises:
             FedrayError: a tier has no actor left and gets none.
         """
-        sent = pack_downlinks({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
-        by_tier = groups(assignments, self._widths)
-        waiting = {tier: Chunks(entries, self._max_failures) for tier, entries in by_tier.items()}
+        sent = put_downlinks({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
+        by_tier = task_groups(assignments, self._widths)
+        waiting = {tier: WorkQueue(entries, self._max_failures) for tier, entries in by_tier.items()}
         self.crew.grow(self._sizes)  # again, where some were let go
         idle = {tier: list(members) for tier, members in self.crew.members.items()}
         running: dict[Any, _Running] = {}
@@ -124,12 +125,12 @@ class ClientPool:
 
     def _serve(
         self,
-        waiting: "Mapping[str, Chunks]",
-        idle: dict[str, list[Member]],
+        waiting: "Mapping[str, WorkQueue]",
+        idle: dict[str, list[ActorHandle]],
         running: "dict[Any, _Running]",
-        sent: Mapping[ClientId, Packed],
+        sent: Mapping[ClientId, ObjectSlot],
         states: Mapping[ClientId, StateRef],
-    ) -> Iterator[Block | Attempt]:
+    ) -> Iterator[ResultBatch | FailedAttempt]:
         """Hand out chunks until nobody waits, and yield what comes back."""
         looked = monotonic()
         rested = dict.fromkeys(idle, looked)  # since when a tier's idle actors have had nothing to do
@@ -141,7 +142,7 @@ class ClientPool:
                     if chunk := chunks.take(self.actors(tier), worthwhile, member):
                         idle[tier].remove(member)
                         turns = [self._turns(group, sent, states) for group in chunk]
-                        stream = member.handle.train.remote(chunk_of(turns, lasting))
+                        stream = member.handle.train.remote(task_batch(turns, lasting))
                         running[stream] = _Running(member, chunk)
             ready = self.crew.wait(list(running))
             if monotonic() - looked > LOOK_S:
@@ -166,7 +167,7 @@ class ClientPool:
             started = perf_counter()
             serving = running[stream]
             try:
-                block = next_block(stream)
+                block = next_result_batch(stream)
             except ConfigError:
                 raise
             except (RayError, FedrayError) as error:  # the actor died, or its node with the block, or the call
@@ -189,11 +190,11 @@ class ClientPool:
         """Return how many actors serve the tier."""
         return len(self.crew.members[tier])
 
-    def width_seconds(self, assignments: Sequence[Assignment], downlinks: Mapping[ClientId, Any]) -> dict[int, float]:
+    def width_seconds(self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any]) -> dict[int, float]:
         """See `Worker.width_seconds`; one of the actors of the assignments' tier is asked."""
         actor = self.crew.members[assignments[0].client.tier][0].handle
-        turns = self._turns(assignments, pack_downlinks(downlinks), {})
-        found: dict[int, float] = get(actor.width_seconds.remote(chunk_of([turns])))
+        turns = self._turns(assignments, put_downlinks(downlinks), {})
+        found: dict[int, float] = get(actor.width_seconds.remote(task_batch([turns])))
         return found
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
@@ -234,20 +235,20 @@ class ClientPool:
             self.crew.grow(self._sizes)
         self._num_nodes = len(nodes)
 
-    def _let_go(self, tier: str, idle: list[Member]) -> None:
+    def _let_go(self, tier: str, idle: list[ActorHandle]) -> None:
         """End a tier's actors that have nothing to do, but one: their nodes may go away."""
         while idle and self.actors(tier) > 1:
             self.crew.release(idle.pop())
 
     def _block_seconds(self) -> float:
         """At least as long as it takes to handle a block of everybody: more actors never send more than can be taken.
-        And so long that handling takes only HANDLING_SHARE of the time, up to MOST_BLOCK_SECONDS: large updates are
+        And so long that handling takes only HANDLING_SHARE of the time, up to MAX_BATCH_SECONDS: large updates are
         then averaged where they arise before they travel."""
         everybody = self._handling * sum(map(len, self.crew.members.values()))
-        return max(BLOCK_SECONDS, everybody, min(MOST_BLOCK_SECONDS, everybody / HANDLING_SHARE))
+        return max(BATCH_SECONDS, everybody, min(MAX_BATCH_SECONDS, everybody / HANDLING_SHARE))
 
     def _turns(
-        self, group: Sequence[Assignment], sent: Mapping[ClientId, Packed], states: Mapping[ClientId, StateRef]
+        self, group: Sequence[ClientTask], sent: Mapping[ClientId, ObjectSlot], states: Mapping[ClientId, StateRef]
     ) -> list[Turn]:
         ids = [assignment.client.id for assignment in group]
         return [Turn(entry, sent[id], states.get(id), self._shards[id]) for entry, id in zip(group, ids, strict=True)]
@@ -259,34 +260,47 @@ class ClientPool:
         return [stream for stream, serving in running.items() if monotonic() - serving.heard > self._timeout]
 
     def _lost(
-        self, serving: "_Running", waiting: Mapping[str, Chunks], kind: Kind, cause: str, failure: Failure | None = None
-    ) -> Iterator[Attempt]:
+        self,
+        serving: "_Running",
+        waiting: Mapping[str, WorkQueue],
+        kind: Kind,
+        cause: str,
+        failure: TaskFailure | None = None,
+    ) -> Iterator[FailedAttempt]:
         """Hand out again what an actor had not finished, and replace it."""
         member, chunks = serving.member, waiting[serving.member.tier]
         self.crew.replace(member, cause)
         if not (left := serving.left):
             return
         ids = tuple(id for group in left for id in ids_of(group))
-        number, given_up = 1, False
-        hopeless = failure is not None and failure.hopeless
+        number, exhausted = 1, False
+        non_retryable = failure is not None and failure.non_retryable
         if len(serving.chunk) == 1:
-            number, given_up = chunks.failed(left[0], member, hopeless)
+            number, exhausted = chunks.failed(left[0], member, non_retryable)
         else:
             chunks.unserved(left)
         trace = "" if failure is None else failure.trace
-        yield Attempt(
-            left[0][0].server_round, ids, number, member.node, kind, cause, given_up, given_up and hopeless, trace
+        yield FailedAttempt(
+            left[0][0].server_round,
+            ids,
+            number,
+            member.node,
+            kind,
+            cause,
+            exhausted,
+            exhausted and non_retryable,
+            trace,
         )
 
 
-def _cause(error: Exception) -> tuple[Kind, str, Failure | None]:
+def _cause(error: Exception) -> tuple[Kind, str, TaskFailure | None]:
     """Return what ended a stream: its kind, one line, and what an exception in the actor says."""
     if isinstance(error, FedrayError):
         failure = failure_of((), error)
         return "exception", failure.cause, failure
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, Exception) else error
-        return "exception", f"{type(cause).__name__}: {first_line(cause)}", Failure((), "", trace=str(error))
+        return "exception", f"{type(cause).__name__}: {first_line(cause)}", TaskFailure((), "", trace=str(error))
     if isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error):  # Ray's memory monitor ended it
         return "out of memory", first_line(error), None
     if isinstance(error, ObjectLostError):
@@ -301,7 +315,7 @@ class _Pace:
     seconds: float = 0.0
     work: int = 0
 
-    def add(self, block: Block) -> None:
+    def add(self, block: ResultBatch) -> None:
         self.seconds += block.seconds
         self.work += sum(work_of(outcome.update.client) for outcome in block.outcomes)
 
@@ -312,18 +326,18 @@ class _Pace:
 
 @dataclass
 class _Running:
-    """A chunk that an actor works on. finished: how many of its groups have come back, in their order. heard: when the
-    last block came."""
+    """A chunk that an actor works on. finished: how many of its task_groups have come back, in their order. heard: when
+    the last block came."""
 
-    member: Member
-    chunk: list[Group]
+    member: ActorHandle
+    chunk: list[TaskGroup]
     finished: int = 0
     heard: float = field(default_factory=monotonic)
 
-    def served(self, block: Block) -> None:
+    def served(self, block: ResultBatch) -> None:
         self.finished += block.groups
         self.heard = monotonic()
 
     @property
-    def left(self) -> list[Group]:
+    def left(self) -> list[TaskGroup]:
         return self.chunk[self.finished :]

@@ -2,7 +2,8 @@
 
 `TorchTrainer.fit` takes half a minute, so it is called once per actor, for the whole run: its loop is a worker that
 takes calls from a mailbox. `SiloActor` is that mailbox, and to the pool an actor like `ClientActor`: a call of `setup`
-or `train` goes to all workers, which make it together (`training.team`), and the first one's result comes back.
+or `train` goes to all workers, which make it together (`training.process_group`), and the first one's result comes
+back.
 
 A worker that dies ends the trainer, and with it this actor; the pool replaces it like any other.
 """
@@ -17,13 +18,13 @@ from typing import Any
 
 import ray
 
-from fedray.federation.result_batches import Blocks
-from fedray.federation.worker import Job, Outcome, Worker
+from fedray.federation.result_batches import ResultBatcher
+from fedray.federation.worker import Outcome, Worker, WorkerSetup
 from fedray.methods.protocol import Initial
-from fedray.runtime.client_actor import place
-from fedray.runtime.messages import Chunk, Sealed, seal, unpack
+from fedray.runtime.client_actor import location
+from fedray.runtime.messages import Message, TaskBatch, to_message, unpack
 from fedray.training.metering import MemoryUse
-from fedray.training.team import MemberLost, Team
+from fedray.training.process_group import ProcessGroup, ProcessLost
 
 EXTRA_THREADS = 4
 """Of the actor, beside one for each worker that waits for its next call: the pool's call, its result, and the end."""
@@ -63,11 +64,13 @@ class SiloActor:
             self._changed.wait_for(lambda: self._ended or len(self._here) == self._size)
             self._die_if_ended()
 
-    def setup(self, job: Job) -> str:
+    def setup(self, job: WorkerSetup) -> str:
         """As of ClientActor."""
-        self._blocks = Blocks(job, self._train, survives=False)  # an exception ends the worker where it was raised
+        self._blocks = ResultBatcher(
+            job, self._train, survives=False
+        )  # an exception ends the worker where it was raised
         self._together("setup", job)
-        return place()
+        return location()
 
     def initial(self) -> Initial:
         found: Initial = self._together("initial")
@@ -79,10 +82,10 @@ class SiloActor:
         return found
 
     @ray.method(num_returns="streaming")
-    def train(self, chunk: Chunk) -> Iterator[Sealed]:
+    def train(self, chunk: TaskBatch) -> Iterator[Message]:
         """As of ClientActor; every client is trained by all workers."""
         for block in self._blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
-            yield seal(block)
+            yield to_message(block)
 
     def close(self) -> None:
         """Let the workers end and give their resources back."""
@@ -166,7 +169,7 @@ def _serve(config: Mapping[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    worker, number = Worker(Team(rank, get_context().get_world_size())), 0
+    worker, number = Worker(ProcessGroup(rank, get_context().get_world_size())), 0
     while True:
         number, (posted,) = ray.get(mailbox.take.remote(rank, number))
         if (call := ray.get(posted)) is None:
@@ -174,7 +177,7 @@ def _serve(config: Mapping[str, Any]) -> None:
         name, arguments = call
         try:
             result = getattr(worker, name)(*arguments)
-        except MemberLost:  # not the client's fault: the trainer ends, and the pool starts another silo
+        except ProcessLost:  # not the client's fault: the trainer ends, and the pool starts another silo
             raise
         except Exception as error:
             ray.get(mailbox.give.remote(None, error))

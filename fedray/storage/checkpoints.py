@@ -21,7 +21,7 @@ from fedray.config import CheckpointConfig
 from fedray.errors import StateError
 from fedray.storage.client_states import StateRef, born, check
 from fedray.storage.codec import pack, read_pack
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 
 LONGEST_MANIFEST = 1_000_000_000
 """Bytes; a million clients need a tenth of it."""
@@ -74,7 +74,7 @@ class Checkpoints:
     higher: whether a higher score is better.
     """
 
-    def __init__(self, run: Place, method: str, section: CheckpointConfig, higher: bool = True):
+    def __init__(self, run: StoragePath, method: str, section: CheckpointConfig, higher: bool = True):
         self._folder, self._states, self._method = run / "checkpoints" / method, run / "states" / method, method
         self._section, self._higher = section, higher
         self._scores: dict[int, float | None] = {}  # of those that are there
@@ -149,7 +149,7 @@ class Checkpoints:
             raise StateError("no checkpoint is intact, and nothing was changed:\n" + "\n".join(broken))
         return None, []
 
-    def _read(self, folder: Place) -> Progress:
+    def _read(self, folder: StoragePath) -> Progress:
         """Raises:
         StateError: this is no checkpoint, or something of it is gone or has changed.
         """
@@ -178,7 +178,7 @@ class Checkpoints:
             manifest.data_sha256,
         )
 
-    def _manifest(self, folder: Place) -> _Manifest:
+    def _manifest(self, folder: StoragePath) -> _Manifest:
         place = folder / "manifest.json"
         try:
             if place.size() > LONGEST_MANIFEST:

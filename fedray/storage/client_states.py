@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fedray.errors import ConfigError, StateError
 from fedray.storage.codec import StatePack, pack, pack_small, read_pack, unpack_small
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import num_bytes
 
 CACHE_BYTES = 32_000_000
@@ -45,7 +45,7 @@ class StateFiles:
         ConfigError: the folder is not there: this node does not see it.
     """
 
-    def __init__(self, folder: Place, durable: bool = True):
+    def __init__(self, folder: StoragePath, durable: bool = True):
         self._folder, self._durable = folder, durable
         self._cache: OrderedDict[str, tuple[StatePack, int]] = OrderedDict()
         self._cached = 0

@@ -29,20 +29,20 @@ LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)
-class Place:
+class StoragePath:
     """A file or folder. filesystem: None for this machine's, where `path` is absolute."""
 
     filesystem: fs.FileSystem | None
     path: str
 
     @classmethod
-    def of(cls, where: "str | Path | Place") -> "Place":
+    def of(cls, where: "str | Path | StoragePath") -> "StoragePath":
         """Return the place that a path or URI names.
 
         Raises:
             ConfigError: pyarrow knows no such URI.
         """
-        if isinstance(where, Place):
+        if isinstance(where, StoragePath):
             return where
         if isinstance(where, Path) or not is_uri(where):
             return cls(None, str(Path(where).expanduser().absolute()))
@@ -52,8 +52,8 @@ class Place:
             raise ConfigError(f"storage_path, output: {where!r} cannot be used: {error}") from None
         return cls(None if isinstance(filesystem, fs.LocalFileSystem) else filesystem, path)
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+    def __truediv__(self, name: str) -> "StoragePath":
+        return StoragePath(self.filesystem, f"{self.path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         return self.path if self.filesystem is None else f"{self.filesystem.type_name}://{self.path}"
@@ -169,7 +169,7 @@ def is_uri(where: str) -> bool:
     return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
 
 
-def in_storage(where: str | Path) -> str:
+def resolve_storage(where: str | Path) -> str:
     """Return where results go that are named by a relative path: below this folder.
 
     Of a Ray job this folder is a copy of the working directory, deleted some time after the job: there they go below
@@ -186,7 +186,7 @@ def in_storage(where: str | Path) -> str:
     return f"{begin.rstrip('/')}/{path}"
 
 
-def stamped(name: str) -> str:
+def timestamped(name: str) -> str:
     """Return NAME-TIME, a name for something that begins now."""
     return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
@@ -200,7 +200,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def file_name(id: str) -> str:
+def safe_name(id: str) -> str:
     """Return a name for a file or folder that no two ids share and that leads nowhere else: `a/../b` becomes
     `a%2F..%2Fb`."""
     name = quote(id, safe=" ", errors="surrogatepass").replace("~", "%7E")

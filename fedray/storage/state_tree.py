@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from fedray.adapters.layout import Layout
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 
 Array = npt.NDArray[Any]
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -103,7 +103,7 @@ def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
     return state
 
 
-def save_tensors(place: Place, tensors: Mapping[str, Array], durable: bool = True) -> None:
+def save_tensors(place: StoragePath, tensors: Mapping[str, Array], durable: bool = True) -> None:
     """Write arrays by name to a safetensors file, whole or not at all. Raises OSError."""
     place.write(save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}), durable)
 

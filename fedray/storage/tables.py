@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedray.errors import StateError
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 
 SMALL_ROWS = 10_000
 """A table of so many rows is one file at any time: it is written in some milliseconds."""
@@ -38,7 +38,7 @@ class Table:
 
     def __init__(
         self,
-        folder: Place,
+        folder: StoragePath,
         name: str,
         durable: bool = True,
         arranged: Callable[[pa.Table], pa.Table] = lambda rows: rows,
@@ -46,7 +46,7 @@ class Table:
         self._folder, self._name, self._durable, self._arranged = folder, name, durable, arranged
         self._rows = pa.table({})
         self._in_file = 0
-        self._beside: list[Place] = []
+        self._beside: list[StoragePath] = []
 
     def load(self) -> None:
         """Take up what is on disk, and put it into one file.
@@ -57,7 +57,7 @@ class Table:
         self._rows = read_table(self._folder, self._name)
         self._in_file = self._rows.num_rows
         self._beside = [place for _, place in _files_beside(self._folder, self._name)]
-        self.settle()
+        self.compact()
 
     def rows(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._rows.to_pylist()
@@ -88,11 +88,11 @@ class Table:
         Raises:
             StateError: what is on disk could not be put into one file first.
         """
-        self.settle()
+        self.compact()
         self._rows = self._rows.filter(pa.array([wanted(row) for row in self.rows()], pa.bool_()))
         self._in_file = 0  # what is there is not what belongs there
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Put all rows into the one file, if some lie beside it.
 
         Raises:
@@ -111,28 +111,28 @@ class Table:
                 self._beside[-1].remove()
             self._beside.pop()
 
-    def _write(self, place: Place, rows: pa.Table) -> None:
+    def _write(self, place: StoragePath, rows: pa.Table) -> None:
         buffer = BytesIO()
         pq.write_table(rows, buffer)
         with _failing(place, "written"):
             place.write(buffer.getvalue(), self._durable)
 
 
-def read_table(where: str | Path | Place, name: str) -> pa.Table:
+def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
     """Return a table of a run's folder with all its rows, also while the run goes on and where it was ended; without
     rows and columns if it is not there.
 
     Raises:
         StateError: it cannot be read. ConfigError: pyarrow knows no such URI.
     """
-    folder = Place.of(where)
+    folder = StoragePath.of(where)
     for _ in range(READ_TRIES - 1):
         with suppress(StateError):
             return _read_table(folder, name)
     return _read_table(folder, name)
 
 
-def _read_table(folder: Place, name: str) -> pa.Table:
+def _read_table(folder: StoragePath, name: str) -> pa.Table:
     beside = _files_beside(folder, name)  # first: what is settled from now on is in the file, and counted there
     file = folder / f"{name}.parquet"
     with _failing(file, "read"):
@@ -148,7 +148,7 @@ def _read_table(folder: Place, name: str) -> pa.Table:
     return _joined(parts) if parts else pa.table({})
 
 
-def _read(place: Place) -> pa.Table:
+def _read(place: StoragePath) -> pa.Table:
     with _failing(place, "read"):
         return pq.read_table(BytesIO(place.read()))
 
@@ -157,7 +157,7 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _files_beside(folder: Place, name: str) -> list[tuple[int, Place]]:
+def _files_beside(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
     """Return the files beside the table's own, in order, each with the number of rows before its first."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
     with _failing(folder, "read"):
@@ -167,7 +167,7 @@ def _files_beside(folder: Place, name: str) -> list[tuple[int, Place]]:
 
 
 @contextmanager
-def _failing(place: Place, done: str) -> Iterator[None]:
+def _failing(place: StoragePath, done: str) -> Iterator[None]:
     """Say of which file or folder it is that something cannot be done to it."""
     try:
         yield

@@ -26,17 +26,17 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import continued, new_place
 from fedray.experiment.run import run_experiment
-from fedray.experiment.run_folder import locked
+from fedray.experiment.run_folder import lock_folder
 from fedray.federation.events import Event, MethodFinished, RoundFinished
-from fedray.federation.local_pool import InlinePool
+from fedray.federation.local_pool import LocalPool
 from fedray.planning.placement import Amounts, fit_times, requests
 from fedray.results.run_result import RunResult
 from fedray.runtime.actor_group import first_line
-from fedray.runtime.cluster import beside_caller, check_room, has_autoscaler, living_nodes
+from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes, on_callers_node
 from fedray.runtime.driver import start_ray, without_gpus
 from fedray.runtime.pool import ClientPool
-from fedray.storage.paths import Place, in_storage
-from fedray.sweeps.shared import Borrowed, FromShelf, Lender, Shelf
+from fedray.storage.paths import StoragePath, resolve_storage
+from fedray.sweeps.shared import CachedDatasets, DatasetCache, SharedActors, SharedActorSource
 from fedray.sweeps.trials import (
     Ended,
     SweepEvent,
@@ -122,10 +122,10 @@ def sweep(
         "max_concurrent": max_concurrent,
         "draws_seed": draws_seed,
     }
-    return run_trials(settle_sweep(load_sweep(given), output, resume), on_event or (lambda event: None))
+    return run_trials(resolve_sweep(load_sweep(given), output, resume), on_event or (lambda event: None))
 
 
-def settle_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
+def resolve_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
     """Check a sweep, and return it as new, or as the folder has it of one that is continued.
 
     Raises:
@@ -136,7 +136,7 @@ def settle_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Pa
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
-        return resumed(Place.of(in_storage(resume)), asked)
+        return resumed(StoragePath.of(resolve_storage(resume)), asked)
     named = trials[0].config.model_copy(update={"name": asked.name})
     return SweepResult(new_place(named, output), asked, trials, {})
 
@@ -149,7 +149,7 @@ def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepR
     Raises:
         ConfigError: the cluster has no room for so many at a time.
     """
-    lock, own = locked(found.place), not ray.is_initialized()
+    lock, own = lock_folder(found.place), not ray.is_initialized()
     actors: list[Any] = []
     try:
         found = found.reread()
@@ -160,8 +160,8 @@ def run_trials(found: SweepResult, tell: Callable[[SweepEvent], None]) -> SweepR
                 start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
             concurrent = _concurrent(found.sweep, waiting)
             begin(found)
-            kinds: list[Any] = [Lender, Shelf]
-            actors = [kind.options(**beside_caller()).remote() for kind in kinds]
+            kinds: list[Any] = [SharedActors, DatasetCache]
+            actors = [kind.options(**on_callers_node()).remote() for kind in kinds]
             listener = _Listener(found, actors[0], tell)
             _tune(waiting, Shared(found, actors[0], actors[1], concurrent), listener)
             return listener.found
@@ -335,7 +335,7 @@ class Driven:
         return None if pd.isna(loss) else float(loss)
 
     @property
-    def _place(self) -> Place:
+    def _place(self) -> StoragePath:
         return self._shared.found.folder(self._trial)
 
     def _started(self) -> Generator[Event, None, None]:
@@ -343,12 +343,12 @@ class Driven:
         if not config.checkpoint.every:  # what had begun has nothing to go on from
             place.remove()
         resume = (place / "config.yaml").is_file()
-        prepared = prepare(continued(place, config) if resume else config, FromShelf(shared.shelf))
+        prepared = prepare(continued(place, config) if resume else config, CachedDatasets(shared.shelf))
         if config.runtime == "inline":
-            yield from run_experiment(prepared, InlinePool(prepared.data.shards), place, resume)
+            yield from run_experiment(prepared, LocalPool(prepared.data.shards), place, resume)
             return
         clients = config.clients if config.device != "cpu" else without_gpus(config.clients)
-        source = Borrowed(shared.lender, self._trial.id)
+        source = SharedActorSource(shared.lender, self._trial.id)
         self._pool = ClientPool(clients, prepared.data.shards, prepared.cohorts(), source, shared.sharers)
         yield from run_experiment(prepared, self._pool, place, resume)
 

@@ -24,7 +24,7 @@ DATA_SETS = 8
 
 
 @ray.remote(num_cpus=0)
-class Lender:
+class SharedActors:
     """Owns client actors and lends them to trials. Actors of one process are lent again to whoever asks for the same
     resources; where others are asked for, idle ones make room."""
 
@@ -43,7 +43,7 @@ class Lender:
         self._lent[handle._actor_id] = (borrower, shape, handle)
         return handle
 
-    def give_back(self, handle: Any) -> None:
+    def release(self, handle: Any) -> None:
         if (entry := self._lent.pop(handle._actor_id, None)) is not None:
             self._idle.setdefault(entry[1], []).append(handle)
 
@@ -60,7 +60,7 @@ class Lender:
                 self.discard(handle)
 
 
-class Borrowed:
+class SharedActorSource:
     """Where a trial's client actors come from. Silos are several processes in a placement group: each trial starts its
     own."""
 
@@ -77,15 +77,15 @@ class Borrowed:
     def end(self, handle: Any) -> None:
         self._lender.discard.remote(handle)
 
-    def give_back(self, handle: Any) -> None:
+    def release(self, handle: Any) -> None:
         if handle in self._silos:
             self.end(handle)
         else:
-            self._lender.give_back.remote(handle)
+            self._lender.release.remote(handle)
 
 
 @ray.remote(num_cpus=0)
-class Shelf:
+class DatasetCache:
     """Data of a sweep's trials in the object store: each set is loaded once, and mapped by whoever trains on it."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Shelf:
         return self.loads
 
 
-class FromShelf:
+class CachedDatasets:
     """Loads an experiment's data as `load_federated_data` does."""
 
     def __init__(self, shelf: Any):

@@ -19,7 +19,7 @@ from fedray.errors import ConfigError, StateError, choices
 from fedray.evaluation.metrics import default_metric, higher_is_better
 from fedray.methods.registry import build_method
 from fedray.randomness import keyed_rng
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 
 RANGES = ("uniform", "loguniform", "randint", "choice")
 
@@ -212,7 +212,7 @@ def more_is_better(sweep: SweepConfig, config: Config) -> bool:
 class SweepResult:
     """What a sweep found. place: its folder. ended: of the trials that have ended, by id."""
 
-    place: Place
+    place: StoragePath
     sweep: SweepConfig
     trials: tuple[Trial, ...]
     ended: Mapping[str, Ended]
@@ -224,7 +224,7 @@ class SweepResult:
         Raises:
             StateError: it is not the folder of a sweep, or a file of it cannot be read.
         """
-        place = Place.of(where)
+        place = StoragePath.of(where)
         try:
             sweep = load_sweep(parse_yaml((place / "sweep.yaml").read().decode(), str(place / "sweep.yaml")))
         except (OSError, ValueError, ConfigError) as error:
@@ -258,7 +258,7 @@ class SweepResult:
         """Trials that are to be run: those that have not ended, and those that were lost."""
         return [one for one in self.trials if one.id not in self.ended or self.ended[one.id].status == "lost"]
 
-    def folder(self, trial: Trial | str) -> Place:
+    def folder(self, trial: Trial | str) -> StoragePath:
         """Return the folder of a trial's run, which `RunResult.load` reads."""
         return self.place / "trials" / (trial if isinstance(trial, str) else trial.id)
 
@@ -354,7 +354,7 @@ def begin(found: SweepResult) -> None:
     (found.place / "sweep.yaml").write(to_yaml(to_mapping(found.sweep)).encode())
 
 
-def resumed(place: Place, given: SweepConfig) -> SweepResult:
+def resumed(place: StoragePath, given: SweepConfig) -> SweepResult:
     """Return what a sweep has reached.
 
     Raises:

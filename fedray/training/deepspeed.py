@@ -32,7 +32,7 @@ from fedray.config.clients import OffloadConfig
 from fedray.errors import ConfigError
 from fedray.training.deepspeed_config import engine_config, zero_stage
 from fedray.training.optimizer import Schedule, build_optimizer, decay_for_sgd, weight_decays
-from fedray.training.team import ALONE
+from fedray.training.process_group import SINGLE_PROCESS
 
 BUILD_PATIENCE_S = 900
 """How long another program's build of an extension is waited for; one takes 1 to 3 minutes."""
@@ -70,7 +70,7 @@ class DeepSpeedEngine:
         import deepspeed
 
         self.adapter = adapter
-        self.team = ALONE
+        self.process_group = SINGLE_PROCESS
         self.stage = zero_stage(offload)
         self._train = train
         self._schedule: Schedule | None = None

@@ -14,7 +14,7 @@ from fedray.aggregation.masks import row_count
 from fedray.config import TierConfig, TrainConfig
 from fedray.training.deepspeed import DeepSpeedEngine
 from fedray.training.optimizer import RoundOptimizer, Schedule
-from fedray.training.team import ALONE, Team
+from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 FLOAT16_LOSS_SCALE = 1024.0
 """Constant, so that no step is skipped and a client's result depends on nobody before it."""
@@ -28,7 +28,7 @@ class Engine(Protocol):
     def adapter(self) -> Adapter: ...
 
     @property
-    def team(self) -> Team:
+    def process_group(self) -> ProcessGroup:
         """The processes that train together; this one may be alone."""
         ...
 
@@ -58,12 +58,12 @@ class TorchEngine:
 
     loss_scale: gradients are computed of the loss times this, and divided by it before they are clipped: those that
     pass through a float16 model would vanish otherwise.
-    team: whose gradients are added up before each step.
+    process_group: whose gradients are added up before each step.
     """
 
-    def __init__(self, adapter: Adapter, loss_scale: float = 1.0, team: Team = ALONE) -> None:
+    def __init__(self, adapter: Adapter, loss_scale: float = 1.0, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
         self.adapter = adapter
-        self.team = team
+        self.process_group = process_group
         self.loss_scale = loss_scale
         self._optimizer: RoundOptimizer | None = None
 
@@ -75,7 +75,7 @@ class TorchEngine:
 
     def step(self) -> None:
         optimizer = self._begun()
-        self.team.sum_gradients(optimizer.parameters)
+        self.process_group.sum_gradients(optimizer.parameters)
         if self.loss_scale != 1:
             torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self.loss_scale)
         optimizer.step()
@@ -94,7 +94,11 @@ class TorchEngine:
 
 
 def make_engine(
-    adapter: Adapter, train: TrainConfig, tier: TierConfig, device: str | torch.device, team: Team = ALONE
+    adapter: Adapter,
+    train: TrainConfig,
+    tier: TierConfig,
+    device: str | torch.device,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Engine:
     """Return the tier's engine for the adapter, which has its method's first values and trainable groups by now.
 
@@ -109,7 +113,7 @@ def make_engine(
     hold_rows(adapter, tier)
     if tier.engine == "torch":
         half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
-        return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0, team)
+        return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0, process_group)
     return DeepSpeedEngine(adapter, train, tier.offload, tier.deepspeed, device)
 
 

@@ -3,7 +3,7 @@
 The client's training examples are shuffled anew for every epoch (by similar length, if that is asked for) and cut into
 micro-batches of `batch_size`; `accumulation` of those make one optimizer step (the last step of an epoch may have
 fewer). The gradient of a step is that of the mean loss over all its units (examples; answer tokens for causal_lm),
-exactly as of one large batch. The processes of a team take turns with a step's micro-batches.
+exactly as of one large batch. The processes of a process_group take turns with a step's micro-batches.
 """
 
 import math
@@ -23,8 +23,8 @@ from fedray.evaluation.losses import num_units, score
 from fedray.randomness import keyed_rng, keyed_seed
 from fedray.training.engine import Engine
 from fedray.training.optimizer import Schedule
-from fedray.training.setting import Setting
-from fedray.training.team import Team
+from fedray.training.process_group import ProcessGroup
+from fedray.training.training_context import TrainingContext
 from fedray.types import ClientId
 
 CHECK_EVERY = 50
@@ -53,46 +53,52 @@ def total_steps(num_examples: int, train: TrainConfig) -> int:
     return min(steps, train.max_steps or steps)
 
 
-def train_steps(engine: Engine, table: pa.Table, client: ClientId, server_round: int, setting: Setting) -> list[float]:
+def train_steps(
+    engine: Engine, table: pa.Table, client: ClientId, server_round: int, training_context: TrainingContext
+) -> list[float]:
     """Train the engine's adapter, its trainable groups, on the table; return the mean loss of every step.
 
     Raises:
         TrainingError: a step without answer tokens, or a loss or a trained value that is not finite.
     """
     adapter = engine.adapter
-    num_steps = total_steps(table.num_rows, setting.train)
-    schedule = Schedule(setting.train, server_round, num_steps)
+    num_steps = total_steps(table.num_rows, training_context.train)
+    schedule = Schedule(training_context.train, server_round, num_steps)
     losses: list[torch.Tensor] = []
     checked: list[float] = []
     adapter.model.train()  # only the adapter's dropout acts: the base model's probabilities are zero
     engine.begin(schedule)
-    for index, step in enumerate(islice(steps(table, client, server_round, setting, engine.team), num_steps)):
-        losses.append(_backward(engine, step, index, client, server_round, setting))
+    for index, step in enumerate(
+        islice(steps(table, client, server_round, training_context, engine.process_group), num_steps)
+    ):
+        losses.append(_backward(engine, step, index, client, server_round, training_context))
         engine.step()
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == num_steps:
             rates = schedule.rates(adapter.trainable_groups(), index)
-            checked += engine.team.sum(torch.stack(losses)).tolist()
+            checked += engine.process_group.sum(torch.stack(losses)).tolist()
             losses.clear()
             check_finite(checked, engine.finite(), rates, client, server_round)
     adapter.model.eval()
     return checked
 
 
-def steps(table: pa.Table, client: ClientId, server_round: int, setting: Setting, team: Team) -> Iterator[Step]:
+def steps(
+    table: pa.Table, client: ClientId, server_round: int, training_context: TrainingContext, process_group: ProcessGroup
+) -> Iterator[Step]:
     """Yield the steps of epoch after epoch without end."""
-    train = setting.train
-    units = num_units(table, setting.task)
+    train = training_context.train
+    units = num_units(table, training_context.task)
     for epoch in count():
-        rng = keyed_rng(setting.seed, "order", server_round, client, epoch)
+        rng = keyed_rng(training_context.seed, "order", server_round, client, epoch)
         order = rng.permutation(table.num_rows)
         if train.group_by_length:
             order = grouped_by_length(order, lengths(table), train.batch_size * train.accumulation, rng)
         cuts = [order[start : start + train.batch_size] for start in range(0, table.num_rows, train.batch_size)]
         stepped = [cuts[start : start + train.accumulation] for start in range(0, len(cuts), train.accumulation)]
-        own = [[index for index in range(len(step)) if team.mine(index)] for step in stepped]
+        own = [[index for index in range(len(step)) if process_group.mine(index)] for step in stepped]
         rows = [step[index] for step, indices in zip(stepped, own, strict=True) for index in indices]
         mine = np.concatenate([order[:0], *rows])  # all of full size but the epoch's last: they are cut again as here
-        micro_batches = batches(table, train.batch_size, setting.pad_token_id, mine, setting.device)
+        micro_batches = batches(table, train.batch_size, training_context.pad_token_id, mine, training_context.device)
         for step, indices in zip(stepped, own, strict=True):
             step_units = int(sum(units[cut].sum() for cut in step))
             if step_units == 0:
@@ -116,19 +122,21 @@ def grouped_by_length(order: Indices, lengths: Indices, step: int, rng: np.rando
     return np.concatenate([order[:0], *(cuts[index] for index in rng.permutation(len(cuts))), *rest])
 
 
-def dropout_key(setting: Setting, client: ClientId, server_round: int, step: int, micro: int) -> int:
+def dropout_key(training_context: TrainingContext, client: ClientId, server_round: int, step: int, micro: int) -> int:
     """Return what keys the adapter's dropout in one micro-batch of one step."""
-    return keyed_seed(setting.seed, "dropout", server_round, client, step, micro)
+    return keyed_seed(training_context.seed, "dropout", server_round, client, step, micro)
 
 
 def _backward(
-    engine: Engine, step: Step, index: int, client: ClientId, server_round: int, setting: Setting
+    engine: Engine, step: Step, index: int, client: ClientId, server_round: int, training_context: TrainingContext
 ) -> torch.Tensor:
     """Leave the step's gradient in the parameters; return its mean loss, a scalar that may still be in flight."""
-    total = torch.zeros((), device=setting.device)  # a team's last step may have nothing for this process
+    total = torch.zeros(
+        (), device=training_context.device
+    )  # a process_group's last step may have nothing for this process
     for micro, batch in step.micro_batches.items():
-        engine.adapter.set_dropout_key(dropout_key(setting, client, server_round, index, micro))
-        loss = score(engine.adapter.model, batch, setting.task).losses.sum() / step.num_units
+        engine.adapter.set_dropout_key(dropout_key(training_context, client, server_round, index, micro))
+        loss = score(engine.adapter.model, batch, training_context.task).losses.sum() / step.num_units
         engine.backward(loss, last=micro == max(step.micro_batches))
         total += loss.detach()
     return total

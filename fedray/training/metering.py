@@ -1,8 +1,8 @@
-"""How much memory a process really took, and how much of a GPU it may take.
+"""The memory that a process really takes, and how much of a GPU it may take.
 
-On a CPU, a worker keeps blocks that were freed (`fedray.heap`), and cannot put together all pieces: its peak lies up to
-a half above what was in use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment it gives them back at
-once, and steps take half as long again.
+On a CPU, a worker keeps blocks that it freed (`process_memory`), and the allocator cannot join all pieces: the peak is
+up to 50 % above what was in use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment the allocator releases
+them immediately; steps take 50 % longer.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from time import monotonic
 
 import torch
 
-from fedray.heap import c_function
+from fedray.training.process_memory import c_function
 
 CUDA_CONTEXT = 600_000_000
 """Bytes of a GPU that every process takes before its first tensor (context, kernels, cuBLAS); an allowance."""

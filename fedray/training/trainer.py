@@ -20,7 +20,7 @@ from fedray.randomness import keyed_rng
 from fedray.training.engine import Engine
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import train_steps
-from fedray.training.setting import Setting
+from fedray.training.training_context import TrainingContext
 from fedray.types import Client, ClientId, Evaluation, Split
 
 
@@ -43,8 +43,9 @@ class ClientReport:
     recorded: Mapping[str, float | Sequence[float]]
 
 
-class Work(Protocol):
-    """Who computes a client's training and evaluations: an engine for it alone (`Alone`), or for several together."""
+class ClientBackend(Protocol):
+    """Who computes a client's training and evaluations: an engine for it alone (`EngineBackend`), or for several
+    together."""
 
     @property
     def adapter(self) -> Adapter:
@@ -61,11 +62,11 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Alone:
+class EngineBackend:
     """One client at a time."""
 
     engine: Engine
-    setting: Setting
+    training_context: TrainingContext
 
     @property
     def adapter(self) -> Adapter:
@@ -73,33 +74,38 @@ class Alone:
 
     def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
         started = perf_counter()
-        losses = train_steps(self.engine, table, client, server_round, self.setting)
+        losses = train_steps(self.engine, table, client, server_round, self.training_context)
         return losses, perf_counter() - started
 
     def evaluate(self, table: pa.Table) -> Evaluation:
-        return self.engine.team.from_first(lambda: evaluate_client(self.adapter, table, self.setting))
+        return self.engine.process_group.from_first(lambda: evaluate_client(self.adapter, table, self.training_context))
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
-        setting = self.setting
-        return self.engine.team.from_first(
+        training_context = self.training_context
+        return self.engine.process_group.from_first(
             lambda: fisher_importance(
-                self.adapter, table, setting.task, setting.train.batch_size, setting.pad_token_id, setting.device
+                self.adapter,
+                table,
+                training_context.task,
+                training_context.train.batch_size,
+                training_context.pad_token_id,
+                training_context.device,
             )
         )
 
 
-def evaluate_client(adapter: Adapter, table: pa.Table, setting: Setting) -> Evaluation:
+def evaluate_client(adapter: Adapter, table: pa.Table, training_context: TrainingContext) -> Evaluation:
     """Evaluate the adapter's model as it computes now."""
     return evaluate(
         adapter.model,
         table,
-        setting.task,
-        setting.metric,
-        setting.evaluation.batch_size,
-        setting.pad_token_id,
-        setting.device,
-        setting.tokenizer,
-        setting.evaluation.max_new_tokens,
+        training_context.task,
+        training_context.metric,
+        training_context.evaluation.batch_size,
+        training_context.pad_token_id,
+        training_context.device,
+        training_context.tokenizer,
+        training_context.evaluation.max_new_tokens,
     )
 
 
@@ -110,14 +116,20 @@ class LocalTrainer:
     """
 
     def __init__(
-        self, work: Work, shard: Shard, client: Client, server_round: int, setting: Setting, measure: bool
+        self,
+        work: ClientBackend,
+        shard: Shard,
+        client: Client,
+        server_round: int,
+        training_context: TrainingContext,
+        measure: bool,
     ) -> None:
         self.client = client
         self.server_round = server_round
-        self.seed = setting.seed
+        self.seed = training_context.seed
         self._work = work
         self._shard = shard
-        self._setting = setting
+        self._setting = training_context
         self._measure = measure
         self._losses: list[float] = []
         self._seconds = 0.0

@@ -31,10 +31,10 @@ def as_trained(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attention.short_in_float32(nn.Module(), query, key, value, None)[0]
 
 
-def milliseconds(attend: Callable[..., Tensor], parts: list[Tensor], trained: bool) -> float:
+def milliseconds(select_participants: Callable[..., Tensor], parts: list[Tensor], trained: bool) -> float:
     inputs = [part.requires_grad_(trained) for part in parts]
     started = perf_counter()
-    output = attend(*inputs)
+    output = select_participants(*inputs)
     if trained:
         torch.autograd.grad(output, inputs, torch.ones_like(output))
     return 1e3 * (perf_counter() - started)

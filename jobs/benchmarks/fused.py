@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedray.config import load_config
 from fedray.experiment.prepare import Prepared, prepare
-from fedray.federation.local_pool import InlinePool
-from fedray.federation.worker import Assignment
+from fedray.federation.local_pool import LocalPool
+from fedray.federation.worker import ClientTask
 
 CONFIG = Path(__file__).with_name("fused.yaml")
 WIDTHS = (1, 2, 4, 8, 16)
@@ -43,7 +43,7 @@ def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: 
     """Return the time of one turn of `width` clients, divided by them."""
     clients = prepared.clients[:width]
     downlinks = federation.method.configure_train(federation.server, clients)
-    assignments = [Assignment(client, 0, measure=False, keep="nothing") for client in clients]
+    assignments = [ClientTask(client, 0, measure=False, keep="nothing") for client in clients]
     shards = [prepared.data.shards[client.id] for client in clients]
     started = process_time()
     done = list(worker.train_many(assignments, [downlinks[c.id] for c in clients], [None] * width, shards))
@@ -76,8 +76,8 @@ def workers(cache: str, precision: str) -> Iterator[tuple[str, Prepared, Any, An
             changes = {"method": method, "train.batch_size": batch_size, "model.dtype": precision}
             prepared = prepare(load_config(CONFIG, {**changes, "data.cache_dir": cache}))
             entry = prepared.config.method[0]
-            pool = InlinePool(prepared.data.shards)
-            federation = prepared.federation(entry, pool.setup(prepared.jobs(entry)), pool)
+            pool = LocalPool(prepared.data.shards)
+            federation = prepared.federation(entry, pool.setup(prepared.worker_setups(entry)), pool)
             (worker,) = pool.workers.values()
             yield f"{method}, batch {batch_size}", prepared, worker, federation
 

@@ -40,17 +40,17 @@ def switch(worker: worker_module.Worker) -> float:
     for name, values in others.items():
         adapter.read(name)
         adapter.load(name, values)
-    worker.engine.begin(Schedule(worker.setting.train, 1, 10))
+    worker.engine.begin(Schedule(worker.training_context.train, 1, 10))
     return perf_counter() - started
 
 
 worker_module.make_engine = timed_make_engine
 prepared = prepare(load_config(CONFIG, {"method": ["fedalt"]}))
 table = max(prepared.data.shards.values(), key=lambda shard: shard.num_examples()).tables["train"]
-for tier, job in prepared.jobs(prepared.config.method[0]).items():
+for tier, job in prepared.worker_setups(prepared.config.method[0]).items():
     if prepared.config.clients.tier(tier).engine == "deepspeed":
         for worker in (worker_module.Worker(), worker_module.Worker()):  # the first one also imports DeepSpeed
             worker.setup(job)
-        train_steps(worker.engine, table, "first", 0, worker.setting)
+        train_steps(worker.engine, table, "first", 0, worker.training_context)
         cost = median(switch(worker) for _ in range(30))
         print(f"{tier}: build {builds[-1]:.2f} s, switch {1000 * cost:.2f} ms, {100 * cost / builds[-1]:.2f} %")

@@ -13,7 +13,7 @@ import pytest
 
 from fedray.cli.jobs_api import connect, packed, stop
 from fedray.errors import ConfigError, FedrayError
-from fedray.storage.paths import in_storage
+from fedray.storage.paths import resolve_storage
 
 
 @contextmanager
@@ -101,17 +101,17 @@ def test_where_the_results_of_a_job_go(tmp_path: Path, monkeypatch: pytest.Monke
     """Not into its own folder, which is deleted."""
     monkeypatch.delenv("FEDRAY_STORAGE", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert in_storage("runs/a") == str(tmp_path / "runs/a")
+    assert resolve_storage("runs/a") == str(tmp_path / "runs/a")
     job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     job.mkdir(parents=True)
     monkeypatch.chdir(job)
-    assert in_storage("runs/a") == str(Path.home() / "runs/a")
-    assert in_storage("/mnt/runs/a") == "/mnt/runs/a"
-    assert in_storage("s3://bucket/runs/a") == "s3://bucket/runs/a"
+    assert resolve_storage("runs/a") == str(Path.home() / "runs/a")
+    assert resolve_storage("/mnt/runs/a") == "/mnt/runs/a"
+    assert resolve_storage("s3://bucket/runs/a") == "s3://bucket/runs/a"
     monkeypatch.setenv("FEDRAY_STORAGE", "/mnt/shared/")
-    assert in_storage("runs/a") == "/mnt/shared/runs/a"
+    assert resolve_storage("runs/a") == "/mnt/shared/runs/a"
     monkeypatch.setenv("FEDRAY_STORAGE", "s3://bucket/x")
-    assert in_storage("runs/a") == "s3://bucket/x/runs/a"
+    assert resolve_storage("runs/a") == "s3://bucket/x/runs/a"
     monkeypatch.setenv("FEDRAY_STORAGE", "shared")
     with pytest.raises(ConfigError, match="FEDRAY_STORAGE: 'shared' is relative"):
-        in_storage("runs/a")
+        resolve_storage("runs/a")

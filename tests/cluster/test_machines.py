@@ -78,7 +78,7 @@ def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster:
 @pytest.mark.slow
 def test_what_is_put_beside_its_caller_is_there() -> None:
     """A driver on another node would be lost with that one."""
-    done = subprocess.run([sys.executable, str(HELPERS / "beside_caller.py")], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, str(HELPERS / "on_callers_node.py")], check=True, capture_output=True)
     assert int(done.stdout.split()[-1]) == 6
 
 

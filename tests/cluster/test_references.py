@@ -9,10 +9,10 @@ from ray._private.worker import global_worker
 
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.local_pool import InlinePool
+from fedray.federation.local_pool import LocalPool
 from fedray.federation.rounds import RoundDone
 from fedray.runtime.pool import ClientPool
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import sha256
 
 ROUNDS = 5
@@ -41,12 +41,12 @@ def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_chunks(
     config = load_config({**tiny, "method": method, "rounds": ROUNDS, "clients": clients, "evaluation": {"every": 0}})
     prepared = prepare(config)
     shards = prepared.data.shards
-    pools = {"ray": ClientPool(config.clients, shards, {"default": 7}), "inline": InlinePool(shards)}
+    pools = {"ray": ClientPool(config.clients, shards, {"default": 7}), "inline": LocalPool(shards)}
     hashes = {}
     for name, pool in pools.items():
         states = tmp_path / name / "states" / method
         states.mkdir(parents=True)
-        initial = pool.setup(prepared.jobs(config.method[0], Place.of(tmp_path / name)))
+        initial = pool.setup(prepared.worker_setups(config.method[0], StoragePath.of(tmp_path / name)))
         federation = prepared.federation(config.method[0], initial, pool)
         known = references()
         for _ in range(ROUNDS):

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import fedray
 from fedray.config import ClientsConfig, load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.events import MethodFinished, TurnsFinished
+from fedray.federation.events import MethodFinished, TasksFinished
 from fedray.runtime.client_actor import ClientActor
 from fedray.runtime.cluster import has_autoscaler
 from fedray.runtime.driver import events
@@ -107,7 +107,7 @@ def test_an_actor_killed_from_outside_costs_no_update_and_no_bit(
     undisturbed = fedray.run(config, output=tmp_path / "undisturbed")
     killed = False
     for event in events(prepare(config), tmp_path / "killed"):
-        if isinstance(event, TurnsFinished) and event.server_round == 1 and not killed:
+        if isinstance(event, TasksFinished) and event.server_round == 1 and not killed:
             killed = True
             family = psutil.Process().children(recursive=True)  # Ray's node is a child of this process
             next(p for p in family if "ray::ClientActor" in "".join(p.cmdline())).kill()
@@ -164,7 +164,7 @@ def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(tiny: dict[s
     """Four actors of one CPU each are configured on two CPUs: two serve."""
     prepared = prepare(load_config({**tiny, "method": "fedavg", "clients": {"count": 4}}))
     pool = ClientPool(ClientsConfig(actors=4), prepared.data.shards, {"default": 4})
-    pool.setup(prepared.jobs(prepared.config.method[0]))
+    pool.setup(prepared.worker_setups(prepared.config.method[0]))
     assert pool.actors("default") == 2
     pool.close()
 

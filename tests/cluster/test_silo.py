@@ -12,7 +12,7 @@ import fedray
 from fedray.config import ClientsConfig, load_config
 from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
-from fedray.federation.events import MethodFinished, TurnsFinished
+from fedray.federation.events import MethodFinished, TasksFinished
 from fedray.runtime.driver import events
 from fedray.runtime.pool import ClientPool
 
@@ -47,7 +47,7 @@ def test_a_silo_gives_what_one_worker_gives_and_survives_a_death(
     inline = fedray.run(config, runtime="inline", output=tmp_path / "inline")
     killed, finished = False, []
     for event in events(prepare(load_config(config)), tmp_path / "ray"):
-        if isinstance(event, TurnsFinished) and not killed:
+        if isinstance(event, TasksFinished) and not killed:
             family = psutil.Process().children(recursive=True)
             worker = next((p for p in family if "RayTrainWorker" in "".join(p.cmdline())), None)
             if worker is not None:

@@ -11,9 +11,9 @@ import pytest
 
 import fedray
 from fedray.errors import ConfigError
-from fedray.experiment.run_folder import locked
+from fedray.experiment.run_folder import lock_folder
 from fedray.results.run_result import RunResult
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.sweeps.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
 
 LR = [1e-3, 1e-2]
@@ -80,7 +80,7 @@ def test_data_are_loaded_once(
     from fedray import sweeps as module
 
     loads: list[int] = []
-    shelf = module.Shelf
+    shelf = module.DatasetCache
 
     class Watched:
         @staticmethod
@@ -100,7 +100,7 @@ def test_data_are_loaded_once(
             loads.append(module.ray.get(handle.num_loads.remote()))
         kill(actor)
 
-    monkeypatch.setattr(module, "Shelf", Watched)
+    monkeypatch.setattr(module, "DatasetCache", Watched)
     fedray.sweep(base, {"train.lr": [1e-3, 2e-3, 3e-3], "seed": [3, 4]}, output=tmp_path / "sweep", max_concurrent=2)
     assert loads == [2], "six trials, two seeds"
 
@@ -169,7 +169,7 @@ def test_two_processes_do_not_run_one_sweep(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedray.experiment.run_folder.LOCK_PATIENCE_S", 0.1)
-    lock = locked(Place.of(tmp_path / "sweep"))
+    lock = lock_folder(StoragePath.of(tmp_path / "sweep"))
     with pytest.raises(ConfigError, match="another process is writing here"):
         fedray.sweep(base, {"seed": [1, 2]}, output=tmp_path / "sweep")
     assert lock is not None

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedray.federation.result_batches import BLOCK_SECONDS, Block
-from fedray.federation.worker import Assignment
-from fedray.runtime.messages import Packed, Turn, chunk_of, seal, unseal
+from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch
+from fedray.federation.worker import ClientTask
+from fedray.runtime.messages import ObjectSlot, Turn, from_message, task_batch, to_message
 from fedray.runtime.pool import ClientPool, _Pace
 from fedray.types import Client
 
 
 def test_a_sealed_value_comes_back_and_its_arrays_are_not_copied() -> None:
     value = {"a": [np.arange(5.0)], "b": ("text", 3)}
-    found = unseal(seal(value))
+    found = from_message(to_message(value))
     assert np.shares_memory(found["a"][0], value["a"][0])
     assert found["a"][0].tolist() == [0, 1, 2, 3, 4]
     assert found["b"] == value["b"]
@@ -24,15 +24,20 @@ def test_a_sealed_value_comes_back_and_its_arrays_are_not_copied() -> None:
 def test_a_chunk_names_every_reference_once() -> None:
     down, shards = object(), [object(), object()]
     turns = [
-        Turn(Assignment(Client(f"c{k}", k, 1), 0, False), Packed(down, "all"), None, Packed(shards[k % 2], f"c{k}"))
+        Turn(
+            ClientTask(Client(f"c{k}", k, 1), 0, False),
+            ObjectSlot(down, "all"),
+            None,
+            ObjectSlot(shards[k % 2], f"c{k}"),
+        )
         for k in range(3)
     ]
-    chunk = chunk_of([turns[:2], turns[2:]], 7.0)
+    chunk = task_batch([turns[:2], turns[2:]], 7.0)
     assert chunk.refs == [down, *shards]
-    groups = unseal(chunk.groups)
-    assert [[turn.assignment.client.id for turn in group] for group in groups] == [["c0", "c1"], ["c2"]]
-    assert [turn.shard for group in groups for turn in group] == [(1, "c0"), (2, "c1"), (1, "c2")]
-    assert {turn.downlink for group in groups for turn in group} == {(0, "all")}
+    task_groups = from_message(chunk.task_groups)
+    assert [[turn.assignment.client.id for turn in group] for group in task_groups] == [["c0", "c1"], ["c2"]]
+    assert [turn.shard for group in task_groups for turn in group] == [(1, "c0"), (2, "c1"), (1, "c2")]
+    assert {turn.downlink for group in task_groups for turn in group} == {(0, "all")}
     assert chunk.block_seconds == 7.0
 
 
@@ -42,14 +47,14 @@ def test_a_pace_is_of_all_blocks() -> None:
     assert pace.work_in(10) == 0
     for seconds, examples in ((2.0, (3, 1)), (1.0, (5,))):
         outcomes: Any = [SimpleNamespace(update=SimpleNamespace(client=Client("c", 0, n))) for n in examples]
-        pace.add(Block(outcomes, (), (), None, (), 1, seconds, False))
+        pace.add(ResultBatch(outcomes, (), (), None, (), 1, seconds, False))
     assert pace.work_in(10) == pytest.approx(40)
 
 
 @pytest.mark.parametrize(
     ("handling", "actors", "expected"),
     [
-        (0.0005, 2, BLOCK_SECONDS),  # 1 ms in 100
+        (0.0005, 2, BATCH_SECONDS),  # 1 ms in 100
         (0.005, 2, 0.5),  # 10 ms in 500, a fiftieth
         (0.005, 10, 1.0),  # 50 ms in 1,000: nobody is to lose more than a second by a death
         (0.01, 1000, 10.0),  # what cannot be taken is not sent

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.config import PartitionConfig
-from fedray.data.carve import needed
 from fedray.data.deal import apportion, holders, repair
 from fedray.data.examples import Examples
+from fedray.data.holdout import needed
 from fedray.data.partition import Partition, partition
 from fedray.data.plans import safe_names
 from fedray.errors import DataError

@@ -11,7 +11,7 @@ from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import prepare
-from fedray.federation.local_pool import InlinePool
+from fedray.federation.local_pool import LocalPool
 
 BASE: dict[str, Any] = {
     "rounds": 1,
@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
 }
 
 
-class Finds(InlinePool):
+class Finds(LocalPool):
     """A pool of `size` workers who take `seconds` where `width` clients train together; notes who was asked."""
 
     def __init__(self, prepared: Any, width: int, size: int = 1, seconds: float = 0.1):

@@ -13,11 +13,11 @@ from fedray.config import CheckpointConfig
 from fedray.results.run_result import read_summaries
 from fedray.storage.checkpoints import Checkpoints
 from fedray.storage.client_states import StateFiles
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import sha256
 
 RUN = Path(__file__).parent / "format_1"
-SUMMARIES = {summary.method: summary for summary in read_summaries(Place.of(RUN))}
+SUMMARIES = {summary.method: summary for summary in read_summaries(StoragePath.of(RUN))}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_states_hash_to_what_the_run_recorded(method: str, run: Path) -> Non
     """`state_sha256` covers every path, type, shape and bit of the client states and the server's."""
     import fedray.methods.registry  # noqa: F401  # registers the states' classes
 
-    place = Place.of(run)
+    place = StoragePath.of(run)
     progress, broken = Checkpoints(place, method, CheckpointConfig()).newest()
     assert broken == []
     assert progress is not None

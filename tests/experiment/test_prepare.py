@@ -139,7 +139,7 @@ def test_what_fits_together(configure: Callable[..., Any]) -> None:
     assert [client.id for client in prepared.clients] == sorted(prepared.data.shards)
     assert list(prepared.costs) == ["local", "mine"]
     assert prepared.architecture.num_labels == len(prepared.data.label_names) == 4
-    job = prepared.jobs(config.method[1])["default"]
+    job = prepared.worker_setups(config.method[1])["default"]
     assert (job.entry.key, job.label_names, job.pad_token_id) == ("mine", prepared.data.label_names, 256)
 
 

@@ -19,7 +19,7 @@ from tiny import tiny_bert
 import fedray
 from fedray.errors import ConfigError, StateError
 from fedray.federation import result_batches as blocks
-from fedray.federation.events import Event, MethodFinished, RoundFinished, TurnsFinished
+from fedray.federation.events import Event, MethodFinished, RoundFinished, TasksFinished
 from fedray.results.run_result import RunResult
 from fedray.storage import tables
 
@@ -109,9 +109,9 @@ def files(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        (TurnsFinished, 0),
+        (TasksFinished, 0),
         (RoundFinished, 0),
-        (TurnsFinished, 8),
+        (TasksFinished, 8),
         (RoundFinished, 2),
         (RoundFinished, 3),
         (MethodFinished, 0),
@@ -127,7 +127,7 @@ def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_CLIENTS", 1)  # an event per client, however fast the machine is
+    monkeypatch.setattr(blocks, "BATCH_CLIENTS", 1)  # an event per client, however fast the machine is
     monkeypatch.setattr(tables, "SMALL_ROWS", 2)
     monkeypatch.setattr(tables, "PART", 0.3)  # rows of some rounds lie beside each table
     with monkeypatch.context() as killed:  # nobody puts the tables into one file

@@ -20,10 +20,10 @@ from fedray.errors import ConfigError, StateError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.rows import memory_row
 from fedray.experiment.run import run_experiment
-from fedray.experiment.run_folder import RunFolder, check_free
-from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
-from fedray.federation.local_pool import InlinePool
-from fedray.storage.paths import Place
+from fedray.experiment.run_folder import RunFolder, check_empty
+from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TasksFinished
+from fedray.federation.local_pool import LocalPool
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import arrays, sha256
 from fedray.storage.tables import Table
 from fedray.training.metering import MemoryUse
@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
     prepared = prepare(config)
     path = folder / "deep" / "result"
-    events = list(run_experiment(prepared, InlinePool(prepared.data.shards), path))
+    events = list(run_experiment(prepared, LocalPool(prepared.data.shards), path))
     return SimpleNamespace(
         path=path,
         config=config,
@@ -109,7 +109,7 @@ def test_the_configuration_reads_back(run: SimpleNamespace) -> None:
 
 def test_an_undefined_score_is_null(tmp_path: Path, run: SimpleNamespace) -> None:
     """JSON has no NaN and no infinity; perplexity, for one, can overflow."""
-    folder = RunFolder(Place.of(tmp_path / "run"), run.config)
+    folder = RunFolder(StoragePath.of(tmp_path / "run"), run.config)
     summary = next(event.summary for event in run.events if isinstance(event, MethodFinished))
     folder.finish(replace(summary, personalised_mean=math.nan, personalised_worst=math.inf))
     (entry,) = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
@@ -230,13 +230,13 @@ def test_states_and_their_hash_can_be_made_again(run: SimpleNamespace, tmp_path:
     """The same experiment in a federation of its own: state_sha256 is over its states, and the files hold them."""
     for index, method in enumerate(METHODS):
         entry = run.config.method[index]
-        pool = InlinePool(run.prepared.data.shards)
+        pool = LocalPool(run.prepared.data.shards)
         (tmp_path / "states" / method).mkdir(parents=True)
-        initial = pool.setup(run.prepared.jobs(entry, Place.of(tmp_path)))
+        initial = pool.setup(run.prepared.worker_setups(entry, StoragePath.of(tmp_path)))
         federation = run.prepared.federation(entry, initial, pool)
         for _ in range(ROUNDS):
             list(federation.round())
-        list(federation.take_home())
+        list(federation.final_pass())
         states = dict(federation.states())
         assert run.summaries[method]["state_sha256"] == sha256(states.items())
         folder = run.path / "adapters" / method
@@ -262,7 +262,7 @@ def test_the_events_tell_the_whole_story(run: SimpleNamespace) -> None:
         started, *rest, finished = mine
         assert started == MethodStarted(method, ROUNDS, turns)
         assert isinstance(finished, MethodFinished)
-        assert sum(len(event.clients) for event in rest if isinstance(event, TurnsFinished)) == turns
+        assert sum(len(event.clients) for event in rest if isinstance(event, TasksFinished)) == turns
         rounds = [event for event in rest if isinstance(event, RoundFinished)]
         assert [event.final for event in rounds] == [False] * ROUNDS + [True]
         assert rounds[-1].personalised == pytest.approx(run.summaries[method]["personalised_mean"])
@@ -278,7 +278,7 @@ def _summary_of(event: Any) -> str | None:
 def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path, run: SimpleNamespace) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=f"output {tmp_path}: exists and is not empty; name another folder"):
-        RunFolder(Place.of(tmp_path), run.config)
+        RunFolder(StoragePath.of(tmp_path), run.config)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -287,16 +287,16 @@ def test_a_file_is_no_folder(tmp_path: Path, run: SimpleNamespace) -> None:
     path = tmp_path / "result"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="exists and is not empty"):
-        RunFolder(Place.of(path), run.config)
+        RunFolder(StoragePath.of(path), run.config)
     assert path.read_text() == "mine"
 
 
 def test_new_and_empty_folders_are_free(tmp_path: Path, run: SimpleNamespace) -> None:
-    check_free(Place.of(tmp_path))
-    check_free(Place.of(tmp_path / "new"))
+    check_empty(StoragePath.of(tmp_path))
+    check_empty(StoragePath.of(tmp_path / "new"))
     assert list(tmp_path.iterdir()) == []
-    RunFolder(Place.of(tmp_path), run.config)
-    RunFolder(Place.of(tmp_path / "a" / "b"), run.config)
+    RunFolder(StoragePath.of(tmp_path), run.config)
+    RunFolder(StoragePath.of(tmp_path / "a" / "b"), run.config)
     assert load_config(tmp_path / "a" / "b" / "config.yaml") == run.config
 
 
@@ -304,11 +304,11 @@ def test_two_processes_do_not_write_to_one_folder(
     tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedray.experiment.run_folder.LOCK_PATIENCE_S", 0.1)
-    first = RunFolder(Place.of(tmp_path), run.config)
+    first = RunFolder(StoragePath.of(tmp_path), run.config)
     with pytest.raises(ConfigError, match="another process is writing here"):
-        RunFolder(Place.of(tmp_path), run.config, resume=True)
+        RunFolder(StoragePath.of(tmp_path), run.config, resume=True)
     first.close()
-    RunFolder(Place.of(tmp_path), run.config, resume=True).close()
+    RunFolder(StoragePath.of(tmp_path), run.config, resume=True).close()
 
 
 @pytest.mark.parametrize("error", [StateError, MemoryError])
@@ -316,17 +316,17 @@ def test_the_lock_goes_whatever_happens_to_the_tables(
     tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """A disk that fails is not told again; everything else is."""
-    folder = RunFolder(Place.of(tmp_path), run.config)
+    folder = RunFolder(StoragePath.of(tmp_path), run.config)
     with monkeypatch.context() as broken:
         broken.setattr(Table, "settle", Mock(side_effect=error))
         with nullcontext() if error is StateError else pytest.raises(error):
             folder.close()
-    RunFolder(Place.of(tmp_path), run.config, resume=True).close()
+    RunFolder(StoragePath.of(tmp_path), run.config, resume=True).close()
 
 
 def test_a_client_may_have_any_name(tmp_path: Path, run: SimpleNamespace) -> None:
     """One called `server` overwrites nobody."""
-    folder = RunFolder(Place.of(tmp_path), run.config)
+    folder = RunFolder(StoragePath.of(tmp_path), run.config)
     states = {name: {"value": np.array([n])} for n, name in enumerate(["server", "client/server", "client/x"])}
     folder.begin("fedalt", None)
     assert list(folder.write_states("fedalt", states.items())) == list(states.items())
@@ -335,7 +335,7 @@ def test_a_client_may_have_any_name(tmp_path: Path, run: SimpleNamespace) -> Non
 
 
 def test_a_run_that_was_ended_keeps_the_rounds_that_it_finished(tmp_path: Path, run: SimpleNamespace) -> None:
-    events = run_experiment(run.prepared, InlinePool(run.prepared.data.shards), tmp_path)
+    events = run_experiment(run.prepared, LocalPool(run.prepared.data.shards), tmp_path)
     for event in events:
         if isinstance(event, RoundFinished):
             break

@@ -11,8 +11,14 @@ from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import prepare
 from fedray.experiment.run import run_experiment
 from fedray.federation.events import MethodFinished
-from fedray.federation.local_pool import InlinePool
-from fedray.federation.participation import Attendance, attend, cohort_size, device_seconds, examples_trained
+from fedray.federation.local_pool import LocalPool
+from fedray.federation.participation import (
+    Participation,
+    cohort_size,
+    device_seconds,
+    examples_trained,
+    select_participants,
+)
 from fedray.types import Client
 
 
@@ -38,10 +44,10 @@ def test_a_round_asks_more_than_it_takes(per_round: int | None, over: float, tot
     assert cohort_size(clients, total) == size
 
 
-def meet(clients: ClientsConfig, cohort: list[Client], server_round: int = 0, seed: int = 0) -> Attendance:
+def meet(clients: ClientsConfig, cohort: list[Client], server_round: int = 0, seed: int = 0) -> Participation:
     tiers = clients.tier_names
     train, up_bytes = dict.fromkeys(tiers, TrainConfig()), dict.fromkeys(tiers, 0)
-    return attend(clients, seed, server_round, cohort, 10, train, {c.id: 0 for c in cohort}, up_bytes)
+    return select_participants(clients, seed, server_round, cohort, 10, train, {c.id: 0 for c in cohort}, up_bytes)
 
 
 def ids(clients: tuple[Client, ...]) -> list[str]:
@@ -118,7 +124,7 @@ def experiment(tmp_path: Any, **clients: Any) -> Config:
 
 def run(config: Config, path: Any) -> dict[str, Any]:
     prepared = prepare(config)
-    events = run_experiment(prepared, InlinePool(prepared.data.shards), path)
+    events = run_experiment(prepared, LocalPool(prepared.data.shards), path)
     return {event.summary.method: event.summary for event in events if isinstance(event, MethodFinished)}
 
 
@@ -167,4 +173,4 @@ def test_the_cost_is_measured_once_and_kept(tmp_path: Any) -> None:
 def test_nothing_is_measured_where_nothing_depends_on_it(tmp_path: Any) -> None:
     for config in (experiment(tmp_path), experiment(tmp_path, deadline_s=1.0, example_seconds=0.5)):
         prepared = prepare(config)
-        assert calibrated(prepared, InlinePool(prepared.data.shards)) is prepared
+        assert calibrated(prepared, LocalPool(prepared.data.shards)) is prepared

@@ -1,4 +1,4 @@
-"""Blocks of clients that finished together, with a training that the test plays."""
+"""ResultBatcher of clients that finished together, with a training that the test plays."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from fedray.aggregation.pairwise import PairwiseMean
 from fedray.config import load_config
 from fedray.config.clients import UpdateChecks
 from fedray.errors import TrainingError
-from fedray.federation.failures import Failure
-from fedray.federation.result_batches import Block, Blocks, Given, state_files
-from fedray.federation.worker import Assignment, Job, Keep, Outcome
+from fedray.federation.failures import TaskFailure
+from fedray.federation.result_batches import Given, ResultBatch, ResultBatcher, state_files
+from fedray.federation.worker import ClientTask, Keep, Outcome, WorkerSetup
 from fedray.methods.fedavg import OwnHead, Shared
 from fedray.methods.protocol import Update
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
 
@@ -38,7 +38,7 @@ class Plays:
     sent: Any = None
     seen: tuple[Any, ...] = ()
 
-    def __call__(self, group: Sequence[Assignment], downlinks: Any, states: Any, shards: Any) -> Iterator[Any]:
+    def __call__(self, group: Sequence[ClientTask], downlinks: Any, states: Any, shards: Any) -> Iterator[Any]:
         for assignment, state in zip(group, states, strict=True):
             client = assignment.client
             self.seen += (state,)
@@ -49,19 +49,19 @@ class Plays:
             yield outcome, OwnHead(np.full(3, client.index, np.float32))
 
 
-def job(folder: Path | None, method: int = 0) -> Job:
+def job(folder: Path | None, method: int = 0) -> WorkerSetup:
     config = load_config(CONFIG)
     entry = config.method[method]
     if folder is not None:
         (folder / "states" / entry.key).mkdir(parents=True)
-    place = None if folder is None else Place.of(folder)
-    return Job(config, entry, None, (), 0, folder=place)  # type: ignore[arg-type]
+    place = None if folder is None else StoragePath.of(folder)
+    return WorkerSetup(config, entry, None, (), 0, folder=place)  # type: ignore[arg-type]
 
 
 def given(*groups: Sequence[int], keep: Keep = "state", states: Any = None) -> list[Given]:
     return [
         (
-            [Assignment(Client(f"c{k}", k, k + 1), 3, False, keep, position=k) for k in group],
+            [ClientTask(Client(f"c{k}", k, k + 1), 3, False, keep, position=k) for k in group],
             [None] * len(group),
             [states[k] if states else None for k in group],
             [None] * len(group),  # type: ignore[list-item]
@@ -70,7 +70,7 @@ def given(*groups: Sequence[int], keep: Keep = "state", states: Any = None) -> l
     ]
 
 
-def ids(block: Block) -> list[str]:
+def ids(block: ResultBatch) -> list[str]:
     return [outcome.update.client.id for outcome in block.outcomes]
 
 
@@ -78,7 +78,7 @@ def ids(block: Block) -> list[str]:
 def test_a_block_ends_with_its_time_after_a_whole_group(
     tmp_path: Path, lasting: float, expected: list[list[str]]
 ) -> None:
-    blocks = list(Blocks(job(tmp_path), Plays()).serve(given([0, 1], [2]), lasting))
+    blocks = list(ResultBatcher(job(tmp_path), Plays()).serve(given([0, 1], [2]), lasting))
     assert [ids(block) for block in blocks] == expected
     assert [block.last for block in blocks] == [False] * (len(expected) - 1) + [True]
 
@@ -89,8 +89,8 @@ def test_large_updates_that_travel_one_by_one_end_a_block(tmp_path: Path) -> Non
             for outcome, state in super().__call__(*given):
                 yield replace(outcome, uplink_bytes=60_000), state
 
-    averaged = list(Blocks(job(None), Heavy()).serve(given([0], [1], [2], [3]), 60))
-    each = list(Blocks(job(None, method=1), Heavy()).serve(given([0], [1], [2], [3]), 60))
+    averaged = list(ResultBatcher(job(None), Heavy()).serve(given([0], [1], [2], [3]), 60))
+    each = list(ResultBatcher(job(None, method=1), Heavy()).serve(given([0], [1], [2], [3]), 60))
     assert [ids(block) for block in averaged] == [["c0", "c1", "c2", "c3"]]
     assert [ids(block) for block in each] == [["c0", "c1"], ["c2", "c3"]]
 
@@ -101,7 +101,7 @@ def test_large_states_end_a_block_too(tmp_path: Path) -> None:
             for outcome, _ in super().__call__(*given):
                 yield outcome, OwnHead(np.zeros(30_000, np.float32))
 
-    blocks = list(Blocks(job(tmp_path), Heavy()).serve(given([0], [1], [2]), 60))
+    blocks = list(ResultBatcher(job(tmp_path), Heavy()).serve(given([0], [1], [2]), 60))
     assert [ids(block) for block in blocks] == [["c0"], ["c1"], ["c2"]]
     assert len(list((tmp_path / "states" / "fedavg").iterdir())) == 3
 
@@ -111,7 +111,7 @@ def test_what_is_averaged_returns_as_a_mean_however_it_was_cut(tmp_path: Path) -
     bits = set()
     for number, groups in enumerate(([[0, 1, 2, 3, 4]], [[4], [2, 3], [0], [1]], [[0], [1], [2], [3], [4]])):
         mean = PairwiseMean()
-        for block in Blocks(job(tmp_path / str(number)), Plays()).serve(given(*groups), 0):
+        for block in ResultBatcher(job(tmp_path / str(number)), Plays()).serve(given(*groups), 0):
             assert all(outcome.update.payload is None for outcome in block.outcomes)
             assert block.shape.head is None
             for node in block.means:
@@ -125,16 +125,16 @@ def test_what_is_averaged_returns_as_a_mean_however_it_was_cut(tmp_path: Path) -
 
 
 def test_a_method_that_needs_every_update_gets_it() -> None:
-    (block,) = Blocks(job(None, method=1), Plays()).serve(given([0, 1]), 60)
+    (block,) = ResultBatcher(job(None, method=1), Plays()).serve(given([0, 1]), 60)
     assert block.means == ()
     assert [outcome.update.payload.adapter.tolist() for outcome in block.outcomes] == SENT[:2].tolist()
 
 
 def test_states_go_to_the_folder_and_come_back(tmp_path: Path) -> None:
     the_job = job(tmp_path)
-    (block,) = Blocks(the_job, Plays()).serve(given([0, 1]), 60)
+    (block,) = ResultBatcher(the_job, Plays()).serve(given([0, 1]), 60)
     plays = Plays()
-    list(Blocks(the_job, plays).serve(given([1, 0], states=block.states), 60))
+    list(ResultBatcher(the_job, plays).serve(given([1, 0], states=block.states), 60))
     assert [state.head.tolist() for state in plays.seen] == [[1] * 3, [0] * 3]
     files = state_files(the_job)
     assert files is not None
@@ -142,7 +142,7 @@ def test_states_go_to_the_folder_and_come_back(tmp_path: Path) -> None:
 
 
 def test_what_is_taken_home_is_written_and_nothing_else(tmp_path: Path) -> None:
-    (block,) = Blocks(job(tmp_path), Plays()).serve(given([0, 1], keep="adapter"), 60)
+    (block,) = ResultBatcher(job(tmp_path), Plays()).serve(given([0, 1], keep="adapter"), 60)
     assert (block.states, block.means) == ((None, None), ())
     assert all(outcome.tensors is None and outcome.update.payload is None for outcome in block.outcomes)
     found = {path.name: load_file(path)["B"].tolist() for path in (tmp_path / "adapters").rglob("*") if path.is_file()}
@@ -151,7 +151,7 @@ def test_what_is_taken_home_is_written_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_trial_leaves_nothing() -> None:
-    (block,) = Blocks(job(None), Plays()).serve(given([0, 1], keep="nothing"), 60)
+    (block,) = ResultBatcher(job(None), Plays()).serve(given([0, 1], keep="nothing"), 60)
     assert (ids(block), block.states, block.means) == (["c0", "c1"], (None, None), ())
 
 
@@ -164,7 +164,7 @@ def test_a_trial_leaves_nothing() -> None:
 )
 def test_what_cannot_be_averaged_is_said(tmp_path: Path, payload: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        list(Blocks(job(tmp_path), Plays(sent=payload)).serve(given([1]), 60))
+        list(ResultBatcher(job(tmp_path), Plays(sent=payload)).serve(given([1]), 60))
 
 
 def test_one_clients_useless_update_is_kept_out_of_the_others_mean(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_one_clients_useless_update_is_kept_out_of_the_others_mean(tmp_path: Pat
                 yield replace(outcome, update=replace(outcome.update, payload=payload)), state
 
     the_job = job(tmp_path)
-    (block,) = Blocks(the_job, Poisoned()).serve(given([0, 1], [2]), 60)
+    (block,) = ResultBatcher(the_job, Poisoned()).serve(given([0, 1], [2]), 60)
     assert ids(block) == ["c0", "c2"]
-    assert block.failures == (Failure(("c1",), "not finite: adapter", rejected=True),)
+    assert block.failures == (TaskFailure(("c1",), "not finite: adapter", rejected=True),)
     assert block.groups == 2
     assert sum(node.leaves for node in block.means) == 2
     assert len(block.states) == 2
-    (trial,) = Blocks(the_job, Poisoned()).serve(given([1], keep="nothing"), 60)
+    (trial,) = ResultBatcher(the_job, Poisoned()).serve(given([1], keep="nothing"), 60)
     assert trial.failures == (), "a trial sends nothing"
 
 
@@ -195,20 +195,20 @@ def test_an_exception_costs_its_group_and_no_other(tmp_path: Path) -> None:
                 raise TrainingError("diverged")
             yield from super().__call__(group, *rest)
 
-    (block,) = Blocks(job(tmp_path / "a"), Raising()).serve(given([0], [1, 2], [3], [4]), 60)
+    (block,) = ResultBatcher(job(tmp_path / "a"), Raising()).serve(given([0], [1, 2], [3], [4]), 60)
     assert ids(block) == ["c0", "c4"]
     hole, diverged = block.failures
-    assert (hole.clients, hole.cause, hole.hopeless) == (("c1", "c2"), "KeyError: 'a hole'", False)
+    assert (hole.clients, hole.cause, hole.non_retryable) == (("c1", "c2"), "KeyError: 'a hole'", False)
     assert "in __call__" in hole.trace
-    assert (diverged.clients, diverged.cause, diverged.hopeless, diverged.trace) == (("c3",), "diverged", True, "")
+    assert (diverged.clients, diverged.cause, diverged.non_retryable, diverged.trace) == (("c3",), "diverged", True, "")
     with pytest.raises(KeyError):
-        list(Blocks(job(tmp_path / "b"), Raising(), survives=False).serve(given([1]), 60))
+        list(ResultBatcher(job(tmp_path / "b"), Raising(), survives=False).serve(given([1]), 60))
 
 
 def test_with_a_bound_on_norms_updates_travel_one_by_one(tmp_path: Path) -> None:
     the_job = job(tmp_path)
     clients = the_job.config.clients.model_copy(update={"update_checks": UpdateChecks(norm=10)})
     config = the_job.config.model_copy(update={"clients": clients})
-    (block,) = Blocks(replace(the_job, config=config), Plays()).serve(given([0, 1]), 60)
+    (block,) = ResultBatcher(replace(the_job, config=config), Plays()).serve(given([0, 1]), 60)
     assert block.means == ()
     assert [outcome.update.payload.adapter.tolist() for outcome in block.outcomes] == SENT[:2].tolist()

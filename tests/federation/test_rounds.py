@@ -10,13 +10,13 @@ from tiny import tiny_bert
 
 from fedray.config import Config, TrainConfig, load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.local_pool import InlinePool
-from fedray.federation.result_batches import Block
+from fedray.federation.local_pool import LocalPool
+from fedray.federation.result_batches import ResultBatch
 from fedray.federation.rounds import ClientsDone, Federation, RoundDone, sample_cohort
-from fedray.federation.worker import Assignment, Outcome
+from fedray.federation.worker import ClientTask, Outcome
 from fedray.methods.protocol import Update
 from fedray.storage.client_states import StateRef
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import sha256
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
@@ -70,12 +70,12 @@ class Stage:
 
     def __init__(self, order: Callable[[list[Any]], list[Any]] = list):
         self.order = order
-        self.assigned: list[list[Assignment]] = []
+        self.assigned: list[list[ClientTask]] = []
         self.downlinks: list[Mapping[str, Any]] = []
 
     def train(
-        self, assignments: Sequence[Assignment], downlinks: Mapping[str, Any], states: Mapping[str, Any]
-    ) -> Iterator[Block]:
+        self, assignments: Sequence[ClientTask], downlinks: Mapping[str, Any], states: Mapping[str, Any]
+    ) -> Iterator[ResultBatch]:
         self.assigned.append(list(assignments))
         self.downlinks.append(downlinks)
         for assignment in self.order(list(assignments)):
@@ -84,7 +84,7 @@ class Stage:
             outcome = Outcome(Update(client, 1, client.id), report, 0, 0, None)
             turns = states[client.id].entry + 1 if client.id in states else 1
             kept = StateRef("file", turns, 99) if assignment.keep == "state" else None
-            yield Block((outcome,), (kept,), (), None, (), groups=1, seconds=1.0, last=True)
+            yield ResultBatch((outcome,), (kept,), (), None, (), groups=1, seconds=1.0, last=True)
 
     def fetch(self, refs: Sequence[StateRef]) -> list[int]:
         return [ref.entry * 100 for ref in refs]
@@ -165,7 +165,7 @@ def test_the_final_pass_goes_to_everybody_and_changes_nothing() -> None:
     for _ in range(3):
         list(federation.round())
     before = (list(federation.states()), federation.server_round, dict(federation.client_states))
-    *turns, final = federation.take_home()
+    *turns, final = federation.final_pass()
     assert (list(federation.states()), federation.server_round, dict(federation.client_states)) == before
     assert len(turns) == 5
     assert isinstance(final, RoundDone)
@@ -217,10 +217,10 @@ def test_cohorts_follow_from_seed_and_round_alone() -> None:
 # ---------------------------------------------------------------- real clients
 
 
-class Backwards(InlinePool):
+class Backwards(LocalPool):
     """Trains one by one in the opposite order, and hands out in yet another one."""
 
-    def train(self, assignments: Sequence[Assignment], downlinks: Any, states: Any) -> Iterator[Block]:
+    def train(self, assignments: Sequence[ClientTask], downlinks: Any, states: Any) -> Iterator[ResultBatch]:
         blocks = [
             block for entry in assignments[::-1] for block in super(Backwards, self).train([entry], downlinks, states)
         ]
@@ -233,13 +233,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def trained(
-    pool_class: type[InlinePool], cache: str, folder: Path, **changes: Any
+    pool_class: type[LocalPool], cache: str, folder: Path, **changes: Any
 ) -> tuple[Federation, list[RoundDone]]:
     config = configure(data__cache_dir=cache, rounds=2, clients__per_round=3, **changes)
     prepared = prepare(config)
     pool = pool_class(prepared.data.shards)
     (folder / "states" / config.method[0].key).mkdir(parents=True)
-    initial = pool.setup(prepared.jobs(config.method[0], Place.of(folder)))
+    initial = pool.setup(prepared.worker_setups(config.method[0], StoragePath.of(folder)))
     federation = prepared.federation(config.method[0], initial, pool)
     return federation, [event for event in federation.run() if isinstance(event, RoundDone)]
 
@@ -257,7 +257,7 @@ def trained(
 )
 def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: str, tmp_path: Path) -> None:
     changes = {"method": method, "clients__tiers": {"a": {"share": 0.5}, "b": {"share": 0.5, "mask_ratio": 0.4}}}
-    federation, done = trained(InlinePool, cache, tmp_path / "one", **changes)
+    federation, done = trained(LocalPool, cache, tmp_path / "one", **changes)
     again, done_again = trained(Backwards, cache, tmp_path / "other", **changes)
     assert sha256(federation.states()) == sha256(again.states())
     assert len(federation.client_states) < 5 or len({len(event.outcomes) for event in done}) > 1
@@ -276,16 +276,16 @@ def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: st
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(cache: str, tmp_path: Path) -> None:
     folders = (tmp_path / name for name in "abc")
-    runs = [trained(InlinePool, cache, next(folders), method="fedavg", seed=seed)[0] for seed in (0, 0, 1)]
+    runs = [trained(LocalPool, cache, next(folders), method="fedavg", seed=seed)[0] for seed in (0, 0, 1)]
     shas = [sha256(federation.states()) for federation in runs]
     assert shas[0] == shas[1] != shas[2]
 
 
 def test_the_final_pass_of_real_clients_changes_no_state(cache: str, tmp_path: Path) -> None:
     """Although every client trains in it: the server and those who took part are as they were."""
-    federation, done = trained(InlinePool, cache, tmp_path, method="fedalt")
+    federation, done = trained(LocalPool, cache, tmp_path, method="fedalt")
     before = sha256(federation.states())
-    *_, final = federation.take_home()
+    *_, final = federation.final_pass()
     assert sha256(federation.states()) == before
     assert len(final.outcomes) == 5  # type: ignore[union-attr]
     assert len(federation.client_states) in (3, 4, 5)

@@ -3,60 +3,60 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.federation.work_queue import Chunks, Group, groups
-from fedray.federation.worker import Assignment
+from fedray.federation.work_queue import TaskGroup, WorkQueue, task_groups
+from fedray.federation.worker import ClientTask
 from fedray.types import Client
 
 
-def assignments(*examples: int, tier: str = "default") -> list[Assignment]:
+def assignments(*examples: int, tier: str = "default") -> list[ClientTask]:
     """Clients a, b, c, ... with these numbers of examples."""
-    return [Assignment(Client(chr(97 + i), i, n, tier), 5, measure=False) for i, n in enumerate(examples)]
+    return [ClientTask(Client(chr(97 + i), i, n, tier), 5, measure=False) for i, n in enumerate(examples)]
 
 
-def alone(*examples: int) -> list[Group]:
+def alone(*examples: int) -> list[TaskGroup]:
     return [(assignment,) for assignment in assignments(*examples)]
 
 
-def names(chunk: list[Group]) -> str:
+def names(chunk: list[TaskGroup]) -> str:
     return " ".join("".join(assignment.client.id for assignment in group) for group in chunk)
 
 
 def test_groups_are_consecutive_clients_of_one_tier() -> None:
     both = [*assignments(5, 4, 3, tier="x"), *assignments(9, 8, tier="y")]
-    found = groups(both, {"x": 2, "y": 1, "z": 4})
+    found = task_groups(both, {"x": 2, "y": 1, "z": 4})
     assert {tier: names(entries) for tier, entries in found.items()} == {"x": "ab c", "y": "a b", "z": ""}
 
 
 def test_chunks_shrink() -> None:
     """Eight clients of 9 examples, a work of 10 each, and two actors: a quarter of 80 is two clients, of 60 one (15),
     and so on; one client is the least."""
-    chunks = Chunks(alone(*[9] * 8), 0)
+    chunks = WorkQueue(alone(*[9] * 8), 0)
     taken = []
     while chunks:
         taken.append(names(chunks.take(2)))
     assert taken == ["a b", "c", "d", "e", "f", "g", "h"]
-    assert names(Chunks(alone(*[9] * 8), 0).take(1)) == "a b c d"
+    assert names(WorkQueue(alone(*[9] * 8), 0).take(1)) == "a b c d"
 
 
 def test_chunks_are_worth_their_message_but_nobody_gets_more_than_an_equal_part() -> None:
     """Eight clients of a work of 10 and two actors: 35 is worth it, three clients; 100 would be, but half is 40."""
-    chunks = Chunks(alone(*[9] * 8), 0)
+    chunks = WorkQueue(alone(*[9] * 8), 0)
     assert [names(chunks.take(2, 35)) for _ in range(3)] == ["a b c", "d e f", "g h"]
-    chunks = Chunks(alone(*[9] * 8), 0)
+    chunks = WorkQueue(alone(*[9] * 8), 0)
     assert [names(chunks.take(2, 100)) for _ in range(2)] == ["a b c d", "e f g h"]
 
 
 def test_a_large_client_is_a_chunk_of_its_own() -> None:
     """100 + 10 · 10: a quarter is 50; the rest, ten times 10, is shared by chunks of two and then one."""
-    chunks = Chunks(alone(99, *[9] * 10), 0)
+    chunks = WorkQueue(alone(99, *[9] * 10), 0)
     assert [names(chunks.take(2)) for _ in range(4)] == ["a", "b c", "d e", "f"]
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 8), st.integers(1, 5))
 def test_everybody_is_handed_out_once_in_whole_groups(examples: list[int], actors: int, width: int) -> None:
-    entries = groups(assignments(*examples), {"default": width})["default"]
-    chunks = Chunks(entries, 0)
-    taken: list[Group] = []
+    entries = task_groups(assignments(*examples), {"default": width})["default"]
+    chunks = WorkQueue(entries, 0)
+    taken: list[TaskGroup] = []
     while chunks:
         chunk = chunks.take(actors)
         assert chunk
@@ -66,7 +66,7 @@ def test_everybody_is_handed_out_once_in_whole_groups(examples: list[int], actor
 
 
 def test_what_a_dead_actor_left_comes_back_group_by_group_and_nobody_is_blamed() -> None:
-    chunks = Chunks(groups(assignments(*[9] * 8), {"default": 2})["default"], 0)
+    chunks = WorkQueue(task_groups(assignments(*[9] * 8), {"default": 2})["default"], 0)
     chunk = chunks.take(1)
     assert names(chunk) == "ab cd"
     chunks.unserved(chunk[1:])
@@ -77,7 +77,7 @@ def test_what_a_dead_actor_left_comes_back_group_by_group_and_nobody_is_blamed()
 
 def test_who_fails_is_run_again_elsewhere_and_in_the_end_given_up() -> None:
     here, there = object(), object()
-    chunks = Chunks(alone(9), 2)
+    chunks = WorkQueue(alone(9), 2)
     (group,) = chunks.take(2, actor=here)
     assert chunks.failed(group, here) == (1, False)
     assert chunks.take(2, actor=here) == []
@@ -90,14 +90,14 @@ def test_who_fails_is_run_again_elsewhere_and_in_the_end_given_up() -> None:
 
 def test_who_waits_for_another_actor_does_not_keep_this_one_from_others() -> None:
     here = object()
-    chunks = Chunks(alone(9, 9), 1)
+    chunks = WorkQueue(alone(9, 9), 1)
     (first,) = chunks.take(2, actor=here)
     chunks.failed(first, here)
     assert names(chunks.take(2, actor=here)) == "b"
 
 
 def test_of_several_that_fail_together_each_has_one_more_try_alone() -> None:
-    chunks = Chunks(groups(assignments(9, 9, 9), {"default": 3})["default"], 1)
+    chunks = WorkQueue(task_groups(assignments(9, 9, 9), {"default": 3})["default"], 1)
     (group,) = chunks.take(1)
     assert chunks.failed(group) == (1, False)
     assert chunks.take(1) == [group]
@@ -109,9 +109,9 @@ def test_of_several_that_fail_together_each_has_one_more_try_alone() -> None:
 
 
 def test_what_is_hopeless_is_not_run_again() -> None:
-    chunks = Chunks(groups(assignments(9, 9), {"default": 2})["default"], 5)
+    chunks = WorkQueue(task_groups(assignments(9, 9), {"default": 2})["default"], 5)
     (group,) = chunks.take(1)
-    assert chunks.failed(group, hopeless=True) == (1, False), "one of the two is at fault"
+    assert chunks.failed(group, non_retryable=True) == (1, False), "one of the two is at fault"
     (single,) = chunks.take(1)
     assert names([single]) == "a"
-    assert chunks.failed(single, hopeless=True)[1]
+    assert chunks.failed(single, non_retryable=True)[1]

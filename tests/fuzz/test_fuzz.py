@@ -26,7 +26,7 @@ from fedray.results.run_result import read_summaries
 from fedray.storage.checkpoints import Checkpoints, Progress, sealed_line
 from fedray.storage.client_states import StateFiles
 from fedray.storage.codec import pack, pack_small, read_pack, unpack_small
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.types import state_type
 
 pytestmark = pytest.mark.timeout(3600)
@@ -211,9 +211,9 @@ def test_states_as_text(fuzzed: Any) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[Place, Path]:
+def run(tmp_path: Path) -> tuple[StoragePath, Path]:
     """A run with one checkpoint; its manifest."""
-    place = Place.of(tmp_path)
+    place = StoragePath.of(tmp_path)
     (place / "states" / "m").make_folder()
     refs = StateFiles(place / "states" / "m", durable=False).write(0, [Kept(np.ones(3))])
     progress = Progress(1, Kept(np.ones(2)), {"c": refs[0], "d": refs[0]}, {"n": 1}, 0.5, 0.25, "d")
@@ -237,7 +237,7 @@ MANIFEST_PIECES = (
 )
 
 
-def test_checkpoints(fuzzed: Any, run: tuple[Place, Path]) -> None:
+def test_checkpoints(fuzzed: Any, run: tuple[StoragePath, Path]) -> None:
     """A stranger's manifest: its checksum fits what it says."""
     place, manifest = run
     good = manifest.read_bytes().splitlines()[0]
@@ -261,6 +261,6 @@ def test_summaries(fuzzed: Any, tmp_path: Path) -> None:
 
     def check(blob: bytes) -> None:
         path.write_bytes(blob)
-        read_summaries(Place.of(tmp_path))
+        read_summaries(StoragePath.of(tmp_path))
 
     fuzzed(edits_of(good, MANIFEST_PIECES), check, StateError, str(path))

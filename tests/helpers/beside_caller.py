@@ -6,7 +6,7 @@ Run by test_machines.
 import ray
 from ray.cluster_utils import Cluster
 
-from fedray.runtime.cluster import beside_caller
+from fedray.runtime.cluster import on_callers_node
 
 
 @ray.remote(num_cpus=0)
@@ -21,7 +21,7 @@ def main() -> None:
         cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        actors = [Placed.options(**beside_caller()).remote() for _ in range(6)]
+        actors = [Placed.options(**on_callers_node()).remote() for _ in range(6)]
         print(ray.get([actor.node.remote() for actor in actors]).count(ray.get_runtime_context().get_node_id()))
     finally:
         ray.shutdown()

@@ -10,7 +10,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import fedray
-from fedray.federation.events import Event, TurnsFinished
+from fedray.federation.events import Event, TasksFinished
 
 
 def main(config: str, output: str) -> None:
@@ -22,7 +22,7 @@ def main(config: str, output: str) -> None:
     others = [node for node in nodes if node.node_id != here]
 
     def on_event(event: Event) -> None:
-        if isinstance(event, TurnsFinished) and event.server_round == 1 and len(cluster.worker_nodes) == len(nodes):
+        if isinstance(event, TasksFinished) and event.server_round == 1 and len(cluster.worker_nodes) == len(nodes):
             cluster.remove_node(others[0], allow_graceful=False)
 
     try:

@@ -16,11 +16,11 @@ from fedray.adapters.layout import Layout, Slot
 from fedray.config import Config, load_config
 from fedray.data.shards import Shard
 from fedray.experiment.prepare import Prepared, make_clients, prepare
-from fedray.federation.local_pool import InlinePool
+from fedray.federation.local_pool import LocalPool
 from fedray.federation.rounds import Federation, RoundDone
-from fedray.federation.worker import Assignment, Outcome, Worker
+from fedray.federation.worker import ClientTask, Outcome, Worker
 from fedray.methods.protocol import Initial, Update
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.types import Client, Evaluation, Split
 
 SIZES = {"client_000": 9, "client_001": 5, "client_002": 7}
@@ -33,7 +33,7 @@ class Run:
 
     prepared: Prepared
     initial: Initial
-    pool: InlinePool
+    pool: LocalPool
     federation: Federation
 
     @property
@@ -74,7 +74,7 @@ class Run:
         clients = {client.id: client for client in self.prepared.clients}
         states, turns = self.states(), {}
         for id in ids or sorted(clients):
-            assignment = Assignment(clients[id], self.federation.server_round, measure=False, keep="adapter")
+            assignment = ClientTask(clients[id], self.federation.server_round, measure=False, keep="adapter")
             worker = self.pool.workers[clients[id].tier]
             turns[id] = worker.train(assignment, downlinks[id], states.get(id), self.pool.shards[id])
         return turns
@@ -106,10 +106,10 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Prepared], Run]
     """begin(prepared): the federation of its first method, before its first round."""
 
     def begun(prepared: Prepared) -> Run:
-        entry, pool = prepared.config.method[0], InlinePool(prepared.data.shards)
+        entry, pool = prepared.config.method[0], LocalPool(prepared.data.shards)
         folder = tmp_path_factory.mktemp("run")
         (folder / "states" / entry.key).mkdir(parents=True)
-        initial = pool.setup(prepared.jobs(entry, Place.of(folder)))
+        initial = pool.setup(prepared.worker_setups(entry, StoragePath.of(folder)))
         return Run(prepared, initial, pool, prepared.federation(entry, initial, pool))
 
     return begun

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.methods.capacity import held_mean, own_layout, places, spread, take
+from fedray.methods.capacity import gather, held_mean, own_layout, places, scatter
 from fedray.types import Client
 
 LORA = Layout((Slot("q", "A", (3, 2)), Slot("q", "B", (2, 3)), Slot("head", "tensor", (4,))))
@@ -27,17 +27,17 @@ def test_a_lower_rank_is_the_first_rows_of_a_and_columns_of_b():
     own = own_layout(LORA, client(lora_rank=2))
     assert [slot.shape for slot in own.slots] == [(2, 2), (2, 2), (4,)]
     vector = np.arange(16, dtype=np.float32)
-    assert take(LORA, own, vector).tolist() == [0, 1, 2, 3, 6, 7, 9, 10, 12, 13, 14, 15]
-    back = spread(LORA, own, take(LORA, own, vector))
+    assert gather(LORA, own, vector).tolist() == [0, 1, 2, 3, 6, 7, 9, 10, 12, 13, 14, 15]
+    back = scatter(LORA, own, gather(LORA, own, vector))
     assert np.flatnonzero(np.isnan(back)).tolist() == [4, 5, 8, 11]
-    assert np.array_equal(back[~np.isnan(back)], take(LORA, own, vector))
+    assert np.array_equal(back[~np.isnan(back)], gather(LORA, own, vector))
 
 
 def test_the_product_of_a_lower_rank_is_that_of_the_components_kept():
     rng = np.random.default_rng(0)
     vector = rng.normal(size=16).astype(np.float32)
     own = own_layout(LORA, client(lora_rank=1))
-    (_, a), (_, b), _ = own.items(take(LORA, own, vector))
+    (_, a), (_, b), _ = own.items(gather(LORA, own, vector))
     (_, whole_a), (_, whole_b), _ = LORA.items(vector)
     np.testing.assert_array_equal(b @ a, np.outer(whole_b[:, 0], whole_a[0]))
 
@@ -45,9 +45,9 @@ def test_the_product_of_a_lower_rank_is_that_of_the_components_kept():
 def test_layers_are_known_by_their_index_and_not_by_a_part_of_a_name():
     own = own_layout(REFT, client(reft_layers=(1,)))
     assert {slot.module for slot in own.slots} == {"blocks.1.prefix"}
-    assert take(REFT, own, np.arange(15, dtype=np.float32)).tolist() == [5, 6, 7, 8, 9]
+    assert gather(REFT, own, np.arange(15, dtype=np.float32)).tolist() == [5, 6, 7, 8, 9]
     nothing = own_layout(REFT, client(reft_layers=(3,)))
-    assert take(REFT, nothing, np.zeros(15, np.float32)).size == 0
+    assert gather(REFT, nothing, np.zeros(15, np.float32)).size == 0
 
 
 @pytest.mark.parametrize("held", [{}, {"lora_rank": 3}, {"lora_rank": 8}, {"reft_layers": (0,)}])
@@ -56,8 +56,8 @@ def test_who_holds_everything_gets_the_very_same_vector(held):
     vector = np.arange(16, dtype=np.float32)
     assert own is LORA
     assert places(LORA, own) is None
-    assert take(LORA, own, vector) is vector
-    assert spread(LORA, own, vector) is vector
+    assert gather(LORA, own, vector) is vector
+    assert scatter(LORA, own, vector) is vector
 
 
 def test_a_value_is_averaged_over_those_who_hold_it():
@@ -113,7 +113,7 @@ def test_fedavg_lets_the_first_components_travel_and_keeps_the_scale(start):
     run.round()
     shared = run.federation.server.shared.adapter
     downlinks = run.method.configure_train(run.federation.server, run.prepared.clients)
-    np.testing.assert_array_equal(downlinks["client_001"].adapter, take(layout, low, shared))
+    np.testing.assert_array_equal(downlinks["client_001"].adapter, gather(layout, low, shared))
     assert downlinks["client_000"] is downlinks["client_002"]
 
 
@@ -127,7 +127,7 @@ def test_fedalt_hears_of_each_component_from_those_who_have_it(start):
     }
     low = own["client_001"]
     np.testing.assert_allclose(
-        rest["client_001"], take(layout, low, (latest["client_000"] + latest["client_002"]) / 2), atol=1e-6
+        rest["client_001"], gather(layout, low, (latest["client_000"] + latest["client_002"]) / 2), atol=1e-6
     )
     expected = latest["client_002"].copy()  # the second component: client_002's alone
     where = places(layout, low)

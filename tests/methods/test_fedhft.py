@@ -20,7 +20,7 @@ from fedray.methods.wire import decode, encode
 from fedray.randomness import keyed_rng
 from fedray.storage.state_tree import arrays
 from fedray.training.engine import TorchEngine
-from fedray.training.trainer import Alone, LocalTrainer
+from fedray.training.trainer import EngineBackend, LocalTrainer
 from fedray.types import Client, Evaluation
 
 WIDTH, RANK = 16, 2
@@ -110,7 +110,11 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
     pi: [K, J]. Returns ΔW [J][target] and the heads [J].
     """
     clusters = pi.shape[1]
-    clients, adapter, setting = run.prepared.clients, run.adapter, next(iter(run.pool.workers.values())).setting
+    clients, adapter, training_context = (
+        run.prepared.clients,
+        run.adapter,
+        next(iter(run.pool.workers.values())).training_context,
+    )
     lora, rest = adapter.layout("lora"), adapter.layout("rest")
     W = [{target: np.zeros((WIDTH, WIDTH)) for target in TARGETS} for _ in range(clusters)]
     heads = [run.initial.vectors["head"].astype(np.float64) for _ in range(clusters)]
@@ -122,10 +126,10 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
                 mixed = sum(pi[k, j] * W[j][target] for j in range(clusters))
                 down[f"{target}.B"], down[f"{target}.A"] = dense_truncation(mixed, downlink_rank)
             adapter.load("rest", rest.flatten(down))
-            adapter.load("lora", draw_lora(lora, setting.seed))
+            adapter.load("lora", draw_lora(lora, training_context.seed))
             adapter.load("head", sum(pi[k, j] * heads[j] for j in range(clusters)).astype(np.float32))
-            work = Alone(TorchEngine(adapter), setting)
-            LocalTrainer(work, run.pool.shards[client.id], client, t, setting, measure=False).train()
+            work = EngineBackend(TorchEngine(adapter), training_context)
+            LocalTrainer(work, run.pool.shards[client.id], client, t, training_context, measure=False).train()
             views = lora.views(adapter.read("lora"))
             U = {x: views[f"{x}.B"].astype(np.float64) @ views[f"{x}.A"].astype(np.float64) for x in TARGETS}
             products.append(U)

@@ -15,7 +15,7 @@ from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.run import run_experiment
 from fedray.federation.events import MethodFinished
-from fedray.federation.local_pool import InlinePool
+from fedray.federation.local_pool import LocalPool
 from fedray.federation.rounds import RoundDone
 from fedray.methods import protocol
 from fedray.methods.fedalt import FedAlt
@@ -164,8 +164,8 @@ def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     config = configure({"class": "counting_methods.Count"}, **{"data.cache_dir": str(folder / "cache")})
     prepared = prepare(config)
     assert [client.num_examples for client in prepared.clients] == [8, 8, 8]
-    entry, pool = config.method[0], InlinePool(prepared.data.shards)
-    initial = pool.setup(prepared.jobs(entry))
+    entry, pool = config.method[0], LocalPool(prepared.data.shards)
+    initial = pool.setup(prepared.worker_setups(entry))
     federation = prepared.federation(entry, initial, pool)
     done = [event for event in federation.run() if isinstance(event, RoundDone)]
     assert [len(event.outcomes) for event in done] == [3, 3, 3, 3]

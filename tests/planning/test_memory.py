@@ -18,7 +18,7 @@ from fedray.adapters.lora import attach_lora
 from fedray.config import Config, LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
 from fedray.experiment.prepare import footprints_from_configuration
-from fedray.federation.worker import Job, Worker
+from fedray.federation.worker import Worker, WorkerSetup
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
 from fedray.planning.memory import Footprint, Memory, held_by_engine
@@ -237,7 +237,7 @@ def test_what_a_later_method_imports_belongs_to_the_process(monkeypatch: pytest.
     modules: list[bytes] = []
     config = tiny_config(["local", "fedavg"])
     shape = architecture(config.model, "classification", 3, None, 0)
-    local, fedavg = (Job(config, entry, shape, ("a", "b", "c"), 0) for entry in config.method)
+    local, fedavg = (WorkerSetup(config, entry, shape, ("a", "b", "c"), 0) for entry in config.method)
     worker, attach = Worker(), FedAvg.attach
 
     def imports(method: FedAvg, model: nn.Module) -> Adapter:
@@ -258,15 +258,15 @@ MEASURED = """
 import json, sys
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.worker import Assignment, Worker
+from fedray.federation.worker import ClientTask, Worker
 
 config = load_config(json.loads(sys.argv[1]))
 prepared, (entry,) = prepare(config), config.method
 worker, client = Worker(), prepared.clients[0]
-worker.setup(prepared.jobs(entry)["default"])
+worker.setup(prepared.worker_setups(entry)["default"])
 federation = prepared.federation(entry, worker.initial(), None)
 downlink = federation.method.configure_train(federation.server, [client])[client.id]
-worker.train(Assignment(client, 0, True), downlink, None, prepared.data.shards[client.id])
+worker.train(ClientTask(client, 0, True), downlink, None, prepared.data.shards[client.id])
 use = worker.memory()
 print(json.dumps([prepared.footprint(entry, "default").host(False), use.host_peak - use.host_baseline]))
 """

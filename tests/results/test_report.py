@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TurnsFinished
+from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TasksFinished
 from fedray.results import report
 from fedray.results.report import LiveProgress
 
@@ -19,7 +19,7 @@ def lines(rounds: int, seconds_between: float, monkeypatch: pytest.MonkeyPatch) 
         progress(MethodStarted("fedavg", rounds, 2 * rounds + 2))
         for server_round in range(rounds):
             now += seconds_between
-            progress(TurnsFinished("fedavg", server_round, ("a", "b")))
+            progress(TasksFinished("fedavg", server_round, ("a", "b")))
             progress(RoundFinished("fedavg", server_round, False, None, None, 0.5, 0.1, 1_000_000))
         progress(RoundFinished("fedavg", rounds, True, 0.5, 0.75, 0.5, 0.1, 0))
     return out.getvalue().splitlines()

@@ -16,7 +16,7 @@ from fedray.config import CheckpointConfig
 from fedray.errors import StateError
 from fedray.storage.checkpoints import Checkpoints, Progress
 from fedray.storage.client_states import StateFiles, StateRef
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.types import state_type
 
 
@@ -30,7 +30,7 @@ class Run:
     """A method whose one client gets a new state of two numbers in every round."""
 
     def __init__(self, folder: Path, **section: Any) -> None:
-        self.place = Place.of(folder)
+        self.place = StoragePath.of(folder)
         (self.place / "states" / "m").make_folder()
         self.section = CheckpointConfig(**section)
         self.files = StateFiles(self.place / "states" / "m")

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.errors import ConfigError
-from fedray.storage.paths import Place, file_name
+from fedray.storage.paths import StoragePath, safe_name
 
 
 @pytest.fixture(params=["local", "file uri", "elsewhere"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """Elsewhere: not on this machine as far as `Place` knows, as HDFS would be."""
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
+    """Elsewhere: not on this machine as far as `StoragePath` knows, as HDFS would be."""
     if request.param == "elsewhere":
-        return Place(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "deep/run")
-    return Place.of(tmp_path / "deep" / "run" if request.param == "local" else f"file://{tmp_path}/deep/run")
+        return StoragePath(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "deep/run")
+    return StoragePath.of(tmp_path / "deep" / "run" if request.param == "local" else f"file://{tmp_path}/deep/run")
 
 
-def test_what_is_written_is_read(folder: Place) -> None:
+def test_what_is_written_is_read(folder: StoragePath) -> None:
     file = folder / "a" / "b.bin"
     assert not file.is_file()
     assert folder.names() == []
@@ -40,7 +40,7 @@ def test_what_is_written_is_read(folder: Place) -> None:
     assert folder.names() == []
 
 
-def test_a_missing_file_is_an_os_error(folder: Place) -> None:
+def test_a_missing_file_is_an_os_error(folder: StoragePath) -> None:
     with pytest.raises(OSError, match="nothing"):
         (folder / "nothing").read()
 
@@ -57,7 +57,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
-    file = Place.of(tmp_path) / "file"
+    file = StoragePath.of(tmp_path) / "file"
     file.write(b"old")
     with files_of_at_most(1000), pytest.raises(OSError, match="too large"):
         file.write(bytes(1001))
@@ -67,20 +67,20 @@ def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_a_uri_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ConfigError, match="storage_path, output: 'nosuch://a/b' cannot be used"):
-        Place.of("nosuch://a/b")
+        StoragePath.of("nosuch://a/b")
 
 
 def test_only_what_is_here_has_a_path(tmp_path: Path) -> None:
-    assert Place.of(str(tmp_path)).local == tmp_path
-    assert Place.of(Place.of(tmp_path)) == Place.of(tmp_path)
-    elsewhere = Place(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "x")
+    assert StoragePath.of(str(tmp_path)).local == tmp_path
+    assert StoragePath.of(StoragePath.of(tmp_path)) == StoragePath.of(tmp_path)
+    elsewhere = StoragePath(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "x")
     with pytest.raises(ValueError, match="not on this machine"):
         elsewhere.local  # noqa: B018
 
 
 def test_the_home_folder_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Place.of("~/runs").local == tmp_path / "runs"
+    assert StoragePath.of("~/runs").local == tmp_path / "runs"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_home_folder_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ],
 )
 def test_ids_as_names(id: str, expected: str) -> None:
-    assert file_name(id) == expected
+    assert safe_name(id) == expected
 
 
 ID = st.text(st.characters(codec=None), max_size=300)
@@ -103,8 +103,8 @@ ID = st.text(st.characters(codec=None), max_size=300)
 
 @given(ID, ID)
 def test_an_id_leads_nowhere_else_and_to_nobody_else(one: str, other: str) -> None:
-    name = file_name(one)
+    name = safe_name(one)
     assert name not in ("", ".", "..")
     assert not set("/\\\0\n") & set(name)
     assert len(f"{name}.safetensors".encode()) < 255
-    assert (name == file_name(other)) == (one == other)
+    assert (name == safe_name(other)) == (one == other)

@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from fedray.errors import StateError
 from fedray.storage import tables
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.storage.tables import Table, read_table
 
 
@@ -42,7 +42,7 @@ def test_a_small_table_is_one_file_and_a_large_one_is_written_anew_when_it_has_g
     tmp_path: Path,
 ) -> None:
     """16 rows, then one at a time: the second makes an eighth of 16."""
-    table = Table(Place.of(tmp_path), "clients")
+    table = Table(StoragePath.of(tmp_path), "clients")
     table.append(numbered(0, 3))
     table.append(numbered(3, 16))
     assert files(tmp_path) == ["clients.parquet"]
@@ -67,7 +67,7 @@ def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
     totals = []
     for number in (400, 800):
         (tmp_path / str(number)).mkdir()
-        table = Table(Place.of(tmp_path / str(number)), "clients", durable=False)
+        table = Table(StoragePath.of(tmp_path / str(number)), "clients", durable=False)
         written.clear()
         for start in range(0, 2 * number, 2):
             table.append(numbered(start, start + 2))
@@ -85,7 +85,7 @@ class Ended(Exception):
 def ending_after(operations: int) -> Iterator[None]:
     """Only so many files are written or removed."""
     left = operations
-    real = {name: getattr(Place, name) for name in ("write", "remove")}
+    real = {name: getattr(StoragePath, name) for name in ("write", "remove")}
 
     def until_the_end(name: str) -> Callable[..., None]:
         def act(*arguments: Any) -> None:
@@ -99,7 +99,7 @@ def ending_after(operations: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in real:
-            patch.setattr(Place, name, until_the_end(name))
+            patch.setattr(StoragePath, name, until_the_end(name))
         yield
 
 
@@ -111,11 +111,11 @@ def test_every_row_is_there_whatever_happens_between(
     """Appends of any size and with other columns, rows taken back, and a process that ends between any two operations
     on files and is continued: what an append was to write is there wholly or not at all, everything before it once."""
     folder = tmp_path_factory.mktemp("run")
-    table = Table(Place.of(folder), "clients", durable=False)
+    table = Table(StoragePath.of(folder), "clients", durable=False)
     held: list[int] = []  # by the table
     stored: list[int] = []  # what a reader finds; not the same after `keep`
     for step in range(data.draw(st.integers(1, 14))):
-        kind = data.draw(st.sampled_from(["append", "append", "append", "keep", "settle", "continue"]))
+        kind = data.draw(st.sampled_from(["append", "append", "append", "keep", "compact", "continue"]))
         rows = numbered(100 * step, 100 * step + data.draw(st.integers(1, 12)))
         if data.draw(st.booleans()):
             rows = [row | {"extra": 0.5} for row in rows]
@@ -129,18 +129,18 @@ def test_every_row_is_there_whatever_happens_between(
                 elif kind == "keep":
                     table.keep(lambda row, limit=limit: row["number"] < limit)
                     held = [number for number in held if number < limit]
-                elif kind == "settle":
-                    table.settle()
+                elif kind == "compact":
+                    table.compact()
                 else:
-                    table = Table(Place.of(folder), "clients", durable=False)
+                    table = Table(StoragePath.of(folder), "clients", durable=False)
                     table.load()
                     held = stored
-                if kind in ("settle", "continue"):
+                if kind in ("compact", "continue"):
                     assert len(files(folder)) <= 1
         except Ended:
             assert on_disk(folder) in (stored, hoped)
             held = stored = on_disk(folder)
-            table = Table(Place.of(folder), "clients", durable=False)
+            table = Table(StoragePath.of(folder), "clients", durable=False)
             table.load()
         assert [row["number"] for row in table.rows()] == held
         assert on_disk(folder) == stored
@@ -151,7 +151,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     """Before the reader's operation of this number the writer puts all rows into the file, and others beside it."""
-    table, left = Table(Place.of(tmp_path), "clients"), moment
+    table, left = Table(StoragePath.of(tmp_path), "clients"), moment
     for start, stop in ((0, 16), (16, 17)):
         table.append(numbered(start, stop))
 
@@ -169,7 +169,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
         return act
 
     for name in ("names", "read", "is_file"):
-        monkeypatch.setattr(Place, name, after_the_writer(getattr(Place, name)))
+        monkeypatch.setattr(StoragePath, name, after_the_writer(getattr(StoragePath, name)))
     found = on_disk(tmp_path)
     assert found in [list(range(number)) for number in range(17, 21)]
     assert left < 0
@@ -177,7 +177,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
 
 def test_few_files_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MOST_BESIDE", 3)
-    table = Table(Place.of(tmp_path), "clients")
+    table = Table(StoragePath.of(tmp_path), "clients")
     table.append(numbered(0, 800))
     found = []
     for start in range(800, 808):
@@ -188,7 +188,7 @@ def test_few_files_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_table_that_is_not_on_this_machine(tmp_path: Path) -> None:
-    elsewhere = Place(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run")
+    elsewhere = StoragePath(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run")
     table = Table(elsewhere, "clients")
     for start, stop in ((0, 32), (32, 34), (34, 35)):
         table.append(numbered(start, stop))
@@ -201,46 +201,46 @@ def test_a_table_that_is_not_on_this_machine(tmp_path: Path) -> None:
 
 def test_rows_that_have_come_into_the_file_count_once(tmp_path: Path) -> None:
     """The process ended between writing the file and removing those beside it."""
-    table = Table(Place.of(tmp_path), "clients")
+    table = Table(StoragePath.of(tmp_path), "clients")
     for start, stop in ((0, 32), (32, 34), (34, 35)):
         table.append(numbered(start, stop))
     left = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
     assert len(left) == 3
-    table.settle()
+    table.compact()
     for name, blob in left.items():
         if name != "clients.parquet":
             (tmp_path / name).write_bytes(blob)
     assert on_disk(tmp_path) == list(range(35))
-    again = Table(Place.of(tmp_path), "clients")
+    again = Table(StoragePath.of(tmp_path), "clients")
     again.load()
     assert files(tmp_path) == ["clients.parquet"]
     assert on_disk(tmp_path) == list(range(35))
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    table = Table(Place.of(tmp_path), "clients")
+    table = Table(StoragePath.of(tmp_path), "clients")
     for start, stop in ((0, 32), (32, 34), (34, 35)):
         table.append(numbered(start, stop))
     beside = tmp_path / "clients-000000032.parquet"
     whole = beside.read_bytes()
     beside.write_bytes(whole[:-5])
     with pytest.raises(StateError, match=r"clients-000000032\.parquet: cannot be read: "):
-        read_table(Place.of(tmp_path), "clients")
+        read_table(StoragePath.of(tmp_path), "clients")
     beside.unlink()
     with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* of the 34 rows before its own there are 32"):
-        Table(Place.of(tmp_path), "clients").load()
+        Table(StoragePath.of(tmp_path), "clients").load()
 
 
 def test_rows_stand_in_the_order_that_was_asked_for_once_they_are_in_the_file(tmp_path: Path) -> None:
-    table = Table(Place.of(tmp_path), "clients", arranged=lambda rows: rows.sort_by([("number", "descending")]))
+    table = Table(StoragePath.of(tmp_path), "clients", arranged=lambda rows: rows.sort_by([("number", "descending")]))
     table.append(numbered(0, 32))
     table.append(numbered(32, 34))
     assert on_disk(tmp_path) == [*range(31, -1, -1), 32, 33]
-    table.settle()
+    table.compact()
     assert on_disk(tmp_path) == list(range(33, -1, -1))
 
 
 def test_another_tables_files_are_let_alone(tmp_path: Path) -> None:
     pq.write_table(pa.table({"number": [1]}), tmp_path / "clients-old-000000032.parquet")
     pq.write_table(pa.table({"number": [1]}), tmp_path / "rounds-000000032.parquet")
-    assert read_table(Place.of(tmp_path), "clients").num_rows == 0
+    assert read_table(StoragePath.of(tmp_path), "clients").num_rows == 0

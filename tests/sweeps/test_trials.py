@@ -13,7 +13,7 @@ from tiny import tiny_bert
 
 from fedray.config import SweepConfig, load_config, load_sweep
 from fedray.errors import ConfigError, StateError
-from fedray.storage.paths import Place
+from fedray.storage.paths import StoragePath
 from fedray.sweeps.trials import Ended, SweepResult, begin, confidence_interval, resumed, trials_of
 
 BASE: dict[str, Any] = {
@@ -162,7 +162,7 @@ def test_the_base_may_be_a_file_beside_the_sweeps(tmp_path: Path) -> None:
 
 
 def new(folder: Path, sweep: SweepConfig) -> SweepResult:
-    result = SweepResult(Place.of(folder), sweep, trials_of(sweep), {})
+    result = SweepResult(StoragePath.of(folder), sweep, trials_of(sweep), {})
     begin(result)
     return result
 

@@ -10,8 +10,8 @@ from fedray.adapters.lora import attach_lora
 from fedray.config import EvaluationConfig, LoraSection, TrainConfig
 from fedray.data.shards import Shard
 from fedray.training.engine import TorchEngine
-from fedray.training.setting import Setting
-from fedray.training.trainer import Alone, LocalTrainer
+from fedray.training.trainer import EngineBackend, LocalTrainer
+from fedray.training.training_context import TrainingContext
 from fedray.types import Client
 
 VOCABULARY = 40
@@ -125,7 +125,7 @@ def trainer():
             "validation": make_table(task, 4, number + 1),
             "test": make_table(task, 6, number + 2),
         }
-        setting = Setting(
+        training_context = TrainingContext(
             task=task,
             train=TrainConfig(**{"lr": 0.05, "batch_size": 4} | train),
             seed=seed,
@@ -133,7 +133,7 @@ def trainer():
             evaluation=EvaluationConfig(batch_size=4),
         )
         identity = Client(id=client, index=0, num_examples=num_examples)
-        work = Alone(TorchEngine(adapter), setting)
-        return LocalTrainer(work, Shard(client, tables), identity, server_round, setting, measure)
+        work = EngineBackend(TorchEngine(adapter), training_context)
+        return LocalTrainer(work, Shard(client, tables), identity, server_round, training_context, measure)
 
     return build

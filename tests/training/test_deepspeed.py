@@ -24,7 +24,7 @@ from fedray.training.engine import TorchEngine, make_engine
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import train_steps
 from fedray.training.optimizer import Schedule
-from fedray.training.setting import Setting
+from fedray.training.training_context import TrainingContext
 
 pytestmark = pytest.mark.timeout(1800)  # the first use on a machine builds DeepSpeed's extensions
 
@@ -120,8 +120,8 @@ def run(engine, examples, client="ann", num_examples=11, rows=ROWS):
     for name, vector in start(engine, client).items():
         engine.adapter.load(name, vector)
     before, task = values(engine), task_of(engine)
-    setting = Setting(task, TRAIN, seed=3, pad_token_id=0)
-    losses = train_steps(engine, examples(task, num_examples, 1), client, 0, setting)
+    training_context = TrainingContext(task, TRAIN, seed=3, pad_token_id=0)
+    losses = train_steps(engine, examples(task, num_examples, 1), client, 0, training_context)
     return before, values(engine), losses
 
 
@@ -316,7 +316,7 @@ def test_sgd(backbone, examples, stage):
     for engine in (DeepSpeedEngine(adapter, train, OFFLOADS[0], {}, "cpu"), TorchEngine(plain(backbone))):
         for name, vector in start(engine, "ann").items():
             engine.adapter.load(name, vector)
-        train_steps(engine, examples("classification", 9, 1), "ann", 0, Setting("classification", train, 3, 0))
+        train_steps(engine, examples("classification", 9, 1), "ann", 0, TrainingContext("classification", train, 3, 0))
         found.append(values(engine))
     assert np.linalg.norm(found[0] - found[1]) <= 1e-5 * np.linalg.norm(found[1])
 

@@ -16,7 +16,7 @@ from fedray.config import ReftSection, TrainConfig
 from fedray.errors import TrainingError
 from fedray.randomness import keyed_rng
 from fedray.training.loop import grouped_by_length, steps, total_steps
-from fedray.training.team import ALONE
+from fedray.training.process_group import SINGLE_PROCESS
 
 TASKS = ["classification", "regression", "causal_lm"]
 
@@ -219,11 +219,11 @@ def test_grouping_by_length_changes_the_batches_and_nothing_else(adapt, trainer,
     rows = examples("classification", 6, 1)
     ids = [[5] * (12 if index % 2 else 3) for index in range(6)]
     table = rows.set_column(rows.column_names.index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32())))
-    setting = trainer(adapt("classification"), batch_size=3, group_by_length=True)._setting
+    training_context = trainer(adapt("classification"), batch_size=3, group_by_length=True)._setting
     for server_round in range(4):
         two = [
             next(iter(step.micro_batches.values()))
-            for step in islice(steps(table, "ann", server_round, setting, ALONE), 2)
+            for step in islice(steps(table, "ann", server_round, training_context, SINGLE_PROCESS), 2)
         ]
         assert sorted(batch["input_ids"].shape for batch in two) == [(3, 3), (3, 12)]
 

@@ -3,11 +3,11 @@ and only the adapters are per client.
 
 Every client's batches, losses, draws, clipping, learning rates and optimizer are what they would be alone
 (`fedray.training.loop`), so its result is the same up to float rounding. A method stays sequential code: it runs once
-per client, on threads that take turns (`fedray.training.rendezvous`), and where all of them train or evaluate, that is
+per client, on threads that take turns (`fedray.training.lockstep`), and where all of them train or evaluate, that is
 done here for all at once.
 
-In a pass every lane has the rows and tokens of the largest batch. What a lane's own lacks is filled up: tokens that the
-attention mask hides, and copies of a row whose loss counts nothing.
+In a pass every member has the rows and tokens of the largest batch. What a member's own lacks is filled up: tokens that
+the attention mask hides, and copies of a row whose loss counts nothing.
 """
 
 import heapq
@@ -24,21 +24,21 @@ import torch
 from torch import Tensor
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.lanes import Lanes
-from fedray.adapters.stacked import Stack
+from fedray.adapters.client_batch import ClientBatch
+from fedray.adapters.stacked import AdapterStack
 from fedray.data.batches import batches
 from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise
 from fedray.evaluation.losses import score
 from fedray.evaluation.metrics import GENERATED
 from fedray.training import loop
+from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.importance import check_examples, mean_importance, shift_gradients
-from fedray.training.lane_optimizer import LaneOptimizer
+from fedray.training.lockstep import Ask, run_in_lockstep
 from fedray.training.loop import CHECK_EVERY, Step, dropout_key, total_steps
 from fedray.training.optimizer import Schedule
-from fedray.training.rendezvous import Ask, take_turns
-from fedray.training.setting import Setting
-from fedray.training.team import ALONE
+from fedray.training.process_group import SINGLE_PROCESS
 from fedray.training.trainer import evaluate_client
+from fedray.training.training_context import TrainingContext
 from fedray.types import IGNORED, ClientId, Evaluation, Task
 
 Result = TypeVar("Result")
@@ -81,8 +81,8 @@ class Importance:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One client's place among those whose work is done together; `Work` of a trainer."""
+class BatchedBackend:
+    """One client's place among those whose work is done together; `ClientBackend` of a trainer."""
 
     adapter: Adapter
     ask: Ask
@@ -100,150 +100,165 @@ class Lane:
         return answer
 
 
-def run_together(
-    stack: Stack, setting: Setting, loss_scale: float, clients: Sequence[Callable[[Lane], Result]]
+def run_batched(
+    stack: AdapterStack,
+    training_context: TrainingContext,
+    loss_scale: float,
+    clients: Sequence[Callable[[BatchedBackend], Result]],
 ) -> list[Result]:
-    """Run every client's code on a lane of its own; return their results.
+    """Run every client's code on a member of its own; return their results.
 
     Args:
-        stack: with at least as many lanes.
+        stack: with at least as many members.
         loss_scale: as `TorchEngine`'s.
 
     Raises:
-        Whatever a client raises. Unfusable: they can only be trained one by one.
+        Whatever a client raises. CannotBatch: they can only be trained one by one.
     """
 
     def serve(requests: Mapping[int, Any]) -> Mapping[int, Any]:
         slots = sorted(requests)
         first = requests[slots[0]]
         if isinstance(first, Train):
-            return train_lanes(stack, requests, setting, loss_scale)
+            return train_batched(stack, requests, training_context, loss_scale)
         tables = {slot: requests[slot].table for slot in slots}
         if isinstance(first, Importance):
-            return importance_lanes(stack, tables, setting)
-        if setting.metric in GENERATED:
-            return {slot: _evaluate_alone(stack, slot, table, setting) for slot, table in tables.items()}
-        return evaluate_lanes(stack, tables, setting)
+            return importance_batched(stack, tables, training_context)
+        if training_context.metric in GENERATED:
+            return {slot: _evaluate_alone(stack, slot, table, training_context) for slot, table in tables.items()}
+        return evaluate_batched(stack, tables, training_context)
 
-    def on_lane(index: int, client: Callable[[Lane], Result]) -> Callable[[Ask], Result]:
-        return lambda ask: client(Lane(stack.lane(index), ask))
+    def on_lane(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
+        return lambda ask: client(BatchedBackend(stack.member(index), ask))
 
     pieces = [on_lane(index, client) for index, client in enumerate(clients)]
     with stack.installed():
-        return take_turns(pieces, serve, (Evaluate, Importance, Train))
+        return run_in_lockstep(pieces, serve, (Evaluate, Importance, Train))
 
 
-def train_lanes(
-    stack: Stack, requests: Mapping[int, Train], setting: Setting, loss_scale: float = 1.0
+def train_batched(
+    stack: AdapterStack, requests: Mapping[int, Train], training_context: TrainingContext, loss_scale: float = 1.0
 ) -> dict[int, tuple[list[float], float]]:
-    """Train the stack's lanes on their tables, as `train_steps` would each alone.
+    """Train the stack's members on their tables, as `train_steps` would each alone.
 
-    Returns: per lane the mean loss of every step, and its part of the seconds.
+    Returns: per member the mean loss of every step, and its part of the seconds.
 
     Raises:
-        TrainingError: as `train_steps`, of the first lane in the order of the requests.
+        TrainingError: as `train_steps`, of the first member in the order of the requests.
     """
-    numbers = {slot: total_steps(request.table.num_rows, setting.train) for slot, request in requests.items()}
+    numbers = {slot: total_steps(request.table.num_rows, training_context.train) for slot, request in requests.items()}
     slots = sorted(requests, key=lambda slot: -numbers[slot])  # those that go on are always the first ones
     asked = [requests[slot] for slot in slots]
-    schedules = [Schedule(setting.train, requests[slot].server_round, numbers[slot]) for slot in slots]
+    schedules = [Schedule(training_context.train, requests[slot].server_round, numbers[slot]) for slot in slots]
     values = stack.values[slots]
     groups = stack.adapter.trainable_groups()
-    optimizer = LaneOptimizer(groups, values, schedules)
-    on_host = replace(setting, device="cpu")  # batches are put together there
-    steps = [loop.steps(request.table, request.client, request.server_round, on_host, ALONE) for request in asked]
+    optimizer = BatchedOptimizer(groups, values, schedules)
+    on_host = replace(training_context, device="cpu")  # batches are put together there
+    steps = [
+        loop.steps(request.table, request.client, request.server_round, on_host, SINGLE_PROCESS) for request in asked
+    ]
     pending: list[Tensor] = []
     losses: list[list[float]] = [[] for _ in slots]
     seconds = np.zeros(len(slots))
-    lanes, since = 0, perf_counter()
+    members, since = 0, perf_counter()
     stack.adapter.model.train()
     for index in range(numbers[slots[0]]):
-        if lanes != (alive := sum(numbers[slot] > index for slot in slots)):
-            seconds[:lanes] += (perf_counter() - since) / max(lanes, 1)
-            lanes, since = alive, perf_counter()
-            stack.use(values[:lanes], slots[:lanes], training=True)
-        pending.append(_backward(stack, slots[:lanes], asked[:lanes], steps[:lanes], index, setting, loss_scale))
+        if members != (alive := sum(numbers[slot] > index for slot in slots)):
+            seconds[:members] += (perf_counter() - since) / max(members, 1)
+            members, since = alive, perf_counter()
+            stack.use(values[:members], slots[:members], training=True)
+        pending.append(
+            _backward(stack, slots[:members], asked[:members], steps[:members], index, training_context, loss_scale)
+        )
         gradients, present = stack.take_gradients()
         optimizer.step(gradients if loss_scale == 1 else gradients.div_(loss_scale), index, present)
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == numbers[slots[0]]:
             _look(pending, losses)
             finite = optimizer.finite()
-            for lane in sorted(range(len(slots)), key=lambda lane: slots[lane]):
-                rates = schedules[lane].rates(groups, len(losses[lane]) - 1)
-                loop.check_finite(losses[lane], finite[lane], rates, asked[lane].client, asked[lane].server_round)
-    seconds[:lanes] += (perf_counter() - since) / lanes
+            for member in sorted(range(len(slots)), key=lambda member: slots[member]):
+                rates = schedules[member].rates(groups, len(losses[member]) - 1)
+                loop.check_finite(
+                    losses[member], finite[member], rates, asked[member].client, asked[member].server_round
+                )
+    seconds[:members] += (perf_counter() - since) / members
     stack.adapter.model.eval()
     stack.values[slots] = values
-    return {slot: (losses[lane], float(seconds[lane])) for lane, slot in enumerate(slots)}
+    return {slot: (losses[member], float(seconds[member])) for member, slot in enumerate(slots)}
 
 
-def evaluate_lanes(stack: Stack, tables: Mapping[int, pa.Table], setting: Setting) -> dict[int, Evaluation]:
-    """Evaluate the stack's lanes on their tables, as `evaluate` would each alone, by a metric that is not of generated
-    text."""
+def evaluate_batched(
+    stack: AdapterStack, tables: Mapping[int, pa.Table], training_context: TrainingContext
+) -> dict[int, Evaluation]:
+    """Evaluate the stack's members on their tables, as `evaluate` would each alone, by a metric that is not of
+    generated text."""
     found = {slot: Evaluation(math.nan, math.nan, 0) for slot, table in tables.items() if table.num_rows == 0}
     full = {slot: table for slot, table in tables.items() if slot not in found}
     parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in full}
     with evaluating(stack.adapter.model):
-        for slots, joined in _passes(stack, full, setting.evaluation.batch_size, by_length, setting):
-            scored = score(stack.adapter.model, joined.on(setting.device), setting.task)
-            predicted = predictions_of(scored, setting.task)
-            for slot, own in zip(slots, joined.own_units(setting.device), strict=True):
+        for slots, joined in _passes(stack, full, training_context.evaluation.batch_size, by_length, training_context):
+            scored = score(stack.adapter.model, joined.on(training_context.device), training_context.task)
+            predicted = predictions_of(scored, training_context.task)
+            for slot, own in zip(slots, joined.own_units(training_context.device), strict=True):
                 parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
     for slot, scored_parts in parts.items():
         units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
-        found[slot] = summarise(units, setting.metric, tables[slot].num_rows)
+        found[slot] = summarise(units, training_context.metric, tables[slot].num_rows)
     return found
 
 
-def importance_lanes(
-    stack: Stack, tables: Mapping[int, pa.Table], setting: Setting
+def importance_batched(
+    stack: AdapterStack, tables: Mapping[int, pa.Table], training_context: TrainingContext
 ) -> dict[int, dict[str, npt.NDArray[np.float64]]]:
-    """Return the Fisher information of the stack's lanes over their tables, as `fisher_importance` would each alone.
+    """Return the Fisher information of the stack's members over their tables, as `fisher_importance` would each alone.
 
     Raises:
-        TrainingError: as `fisher_importance`, of the first lane.
+        TrainingError: as `fisher_importance`, of the first member.
     """
     totals: dict[int, dict[str, Tensor]] = {slot: {} for slot in tables}
     check_examples(tables.values())
     stack.adapter.model.eval()
-    for slots, joined in _passes(stack, tables, setting.train.batch_size, lambda _: None, setting):
-        batch = joined.on(setting.device)
-        for path, gradient in shift_gradients(stack.adapter.model, stack.adapter.targets, batch, setting.task).items():
+    for slots, joined in _passes(stack, tables, training_context.train.batch_size, lambda _: None, training_context):
+        batch = joined.on(training_context.device)
+        for path, gradient in shift_gradients(
+            stack.adapter.model, stack.adapter.targets, batch, training_context.task
+        ).items():
             squares = gradient.double().square().view(len(slots), joined.rows, -1)
-            for lane, (slot, (rows, _)) in enumerate(zip(slots, joined.shapes, strict=True)):
-                own = squares[lane, :rows].sum(0)
+            for member, (slot, (rows, _)) in enumerate(zip(slots, joined.shapes, strict=True)):
+                own = squares[member, :rows].sum(0)
                 totals[slot][path] = totals[slot][path] + own if path in totals[slot] else own
     return {slot: mean_importance(totals[slot], tables[slot].num_rows) for slot in sorted(tables)}
 
 
 def _passes(
-    stack: Stack,
+    stack: AdapterStack,
     tables: Mapping[int, pa.Table],
     batch_size: int,
     order: Callable[[pa.Table], npt.NDArray[np.int64] | None],
-    setting: Setting,
+    training_context: TrainingContext,
 ) -> "Iterator[tuple[list[int], Joined]]":
-    """Make the stack ready for one pass without training after another, until all lanes have read their tables; yield
+    """Make the stack ready for one pass without training after another, until all members have read their tables; yield
     who takes part in it, and their batches."""
     numbers = {slot: math.ceil(table.num_rows / batch_size) for slot, table in tables.items()}
     slots = sorted(numbers, key=lambda slot: -numbers[slot])  # those that go on are always the first ones
-    cut = [batches(tables[slot], batch_size, setting.pad_token_id, order(tables[slot])) for slot in slots]
+    cut = [batches(tables[slot], batch_size, training_context.pad_token_id, order(tables[slot])) for slot in slots]
     values = stack.values[slots]
-    lanes = 0
+    members = 0
     for index in range(max(numbers.values(), default=0)):
-        if lanes != (alive := sum(number > index for number in numbers.values())):
-            lanes = alive
-            stack.use(values[:lanes], slots[:lanes], training=False)
-        joined = join([next(one) for one in cut[:lanes]], setting.task, setting.pad_token_id)
-        stack.adapter.context.lanes = Lanes(tuple(slots[:lanes]), joined.shapes, joined.rows, setting.device)
-        yield slots[:lanes], joined
+        if members != (alive := sum(number > index for number in numbers.values())):
+            members = alive
+            stack.use(values[:members], slots[:members], training=False)
+        joined = join([next(one) for one in cut[:members]], training_context.task, training_context.pad_token_id)
+        stack.adapter.context.client_batch = ClientBatch(
+            tuple(slots[:members]), joined.shapes, joined.rows, training_context.device
+        )
+        yield slots[:members], joined
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Several lanes' batches as one of [lanes · rows, tokens].
+    """Several members' batches as one of [members · rows, tokens].
 
-    shapes: each lane's own (examples, tokens). units: of every row in the pass, for causal_lm its answer tokens.
+    shapes: each member's own (examples, tokens). units: of every row in the pass, for causal_lm its answer tokens.
     """
 
     batch: Batch
@@ -255,21 +270,21 @@ class Joined:
         return {name: tensor.to(device) for name, tensor in self.batch.items()}
 
     def weights(self, num_units: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return each unit's weight in its lane's loss, 0 in rows that only fill up, and its lane. [units]"""
+        """Return each unit's weight in its member's loss, 0 in rows that only fill up, and its member. [units]"""
         row = np.repeat(np.arange(len(self.units)), self.units)
-        lane = row // self.rows
-        own = row % self.rows < np.array([rows for rows, _ in self.shapes])[lane]
-        return torch.from_numpy((own / np.array(num_units)[lane]).astype(np.float32)), torch.from_numpy(lane)
+        member = row // self.rows
+        own = row % self.rows < np.array([rows for rows, _ in self.shapes])[member]
+        return torch.from_numpy((own / np.array(num_units)[member]).astype(np.float32)), torch.from_numpy(member)
 
     def own_units(self, device: Any) -> Iterator[Tensor]:
-        """Yield the indices of each lane's own units."""
+        """Yield the indices of each member's own units."""
         ends = np.concatenate([[0], np.cumsum(self.units)])
-        for lane, (rows, _) in enumerate(self.shapes):
-            yield torch.arange(ends[lane * self.rows], ends[lane * self.rows + rows], device=device)
+        for member, (rows, _) in enumerate(self.shapes):
+            yield torch.arange(ends[member * self.rows], ends[member * self.rows + rows], device=device)
 
 
 def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
-    """Put the lanes' batches into one. A lane without rows of its own is filled up with another's examples.
+    """Put the members' batches into one. A member without rows of its own is filled up with another's examples.
 
     Row copies have no answer tokens for causal_lm, and count with weight 0 otherwise.
     """
@@ -280,12 +295,12 @@ def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
     some = next(part for part, (own, _) in zip(parts, shapes, strict=True) if own)
     for name, like in some.items():
         joined = like.new_full((len(parts), rows, *([tokens] if like.ndim == 2 else [])), fills.get(name, 0))
-        for lane, part, (own, width) in zip(joined, parts, shapes, strict=True):
+        for member, part, (own, width) in zip(joined, parts, shapes, strict=True):
             if own < rows and not (task == "causal_lm" and name == "labels"):
                 source = part[name] if own else some[name]
-                lane[own:][..., : source.shape[1] if source.ndim == 2 else None] = source[0]
+                member[own:][..., : source.shape[1] if source.ndim == 2 else None] = source[0]
             if own:
-                lane[:own][..., : width if like.ndim == 2 else None] = part[name]
+                member[:own][..., : width if like.ndim == 2 else None] = part[name]
         batch[name] = joined.flatten(0, 1)
     if task == "causal_lm":
         units = (batch["labels"][:, 1:] != IGNORED).sum(1).numpy()
@@ -353,46 +368,50 @@ def _busiest(cohort: int, actors: int, width: int) -> int:
 
 
 def _backward(
-    stack: Stack,
+    stack: AdapterStack,
     slots: Sequence[int],
     asked: Sequence[Train],
     steps: Sequence[Iterator[Step]],
     index: int,
-    setting: Setting,
+    training_context: TrainingContext,
     loss_scale: float,
 ) -> Tensor:
-    """Leave the step's gradients in the stack's parameters; return every lane's mean loss, [lanes]."""
+    """Leave the step's gradients in the stack's parameters; return every member's mean loss, [members]."""
     taken = [next(step) for step in steps]
     context = stack.adapter.context
-    total = torch.zeros(len(taken), device=setting.device)
+    total = torch.zeros(len(taken), device=training_context.device)
     for micro in range(max(len(step.micro_batches) for step in taken)):
         parts = [step.micro_batches.get(micro) or _none_of(step) for step in taken]
-        joined = join(parts, setting.task, setting.pad_token_id)
-        keys = [dropout_key(setting, request.client, request.server_round, index, micro) for request in asked]
-        context.lanes = Lanes(tuple(slots), joined.shapes, joined.rows, setting.device, tuple(keys))
-        scored = score(stack.adapter.model, joined.on(setting.device), setting.task)
-        weights, lane = (part.to(setting.device) for part in joined.weights([step.num_units for step in taken]))
-        losses = torch.zeros_like(total).index_add(0, lane, scored.losses * weights)
+        joined = join(parts, training_context.task, training_context.pad_token_id)
+        keys = [dropout_key(training_context, request.client, request.server_round, index, micro) for request in asked]
+        context.client_batch = ClientBatch(
+            tuple(slots), joined.shapes, joined.rows, training_context.device, tuple(keys)
+        )
+        scored = score(stack.adapter.model, joined.on(training_context.device), training_context.task)
+        weights, member = (
+            part.to(training_context.device) for part in joined.weights([step.num_units for step in taken])
+        )
+        losses = torch.zeros_like(total).index_add(0, member, scored.losses * weights)
         (losses.sum() * loss_scale).backward()  # type: ignore[no-untyped-call]
         total += losses.detach()
     return total
 
 
 def _none_of(step: Step) -> Batch:
-    """A lane whose step has fewer micro-batches than others' takes part without examples."""
+    """A member whose step has fewer micro-batches than others' takes part without examples."""
     return {name: tensor[:0] for name, tensor in step.micro_batches[0].items()}
 
 
 def _look(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
-    """Move the steps' losses, [lanes that took it] each, to the lanes'; the host waits for the device once."""
+    """Move the steps' losses, [members that took it] each, to the members'; the host waits for the device once."""
     numbers = iter(torch.cat(pending).tolist())
     for step in pending:
-        for lane in range(len(step)):
-            losses[lane].append(next(numbers))
+        for member in range(len(step)):
+            losses[member].append(next(numbers))
     pending.clear()
 
 
-def _evaluate_alone(stack: Stack, slot: int, table: pa.Table, setting: Setting) -> Evaluation:
+def _evaluate_alone(stack: AdapterStack, slot: int, table: pa.Table, training_context: TrainingContext) -> Evaluation:
     stack.use(stack.values[slot : slot + 1], [slot], training=False)
-    stack.adapter.context.lanes = Lanes((slot,), (), 0, setting.device)
-    return evaluate_client(stack.adapter, table, setting)
+    stack.adapter.context.client_batch = ClientBatch((slot,), (), 0, training_context.device)
+    return evaluate_client(stack.adapter, table, training_context)

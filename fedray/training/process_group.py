@@ -1,7 +1,7 @@
 """Processes that train one client together, data-parallel: every one runs the same code on the same values, takes its
 share of each step's micro-batches, and moves its parameters by the sum of all gradients.
 
-A process that is alone is a team of one; nothing below communicates then.
+A process that is alone is a process_group of one; nothing below communicates then.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +15,16 @@ from torch import distributed
 Value = TypeVar("Value")
 
 
-class MemberLost(RuntimeError):
-    """An exchange with the team failed: another process is gone, or has left its round with an error of its own."""
+class ProcessLost(RuntimeError):
+    """An exchange with the process_group failed: another process is gone, or has left its round with an error of its
+    own."""
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process's place in it. Of a team of more than one, torch's default process group is the members.
+class ProcessGroup:
+    """This process's place in it. Of a process_group of more than one, torch's default process group is the members.
 
-    rank: 0 to size - 1. size: number of processes. What exchanges something raises MemberLost where it cannot.
+    rank: 0 to size - 1. size: number of processes. What exchanges something raises ProcessLost where it cannot.
     """
 
     rank: int = 0
@@ -68,7 +69,7 @@ def _exchanging() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's; torch's own DistError is one, too
-        raise MemberLost(f"training together: another process is gone: {error}") from error
+        raise ProcessLost(f"training together: another process is gone: {error}") from error
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()

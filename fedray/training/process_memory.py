@@ -12,10 +12,10 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 30
 """So much may lie free at the end of the main heap."""
 LARGEST_KEPT = 1 << 25
-"""Blocks of more bytes are given back all the same: glibc's own limit."""
+"""ResultBatcher of more bytes are given back all the same: glibc's own limit."""
 
 
-def settle_heap() -> None:
+def freeze_heap() -> None:
     """Collect what is garbage, and leave everything else out of all later collections.
 
     What torch and its kin import are a million objects that live as long as the process, and a collection that a

@@ -8,7 +8,7 @@ import pytest
 
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
-from fedray.federation.worker import Assignment
+from fedray.federation.worker import ClientTask
 
 DECODER = {
     "model_type": "llama",
@@ -46,7 +46,7 @@ def turns_of(run, ids, measure=True):
     downlinks = run.method.configure_train(run.federation.server, run.prepared.clients)
     return [
         (
-            Assignment(clients[id], run.federation.server_round, measure, keep="adapter"),
+            ClientTask(clients[id], run.federation.server_round, measure, keep="adapter"),
             downlinks[id],
             run.states().get(id),
             run.pool.shards[id],
@@ -153,7 +153,7 @@ def count_calls(monkeypatch, worker):
 
 
 def test_any_group_gives_a_client_the_same(start):
-    """Alone, with one other in either order, and after others that the worker's stack still holds."""
+    """EngineBackend, with one other in either order, and after others that the worker's stack still holds."""
     run = start("fedalt", clients__count=5, data__groups=1)
     run.round()
     ids = [client.id for client in run.prepared.clients]
@@ -252,12 +252,12 @@ def test_widths_that_cut_an_actors_clients_into_equal_parts_are_tried(start, mon
 
 def test_timing_widths_leaves_nothing_behind(start):
     run = start("fedalt", train__epochs=5)
-    turns, setting = turns_of(run, IDS), run.worker.setting
+    turns, training_context = turns_of(run, IDS), run.worker.training_context
     expected = [run.worker.train(*turn) for turn in turns]
     seconds = run.worker.width_seconds(*zip(*turns, strict=True))
     assert set(seconds) == {1, 2, 3}
     assert min(seconds.values()) > 0
-    assert run.worker.setting == setting
+    assert run.worker.training_context == training_context
     for turn, before in zip(turns, expected, strict=True):
         after = run.worker.train(*turn)
         assert after[0].report.steps == before[0].report.steps

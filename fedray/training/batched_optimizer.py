@@ -1,7 +1,8 @@
-"""The optimizers of several clients' rounds as one: each lane has its own learning rate, step count and gradient norm.
+"""The optimizers of several clients' rounds as one: each member has its own learning rate, step count and gradient
+norm.
 
-The formulas are `RoundOptimizer`'s, that is torch's, on rows of one matrix [lanes, trained values]. Where a lane's
-parameters have taken equally many steps, one factor per lane is enough; otherwise every value has its own.
+The formulas are `RoundOptimizer`'s, that is torch's, on rows of one matrix [members, trained values]. Where a member's
+parameters have taken equally many steps, one factor per member is enough; otherwise every value has its own.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from fedray.training.optimizer import Schedule, weight_decays
 Numbers = npt.NDArray[np.float64]
 
 
-class LaneOptimizer:
+class BatchedOptimizer:
     """AdamW or SGD with decoupled weight decay.
 
     Args:
         groups: of one adapter.
-        values: [lanes, size], whose first columns hold the groups' parameters one after another; they are changed in
+        values: [members, size], whose first columns hold the groups' parameters one after another; they are changed in
             place.
-        schedules: of each lane, of one TrainConfig.
+        schedules: of each member, of one TrainConfig.
     """
 
     def __init__(self, groups: Sequence[TrainableGroup], values: Tensor, schedules: Sequence[Schedule]) -> None:
@@ -39,51 +40,51 @@ class LaneOptimizer:
         self._steps = np.zeros((len(values), sum(map(len, self._sizes))), np.int64)
 
     def step(self, gradients: Tensor, index: int, present: npt.NDArray[np.bool_] | None) -> None:
-        """Move the first lanes.
+        """Move the first members.
 
-        gradients: [lanes that go on, trained size]; overwritten.
+        gradients: [members that go on, trained size]; overwritten.
         index: number of steps before this one.
-        present: which parameters have a gradient, [lanes, parameters]; None: all. Those without one do not move.
+        present: which parameters have a gradient, [members, parameters]; None: all. Those without one do not move.
         """
-        lanes = len(gradients)
+        members = len(gradients)
         if self._train.clip is not None:
             norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
             gradients.mul_((self._train.clip / (norms + 1e-6)).clamp(max=1.0))
-        self._steps[:lanes] += 1 if present is None else present
-        rates = np.array([schedule.rates(self._groups, index) for schedule in self._schedules[:lanes]])
+        self._steps[:members] += 1 if present is None else present
+        rates = np.array([schedule.rates(self._groups, index) for schedule in self._schedules[:members]])
         start = place = 0
         for group, (sizes, decay) in enumerate(zip(self._sizes, self._decays, strict=True)):
             columns, own = slice(start, start + sum(sizes)), slice(place, place + len(sizes))
             if decay and self._second is None:  # as `decay_for_sgd`, which spares no parameter
-                self._decay(lanes, columns, rates[:, group : group + 1] * decay)
+                self._decay(members, columns, rates[:, group : group + 1] * decay)
             moving = None if present is None or present[:, own].all() else present[:, own]
-            kept = [part.clone() for part in self._parts(lanes, columns)] if moving is not None else []
-            steps = self._steps[:lanes, own]
+            kept = [part.clone() for part in self._parts(members, columns)] if moving is not None else []
+            steps = self._steps[:members, own]
             if (steps == steps[:, :1]).all():
                 steps = steps[:, :1]
-            self._move(lanes, columns, gradients[:, columns], rates[:, group : group + 1], steps, decay, sizes)
+            self._move(members, columns, gradients[:, columns], rates[:, group : group + 1], steps, decay, sizes)
             if moving is not None:
                 moves = _spread(moving, sizes, gradients.device)
-                for part, old in zip(self._parts(lanes, columns), kept, strict=True):
+                for part, old in zip(self._parts(members, columns), kept, strict=True):
                     part.copy_(torch.where(moves, part, old))
             start, place = columns.stop, own.stop
 
     def finite(self) -> list[bool]:
-        """Return whether every value of each lane is finite."""
+        """Return whether every value of each member is finite."""
         return [bool(finite) for finite in self._values.isfinite().all(dim=1).tolist()]
 
-    def _parts(self, lanes: int, columns: slice) -> list[Tensor]:
+    def _parts(self, members: int, columns: slice) -> list[Tensor]:
         moments = [self._first] if self._second is None else [self._first, self._second]
-        return [part[:lanes, columns] for part in (self._values, *moments)]
+        return [part[:members, columns] for part in (self._values, *moments)]
 
-    def _decay(self, lanes: int, columns: slice, shares: Numbers) -> None:
-        """shares: [lanes, 1]."""
-        values = self._values[:lanes, columns]
+    def _decay(self, members: int, columns: slice, shares: Numbers) -> None:
+        """shares: [members, 1]."""
+        values = self._values[:members, columns]
         values.addcmul_(values, _spread(shares, None, values.device, values.dtype), value=-1)
 
     def _move(
         self,
-        lanes: int,
+        members: int,
         columns: slice,
         gradients: Tensor,
         rates: Numbers,
@@ -91,19 +92,20 @@ class LaneOptimizer:
         decay: float,
         sizes: Sequence[int],
     ) -> None:
-        """rates: [lanes, 1]. steps: [lanes, 1], or [lanes, parameters] where these differ. sizes: of the parameters."""
+        """rates: [members, 1]. steps: [members, 1], or [members, parameters] where these differ. sizes: of the
+        parameters."""
         train = self._train
 
         def factor(numbers: Numbers) -> Tensor:
             return _spread(numbers, sizes if numbers.shape[1] > 1 else None, gradients.device, gradients.dtype)
 
-        values, first, *rest = self._parts(lanes, columns)
+        values, first, *rest = self._parts(members, columns)
         if not rest:
             first.mul_(train.momentum).add_(gradients)
             values.sub_(first * factor(rates))
             return
         if decay:
-            self._decay(lanes, columns, rates * decay)
+            self._decay(members, columns, rates * decay)
         (second,) = rest
         beta1, beta2 = train.betas
         first.lerp_(gradients, 1 - beta1)
@@ -119,7 +121,7 @@ def _spread(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return [lanes, 1], or with sizes every column as often as its parameter has values."""
+    """Return [members, 1], or with sizes every column as often as its parameter has values."""
     tensor = torch.as_tensor(numbers, dtype=dtype).to(device)
     if sizes is None:
         return tensor

@@ -20,7 +20,7 @@ class _Abandoned(BaseException):
     """Unwinds a piece that nobody waits for any more."""
 
 
-def take_turns(
+def run_in_lockstep(
     pieces: Sequence[Callable[[Ask], Result]],
     serve: Callable[[Mapping[int, Any]], Mapping[int, Any]],
     kinds: Sequence[type],

@@ -9,7 +9,7 @@ from fedray.data.examples import Examples, IntArray
 from fedray.types import Split
 
 
-def carve(
+def split_holdout(
     train: IntArray,
     classes: IntArray,
     config: PartitionConfig,

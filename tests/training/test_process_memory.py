@@ -11,7 +11,7 @@ MEGABYTE_BLOCKS = """
 import ctypes, resource, sys
 PR_SET_THP_DISABLE = 41  # a huge page would be one fault
 ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
-from fedray.heap import keep_freed_memory
+from fedray.training.process_memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

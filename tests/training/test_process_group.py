@@ -11,11 +11,11 @@ import torch
 from torch import distributed
 
 from fedray.training.engine import TorchEngine
-from fedray.training.team import ALONE, MemberLost, Team
-from fedray.training.trainer import Alone, LocalTrainer
+from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup, ProcessLost
+from fedray.training.trainer import EngineBackend, LocalTrainer
 
 
-def together(size: int, work: Callable[[Team], Any], path: Any) -> list[Any]:
+def together(size: int, work: Callable[[ProcessGroup], Any], path: Any) -> list[Any]:
     """Run `work` in `size` processes at a time; return what each returned, or raise what one raised."""
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
@@ -27,7 +27,7 @@ def together(size: int, work: Callable[[Team], Any], path: Any) -> list[Any]:
         store = distributed.FileStore(str(path), size)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
         try:
-            queue.put((rank, work(Team(rank, size)), None))
+            queue.put((rank, work(ProcessGroup(rank, size)), None))
         except Exception as error:
             queue.put((rank, None, error))
 
@@ -43,12 +43,19 @@ def together(size: int, work: Callable[[Team], Any], path: Any) -> list[Any]:
     return [result for _, result, _ in found]
 
 
-def with_team(local: LocalTrainer, team: Team, **train: Any) -> LocalTrainer:
-    """The same client's round, of another team."""
-    setting = local._setting
-    setting = replace(setting, train=setting.train.model_copy(update=train))
-    engine = TorchEngine(local._work.adapter, team=team)
-    return LocalTrainer(Alone(engine, setting), local._shard, local.client, local.server_round, setting, local._measure)
+def with_team(local: LocalTrainer, process_group: ProcessGroup, **train: Any) -> LocalTrainer:
+    """The same client's round, of another process_group."""
+    training_context = local._setting
+    training_context = replace(training_context, train=training_context.train.model_copy(update=train))
+    engine = TorchEngine(local._work.adapter, process_group=process_group)
+    return LocalTrainer(
+        EngineBackend(engine, training_context),
+        local._shard,
+        local.client,
+        local.server_round,
+        training_context,
+        local._measure,
+    )
 
 
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])
@@ -58,10 +65,10 @@ def test_a_team_is_one_worker_with_a_larger_batch(adapt, trainer, tmp_path, task
     and the last one, 11. Epochs, AdamW and clipping over the whole gradient."""
     train = {"epochs": 3, "clip": 0.05, "weight_decay": 0.1, "lr": 0.01}
 
-    def silo(team: Team) -> Any:
+    def silo(process_group: ProcessGroup) -> Any:
         adapter = adapt(task)
         local = trainer(adapter, task, num_examples=23, measure=True, **train)
-        local = with_team(local, team, accumulation=size)
+        local = with_team(local, process_group, accumulation=size)
         local.train()
         return adapter.read("lora"), local.report
 
@@ -80,9 +87,9 @@ def test_a_team_is_one_worker_with_a_larger_batch(adapt, trainer, tmp_path, task
 
 
 def test_with_dropout_a_team_is_one_process_that_takes_all_micro_batches(adapt, trainer, tmp_path) -> None:
-    def silo(team: Team) -> Any:
+    def silo(process_group: ProcessGroup) -> Any:
         adapter = adapt(dropout=0.3)
-        with_team(trainer(adapter, num_examples=19, epochs=2), team, accumulation=2).train()
+        with_team(trainer(adapter, num_examples=19, epochs=2), process_group, accumulation=2).train()
         return adapter.read("lora")
 
     adapter = adapt(dropout=0.3)
@@ -92,9 +99,9 @@ def test_with_dropout_a_team_is_one_process_that_takes_all_micro_batches(adapt, 
 
 
 def test_a_loss_that_is_not_finite_ends_the_round_of_every_member(adapt, trainer, tmp_path) -> None:
-    def silo(team: Team) -> str:
+    def silo(process_group: ProcessGroup) -> str:
         with pytest.raises(Exception, match="not finite") as found:
-            with_team(trainer(adapt(), num_examples=16, lr=1e30, epochs=9), team, accumulation=2).train()
+            with_team(trainer(adapt(), num_examples=16, lr=1e30, epochs=9), process_group, accumulation=2).train()
         return type(found.value).__name__
 
     assert together(2, silo, tmp_path / "store") == ["TrainingError", "TrainingError"]
@@ -103,23 +110,25 @@ def test_a_loss_that_is_not_finite_ends_the_round_of_every_member(adapt, trainer
 def test_gradients_are_added_up_and_missing_ones_stay_missing(tmp_path) -> None:
     """Of three parameters the second has a gradient in one member, the third in none."""
 
-    def work(team: Team) -> Any:
+    def work(process_group: ProcessGroup) -> Any:
         parameters = [torch.zeros(2, requires_grad=True) for _ in range(3)]
-        parameters[0].grad = torch.tensor([1.0, 2.0]) * (team.rank + 1)
-        if team.rank == 1:
+        parameters[0].grad = torch.tensor([1.0, 2.0]) * (process_group.rank + 1)
+        if process_group.rank == 1:
             parameters[1].grad = torch.tensor([5.0, 7.0])
-        team.sum_gradients(parameters)
-        return [None if p.grad is None else p.grad.tolist() for p in parameters], team.from_first(lambda: team.rank)
+        process_group.sum_gradients(parameters)
+        return [None if p.grad is None else p.grad.tolist() for p in parameters], process_group.from_first(
+            lambda: process_group.rank
+        )
 
     assert together(2, work, tmp_path / "store") == [([[3.0, 6.0], [5.0, 7.0], None], 0)] * 2
 
 
 def test_a_member_that_is_gone_is_named_as_such(tmp_path) -> None:
-    def work(team: Team) -> Any:
-        if team.rank == 1:
+    def work(process_group: ProcessGroup) -> Any:
+        if process_group.rank == 1:
             return None
-        with pytest.raises(MemberLost, match="another process is gone"):
-            _ = [team.sum(torch.ones(2)) for _ in range(100)]  # the first ones may still be buffered
+        with pytest.raises(ProcessLost, match="another process is gone"):
+            _ = [process_group.sum(torch.ones(2)) for _ in range(100)]  # the first ones may still be buffered
         return "noticed"
 
     assert together(2, work, tmp_path / "store") == ["noticed", None]
@@ -127,8 +136,8 @@ def test_a_member_that_is_gone_is_named_as_such(tmp_path) -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     parameter = torch.zeros(2, requires_grad=True)
-    ALONE.sum_gradients([parameter])
+    SINGLE_PROCESS.sum_gradients([parameter])
     assert parameter.grad is None
-    assert ALONE.sum(torch.ones(2)).tolist() == [1.0, 1.0]
-    assert ALONE.from_first(lambda: 3) == 3
-    assert all(ALONE.mine(index) for index in range(5))
+    assert SINGLE_PROCESS.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    assert SINGLE_PROCESS.from_first(lambda: 3) == 3
+    assert all(SINGLE_PROCESS.mine(index) for index in range(5))

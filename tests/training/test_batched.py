@@ -1,4 +1,4 @@
-"""Lanes against the same clients trained one by one, and what must not happen between lanes."""
+"""ClientBatch against the same clients trained one by one, and what must not happen between members."""
 
 import threading
 
@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
-from fedray.adapters.stacked import Stack, Unfusable
+from fedray.adapters.stacked import AdapterStack, CannotBatch
 from fedray.config import LoraSection, ReftSection, TrainConfig
 from fedray.errors import TrainingError
-from fedray.training.fused import fastest_width, join, run_together, width_seconds
-from fedray.training.lane_optimizer import LaneOptimizer
+from fedray.training.batched import fastest_width, join, run_batched, width_seconds
+from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.optimizer import RoundOptimizer, Schedule
 from fedray.training.trainer import LocalTrainer
 
@@ -42,13 +42,13 @@ def alone(adapter, locals_, values):
     return {name: one_round(local._work, local, values[name]) for name, local in locals_.items()}
 
 
-def fused(adapter, locals_, values, lanes=None):
+def fused(adapter, locals_, values, members=None):
     def piece(name):
-        return lambda lane: one_round(lane, locals_[name], values[name])
+        return lambda member: one_round(member, locals_[name], values[name])
 
-    stack = Stack(adapter, lanes or len(locals_))
-    setting = next(iter(locals_.values()))._setting
-    return dict(zip(locals_, run_together(stack, setting, 1.0, [piece(name) for name in locals_]), strict=True))
+    stack = AdapterStack(adapter, members or len(locals_))
+    training_context = next(iter(locals_.values()))._setting
+    return dict(zip(locals_, run_batched(stack, training_context, 1.0, [piece(name) for name in locals_]), strict=True))
 
 
 def compare(ours, expected, starts):
@@ -87,7 +87,7 @@ def locals_of(trainer):
     ids=["adamw", "sgd"],
 )
 def test_lanes_are_as_alone(adapt, locals_of, task, train):
-    """Dropout acts, lanes end at different steps, last batches are short, dee has a single example."""
+    """Dropout acts, members end at different steps, last batches are short, dee has a single example."""
     adapter = adapt(task, dropout=0.3)
     locals_ = locals_of(adapter, task, measure=True, server_round=2, lr=0.01, round_decay=0.9, **train)
     values = {name: first_values(adapter, name) for name in locals_}
@@ -121,7 +121,7 @@ def test_every_family(family, locals_of):
 @pytest.mark.parametrize("positions", ["f1+l1", "f2+l3", "all"])
 def test_interventions(backbone, locals_of, task, kind, positions):
     """With batches of one example and prompts of one token, a step may edit no token with the suffix's intervention:
-    its moments and step count must then stay, on that lane only."""
+    its moments and step count must then stay, on that member only."""
     section = ReftSection(rank=2, kind=kind, positions=positions, dropout=0.2)
     adapter = attach_reft(backbone(task), section, seed=1)
     locals_ = locals_of(adapter, task, measure=True, batch_size=1, lr=0.01, weight_decay=0.1)
@@ -131,7 +131,7 @@ def test_interventions(backbone, locals_of, task, kind, positions):
 
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])
 def test_interventions_with_short_batches(backbone, locals_of, task):
-    """Steps end with fewer micro-batches, and these with fewer examples, than those of other lanes."""
+    """Steps end with fewer micro-batches, and these with fewer examples, than those of other members."""
     adapter = attach_reft(backbone(task), ReftSection(rank=2, positions="f1+l2", dropout=0.3), seed=1)
     locals_ = locals_of(adapter, task, measure=True, batch_size=4, accumulation=2, lr=0.01)
     values = {name: first_values(adapter, name) for name in locals_}
@@ -139,7 +139,7 @@ def test_interventions_with_short_batches(backbone, locals_of, task):
 
 
 def test_rows_that_fill_up_are_copies_without_answers():
-    """Lanes of 1, 0 and 2 rows: attention over nothing is never asked of a model."""
+    """ClientBatch of 1, 0 and 2 rows: attention over nothing is never asked of a model."""
 
     def part(ids, labels):
         tokens = torch.tensor(ids, dtype=torch.long).reshape(len(ids), -1)
@@ -153,9 +153,9 @@ def test_rows_that_fill_up_are_copies_without_answers():
     assert joined.batch["attention_mask"].tolist() == [[1, 1, 1]] * 4 + [[1, 1, 0]] * 2
     assert joined.batch["labels"].tolist() == [[-100, 6, 7], none_, none_, none_, [-100, 9, -100], [-100, 4, -100]]
     assert joined.shapes == ((1, 3), (0, 2), (2, 2))
-    weights, lanes = joined.weights([2, 1, 2])
+    weights, members = joined.weights([2, 1, 2])
     assert weights.tolist() == [0.5] * 4
-    assert lanes.tolist() == [0, 0, 2, 2]
+    assert members.tolist() == [0, 0, 2, 2]
     assert [own.tolist() for own in joined.own_units("cpu")] == [[0, 1], [], [2, 3]]
 
 
@@ -182,7 +182,7 @@ def test_neither_order_nor_width_matter(adapt, locals_of, names):
     values = {name: first_values(adapter, name) for name in locals_}
     expected = alone(adapter, locals_, values)
     chosen = {name: locals_of(adapter, measure=True, batch_size=2)[name] for name in names}
-    compare(fused(adapter, chosen, values, lanes=5), {name: expected[name] for name in names}, values)
+    compare(fused(adapter, chosen, values, members=5), {name: expected[name] for name in names}, values)
 
 
 def test_the_base_model_is_passed_once_for_all(adapt, locals_of):
@@ -194,24 +194,24 @@ def test_the_base_model_is_passed_once_for_all(adapt, locals_of):
 
 
 def test_the_adapter_itself_is_as_before(adapt, locals_of, batch_of):
-    """Its values, what computes with them, and the lanes that nobody used."""
+    """Its values, what computes with them, and the members that nobody used."""
     adapter = adapt(dropout=0.3)
     adapter.model.eval()
     before = {name: adapter.read(name) for name in adapter.names}
     logits = adapter.model(**batch_of).logits
-    stack = Stack(adapter, 3)
+    stack = AdapterStack(adapter, 3)
     locals_ = locals_of(adapter, clients={"ann": 6})
-    run_together(
+    run_batched(
         stack,
         locals_["ann"]._setting,
         1.0,
-        [lambda lane: one_round(lane, locals_["ann"], first_values(adapter, "ann"))],
+        [lambda member: one_round(member, locals_["ann"], first_values(adapter, "ann"))],
     )
     assert all(np.array_equal(adapter.read(name), vector) for name, vector in before.items())
     assert torch.equal(adapter.model(**batch_of).logits, logits)
     assert torch.equal(stack.values[1], stack.values[2])
     assert not torch.equal(stack.values[0], stack.values[1])
-    assert np.array_equal(stack.lane(2).read("lora"), before["lora"])
+    assert np.array_equal(stack.member(2).read("lora"), before["lora"])
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def batch_of():
 
 @pytest.mark.parametrize("bad", ["ann", "cid"])
 def test_a_lane_that_is_not_finite_names_its_client(adapt, locals_of, bad):
-    """Its values make the first loss infinite; the other lanes' threads end, too."""
+    """Its values make the first loss infinite; the other members' threads end, too."""
     adapter = adapt()
     locals_ = locals_of(adapter)
     values = {name: first_values(adapter, name) for name in locals_}
@@ -236,7 +236,7 @@ def test_a_lane_that_is_not_finite_names_its_client(adapt, locals_of, bad):
 
 
 def test_what_is_not_finite_stays_on_its_lane(adapt, locals_of, monkeypatch):
-    """Without the check, ann's NaN would show in bob's values if anything mixed lanes."""
+    """Without the check, ann's NaN would show in bob's values if anything mixed members."""
     monkeypatch.setattr("fedray.training.loop.check_finite", lambda *_: None)
     adapter = adapt(dropout=0.2)
     locals_ = locals_of(adapter)
@@ -250,7 +250,7 @@ def test_what_is_not_finite_stays_on_its_lane(adapt, locals_of, monkeypatch):
 
 
 def test_interventions_keep_what_is_not_finite_on_its_lane(backbone, locals_of, monkeypatch):
-    """`all` edits unequally many tokens per lane, so that the shorter ones are filled up."""
+    """`all` edits unequally many tokens per member, so that the shorter ones are filled up."""
     monkeypatch.setattr("fedray.training.loop.check_finite", lambda *_: None)
     adapter = attach_reft(backbone("classification"), ReftSection(rank=2, kind="nodireft", positions="all"), seed=1)
     values = {name: first_values(adapter, name) for name in CLIENTS}
@@ -269,25 +269,25 @@ def test_a_client_without_examples_is_named(adapt, locals_of):
 
 
 def test_rows_are_a_lanes_own(adapt):
-    """Rows 1, 2 exist; on lane 1 row 5 comes instead of row 1: it is zero, and row 2 stays."""
+    """Rows 1, 2 exist; on member 1 row 5 comes instead of row 1: it is zero, and row 2 stays."""
     adapter = adapt()
     adapter.set_rows({path: np.array([1, 2]) for path in adapter.targets})
-    stack = Stack(adapter, 2)
+    stack = AdapterStack(adapter, 2)
     path = next(iter(adapter.targets))
     kept = adapter.layout("lora").views(adapter.read("lora"))[f"{path}.B"]
-    stack.lane(1).set_rows({path: np.array([2, 5]) for path in adapter.targets})
-    first, second = (stack.lane(index).tensors()[f"lora.{path}.B"] for index in (0, 1))
+    stack.member(1).set_rows({path: np.array([2, 5]) for path in adapter.targets})
+    first, second = (stack.member(index).tensors()[f"lora.{path}.B"] for index in (0, 1))
     np.testing.assert_array_equal(first[[1, 2]], kept)
     np.testing.assert_array_equal(second[[2, 5]], [kept[1], 0 * kept[1]])
     assert np.count_nonzero(first.any(1)) == 2
     assert np.count_nonzero(second.any(1)) == 1
     assert kept.all()
-    with pytest.raises(Unfusable, match="another number of rows"):
-        stack.lane(0).set_rows({path: np.array([3]) for path in adapter.targets})
+    with pytest.raises(CannotBatch, match="another number of rows"):
+        stack.member(0).set_rows({path: np.array([3]) for path in adapter.targets})
 
 
 def test_importance_of_lanes_is_as_alone(adapt, locals_of):
-    """Lanes with unequal examples, the last batches short."""
+    """ClientBatch with unequal examples, the last batches short."""
     adapter = adapt("causal_lm")
     locals_ = locals_of(adapter, "causal_lm", batch_size=2)
     values = {name: first_values(adapter, name) for name in locals_}
@@ -298,8 +298,8 @@ def test_importance_of_lanes_is_as_alone(adapt, locals_of):
         return work.importance(locals_[name]._shard.tables["train"])
 
     alone = {name: importance(local._work, name) for name, local in locals_.items()}
-    pieces = [lambda lane, name=name: importance(lane, name) for name in locals_]
-    found = run_together(Stack(adapter, 4), locals_["ann"]._setting, 1.0, pieces)
+    pieces = [lambda member, name=name: importance(member, name) for name in locals_]
+    found = run_batched(AdapterStack(adapter, 4), locals_["ann"]._setting, 1.0, pieces)
     for name, fisher in zip(locals_, found, strict=True):
         assert fisher.keys() == alone[name].keys()
         for path, values_ in fisher.items():
@@ -308,28 +308,28 @@ def test_importance_of_lanes_is_as_alone(adapt, locals_of):
 
 
 def test_a_lane_reads_back_what_it_was_given(adapt):
-    stack = Stack(adapt(), 3)
-    lanes = [stack.lane(index) for index in range(3)]
-    vectors = [np.random.default_rng(index).normal(size=lanes[0].layout("lora").size) for index in range(3)]
-    for lane, vector in zip(lanes, vectors, strict=True):
-        lane.load("lora", vector.astype(np.float32))
-    for lane, vector in zip(lanes, vectors, strict=True):
-        assert np.array_equal(lane.read("lora"), vector.astype(np.float32))
-        assert lane.num_trainable() == stack.adapter.num_trainable()
+    stack = AdapterStack(adapt(), 3)
+    members = [stack.member(index) for index in range(3)]
+    vectors = [np.random.default_rng(index).normal(size=members[0].layout("lora").size) for index in range(3)]
+    for member, vector in zip(members, vectors, strict=True):
+        member.load("lora", vector.astype(np.float32))
+    for member, vector in zip(members, vectors, strict=True):
+        assert np.array_equal(member.read("lora"), vector.astype(np.float32))
+        assert member.num_trainable() == stack.adapter.num_trainable()
     with pytest.raises(ValueError, match="not finite"):
-        lanes[0].load("lora", np.full(lanes[0].layout("lora").size, np.nan, np.float32))
+        members[0].load("lora", np.full(members[0].layout("lora").size, np.nan, np.float32))
 
 
 def test_the_whole_model_cannot_be_stacked(backbone):
-    with pytest.raises(Unfusable, match="whole model"):
-        Stack(attach_full(backbone("classification")), 2)
+    with pytest.raises(CannotBatch, match="whole model"):
+        AdapterStack(attach_full(backbone("classification")), 2)
 
 
 def test_a_head_with_a_normalisation_layer_cannot_be_stacked(backbone):
     model = backbone("classification")
     model.norm = torch.nn.LayerNorm(16)
-    with pytest.raises(Unfusable, match="norm.weight"):
-        Stack(attach_lora(model, LoraSection(rank=2)), 2)
+    with pytest.raises(CannotBatch, match="norm.weight"):
+        AdapterStack(attach_lora(model, LoraSection(rank=2)), 2)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +341,8 @@ def test_a_head_with_a_normalisation_layer_cannot_be_stacked(backbone):
     ids=["adamw", "sgd"],
 )
 def test_optimizers_of_lanes_are_single_ones(adapt, train):
-    """Lanes of 4, 3 and 3 steps; in the second step lane 0 has no gradient for one parameter, in the third lane 1 for
-    another: a parameter's moments and its count of steps then stay."""
+    """ClientBatch of 4, 3 and 3 steps; in the second step member 0 has no gradient for one parameter, in the third
+    member 1 for another: a parameter's moments and its count of steps then stay."""
     config = TrainConfig(lr=0.05, **train)
     numbers, missing = [4, 3, 3], {(1, 0): 1, (2, 1): 4}
     adapter = adapt()
@@ -354,31 +354,31 @@ def test_optimizers_of_lanes_are_single_ones(adapt, train):
     gradients = torch.randn(4, 3, sum(sizes), generator=generator)
 
     together = start.clone()
-    lanes = LaneOptimizer(groups, together, schedules)
+    members = BatchedOptimizer(groups, together, schedules)
     for step in range(4):
         live = sum(number > step for number in numbers)
         present = np.ones((live, len(sizes)), bool)
         given = gradients[step, :live].clone()
-        for lane in range(live):
-            if (step, lane) in missing:
-                present[lane, missing[step, lane]] = False
-                given[lane].split(sizes)[missing[step, lane]].zero_()
-        lanes.step(given, step, None if present.all() else present)
+        for member in range(live):
+            if (step, member) in missing:
+                present[member, missing[step, member]] = False
+                given[member].split(sizes)[missing[step, member]].zero_()
+        members.step(given, step, None if present.all() else present)
 
-    for lane, number in enumerate(numbers):
+    for member, number in enumerate(numbers):
         parameters = [parameter for group in groups for parameter in group.parameters]
-        for parameter, value in zip(parameters, start[lane].split(sizes), strict=True):
+        for parameter, value in zip(parameters, start[member].split(sizes), strict=True):
             parameter.data.copy_(value.view_as(parameter))
-        single = RoundOptimizer(groups, schedules[lane])
+        single = RoundOptimizer(groups, schedules[member])
         for step in range(number):
             for index, (parameter, gradient) in enumerate(
-                zip(parameters, gradients[step, lane].split(sizes), strict=True)
+                zip(parameters, gradients[step, member].split(sizes), strict=True)
             ):
-                parameter.grad = None if missing.get((step, lane)) == index else gradient.view_as(parameter).clone()
+                parameter.grad = None if missing.get((step, member)) == index else gradient.view_as(parameter).clone()
             single.step()
         expected = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-        torch.testing.assert_close(together[lane], expected, rtol=1e-5, atol=1e-6)
-        assert (expected - start[lane]).norm() > 0.1
+        torch.testing.assert_close(together[member], expected, rtol=1e-5, atol=1e-6)
+        assert (expected - start[member]).norm() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedray.training.rendezvous import take_turns
+from fedray.training.lockstep import run_in_lockstep
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def test_requests_of_one_kind_are_served_together_small_ones_first():
         served.append(dict(requests))
         return {index: request.value * 10 for index, request in requests.items()}
 
-    results = take_turns([piece([1]), piece([2, 3]), piece([])], serve, (Small, Large))
+    results = run_in_lockstep([piece([1]), piece([2, 3]), piece([])], serve, (Small, Large))
     assert results == [[10, 10], [20, 30, 20], [0]]
     assert served == [
         {0: Small(1), 1: Small(2)},
@@ -46,7 +46,7 @@ def test_requests_of_one_kind_are_served_together_small_ones_first():
 
 
 def test_pieces_that_ask_for_nothing():
-    assert take_turns([lambda ask: 1, lambda ask: 2], lambda requests: {}, (Small,)) == [1, 2]
+    assert run_in_lockstep([lambda ask: 1, lambda ask: 2], lambda requests: {}, (Small,)) == [1, 2]
 
 
 def test_one_thread_runs_at_a_time_in_order():
@@ -61,7 +61,7 @@ def test_one_thread_runs_at_a_time_in_order():
 
         return run
 
-    take_turns([piece("a"), piece("b")], dict, (Small,))
+    run_in_lockstep([piece("a"), piece("b")], dict, (Small,))
     assert trace == [(name, step) for step in range(3) for name in "ab"]
 
 
@@ -82,7 +82,7 @@ def test_an_error_of_a_piece_surfaces_and_no_thread_is_left():
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        take_turns([waits, fails, waits], dict, (Small,))
+        run_in_lockstep([waits, fails, waits], dict, (Small,))
     assert unwound == [True, True]
     assert not running()
 
@@ -92,11 +92,11 @@ def test_an_error_while_serving_surfaces_and_no_thread_is_left():
         raise ValueError("served badly")
 
     with pytest.raises(ValueError, match="served badly"):
-        take_turns([lambda ask: ask(Small(0))] * 3, serve, (Small,))
+        run_in_lockstep([lambda ask: ask(Small(0))] * 3, serve, (Small,))
     assert not running()
 
 
 def test_a_request_of_no_known_kind_is_an_error():
     with pytest.raises(TypeError, match="Large"):
-        take_turns([lambda ask: ask(Large(0))], dict, (Small,))
+        run_in_lockstep([lambda ask: ask(Large(0))], dict, (Small,))
     assert not running()

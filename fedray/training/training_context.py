@@ -9,7 +9,7 @@ from fedray.types import Task
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingContext:
     """What all clients of a run share.
 
     tokenizer: only for metrics of generated text (exact_match, rouge_l).
