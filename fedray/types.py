@@ -1,7 +1,7 @@
 """The types that every package shares."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,6 +21,13 @@ Task = Literal["classification", "regression", "causal_lm"]
 IGNORED = -100
 """Label of a token on which no loss is taken, as in torch and transformers."""
 
+Capacity = Mapping[str, Any]
+"""What the devices of a tier can hold, by the name of the tier's field in the configuration. Methods and adapter kinds
+read the values, the framework only passes them on; a name that is missing means no limit.
+
+mask_ratio: ρ_k in (0, 1), share of the adapter's output rows. lora_rank: r_k, LoRA rank. reft_layers: blocks whose
+output is edited."""
+
 
 @dataclass(frozen=True)
 class Client:
@@ -29,18 +36,14 @@ class Client:
     index: position in the sorted list of all clients, 0 to K-1.
     num_examples: training examples of the client (n_k).
     tier: name of its capacity tier.
-    mask_ratio: ρ_k in (0, 1], the share of output rows that its tier can hold (FedHFT).
-    lora_rank: r_k, the LoRA rank that its tier can hold; None: the common one.
-    reft_layers: the blocks whose output its tier edits; None: the common ones.
+    capacity: what the tier's devices can hold.
     """
 
     id: ClientId
     index: int
     num_examples: int
     tier: str = "default"
-    mask_ratio: float = 1.0
-    lora_rank: int | None = None
-    reft_layers: tuple[int, ...] | None = None
+    capacity: Capacity = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, field_val
 
 from fedray.config.section import Fraction, PositiveInt, Section
 from fedray.errors import choices
+from fedray.types import Capacity
 
 
 def _whole_above_one(amount: float) -> float:
@@ -99,6 +100,13 @@ class TierConfig(Section):
     """Seconds before each transfer begins."""
     dropout: Fraction = 0.0
     """Probability that a client of this tier, asked to take part in a round, drops out of it."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the tier's devices can hold less than others."""
+        limits = {"lora_rank": self.lora_rank, "reft_layers": self.reft_layers}
+        set_limits = {name: value for name, value in limits.items() if value is not None}
+        return set_limits if self.mask_ratio == 1 else {"mask_ratio": self.mask_ratio, **set_limits}
 
     @property
     def fuse_width(self) -> int:

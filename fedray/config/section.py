@@ -1,7 +1,7 @@
 """What every section of a configuration is: frozen, without unknown keys, and clear about mistakes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -31,6 +31,14 @@ class Section(BaseModel):
         return value
 
 
+class Mistakes(ValueError):
+    """The mistakes of a section that was checked by itself, one line each, for the section around it."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__("; ".join(self.lines))
+
+
 def describe(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
     """Return one line per mistake in a `root`: where, what came, what is allowed, the nearest valid name."""
     for entry in error.errors():
@@ -41,6 +49,8 @@ def describe(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield f"{where}: unknown key{nearest(str(key), known)}; allowed: {choices(known)}"
         elif entry["type"] == "missing":
             yield f"{where}: missing"
+        elif entry["type"] == "value_error" and isinstance(entry["ctx"]["error"], Mistakes):
+            yield from (f"{where}.{line}" for line in entry["ctx"]["error"].lines)
         elif entry["type"] == "value_error":
             yield f"{where}: {entry['ctx']['error']}" if where else str(entry["ctx"]["error"])
         else:

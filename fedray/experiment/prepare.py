@@ -294,7 +294,7 @@ def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: 
 
 def _client(config: ClientsConfig, id: ClientId, index: int, num_examples: int, tier: str) -> Client:
     device = config.tier(tier)
-    return Client(id, index, num_examples, tier, device.mask_ratio, device.lora_rank, device.reft_layers)
+    return Client(id, index, num_examples, tier, device.capacity)
 
 
 def _deal_tiers(config: ClientsConfig, ids: Sequence[ClientId], seed: int) -> dict[ClientId, str]:

@@ -36,7 +36,7 @@ def _own(common: Layout, lora_rank: int | None, reft_layers: tuple[int, ...] | N
 
 def own_layout(common: Layout, client: Client) -> Layout:
     """Return the layout of what the client holds of a common one (that itself where it is everything)."""
-    return _own(common, client.lora_rank, client.reft_layers)
+    return _own(common, client.capacity.get("lora_rank"), client.capacity.get("reft_layers"))
 
 
 @lru_cache(maxsize=256)

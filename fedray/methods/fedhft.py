@@ -176,7 +176,8 @@ class FedHft:
         made: dict[tuple[bytes, int], Mixture] = {}
         received = {}
         for client in cohort:
-            pi, rank = server.memberships[client.id], self.downlink_rank or client.lora_rank or self.lora.rank
+            pi = server.memberships[client.id]
+            rank = self.downlink_rank or client.capacity.get("lora_rank", self.lora.rank)
             if (pi.tobytes(), rank) not in made:
                 made[pi.tobytes(), rank] = self._mixture(server, pi, rank)
             received[client.id] = made[pi.tobytes(), rank]
@@ -237,14 +238,14 @@ class FedHft:
             known = concatenate([(1.0, delta[index]) for delta in (downlink, previous) if delta])
             importance = energy(known.B, known.A)
             if importance.any():
-                masks.append(top_rows(importance, local.client.mask_ratio))
+                masks.append(top_rows(importance, mask_ratio(local.client)))
             else:
-                masks.append(random_rows(importance.size, local.client.mask_ratio, local.rng(f"rows {module}")))
+                masks.append(random_rows(importance.size, mask_ratio(local.client), local.rng(f"rows {module}")))
         return tuple(masks)
 
     def _masks_after(self, targets: tuple[str, ...], trained: Delta, local: Local) -> tuple[Mask, ...]:
         """`post`: the most important rows of what was trained. A client that keeps all rows needs no importance."""
-        ratio = local.client.mask_ratio
+        ratio = mask_ratio(local.client)
         if ratio == 1:
             return tuple(np.ones(delta.B.shape[0], bool) for delta in trained)
         if self.importance == "energy":
@@ -332,6 +333,11 @@ class FedHft:
         previous = np.stack([server.memberships[id] for id in ids]).astype(np.float64)
         matched = match_components(previous, posteriors).astype(np.float32)
         return replace(server, memberships={**server.memberships, **dict(zip(ids, matched, strict=True))})
+
+
+def mask_ratio(client: Client) -> float:
+    """Return ρ_k, the share of output rows that the client can hold."""
+    return float(client.capacity.get("mask_ratio", 1.0))
 
 
 def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:

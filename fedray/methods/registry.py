@@ -1,14 +1,12 @@
 """From a configuration's entry to a method: built-in names, or a class of the user's own."""
 
 import dataclasses
-import importlib
-import os
-import sys
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from fedray.config import Config, MethodConfig, describe
+from fedray.config.registry import import_class
 from fedray.errors import ConfigError, choices, nearest
 from fedray.methods.adapters import AdapterKind
 from fedray.methods.fedalt import FedAlt
@@ -84,22 +82,18 @@ def _find(entry: MethodConfig, where: str) -> type[Any]:
         if entry.name not in METHODS:
             raise ConfigError(f"{where}: unknown method{nearest(entry.name, METHODS)}; allowed: {choices(METHODS)}")
         return METHODS[entry.name]
-    module, _, name = (entry.class_ or "").rpartition(".")
-    if os.getcwd() not in sys.path:  # a user's file beside the configuration, when started through the entry point
-        sys.path.append(os.getcwd())
     try:
-        cls = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's file raises while it runs
-        raise ConfigError(
-            f"{where}: class {entry.class_!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        cls: Any = import_class(entry.class_ or "")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
     missing = [name for name in _FUNCTIONS if not callable(getattr(cls, name, None))]
     if missing or not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
         raise ConfigError(
             f"{where}: {entry.class_} must be a dataclass with the functions of fedray.methods.protocol."
             f"FederatedMethod; missing: {choices(missing) or '@dataclass(frozen=True)'}"
         )
-    return cls
+    found: type[Any] = cls
+    return found
 
 
 _FUNCTIONS = [name for name in vars(FederatedMethod) if not name.startswith("_")]

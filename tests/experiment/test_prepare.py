@@ -56,8 +56,11 @@ def test_clients_come_in_the_order_of_their_ids_with_what_their_tier_has() -> No
     assert [client.id for client in clients] == [f"c{number:02d}" for number in range(6)]
     assert [client.index for client in clients] == list(range(6))
     assert [client.num_examples for client in clients] == [1, 2, 3, 4, 5, 6]
-    assert {(client.tier, client.mask_ratio) for client in clients} == {("weak", 0.25), ("strong", 1.0)}
-    assert {client.mask_ratio for client in deal(3, {})} == {1.0}
+    assert {(client.tier, client.capacity.get("mask_ratio", 1.0)) for client in clients} == {
+        ("weak", 0.25),
+        ("strong", 1.0),
+    }
+    assert [client.capacity for client in deal(3, {})] == [{}] * 3
 
 
 def test_a_tier_may_list_its_clients() -> None:

@@ -19,7 +19,7 @@ REFT = Layout(
 
 
 def client(**held):
-    return Client("ann", 0, 5, **held)
+    return Client("ann", 0, 5, capacity=held)
 
 
 def test_a_lower_rank_is_the_first_rows_of_a_and_columns_of_b():

@@ -15,7 +15,7 @@ from fedray.aggregation.masks import random_rows
 from fedray.config import LoraSection, load_config
 from fedray.experiment.prepare import prepare
 from fedray.methods.factors import join, keep_rows, split, unpack_masks
-from fedray.methods.fedhft import FedHft, Mixture, Own
+from fedray.methods.fedhft import FedHft, Mixture, Own, mask_ratio
 from fedray.methods.wire import decode, encode
 from fedray.randomness import keyed_rng
 from fedray.storage.state_tree import arrays
@@ -133,7 +133,7 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
             views = lora.views(adapter.read("lora"))
             U = {x: views[f"{x}.B"].astype(np.float64) @ views[f"{x}.A"].astype(np.float64) for x in TARGETS}
             products.append(U)
-            masks.append({x: largest_rows((U[x] ** 2).sum(axis=1), client.mask_ratio) for x in TARGETS})
+            masks.append({x: largest_rows((U[x] ** 2).sum(axis=1), mask_ratio(client)) for x in TARGETS})
             sent.append(adapter.read("head").astype(np.float64))
         for j in range(clusters):
             for target in TARGETS:
@@ -167,7 +167,7 @@ def test_four_rounds_are_those_of_dense_matrices(
     }
     changes = {"clients__tiers": tiers(1.0, 0.3)}
     run, reference = start(hyperparameters, **changes), start(hyperparameters, **changes)
-    assert [client.mask_ratio for client in run.prepared.clients].count(0.3) == 2
+    assert [mask_ratio(client) for client in run.prepared.clients].count(0.3) == 2
     plant(run, memberships)
     for _ in range(4):
         run.round()
@@ -411,7 +411,7 @@ def turn(run: Run, hyperparameters: Mapping[str, Any], ratio: float, fisher: Any
     layout = run.initial.layouts["lora"]
     trained = np.random.default_rng(8).normal(size=layout.size).astype(np.float32)
     method = FedHft(lora=LoraSection(rank=RANK), **hyperparameters)
-    local = Turn(Client("ann", 0, 5, mask_ratio=ratio), run.adapter, trained, fisher)
+    local = Turn(Client("ann", 0, 5, capacity={"mask_ratio": ratio}), run.adapter, trained, fisher)
     head = encode(run.initial.vectors["head"], "float32")
     payload, state = method.train_client(run.adapter, Own(None, None), Mixture(None, head, np.ones(1, "f4")), local)
     masks = unpack_masks(layout, payload.masks)

@@ -329,7 +329,7 @@ def test_all_numbers_belong_to_one_client() -> None:
     method = build_method(config, config.method[0])
     arch = architecture(config.model, "classification", CLASSES, None, None)
     for ratios, rows in (((1.0, 0.5), 8), ((0.5, 1.0), 16)):
-        clients = [Client(f"client_{k}", k, 5, mask_ratio=ratio) for k, ratio in enumerate(ratios)]
+        clients = [Client(f"client_{k}", k, 5, capacity={"mask_ratio": ratio}) for k, ratio in enumerate(ratios)]
         attached = Attached(method, method.attach(meta_backbone(arch, "classification")))
         found = method_cost(attached, attached, clients)
         expected = 4 * (2 * 16 + 2 * rows) + HEAD

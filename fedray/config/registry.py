@@ -1,0 +1,124 @@
+"""Extension points: what can be extended is found by name, a file per entry, or by the class of a user.
+
+A registry names a package. Every module in it is an entry: the module `data.sources.files` is the source `files`, and
+its attribute `ENTRY` is the class. So a new entry is a new file, and nothing is imported before it is asked for. A
+user's own
+class comes as `class: module.Class` from any module that can be imported, the current folder included.
+"""
+
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+
+from fedray.config.section import Mistakes, Section, describe
+from fedray.errors import choices, nearest
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """The entries of one kind.
+
+    Args:
+        kind: what an entry is called in messages, for example `data source`.
+        package: dotted name of the package whose modules are the entries.
+        base: class that every entry derives from.
+        key: field of the configuration that holds the entry's name.
+        others: modules of the package that are no entries.
+    """
+
+    def __init__(self, kind: str, package: str, base: type[Entry], key: str = "name", others: Collection[str] = ()):
+        self.kind, self.package, self.base, self.key, self._others = kind, package, base, key, frozenset(others)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The built-in entries, sorted."""
+        folder = importlib.import_module(self.package).__path__
+        return tuple(sorted({module.name for module in pkgutil.iter_modules(folder)} - self._others))
+
+    def find(self, name: str) -> type[Entry]:
+        """Return the class of a built-in entry.
+
+        Raises:
+            ValueError: there is no such entry; the message lists those that there are.
+        """
+        if name not in self.names:
+            raise ValueError(f"unknown {self.kind} {name!r}{nearest(name, self.names)}; allowed: {choices(self.names)}")
+        entry: type[Entry] = importlib.import_module(f"{self.package}.{name}").ENTRY
+        return entry
+
+    def find_class(self, path: str) -> type[Entry]:
+        """Return a user's own class, given as `module.Class`.
+
+        Raises:
+            ValueError: it cannot be imported, or is not derived from the kind's base class.
+        """
+        cls = import_class(path)
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise ValueError(f"{path} must be a class derived from {self.base.__module__}.{self.base.__qualname__}")
+        return cls
+
+    def select(self, value: Any) -> type[Entry]:
+        """Return the class that a section of the configuration names: a mapping with the registry's `key`, or with
+        `class`. Without either, the base class, whose own validation says what is missing.
+
+        Raises:
+            ValueError: as `find` and `find_class`, or both a name and a class are given.
+        """
+        name, path = value.get(self.key), value.get("class") or value.get("class_")
+        if name is not None and path is not None:
+            raise ValueError(f"expected either `{self.key}` (built in) or `class` (module.Class of your own), got both")
+        if path is not None:
+            return self.find_class(str(path))
+        return self.base if name is None else self.find(str(name))
+
+    def parse(self, value: Any) -> Any:
+        """Return the checked section that a value of the configuration describes: a mapping as for `select`, the name
+        of an entry without further fields, or a section, which is returned as it is.
+
+        Fields that belong to other built-in entries are ignored, so that one file serves all of them.
+
+        Raises:
+            Mistakes: a field is unknown, missing, or out of range.
+        """
+        if isinstance(value, str):
+            value = {self.key: value}
+        if isinstance(value, Section) or not isinstance(value, Mapping):
+            return value
+        cls: Any = self.select(value)
+        own = {str(name): entry for name, entry in value.items()}
+        unknown = own.keys() - _field_names(cls)
+        if unknown:
+            foreign = set().union(*(_field_names(self.find(name)) for name in self.names))
+            own = {name: entry for name, entry in own.items() if name not in unknown & foreign}
+        try:
+            return cls.model_validate(own)
+        except ValidationError as error:
+            raise Mistakes(describe(error, cls)) from None
+
+
+def _field_names(cls: Any) -> set[str]:
+    """Return a section's fields by name and by alias."""
+    fields = cls.model_fields.items()
+    return {name for name, _ in fields} | {field.alias for _, field in fields if field.alias}
+
+
+def import_class(path: str) -> Any:
+    """Return what `module.Class` names; modules are also found in the current folder.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    if os.getcwd() not in sys.path:  # a user's file beside the configuration, when started through the entry point
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's file raises while it runs
+        raise ValueError(f"class {path!r} cannot be imported: {type(error).__name__}: {error}") from error
