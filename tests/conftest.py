@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -45,3 +47,59 @@ def minilm() -> Path:
     if package is None or package.origin is None:
         pytest.skip('needs all-MiniLM-L6-v2: pip install -c constraints.txt -e ".[minilm]"')
     return Path(package.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two CPUs, and two GPUs that exist in Ray's books only. Unix socket paths are short, so the folder cannot
+    be below pytest's own."""
+    import ray
+
+    from fedray.runtime.driver import start_ray
+
+    folder = f"/tmp/fedray-test-{os.getpid()}"
+    start_ray(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        _temp_dir=folder,
+        object_store_memory=200_000_000,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """An experiment of seconds: every method, two tiers, a random BERT."""
+    from tiny import tiny_bert
+
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "rounds": 2,
+        "method": [
+            "local",
+            "head_only",
+            "fedavg",
+            {"name": "fedavg", "label": "fedavg-reft", "adapter": "reft"},
+            "fedreft",
+            "fedalt",
+            {"name": "fedhft", "warmup_rounds": 1},
+            {"name": "fedhft", "label": "fedhft-pre", "timing": "pre", "warmup_rounds": 1},
+        ],
+        "model": tiny_bert(hidden_size=32, num_hidden_layers=2, intermediate_size=64),
+        "data": {"source": "synthetic", "examples_per_client": 24, "max_length": 32},
+        "partition": {"kind": "by_file"},
+        "clients": {
+            "count": 4,
+            "per_round": 3,
+            "tiers": {
+                "strong": {"share": 0.5},
+                "weak": {"share": 0.5, "mask_ratio": 0.5, "lora_rank": 4, "reft_layers": [1]},
+            },
+        },
+        "lora": {"dropout": 0.1},
+        "train": {"lr": 5e-3, "weight_decay": 0.1},
+    }

@@ -1,6 +1,6 @@
 """One of ten clients has wrong labels: how far is what it sends from the median of the round, against the others?
 
-    python jobs/convince/label_flip.py [seed]
+    python jobs/studies/label_flip.py [seed]
 
 `update_checks.distance` keeps out who is further away than its bound. With clients that are alike a bound of 1.15 tells
 the wrong labels from the right ones; the less alike clients are, the less can be told. Reads ../shared/data/snips

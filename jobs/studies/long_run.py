@@ -1,6 +1,6 @@
 """Whether anything grows in a long run: memory of the driver and the actors, the object store, open files, processes.
 
-    python jobs/convince/long_run.py [rounds] [clients] [method]
+    python jobs/studies/long_run.py [rounds] [clients] [method]
 
 Default: 300 rounds of 50 tiny clients with FedALT, which keeps a state per client. After every round all of the run's
 processes are looked at; a line is fitted from round 20 on. Printed is what it says of 100 rounds, its standard error,

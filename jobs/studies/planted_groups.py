@@ -1,7 +1,7 @@
 """FedHFT on two planted groups of clients whose labels conflict: does clustering find them, what does it gain, what do
 masks cost, and is anything lost where there are no groups?
 
-    python jobs/convince/planted_groups.py [seed]
+    python jobs/studies/planted_groups.py [seed]
 
 Expected: adjusted Rand index >= 0.95, J = 2 at least 5 points over J = 1, ρ = 0.5 within 2 points of ρ = 1.
 """

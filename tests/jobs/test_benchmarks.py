@@ -13,7 +13,7 @@ from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import LocalPool
 from fedray.federation.worker import ClientTask
 
-PROGRAMS = Path(__file__).parents[1] / "jobs" / "benchmarks"
+PROGRAMS = Path(__file__).parents[2] / "jobs" / "benchmarks"
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """All-But-Me with 8 clients of whom 30 % flip the sign of what they send: FedAvg < mean < geometric median is expected,
 and the median within a point of the mean where everybody is honest.
 
-    python jobs/convince/sign_flip.py [seed] [section.key=value ...]
+    python jobs/studies/sign_flip.py [seed] [section.key=value ...]
 
 Reads ../shared/data/snips (CC0 1.0, not part of this project). Scores are those of the honest clients.
 """
