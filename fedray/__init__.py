@@ -6,22 +6,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedray.api import run
     from fedray.config import Config, load_config
+    from fedray.federation.events import Callback
     from fedray.results.run_result import RunResult
+    from fedray.sweeps.result import SweepResult
     from fedray.sweeps.run import sweep
-    from fedray.sweeps.trials import SweepResult
     from fedray.types import state_type
 
 __version__ = "0.1.0"
-__all__ = ["Config", "RunResult", "SweepResult", "load_config", "run", "state_type", "sweep"]
+__all__ = ["Callback", "Config", "RunResult", "SweepResult", "load_config", "run", "state_type", "sweep"]
 
 _PLACES = {
     "run": "api",
     "RunResult": "results.run_result",
+    "Callback": "federation.events",
     "Config": "config",
     "load_config": "config",
     "state_type": "types",
-    "sweep": "sweeps",
-    "SweepResult": "trials",
+    "sweep": "sweeps.run",
+    "SweepResult": "sweeps.result",
 }
 
 

@@ -1,15 +1,16 @@
 """`fedray.run`: one experiment from Python."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from fedray.config import Config, load_config
+from fedray.experiment.callbacks import build_callbacks
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import resolve_run
-from fedray.federation.events import Event
+from fedray.federation.events import Callback
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
 from fedray.storage.paths import StoragePath
@@ -26,34 +27,45 @@ def run(
     *,
     output: str | Path | None = None,
     resume: str | Path | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     **overrides: Any,
 ) -> RunResult:
     """Run an experiment and wait for it.
 
-    config: a path of a YAML file, a mapping, or a Config. output: folder of the run, which must be empty or not exist;
-    default storage_path/NAME-TIME. resume: folder of a run to continue instead, with the same configuration; there may
-    be more rounds. on_event: called with everything that happens. overrides: values of fields, as `rounds=10`,
-    `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
+    Args:
+        config: the path of a YAML file, a mapping, or a Config.
+        output: folder of the run, which must be empty or not exist; default storage_path/NAME-TIME.
+        resume: folder of a run to continue instead, with the same configuration; there may be more rounds.
+        callbacks: receive what happens; `callbacks` of the configuration do too.
+        overrides: values of fields, as `rounds=10`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
 
     Raises:
         ConfigError: the experiment does not fit together; raised before any actor starts, but for what only the
             cluster's nodes know (room for actors, a folder that all of them see).
-        FedrayError: it ended early; the message says why.
+        FedrayError: the run ended early; the message says why.
 
     >>> result = run("jobs/quickstart.yaml", rounds=2)      # doctest: +SKIP
     >>> result["fedalt"].personalised_mean                  # doctest: +SKIP
     """
     loaded, place = resolve_run(load_config(config, dict(_dotted(overrides))), output, resume)
-    for event in start(loaded, place, resume is not None):
-        if on_event is not None:
-            on_event(event)
+    return execute(loaded, place, resume is not None, callbacks)
+
+
+def execute(config: Config, place: StoragePath, resume: bool = False, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Check an experiment, run it in its folder, and return its result.
+
+    Args:
+        place, resume: as `resolve_run` returned them.
+        callbacks: receive what happens, together with those that the configuration names.
+
+    Raises:
+        FedrayError: as `run`.
+    """
+    everyone = [*build_callbacks(config.callbacks), *callbacks]
+    for event in events(prepare(config), place, resume):
+        for callback in everyone:
+            callback.on_event(event)
     return RunResult.load(place)
-
-
-def start(config: Config, place: StoragePath, resume: bool = False) -> Iterator[Event]:
-    """Check an experiment, run it in its folder, and yield what happens."""
-    yield from events(prepare(config), place, resume)
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -55,6 +55,12 @@ class Evaluation:
     num_examples: int
 
 
+def round_number(server_round: int) -> int:
+    """Return a round's number as messages and progress show it: rounds count from 0 in code and tables, from 1 for
+    people."""
+    return server_round + 1
+
+
 StateClass = TypeVar("StateClass", bound=type[Any])
 
 STATE_TAG = "__state_tag__"

@@ -55,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     be below pytest's own."""
     import ray
 
-    from fedray.runtime.driver import start_ray
+    from fedray.runtime.session import start_ray
 
     folder = f"/tmp/fedray-test-{os.getpid()}"
     start_ray(

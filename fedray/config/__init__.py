@@ -7,7 +7,7 @@ What can be checked from the text alone is checked here; what needs the data or 
 from fedray.config.checkpoint import CheckpointConfig
 from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
-from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
+from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
 from fedray.config.section import Section, describe
 from fedray.config.sweep import SweepConfig
@@ -15,6 +15,7 @@ from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, T
 from fedray.config.yaml import parse_yaml
 
 __all__ = [
+    "CallbackConfig",
     "CheckpointConfig",
     "ClientsConfig",
     "Config",

@@ -49,6 +49,15 @@ class MethodConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class CallbackConfig(BaseModel):
+    """A callback of a user's own, with the arguments that it is made with."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, use_attribute_docstrings=True)
+
+    class_: str = Field(alias="class")
+    """`module.Class`, derived from `fedray.Callback`."""
+
+
 class Config(Section):
     """An experiment: one federation, trained by one or more methods."""
 
@@ -73,6 +82,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    callbacks: tuple[CallbackConfig, ...] = ()
+    """Receive what happens, each as `{class: module.Class}` with further arguments."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one, else cpu."""
     runtime: Literal["ray", "inline"] = "ray"
@@ -125,6 +136,14 @@ class Config(Section):
             if head == "frozen_label_text" and self.task == "regression":
                 raise ValueError(f"method {entry.key!r}: head {head!r} needs label names; a regression has none")
         return self
+
+    @property
+    def requested_clients(self) -> ClientsConfig:
+        """The section `clients` by which actors request resources: without GPUs if the experiment runs on CPUs."""
+        if self.device != "cpu":
+            return self.clients
+        tiers = {name: tier.model_copy(update={"num_gpus": 0.0}) for name, tier in self.clients.tiers.items()}
+        return self.clients.model_copy(update={"num_gpus": 0.0, "tiers": tiers})
 
     def section_for(self, entry: MethodConfig, tier: str | None = None) -> "MethodSections":
         """Return the common sections with this method's overrides applied, and with what a tier's devices can hold.

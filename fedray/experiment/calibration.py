@@ -10,7 +10,7 @@ from fedray.experiment.prepare import Prepared
 from fedray.federation.participation import cohort_size, examples_trained
 from fedray.federation.result_batches import ResultBatch
 from fedray.federation.rounds import Federation, Pool
-from fedray.federation.worker import ClientTask
+from fedray.federation.tasks import ClientTask, downlinks_of
 from fedray.training.batched import WIDTHS, fastest_width
 from fedray.types import Client
 
@@ -67,7 +67,7 @@ def _width(prepared: Prepared, pool: Pool, federation: Federation, mine: Sequenc
     actors = pool.actors(mine[0].tier)
     share = math.ceil(cohort / actors)
     timed = math.ceil(share / math.ceil(share / max(WIDTHS)))
-    return fastest_width(pool.width_seconds(*_turns(federation, mine[:timed])), cohort, actors)
+    return fastest_width(pool.width_seconds(_trial_tasks(federation, mine[:timed])), cohort, actors)
 
 
 def _example_seconds(prepared: Prepared, pool: Pool) -> float:
@@ -80,13 +80,13 @@ def _example_seconds(prepared: Prepared, pool: Pool) -> float:
 
     client = max(prepared.clients, key=rank)
     federation = _first_federation(prepared, pool)
-    assignments, downlinks = _turns(federation, [client])
+    tasks = _trial_tasks(federation, [client])
     examples = examples_trained(client.num_examples, federation.train[client.tier])
     measured = []
     for _ in range(REPEATS):
-        for found in pool.train(assignments, downlinks, {}):
+        for found in pool.train(tasks):
             if isinstance(found, ResultBatch):
-                measured.append(found.outcomes[0].report.seconds / examples)
+                measured.append(found.results[0].report.seconds / examples)
             elif found.exhausted:
                 raise found.error()
     return float(f"{min(measured) * config.clients.tier(client.tier).speed:.3g}")
@@ -97,6 +97,7 @@ def _first_federation(prepared: Prepared, pool: Pool) -> Federation:
     return prepared.federation(entry, pool.setup(prepared.worker_setups(entry)), pool)
 
 
-def _turns(federation: Federation, clients: Sequence[Client]) -> tuple[list[ClientTask], Any]:
-    downlinks = federation.method.configure_train(federation.server, clients)
-    return [ClientTask(client, 0, measure=False, keep="nothing") for client in clients], downlinks
+def _trial_tasks(federation: Federation, clients: Sequence[Client]) -> list[ClientTask]:
+    """Return tasks of which nothing is kept."""
+    downlinks = downlinks_of(federation.method.configure_train(federation.server, clients), clients)
+    return [ClientTask(client, 0, downlinks[client.id], measure=False, keep="nothing") for client in clients]

@@ -1,17 +1,17 @@
 """The folder of a new run, or of one that is continued: with the same configuration but for what changes no result."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedray.config import Config, load_config, parse_yaml, to_mapping
+from fedray.config import Config, Section, load_config, parse_yaml, to_mapping
 from fedray.errors import ConfigError
 from fedray.experiment.run_folder import check_empty
 from fedray.storage.paths import StoragePath, resolve_storage, timestamped
 
 FREE = re.compile(
-    r"name|rounds|runtime|storage_path|checkpoint\..*|data\.cache_dir|"
+    r"name|rounds|runtime|storage_path|callbacks.*|checkpoint\..*|data\.cache_dir|"
     r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
 )
 """What may change when a run is continued: none of it changes what a round computes."""
@@ -60,17 +60,27 @@ def continued(place: StoragePath, given: Config) -> Config:
     stored = load_config(parse_yaml(text, str(file)))
     ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
     found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
-    differing = [
-        f"  {path}: the run has {ours.get(path)!r}, given is {theirs.get(path)!r}"
-        for path in sorted({*ours, *theirs})
-        if ours.get(path) != theirs.get(path) and path not in found and not FREE.fullmatch(path)
-    ]
-    if differing:
+    lines = differences(stored, given, lambda path: path in found or FREE.fullmatch(path) is not None)
+    if lines:
         raise ConfigError(
             f"{place}: cannot be continued with another configuration; only rounds and what changes no result may "
-            "differ:\n" + "\n".join(differing)
+            "differ:\n" + "\n".join(lines)
         )
     return load_config(given, found)
+
+
+def differences(stored: Section, given: Section, may_differ: Callable[[str], bool]) -> list[str]:
+    """Return a line for each value in which a configuration differs from the stored one.
+
+    Args:
+        may_differ: whether a dotted path may differ.
+    """
+    ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
+    return [
+        f"  {path}: stored is {ours.get(path)!r}, given is {theirs.get(path)!r}"
+        for path in sorted({*ours, *theirs})
+        if ours.get(path) != theirs.get(path) and not may_differ(path)
+    ]
 
 
 def _found_out(path: str, given: Config) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 
 from fedray.config import ClientsConfig
 from fedray.federation.participation import device_seconds
-from fedray.federation.rounds import RoundDone
-from fedray.federation.worker import Outcome
+from fedray.federation.rounds import RoundResult
+from fedray.federation.tasks import ClientResult
 from fedray.planning.accounting import Cost
 from fedray.planning.memory import Footprint, Memory
 from fedray.training.metering import MemoryUse
@@ -19,34 +19,35 @@ from fedray.types import ClientId, Evaluation
 Row = dict[str, Any]
 
 
-def client_seconds(clients: ClientsConfig, done: RoundDone) -> dict[ClientId, float]:
-    """Return each client's simulated seconds: with the calibrated cost where there is one, else as measured here."""
-    arrivals = {} if done.attendance is None else done.attendance.arrivals
-    tiers = {name: clients.tier(name) for name in {outcome.update.client.tier for outcome in done.outcomes}}
+def client_seconds(clients: ClientsConfig, done: RoundResult) -> dict[ClientId, float]:
+    """Return each client's simulated seconds: by the calibrated cost if there is one, else as measured here."""
+    arrivals = {} if done.participation is None else done.participation.arrivals
+    tiers = {name: clients.tier(name) for name in {result.client.tier for result in done.results}}
     return {
-        client.id: arrivals[client.id]
-        if client.id in arrivals
-        else device_seconds(tiers[client.tier], outcome.report.seconds, outcome.downlink_bytes, outcome.uplink_bytes)
-        for outcome in done.outcomes
-        for client in [outcome.update.client]
+        result.client.id: arrivals[result.client.id]
+        if result.client.id in arrivals
+        else device_seconds(
+            tiers[result.client.tier], result.report.seconds, result.downlink_bytes, result.uplink_bytes
+        )
+        for result in done.results
     }
 
 
-def round_seconds(done: RoundDone, simulated: Mapping[ClientId, float]) -> float:
+def round_seconds(done: RoundResult, simulated: Mapping[ClientId, float]) -> float:
     """Return the round's simulated seconds: until the last update that was waited for."""
-    if done.attendance is not None and done.attendance.seconds is not None:
-        return done.attendance.seconds
+    if done.participation is not None and done.participation.seconds is not None:
+        return done.participation.seconds
     return max(simulated.values(), default=0.0)
 
 
-def client_row(outcome: Outcome, simulated_seconds: float) -> Row:
+def client_row(result: ClientResult, simulated_seconds: float) -> Row:
     """Return a client's row of clients.parquet."""
-    report, client = outcome.report, outcome.update.client
+    report, client = result.report, result.client
     return {
-        "server_round": report.server_round,
+        "server_round": result.server_round,
         "client": client.id,
         "tier": client.tier,
-        "num_examples": report.num_examples,
+        "num_examples": result.num_examples,
         "steps": report.steps,
         "seconds": report.seconds,
         "simulated_seconds": simulated_seconds,
@@ -54,8 +55,8 @@ def client_row(outcome: Outcome, simulated_seconds: float) -> Row:
         **_evaluation("aggregated", report.aggregated),
         **_evaluation("personalised", report.personalised),
         "test_examples": report.personalised.num_examples if report.personalised else None,
-        "uplink_bytes": outcome.uplink_bytes,
-        "downlink_bytes": outcome.downlink_bytes,
+        "uplink_bytes": result.uplink_bytes,
+        "downlink_bytes": result.downlink_bytes,
         **report.recorded,
     }
 
@@ -89,29 +90,33 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
     }
 
 
-def round_row(done: RoundDone, simulated: Mapping[ClientId, float]) -> Row:
-    """Return a round's row of rounds.parquet: means over its clients. simulated: each one's seconds."""
-    losses = [outcome.report.train_loss for outcome in done.outcomes]
+def round_row(done: RoundResult, simulated: Mapping[ClientId, float]) -> Row:
+    """Return a round's row of rounds.parquet: means over its clients.
+
+    Args:
+        simulated: each client's simulated seconds.
+    """
+    losses = [result.report.train_loss for result in done.results]
     return {
         "server_round": done.server_round,
-        "clients": len(done.outcomes),
-        "late": len(done.attendance.late) if done.attendance else 0,
-        "dropped_out": len(done.attendance.dropped_out) if done.attendance else 0,
+        "clients": len(done.results),
+        "late": len(done.participation.stragglers) if done.participation else 0,
+        "dropped_out": len(done.participation.dropped_out) if done.participation else 0,
         "left_out": len(done.left_out),
         "simulated_seconds": round_seconds(done, simulated),
         "train_loss": float(np.mean(losses)) if losses else None,
-        **means(done.outcomes),
-        "uplink_bytes": sum(outcome.uplink_bytes for outcome in done.outcomes),
-        "downlink_bytes": sum(outcome.downlink_bytes for outcome in done.outcomes),
+        **means(done.results),
+        "uplink_bytes": sum(result.uplink_bytes for result in done.results),
+        "downlink_bytes": sum(result.downlink_bytes for result in done.results),
         "seconds": done.seconds,
         **done.metrics,
     }
 
 
-def means(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+def means(results: Sequence[ClientResult]) -> dict[str, float | None]:
     """Return the metric's means over the clients that were measured and have test examples; None if there are none."""
-    before = [entry for outcome in outcomes if (entry := outcome.report.aggregated) and entry.num_examples]
-    after = [entry for outcome in outcomes if (entry := outcome.report.personalised) and entry.num_examples]
+    before = [entry for result in results if (entry := result.report.aggregated) and entry.num_examples]
+    after = [entry for result in results if (entry := result.report.personalised) and entry.num_examples]
     return {
         "aggregated_mean": _mean([entry.metric for entry in before]),
         "personalised_mean": _mean([entry.metric for entry in after]),

@@ -15,11 +15,9 @@ from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import Prepared
 from fedray.experiment.rows import Row, means, memory_row
 from fedray.experiment.run_folder import RunFolder
-from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
-from fedray.federation.failures import FailedAttempt
-from fedray.federation.rounds import ClientsDone, Pool
+from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed
+from fedray.federation.rounds import Pool, Round, RoundResult
 from fedray.federation.summary import Summary
-from fedray.federation.worker import Outcome
 from fedray.storage.checkpoints import Checkpoints, Progress
 from fedray.storage.client_states import StateRef
 from fedray.storage.paths import StoragePath
@@ -35,9 +33,11 @@ TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "
 def run_experiment(
     prepared: Prepared, pool: Pool, where: str | Path | StoragePath, resume: bool = False
 ) -> Iterator[Event]:
-    """Run every method, write the run's folder as it goes, and yield what happens.
+    """Run every method, write the run's folder after each round, and yield what happens.
 
-    resume: continue the run that is there (`run_folder.continued`).
+    Args:
+        where: the run's folder.
+        resume: continue the run that is in the folder (`resume.continued`).
     """
     set_threads(prepared.config.clients.threads)
     prepared = calibrated(prepared, pool)
@@ -53,11 +53,10 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     config, started = prepared.config, perf_counter()
     metric = config.evaluation.metric or default_metric(config.task)
     checkpoints = Checkpoints(folder.place, entry.key, config.checkpoint, higher_is_better(metric))
-    before = _taken_up(prepared, entry, checkpoints, folder)
+    before = _restored(prepared, entry, checkpoints, folder)
     done = before.server_round if before else 0
     cohort = config.clients.per_round or len(prepared.clients)
-    turns = config.rounds * cohort + len(prepared.clients)
-    yield MethodStarted(entry.key, config.rounds, turns, done, done * cohort)
+    yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients), done, done * cohort)
     federation = prepared.federation(entry, pool.setup(prepared.worker_setups(entry, folder.place)), pool)
     totals: Counter[str] = Counter()
     earlier = 0.0
@@ -74,37 +73,20 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
 
     if before is None and config.checkpoint.every:  # from now on there is always one
         checkpoints.save(progress(None))
-    final: tuple[Outcome, ...] = ()
-    for event in federation.run():
-        if isinstance(event, ClientsDone):
-            yield TasksFinished(entry.key, event.server_round, event.clients)
-            continue
-        if isinstance(event, FailedAttempt):
-            folder.record_attempt(entry.key, event)
-            yield TaskFailed(entry.key, event)
-            continue
-        row = folder.record(entry.key, event)
-        if event.final:
-            final = event.outcomes
-        else:
-            totals.update({name: row[name] for name in TOTALS})
-            replaced += event.replaced
-            due = checkpoints.due(federation.server_round, config.rounds)
-            if due or not config.checkpoint.every:
-                pool.forget(checkpoints.save(progress(_score(row)), replaced) if due else replaced)
-                replaced = []
-        yield RoundFinished(
-            entry.key,
-            event.server_round,
-            event.final,
-            row["aggregated_mean"],
-            row["personalised_mean"],
-            row["train_loss"],
-            event.seconds,
-            row["uplink_bytes"] + row["downlink_bytes"],
-        )
+    while federation.server_round < config.rounds:
+        result = yield from _logged(federation.round(), folder)
+        row = folder.record(entry.key, result)
+        totals.update({name: row[name] for name in TOTALS})
+        replaced += result.replaced
+        due = checkpoints.due(federation.server_round, config.rounds)
+        if due or not config.checkpoint.every:
+            pool.forget(checkpoints.save(progress(_score(row)), replaced) if due else replaced)
+            replaced = []
+        yield _round_finished(entry, result, row)
+    final = yield from _logged(federation.final_pass(), folder)
+    yield _round_finished(entry, final, folder.record(entry.key, final))
     uses = pool.memory()
-    measured = means(final)
+    measured = means(final.results)
     summary = Summary(
         method=entry.key,
         seed=config.seed,
@@ -128,8 +110,8 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     yield MethodFinished(summary)
 
 
-def _taken_up(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints, folder: RunFolder) -> Progress | None:
-    """Return what a method is continued from, None where it begins, and make the folder ready for what follows.
+def _restored(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints, folder: RunFolder) -> Progress | None:
+    """Return the progress that a method is continued from, None if it begins, and make the folder ready for its rounds.
 
     Raises:
         ConfigError: the data are others than before.
@@ -147,6 +129,34 @@ def _taken_up(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints,
             log.warning("%s: an older checkpoint is used: %s", entry.key, cause)
         folder.record_continued(entry.key, before.server_round, broken)
     return before
+
+
+def _logged(round: Round, folder: RunFolder) -> Round:
+    """Run a round, and write its failed attempts to the run's event log."""
+    while True:
+        try:
+            event = next(round)
+        except StopIteration as end:
+            result: RoundResult = end.value
+            return result
+        if isinstance(event, TaskFailed):
+            folder.record_attempt(event.method, event.attempt)
+        yield event
+
+
+def _round_finished(entry: MethodConfig, result: RoundResult, row: Row) -> RoundFinished:
+    return RoundFinished(
+        entry.key,
+        result.server_round,
+        result.final,
+        row["aggregated_mean"],
+        row["personalised_mean"],
+        row["train_loss"],
+        row["uplink_bytes"],
+        row["downlink_bytes"],
+        result.seconds,
+        result.metrics,
+    )
 
 
 def _score(row: Row) -> float | None:

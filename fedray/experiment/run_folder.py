@@ -34,7 +34,7 @@ from fedray.config import Config, dump_yaml
 from fedray.errors import ConfigError, StateError
 from fedray.experiment.rows import Row, client_row, client_seconds, round_row, strict
 from fedray.federation.failures import FailedAttempt
-from fedray.federation.rounds import RoundDone
+from fedray.federation.rounds import RoundResult
 from fedray.federation.summary import Summary
 from fedray.results.run_result import read_summaries
 from fedray.storage.paths import StoragePath, safe_name
@@ -120,14 +120,14 @@ class RunFolder:
             self._rewind(method, server_round or 0)
         (self.place / "states" / method).make_folder()
 
-    def record(self, method: str, done: RoundDone) -> Row:
+    def record(self, method: str, done: RoundResult) -> Row:
         """Append a round (or the final pass) and its clients, and write both tables; return the round's row."""
         phase = "final" if done.final else "train"
         simulated = client_seconds(self._config.clients, done)
         row = {"method": method, "phase": phase, **round_row(done, simulated)}
         clients = [
-            {"method": method, "phase": phase, **client_row(outcome, simulated[outcome.update.client.id])}
-            for outcome in done.outcomes
+            {"method": method, "phase": phase, **client_row(result, simulated[result.client.id])}
+            for result in done.results
         ]
         self._tables["rounds"].append([row])
         self._tables["clients"].append(clients)

@@ -1,51 +1,111 @@
-"""What happens in an experiment, as everything that follows it is told: console, sweeps, jobs, callbacks."""
+"""What happens in an experiment or a sweep: one vocabulary for console, sweeps, jobs and the callbacks of users."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fedray.federation.failures import FailedAttempt
 from fedray.federation.summary import Summary
+from fedray.types import ClientId
 
 
 @dataclass(frozen=True)
 class MethodStarted:
+    """A method begins, or is continued.
+
+    Attributes:
+        tasks: client tasks of all rounds and of the final pass.
+        server_round: rounds that the method has already.
+        tasks_done: client tasks of those rounds.
+    """
+
     method: str
     rounds: int
-    turns: int
-    """Clients' turns in all rounds and the final pass."""
+    tasks: int
     server_round: int = 0
-    """Rounds that it has already."""
-    turns_done: int = 0
+    tasks_done: int = 0
 
 
 @dataclass(frozen=True)
 class TasksFinished:
+    """Clients finished their tasks."""
+
     method: str
     server_round: int
-    clients: tuple[str, ...]
+    clients: tuple[ClientId, ...]
 
 
 @dataclass(frozen=True)
 class TaskFailed:
+    """An attempt at some clients' tasks failed."""
+
     method: str
     attempt: FailedAttempt
 
 
 @dataclass(frozen=True)
 class RoundFinished:
+    """A round was aggregated, or the final pass ended.
+
+    Attributes:
+        server_round: from 0; of the final pass, the number of rounds.
+        aggregated, personalised: the metric's mean over clients right after aggregation and after local training; None
+            if it was not measured.
+        train_loss: mean over clients; None if no client took part.
+        seconds: on this machine.
+        metrics: what the method's server reports.
+        trial: id of the sweep's trial; empty outside of sweeps.
+    """
+
     method: str
     server_round: int
     final: bool
     aggregated: float | None
     personalised: float | None
     train_loss: float | None
+    uplink_bytes: int
+    downlink_bytes: int
     seconds: float
-    bytes: int
-    """Sent up and down."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    trial: str = ""
 
 
 @dataclass(frozen=True)
 class MethodFinished:
+    """A method has all its rounds."""
+
     summary: Summary
 
 
 Event = MethodStarted | TasksFinished | TaskFailed | RoundFinished | MethodFinished
+
+
+class Callback:
+    """Receives what happens, in the process that started the run or the sweep. Override what you need.
+
+    A sweep calls `on_round_finished`, with `trial` set, and `on_trial_finished`.
+    """
+
+    def on_event(self, event: Any) -> None:
+        """Receive any event: call the method that is named after the event's class."""
+        name = re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", type(event).__name__)
+        getattr(self, f"on{name}")(event)
+
+    def on_method_started(self, event: MethodStarted) -> None:
+        """A method begins, or is continued."""
+
+    def on_tasks_finished(self, event: TasksFinished) -> None:
+        """Clients finished their tasks."""
+
+    def on_task_failed(self, event: TaskFailed) -> None:
+        """An attempt at some clients' tasks failed."""
+
+    def on_round_finished(self, event: RoundFinished) -> None:
+        """A round was aggregated, or the final pass ended."""
+
+    def on_method_finished(self, event: MethodFinished) -> None:
+        """A method has all its rounds."""
+
+    def on_trial_finished(self, event: Any) -> None:
+        """A trial of a sweep ended (`fedray.sweeps.result.TrialFinished`)."""

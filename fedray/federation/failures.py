@@ -1,11 +1,11 @@
-"""What went wrong in a round, and what was done about it: a row of the ledger (`events.parquet`) each."""
+"""What went wrong in a round, and what was done about it: each is a row of the event log (`events.parquet`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fedray.errors import ClientFailure, FedrayError, TrainingError, choices
-from fedray.types import ClientId
+from fedray.types import ClientId, round_number
 
 Kind = Literal["exception", "actor died", "out of memory", "lost object", "timeout", "update rejected"]
 Action = Literal["rerun", "left out", "run ended"]
@@ -13,10 +13,13 @@ Action = Literal["rerun", "left out", "run ended"]
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """Clients that came to nothing in their actor, which goes on.
+    """Client tasks that failed while their actor goes on.
 
-    cause: one line. trace: where in the code, for what fedray does not know. rejected: their update is not usable; they
-    did what they do, and would do it again. non_retryable: likewise their training.
+    Attributes:
+        cause: one line.
+        trace: where in the code, for exceptions that fedray does not know.
+        rejected: the update is not usable; another attempt would bring the same one.
+        non_retryable: training itself fails, and would fail again.
     """
 
     clients: tuple[ClientId, ...]
@@ -28,10 +31,13 @@ class TaskFailure:
 
 @dataclass(frozen=True)
 class FailedAttempt:
-    """A turn that came to nothing.
+    """An attempt at some clients' tasks that failed.
 
-    number: of the clients' attempts in this round that failed. node: where; empty without Ray. exhausted: they are not
-    run again in this round. trace: as of `TaskFailure`.
+    Attributes:
+        number: of these clients' failed attempts in this round, from 1.
+        node: where it failed; empty without Ray.
+        exhausted: the tasks are not run again in this round.
+        non_retryable, trace: as of `TaskFailure`.
     """
 
     server_round: int
@@ -46,20 +52,21 @@ class FailedAttempt:
     action: Action = "rerun"
 
     def error(self) -> FedrayError:
-        """Return what ends the run because of this."""
+        """Return the error that ends the run because of this attempt."""
         if self.non_retryable:
             return TrainingError(self.cause)
         times = f"{self.number} times" if self.number > 1 else "once"
         return ClientFailure(
-            f"client {choices(self.clients)}: failed {times} in round {self.server_round}, the last time by "
-            f"{self.kind}{f' on {self.node}' if self.node else ''}: {self.cause}; see clients.max_failures and "
+            f"client {choices(self.clients)}: failed {times} in round {round_number(self.server_round)}, the last time "
+            f"by {self.kind}{f' on {self.node}' if self.node else ''}: {self.cause}; see clients.max_failures and "
             f"clients.on_failure{self.trace and chr(10)}{self.trace}"
         )
 
 
-def too_few(server_round: int, came: int, least: int, attempts: Sequence[FailedAttempt]) -> ClientFailure:
-    """Return what ends a round to which fewer than `clients.min_clients` came."""
+def too_few(server_round: int, finished: int, minimum: int, attempts: Sequence[FailedAttempt]) -> ClientFailure:
+    """Return the error that ends a round which fewer than `clients.min_clients` clients finished."""
     causes = "\n".join(f"  {choices(attempt.clients)}: {attempt.kind}: {attempt.cause}" for attempt in attempts)
     return ClientFailure(
-        f"round {server_round}: {came} clients came, fewer than clients.min_clients={least}; left out were\n{causes}"
+        f"round {round_number(server_round)}: {finished} clients finished, fewer than clients.min_clients={minimum}; "
+        f"left out:\n{causes}"
     )

@@ -1,14 +1,15 @@
 """Clients in this process, one after another, without Ray: for tests, debuggers and notebooks."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedray.data.shards import Shard
 from fedray.federation.failures import FailedAttempt
-from fedray.federation.result_batches import Given, ResultBatch, ResultBatcher, state_files
-from fedray.federation.work_queue import TaskGroup, WorkQueue, task_groups
-from fedray.federation.worker import ClientTask, Worker, WorkerSetup
+from fedray.federation.result_batches import ResultBatch, ResultBatcher, state_files
+from fedray.federation.tasks import ClientTask, WorkerSetup
+from fedray.federation.work_queue import WorkQueue, task_groups
+from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
@@ -22,61 +23,57 @@ class LocalPool:
         self.shards = shards
         self.workers: dict[str, Worker] = {}
         self._widths: dict[str, int] = {}
-        self._blocks: dict[str, ResultBatcher] = {}
+        self._batchers: dict[str, ResultBatcher] = {}
         self._files: StateFiles | None = None
 
-    def setup(self, jobs: Mapping[str, WorkerSetup]) -> Initial:
+    def setup(self, setups: Mapping[str, WorkerSetup]) -> Initial:
         """Make a worker per tier ready for a method and return the common starting point."""
-        self.workers = {tier: self.workers.get(tier, Worker()) for tier in jobs}
-        self._files = state_files(next(iter(jobs.values())))
-        for tier, job in jobs.items():
-            survives = job.config.clients.on_failure == "drop"
-            self._blocks[tier] = ResultBatcher(job, self.workers[tier].train_many, survives)
-            self.workers[tier].setup(job)
-            self._widths[tier] = job.config.clients.tier(tier).fuse_width
+        self.workers = {tier: self.workers.get(tier, Worker()) for tier in setups}
+        self._files = state_files(next(iter(setups.values())))
+        for tier, setup in setups.items():
+            survives = setup.config.clients.on_failure == "drop"
+            self._batchers[tier] = ResultBatcher(setup, self.workers[tier].train_together, survives)
+            self.workers[tier].setup(setup)
+            self._widths[tier] = setup.config.clients.tier(tier).fuse_width
         return next(iter(self.workers.values())).initial()
 
-    def train(
-        self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
-    ) -> Iterator[ResultBatch | FailedAttempt]:
-        """Yield clients tier by tier, in the order of the assignments, and attempts that came to nothing. There is no
-        elsewhere: nobody is run again, but those who failed together each alone.
+    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
+        """Yield results tier by tier, in the order of the tasks, and failed attempts. There is no other actor: a failed
+        task is not run again, but clients that failed together each get an attempt alone.
 
         Raises:
             Whatever a client's code raises, if its failure ends the run: a debugger stops where it happened.
         """
-        for tier, entries in task_groups(assignments, self._widths).items():
-            chunks = WorkQueue(entries, 0)
-            while chunks:
-                chunk = chunks.take(1, math.inf)
-                for block in self._blocks[tier].serve([self._given(group, downlinks, states) for group in chunk]):
-                    if block.outcomes:
-                        yield block
-                    for failure in block.failures:
-                        yield chunks.take_back(failure, chunk)
-
-    def _given(self, group: TaskGroup, downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]) -> Given:
-        ids = [assignment.client.id for assignment in group]
-        return group, [downlinks[id] for id in ids], [states.get(id) for id in ids], [self.shards[id] for id in ids]
+        for tier, groups in task_groups([self._with_shard(task) for task in tasks], self._widths).items():
+            queue = WorkQueue(groups, max_failures=0)
+            while queue:
+                batch = queue.next_batch(actors=1)
+                for results in self._batchers[tier].serve(batch):
+                    if results.results:
+                        yield results
+                    for failure in results.failures:
+                        yield queue.fail(failure, batch)
 
     def actors(self, tier: str) -> int:
         return 1
 
-    def width_seconds(self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any]) -> dict[int, float]:
+    def width_seconds(self, tasks: Sequence[ClientTask]) -> dict[int, float]:
         """See `Worker.width_seconds`."""
-        ids = [assignment.client.id for assignment in assignments]
-        given = [downlinks[id] for id in ids], [None] * len(ids), [self.shards[id] for id in ids]
-        return self.workers[assignments[0].client.tier].width_seconds(assignments, *given)
+        worker = self.workers[tasks[0].client.tier]
+        return worker.width_seconds([self._with_shard(task) for task in tasks])
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
         """Return the states."""
         return [] if self._files is None else self._files.read(refs)
 
     def forget(self, refs: Sequence[StateRef]) -> None:
-        """Delete states that nobody needs any more."""
+        """Delete states that are not needed any more."""
         if self._files is not None:
             self._files.forget(refs)
 
     def memory(self) -> dict[str, list[MemoryUse]]:
-        """Each tier's worker; they share this process, so that all of them say the same of the host."""
+        """Return each tier's worker; they share this process, so that all of them report the same host memory."""
         return {tier: [worker.memory()] for tier, worker in self.workers.items()}
+
+    def _with_shard(self, task: ClientTask) -> ClientTask:
+        return replace(task, shard=self.shards[task.client.id])

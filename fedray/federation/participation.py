@@ -1,11 +1,13 @@
-"""Simulated device time: when a client's update would arrive, were it trained on its tier's device. Nothing sleeps.
+"""Who of a cohort takes part in a round: clients drop out, and stragglers miss the deadline.
+
+A client's update arrives, simulated on its tier's device,
 
     t_k = latency + 8 · bytes_down / (10⁶ · down_mbps) + examples · example_seconds / speed
         + latency + 8 · bytes_up / (10⁶ · up_mbps)
 
-Who comes in time follows from `clients.example_seconds`, which the resolved configuration holds, never from how fast
-this machine happened to be. A client that drops out or would be late does not train in that round: its private state
-stays as it was.
+seconds after the round's start; nothing sleeps. Who is in time follows from `clients.example_seconds`, which the
+resolved configuration holds, and never from the speed of this machine. A client that drops out or is a straggler does
+not train in that round: its private state stays as it was.
 """
 
 import math
@@ -19,19 +21,29 @@ from fedray.types import Client, ClientId
 
 @dataclass(frozen=True)
 class Participation:
-    """What became of a round's cohort. present: who trains and is aggregated. late: whose update would have come after
-    the deadline, or after enough others. dropped_out: who left. arrivals: simulated seconds of those present and late,
-    empty where no cost was calibrated. seconds: of the whole round, likewise None."""
+    """What becomes of a round's cohort.
 
-    present: tuple[Client, ...]
-    late: tuple[Client, ...]
+    Attributes:
+        participants: train and are aggregated.
+        stragglers: their updates would arrive after the deadline, or after enough others.
+        dropped_out: left the round.
+        arrivals: simulated seconds of participants and stragglers; empty if no cost was calibrated.
+        seconds: simulated seconds of the whole round; None if no cost was calibrated.
+    """
+
+    participants: tuple[Client, ...]
+    stragglers: tuple[Client, ...]
     dropped_out: tuple[Client, ...]
     arrivals: Mapping[ClientId, float]
     seconds: float | None
 
 
 def device_seconds(tier: TierConfig, training: float, down_bytes: int, up_bytes: int) -> float:
-    """Return a client's seconds from being asked to its update's arrival. training: seconds on the reference device."""
+    """Return the seconds from the round's start to the arrival of a client's update.
+
+    Args:
+        training: seconds of training on the reference device.
+    """
     return (
         _transfer(down_bytes, tier.down_mbps, tier.latency_s)
         + training / tier.speed
@@ -40,13 +52,13 @@ def device_seconds(tier: TierConfig, training: float, down_bytes: int, up_bytes:
 
 
 def examples_trained(num_examples: int, train: TrainConfig) -> float:
-    """Return how many examples a client goes through in a round, repetitions included."""
+    """Return how many examples a client trains on in a round, repetitions included."""
     longest = math.inf if train.max_steps is None else train.max_steps * train.batch_size * train.accumulation
     return min(train.epochs * num_examples, longest)
 
 
 def cohort_size(clients: ClientsConfig, total: int) -> int:
-    """Return how many clients a round asks: `per_round`, and `over_selection` of that on top, as far as there are."""
+    """Return how many clients a round selects: `per_round`, plus the share `over_selection`, as far as there are."""
     return min(total, math.ceil((clients.per_round or total) * (1 + clients.over_selection) - 1e-9))
 
 
@@ -60,10 +72,12 @@ def select_participants(
     down_bytes: Mapping[ClientId, int],
     up_bytes: Mapping[str, int],
 ) -> Participation:
-    """Return who of a cohort is there in time.
+    """Return who of a cohort takes part in the round.
 
-    total: number of all clients. train, up_bytes: by tier, what a client does and sends. down_bytes: what each client
-    receives.
+    Args:
+        total: number of all clients.
+        train, up_bytes: by tier, how a client trains and how many bytes it sends.
+        down_bytes: what each client receives.
     """
     tiers = {name: clients.tier(name) for name in {client.tier for client in cohort}}
     staying: list[Client] = []
@@ -87,11 +101,11 @@ def select_participants(
     wanted = clients.per_round or total
     in_time = sorted((seconds[client.id], client.id) for client in staying if seconds[client.id] <= deadline)[:wanted]
     chosen = {id for _, id in in_time}
-    present = tuple(client for client in staying if client.id in chosen)
-    late = tuple(client for client in staying if client.id not in chosen)
+    participants = tuple(client for client in staying if client.id in chosen)
+    stragglers = tuple(client for client in staying if client.id not in chosen)
     last = max((arrival for arrival, _ in in_time), default=0.0)
-    waited = deadline if len(present) < min(wanted, len(cohort)) and deadline < math.inf else last
-    return Participation(present, late, tuple(leaving), seconds, waited)
+    waited = deadline if len(participants) < min(wanted, len(cohort)) and deadline < math.inf else last
+    return Participation(participants, stragglers, tuple(leaving), seconds, waited)
 
 
 def _transfer(num_bytes: int, mbps: float | None, latency: float) -> float:

@@ -1,5 +1,6 @@
-"""What leaves a worker: clients that finished together. Their next states and trained adapters are written to the run's
-folder here; what a method only averages is averaged here, and what must not be averaged is kept out."""
+"""What leaves a worker: the results of clients that finished together. Next states and trained adapters are written to
+the run's folder here; what a method only averages is averaged here, and updates that must not be averaged are
+rejected."""
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,14 +12,13 @@ import numpy as np
 import torch
 
 from fedray.aggregation.pairwise import Node, PairwiseMean, leaf
-from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError, TrainingError
 from fedray.federation.failures import TaskFailure
+from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.federation.update_checks import objection
-from fedray.federation.worker import ClientTask, Outcome, WorkerSetup
-from fedray.methods.protocol import Update, averages
+from fedray.methods.protocol import averages
 from fedray.methods.registry import build_method
-from fedray.storage.client_states import StateFiles, StateRef
+from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import safe_name
 from fedray.storage.state_tree import float_arrays, num_bytes, save_tensors, with_arrays
 from fedray.types import ClientId
@@ -26,159 +26,156 @@ from fedray.types import ClientId
 BATCH_SECONDS = 0.1
 BATCH_CLIENTS = 256
 BATCH_BYTES = 100_000
-"""A block is sent on when it has lasted this long (longer where many actors send: `ClientPool`), or has so many clients
-or bytes of states and of updates that travel one by one: a death loses one block."""
+"""A batch is sent when it has lasted this long, or has this many clients or bytes of states and of updates that travel
+one by one: a death loses one batch."""
 
-Given = tuple[Sequence[ClientTask], Sequence[Any], Sequence[StateRef | None], Sequence[Shard]]
-"""A group's assignments, downlinks, states' places and shards."""
-
-Train = Callable[[Sequence[ClientTask], Sequence[Any], Sequence[Any], Sequence[Shard]], Iterable[tuple[Outcome, Any]]]
-"""Given a group's assignments, downlinks, states and shards; see `Worker.train_many`."""
+Train = Callable[[Sequence[ClientTask]], Iterable[ClientResult]]
+"""Runs the tasks of one group; see `Worker.train_together`."""
 
 
-def state_files(job: WorkerSetup) -> StateFiles | None:
-    """Return where the states of the method's clients are; None where nothing can be kept.
+def state_files(setup: WorkerSetup) -> StateFiles | None:
+    """Return where the states of the method's clients are; None if nothing is kept.
 
     Raises:
         ConfigError: this node does not see the run's folder.
     """
-    if job.folder is None:
+    if setup.folder is None:
         return None
-    folder = job.folder / "states" / job.entry.key
-    return StateFiles(folder, job.config.checkpoint.every > 0)
+    return StateFiles(setup.folder / "states" / setup.entry.key, setup.config.checkpoint.every > 0)
 
 
 @dataclass(frozen=True)
 class ResultBatch:
-    """Clients of one tier that finished together.
+    """The results of clients of one tier that finished together.
 
-    states: where each one's next state is; None where it keeps none. means: of what they sent up, where the method
-    averages it; their outcomes' payloads are None then. shape: one such payload, its arrays empty. failures: those of
-    whom nothing came. groups: how many were served, failed ones too. seconds: since the block before. last: nothing
-    comes after it.
+    Attributes:
+        means: of what the clients sent up, if the method averages it; the results' payloads are None then.
+        structure: one such payload, its arrays empty.
+        failures: tasks without a result.
+        groups: how many groups of tasks were served, failed ones included.
+        last: whether this is the last batch of its task batch.
     """
 
-    outcomes: tuple[Outcome, ...]
-    states: tuple[StateRef | None, ...]
+    results: tuple[ClientResult, ...]
     means: tuple[Node, ...]
-    shape: Any
+    structure: Any
     failures: tuple[TaskFailure, ...]
     groups: int
-    seconds: float
     last: bool
 
 
 class ResultBatcher:
-    """Serves groups of clients in blocks, with one method on one tier.
+    """Serves groups of tasks, with one method on one tier, and returns their results in batches.
 
-    survives: whether an exception leaves the worker fit for other clients; else it is passed on.
+    Args:
+        survives: whether an exception leaves the worker fit for other clients; else it is passed on.
 
     Raises:
         ConfigError: this node does not see the run's folder.
     """
 
-    def __init__(self, job: WorkerSetup, train: Train, survives: bool = True):
+    def __init__(self, setup: WorkerSetup, train: Train, survives: bool = True):
         self._train, self._survives = train, survives
-        self._checks, self._expected = job.config.clients.update_checks, job.uplink
-        method = build_method(job.config, job.entry, job.tier)
+        self._checks, self._expected = setup.config.clients.update_checks, setup.uplink
+        method = build_method(setup.config, setup.entry, setup.tier)
         self._averages = None if self._checks.compare else averages(method)
-        self._files = state_files(job)
-        self._adapters = job.folder and job.folder / "adapters" / job.entry.key / "clients"
+        self._files = state_files(setup)
+        self._adapters = setup.folder and setup.folder / "adapters" / setup.entry.key / "clients"
 
-    def serve(self, groups: Sequence[Given], lasting: float = BATCH_SECONDS) -> Iterator[ResultBatch]:
-        """Let the groups of clients take their turns, in order; yield blocks of whole groups.
+    def serve(self, groups: Sequence[Sequence[ClientTask]], seconds: float = BATCH_SECONDS) -> Iterator[ResultBatch]:
+        """Run the groups in order and yield batches of whole groups.
 
-        lasting: seconds after which a block ends.
+        Args:
+            groups: tasks with their downlinks and shards, and the places of their states.
+            seconds: after which a batch ends.
         """
-        found = _Found()
+        collected = _Collected()
         for left, group in enumerate(groups, start=1 - len(groups)):
-            self._serve(group, found)
-            seconds = perf_counter() - found.started
-            if not left or seconds > lasting or len(found.states) >= BATCH_CLIENTS or found.size > BATCH_BYTES:
-                places = self._places(group[0][0], found.states)
-                yield ResultBatch(
-                    outcomes=tuple(found.outcomes),
-                    states=places,
-                    means=found.means.take(),
-                    shape=found.shape,
-                    failures=tuple(found.failures),
-                    groups=found.groups,
-                    seconds=perf_counter() - found.started,
-                    last=not left,
-                )
-                found = _Found()
+            self._serve(group, collected)
+            full = len(collected.results) >= BATCH_CLIENTS or collected.num_bytes > BATCH_BYTES
+            if not left or full or perf_counter() - collected.started > seconds:
+                yield self._batch(collected, last=not left)
+                collected = _Collected()
 
-    def _serve(self, group: Given, found: "_Found") -> None:
-        """Let one group take its turns; add what it brings to what was found."""
-        assignments, downlinks, refs, shards = group
-        found.groups += 1
+    def _serve(self, group: Sequence[ClientTask], collected: "_Collected") -> None:
+        """Run one group and add its results to what was collected."""
+        collected.groups += 1
         try:
-            states = [None] * len(refs) if self._files is None else self._files.read(refs)
-            turns = list(self._train(assignments, downlinks, states, shards))
+            tasks = group
+            if self._files is not None:
+                states = self._files.read([task.state for task in group])
+                tasks = [replace(task, state=state) for task, state in zip(group, states, strict=True)]
+            results = list(self._train(tasks))
         except (ConfigError, torch.AcceleratorError):  # no client's fault, and no place for others
             raise
         except Exception as error:
             if not self._survives:
                 raise
-            found.failures.append(failure_of([assignment.client.id for assignment in assignments], error))
+            collected.failures.append(failure_of([task.client.id for task in group], error))
             return
-        for assignment, (outcome, state) in zip(assignments, turns, strict=True):
-            client = assignment.client.id
-            if assignment.keep == "state":
-                if (cause := objection(outcome.update.payload, self._checks, self._expected)) is not None:
-                    found.failures.append(TaskFailure((client,), cause, rejected=True))
-                    continue
-                if self._averages:
-                    found.shape = self._add(found.means, assignment, outcome.update, found.shape)
-            found.outcomes.append(self._settled(assignment, outcome))
-            found.states.append(state)
-            found.size += num_bytes(state) + (0 if self._averages else outcome.uplink_bytes)
+        for task, result in zip(group, results, strict=True):
+            self._collect(task, result, collected)
 
-    def _add(self, means: PairwiseMean, assignment: ClientTask, update: Update[Any], shape: Any) -> Any:
-        """Add what the client sent up to the means; return its shape, the one that is known already if there is one."""
-        arrays = float_arrays(update.payload)
-        weight = update.num_examples if self._averages == "examples" else 1
+    def _collect(self, task: ClientTask, result: ClientResult, collected: "_Collected") -> None:
+        if task.keep == "state":
+            if (cause := objection(result.payload, self._checks, self._expected)) is not None:
+                collected.failures.append(TaskFailure((task.client.id,), cause, rejected=True))
+                return
+            if self._averages:
+                collected.structure = self._add(task, result, collected)
+        if task.keep == "adapter" and self._adapters is not None and result.adapter is not None:
+            save_tensors(self._adapters / f"{safe_name(task.client.id)}.safetensors", result.adapter)
+        travels = task.keep == "state" and not self._averages
+        collected.num_bytes += num_bytes(result.state) + (result.uplink_bytes if travels else 0)
+        collected.keeps_state = task.keep == "state"
+        collected.results.append(result if travels else replace(result, payload=None, adapter=None))
+
+    def _add(self, task: ClientTask, result: ClientResult, collected: "_Collected") -> Any:
+        """Add what the client sent up to the means; return its structure."""
+        arrays = float_arrays(result.payload)
+        weight = result.num_examples if self._averages == "examples" else 1
         try:
-            means.add(leaf(assignment.position, weight, arrays))
+            collected.means.add(leaf(task.position, weight, arrays))
         except ValueError as error:
             raise TrainingError(
-                f"client {update.client.id!r}, round {assignment.server_round}: its update cannot be averaged: {error}"
+                f"client {task.client.id!r}, round {task.server_round}: its update cannot be averaged: {error}"
             ) from error
-        if shape is not None:
-            return shape
-        return with_arrays(update.payload, iter([np.empty(0, np.float32)] * len(arrays)))
+        if collected.structure is not None:
+            return collected.structure
+        return with_arrays(result.payload, iter([np.empty(0, np.float32)] * len(arrays)))
 
-    def _settled(self, assignment: ClientTask, outcome: Outcome) -> Outcome:
-        """Write the adapter that the client takes home; return what travels. Payloads do where each is aggregated."""
-        if assignment.keep == "adapter" and self._adapters is not None and outcome.tensors is not None:
-            save_tensors(self._adapters / f"{safe_name(assignment.client.id)}.safetensors", outcome.tensors)
-        if assignment.keep == "state" and not self._averages:
-            return outcome
-        update = outcome.update
-        return replace(outcome, tensors=None, update=Update(update.client, update.num_examples, None))
+    def _batch(self, collected: "_Collected", last: bool) -> ResultBatch:
+        """Write the clients' next states and return the batch, in which they are replaced by their places."""
+        results = collected.results
+        places: Sequence[Any] = [None] * len(results)
+        if self._files is not None and collected.keeps_state:
+            places = self._files.write(results[0].server_round, [result.state for result in results])
+        return ResultBatch(
+            results=tuple(replace(result, state=place) for result, place in zip(results, places, strict=True)),
+            means=collected.means.take(),
+            structure=collected.structure,
+            failures=tuple(collected.failures),
+            groups=collected.groups,
+            last=last,
+        )
 
-    def _places(self, first: ClientTask, states: Sequence[Any]) -> tuple[StateRef | None, ...]:
-        if self._files is None or first.keep != "state":
-            return (None,) * len(states)
-        return tuple(self._files.write(first.server_round, states))
 
-
-class _Found:
-    """What a block has so far. size: bytes of states, and of updates that travel one by one."""
+class _Collected:
+    """The results of a batch so far. num_bytes: of states, and of updates that travel one by one."""
 
     def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.states: list[Any] = []
+        self.results: list[ClientResult] = []
         self.failures: list[TaskFailure] = []
         self.means = PairwiseMean()
-        self.shape: Any = None
+        self.structure: Any = None
+        self.keeps_state = False
         self.groups = 0
-        self.size = 0
+        self.num_bytes = 0
         self.started = perf_counter()
 
 
 def failure_of(clients: Sequence[ClientId], error: Exception) -> TaskFailure:
-    """Return what an exception says of the clients in whose turns it was raised."""
+    """Return the failure that an exception means for the clients in whose tasks it was raised."""
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     if isinstance(error, FedrayError):
         return TaskFailure(tuple(clients), f"{error}{notes}", non_retryable=isinstance(error, TrainingError))

@@ -1,14 +1,14 @@
-"""How a round's clients are handed to the actors of a tier.
+"""How a round's client tasks are handed to the actors of a tier.
 
 Clients that are trained in one step form a group: `fuse` consecutive ones of a tier, the largest first, so that they
-have similar numbers of steps. Who is in a group follows from the cohort alone, and a group is never split: results
-depend, by their last bits, on who is trained together.
+have similar numbers of steps. The groups follow from the cohort alone, and a group is never split: results depend, in
+their last bits, on who is trained together.
 
-Groups go to actors in chunks that shrink towards the round's end (guided self-scheduling, Polychronopoulos and Kuck
-1987), so that a thousand small clients cost few messages, and nobody waits long for whoever got the last ones. After an
-actor died, what it had not finished is handed out group by group, so that a group that kills its actor is known, and
-others are not blamed for it. A group that has failed too often is given up; of several clients, each has one more try
-alone first.
+Actors receive task batches, some groups each, that shrink towards the round's end (guided self-scheduling,
+Polychronopoulos and Kuck 1987): a thousand small clients cost few messages, and no actor works alone for long at the
+end. After an actor died, the groups that it had not finished are handed out one by one, so that a group that kills its
+actor is found and others are not blamed for it. A group that has failed too often is exhausted; if it has several
+clients, each gets one more attempt alone.
 """
 
 from collections import Counter, deque
@@ -16,23 +16,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedray.federation.failures import FailedAttempt, TaskFailure
-from fedray.federation.worker import ClientTask
+from fedray.federation.tasks import ClientTask
 from fedray.types import Client, ClientId
 
 TaskGroup = tuple[ClientTask, ...]
 
 SHARE = 2
-"""A chunk has 1 / (SHARE · actors) of the work that is left."""
+"""A task batch has 1 / (SHARE · actors) of the remaining work."""
 
 
-def task_groups(assignments: Sequence[ClientTask], widths: Mapping[str, int]) -> dict[str, list[TaskGroup]]:
-    """Return each tier's task_groups, in the order of the assignments.
+def task_groups(tasks: Sequence[ClientTask], widths: Mapping[str, int]) -> dict[str, list[TaskGroup]]:
+    """Return each tier's groups, in the order of the tasks.
 
-    widths: how many clients of each tier are trained in one step.
+    Args:
+        widths: by tier, how many clients are trained in one step.
     """
     by_tier: dict[str, list[ClientTask]] = {tier: [] for tier in widths}
-    for assignment in assignments:
-        by_tier[assignment.client.tier].append(assignment)
+    for task in tasks:
+        by_tier[task.client.tier].append(task)
     return {
         tier: [tuple(entries[start : start + widths[tier]]) for start in range(0, len(entries), widths[tier])]
         for tier, entries in by_tier.items()
@@ -40,26 +41,29 @@ def task_groups(assignments: Sequence[ClientTask], widths: Mapping[str, int]) ->
 
 
 class WorkQueue:
-    """The task_groups of one round on one tier that nobody has finished.
+    """The unfinished groups of one round on one tier.
 
-    task_groups: largest first. max_failures: how often a group is run again after it failed.
+    Args:
+        groups: largest first.
+        max_failures: how often a group is run again after it failed.
     """
 
-    def __init__(self, task_groups: Sequence[TaskGroup], max_failures: int) -> None:
-        self._waiting = deque(task_groups)
-        self._all = self._left = sum(map(_work, task_groups))
-        self._alone: deque[tuple[TaskGroup, Any]] = deque()
+    def __init__(self, groups: Sequence[TaskGroup], max_failures: int) -> None:
+        self._waiting = deque(groups)
+        self._remaining = sum(map(_work, groups))
+        self._alone: deque[tuple[TaskGroup, Any]] = deque()  # with the actor that shall not have it again
         self._max_failures = max_failures
         self._failures: Counter[tuple[ClientId, ...]] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._alone)
 
-    def take(self, actors: int, least: float = 0, actor: Any = None) -> list[TaskGroup]:
-        """Return the next chunk; empty where all that is left has failed with this actor and there are others.
+    def next_batch(self, actors: int, actor: Any = None) -> list[TaskGroup]:
+        """Return the next groups; empty if every remaining one already failed on this actor and other actors exist.
 
-        actors: how many share the rest. least: work below which a chunk is not worth its message; nobody gets more
-        than an equal part of the round for that. actor: who asks.
+        Args:
+            actors: how many share the remaining work.
+            actor: the one that receives the groups.
         """
         for entry in self._alone:
             if entry[1] is None or entry[1] is not actor or actors == 1:
@@ -67,25 +71,27 @@ class WorkQueue:
                 return [entry[0]]
         if not self._waiting:
             return []
-        size = max(self._left / (SHARE * actors), min(least, self._all / actors))
-        chunk = [self._waiting.popleft()]
-        work = _work(chunk[0])
+        size = self._remaining / (SHARE * actors)
+        batch = [self._waiting.popleft()]
+        work = _work(batch[0])
         while self._waiting and work + (following := _work(self._waiting[0])) <= size:
-            chunk.append(self._waiting.popleft())
+            batch.append(self._waiting.popleft())
             work += following
-        self._left -= work
-        return chunk
+        self._remaining -= work
+        return batch
 
-    def unserved(self, task_groups: Sequence[TaskGroup]) -> None:
-        """Take back task_groups that their actor left without its being known that it was because of them."""
-        self._alone.extend((group, None) for group in task_groups)
+    def requeue(self, groups: Sequence[TaskGroup]) -> None:
+        """Take back groups that an actor did not finish, without counting it as their failure."""
+        self._alone.extend((group, None) for group in groups)
 
-    def failed(self, group: TaskGroup, actor: Any = None, non_retryable: bool = False) -> tuple[int, bool]:
-        """Take back a group that failed with an actor.
+    def record_failure(self, group: TaskGroup, actor: Any = None, non_retryable: bool = False) -> tuple[int, bool]:
+        """Take back a group that failed on an actor.
 
-        non_retryable: it would fail again.
+        Args:
+            non_retryable: it would fail again.
 
-        Returns: how often it has failed, and whether it is given up.
+        Returns:
+            How often the group has failed, and whether it is exhausted.
         """
         ids = ids_of(group)
         self._failures[ids] += 1
@@ -95,20 +101,20 @@ class WorkQueue:
             return number, False
         if len(group) == 1:
             return number, True
-        for assignment in group:
-            self._failures[(assignment.client.id,)] = max(number, self._max_failures)
-            self._alone.append(((assignment,), None))
+        for task in group:
+            self._failures[(task.client.id,)] = max(number, self._max_failures)
+            self._alone.append(((task,), None))
         return number, False
 
-    def take_back(
-        self, failure: TaskFailure, chunk: Sequence[TaskGroup], actor: Any = None, node: str = ""
+    def fail(
+        self, failure: TaskFailure, batch: Sequence[TaskGroup], actor: Any = None, node: str = ""
     ) -> FailedAttempt:
-        """Take back the group of a chunk whose clients failed in an actor that goes on; return what is told of it.
+        """Take back the group of a batch whose tasks failed in an actor that goes on, and return the failed attempt.
 
-        A client whose update was rejected is given up at once, and not its group.
+        A client whose update was rejected is exhausted at once; the others of its group are not affected.
         """
-        group = next(group for group in chunk if failure.clients[0] in ids_of(group))
-        number, exhausted = (1, True) if failure.rejected else self.failed(group, actor, failure.non_retryable)
+        group = next(group for group in batch if failure.clients[0] in ids_of(group))
+        number, exhausted = (1, True) if failure.rejected else self.record_failure(group, actor, failure.non_retryable)
         return FailedAttempt(
             group[0].server_round,
             failure.clients,
@@ -123,13 +129,13 @@ class WorkQueue:
 
 
 def ids_of(group: TaskGroup) -> tuple[ClientId, ...]:
-    return tuple(assignment.client.id for assignment in group)
+    return tuple(task.client.id for task in group)
 
 
 def work_of(client: Client) -> int:
-    """Expected work, in examples; a client without any still costs a turn."""
+    """Return a client's expected work in examples; a client without any still costs a message."""
     return 1 + client.num_examples
 
 
 def _work(group: TaskGroup) -> int:
-    return sum(work_of(assignment.client) for assignment in group)
+    return sum(work_of(task.client) for task in group)

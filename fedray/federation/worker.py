@@ -4,9 +4,8 @@ is this class as a Ray actor, and the inline runtime calls it directly."""
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,17 +15,15 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
 from fedray.adapters.heads import float_head, head_group, label_text_head
 from fedray.adapters.stacked import AdapterStack, CannotBatch
-from fedray.config import Config, MethodConfig, TierConfig
-from fedray.data.shards import Shard
+from fedray.config import Config, TierConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED
-from fedray.federation.update_checks import Expected
-from fedray.methods.protocol import Initial, Update
+from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
+from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
-from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import num_bytes
 from fedray.training.batched import EQUAL_PARTS, TIMED_STEPS, WIDTHS, BatchedBackend, run_batched, width_seconds
 from fedray.training.deepspeed import compile_extensions
@@ -35,59 +32,11 @@ from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
-from fedray.training.trainer import ClientBackend, ClientReport, EngineBackend, LocalTrainer
+from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
-from fedray.types import Client, Vector
+from fedray.types import Vector
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What a worker needs to know to serve one method on one tier: all that is the same for its clients and rounds.
-
-    folder: the run's, which all nodes see; None: nothing can be kept, for trials. uplink: what updates look like; None:
-    anything.
-    """
-
-    config: Config
-    entry: MethodConfig
-    architecture: PretrainedConfig
-    label_names: tuple[str, ...]
-    pad_token_id: int
-    tier: str = "default"
-    folder: StoragePath | None = None
-    uplink: Expected | None = None
-
-
-Keep = Literal["state", "adapter", "nothing"]
-
-
-@dataclass(frozen=True)
-class ClientTask:
-    """One client's turn. Its downlink, state and shard come beside it.
-
-    measure: whether to evaluate before and after training. keep: what is kept of the turn: the client's next `state`
-    (a round), the trained `adapter` that it takes home, or `nothing` (a trial). position: its place in the round's
-    order of its tier, by which what it sends is added up.
-    """
-
-    client: Client
-    server_round: int
-    measure: bool
-    keep: Keep = "state"
-    position: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a client's turn brought, without its new state. tensors: the trained adapter by name, if asked for."""
-
-    update: Update[Any]
-    report: ClientReport
-    uplink_bytes: int
-    downlink_bytes: int
-    tensors: Mapping[str, Vector] | None
 
 
 class Worker:
@@ -156,104 +105,93 @@ class Worker:
             return self._initial
         return draw_initial(whole, job.config.seed, self._initial.head())
 
-    def train(self, assignment: ClientTask, downlink: Any, state: Any, shard: Shard) -> tuple[Outcome, Any]:
-        """Run one client's turn. state: its private state, None on its first turn.
+    def train(self, task: ClientTask) -> ClientResult:
+        """Run one client's task.
 
-        Returns: the outcome and the client's next state.
+        Returns:
+            The result, with the client's next state and, if the task keeps it, the trained adapter.
         """
-        return self._turn(assignment, downlink, state, shard, EngineBackend(self.engine, self.training_context))
+        return self._run(task, EngineBackend(self.engine, self.training_context))
 
-    def train_many(
-        self,
-        assignments: Sequence[ClientTask],
-        downlinks: Sequence[Any],
-        states: Sequence[Any],
-        shards: Sequence[Shard],
-    ) -> Iterator[tuple[Outcome, Any]]:
-        """Run several clients' turns, in one step each where that is possible (`fedray.training.batched`), else one
+    def train_together(self, tasks: Sequence[ClientTask]) -> Iterator[ClientResult]:
+        """Run several clients' tasks, in one step each where that is possible (`fedray.training.batched`), else one
         after another. Results are those of `train` up to float rounding, which depends on who is trained together.
 
-        Yields: outcomes and next states, in the order of the assignments.
+        Yields:
+            The results, in the order of the tasks.
         """
-        turns = list(zip(assignments, downlinks, states, shards, strict=True))
         try:
-            if len(turns) > 1:
-                yield from self._together(turns)
+            if len(tasks) > 1:
+                yield from self._batched(tasks)
                 return
         except CannotBatch as reason:
             if str(reason) not in self._told:
                 self._told.add(str(reason))
                 log.warning("tier %s: clients are trained one by one: %s", self._job.tier, reason)
-        for turn in turns:
-            yield self.train(*turn)
+        for task in tasks:
+            yield self.train(task)
 
-    def width_seconds(
-        self,
-        assignments: Sequence[ClientTask],
-        downlinks: Sequence[Any],
-        states: Sequence[Any],
-        shards: Sequence[Shard],
-    ) -> dict[int, float]:
+    def width_seconds(self, tasks: Sequence[ClientTask]) -> dict[int, float]:
         """Return the seconds that the first steps of all these clients take, by how many are trained together; of 1
         only where no other number is possible. Nothing is kept of what they trained.
 
         Args:
-            assignments: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are
-                powers of two, and widths that cut these into equal parts.
+            tasks: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are powers
+                of two, and widths that cut these into equal parts.
         """
-        turns = list(zip(assignments, downlinks, states, shards, strict=True))
-        widths = {*WIDTHS, *(math.ceil(len(turns) / parts) for parts in EQUAL_PARTS)}
+        widths = {*WIDTHS, *(math.ceil(len(tasks) / parts) for parts in EQUAL_PARTS)}
         training_context, train = self.training_context, self.training_context.train
         steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
         self.training_context = replace(training_context, train=train.model_copy(update={"max_steps": steps}))
 
         def serve(start: int, stop: int) -> object:
-            return self.train(*turns[start]) if stop - start == 1 else self._together(turns[start:stop])
+            return self.train(tasks[start]) if stop - start == 1 else self._batched(tasks[start:stop])
 
         try:
-            return width_seconds(serve, len(turns), sorted(widths))
+            return width_seconds(serve, len(tasks), sorted(widths))
         except CannotBatch:
             return {1: math.inf}
         finally:
             self.training_context = training_context
 
-    def _together(self, turns: Sequence[tuple[ClientTask, Any, Any, Shard]]) -> list[tuple[Outcome, Any]]:
+    def _batched(self, tasks: Sequence[ClientTask]) -> list[ClientResult]:
         if not isinstance(self.engine, TorchEngine):
             raise CannotBatch("the engine is not plain torch")
         if self._process_group.size > 1:
             raise CannotBatch("several processes train one client")
-        if self._stack is None or self._stack.members < len(turns):
-            self._stack = AdapterStack(self.adapter, len(turns))
+        if self._stack is None or self._stack.members < len(tasks):
+            self._stack = AdapterStack(self.adapter, len(tasks))
 
-        def piece(turn: tuple[ClientTask, Any, Any, Shard]) -> Callable[[BatchedBackend], tuple[Outcome, Any]]:
-            return lambda lane: self._named_turn(*turn, lane)
+        def piece(task: ClientTask) -> Callable[[BatchedBackend], ClientResult]:
+            return lambda backend: self._named_run(task, backend)
 
-        return run_batched(self._stack, self.training_context, self.engine.loss_scale, [piece(turn) for turn in turns])
+        return run_batched(self._stack, self.training_context, self.engine.loss_scale, [piece(task) for task in tasks])
 
-    def _named_turn(self, assignment: ClientTask, *turn: Any) -> tuple[Outcome, Any]:
+    def _named_run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         """Of several clients, an error must say whose it is."""
         try:
-            return self._turn(assignment, *turn)
+            return self._run(task, backend)
         except Exception as error:
-            error.add_note(f"client {assignment.client.id!r}, round {assignment.server_round}")
+            error.add_note(f"client {task.client.id!r}, round {task.server_round}")
             raise
 
-    def _turn(
-        self, assignment: ClientTask, downlink: Any, state: Any, shard: Shard, work: ClientBackend
-    ) -> tuple[Outcome, Any]:
-        client = assignment.client
-        trainer = LocalTrainer(work, shard, client, assignment.server_round, self.training_context, assignment.measure)
-        before = self.method.init_client(self._initial, client) if state is None else state
-        payload, after = self.method.train_client(work.adapter, before, downlink, trainer)
+    def _run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
+        client = task.client
+        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, task.measure)
+        before = self.method.init_client(self._initial, client) if task.state is None else task.state
+        payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
         self._meter.note()
-        outcome = Outcome(
-            update=Update(client, shard.num_examples(), payload),
-            report=trainer.report,
+        return ClientResult(
+            client=client,
+            server_round=task.server_round,
+            num_examples=task.shard.num_examples(),
+            payload=payload,
             uplink_bytes=num_bytes(payload),
-            downlink_bytes=num_bytes(downlink),
-            tensors=work.adapter.tensors() if assignment.keep == "adapter" else None,
+            downlink_bytes=task.downlink.num_bytes,
+            report=trainer.report,
+            state=after,
+            adapter=backend.adapter.tensors() if task.keep == "adapter" else None,
         )
-        return outcome, after
 
     def _metered(self, tier: TierConfig, resting: int) -> MemoryMeter:
         """Return a meter whose baseline is the bare process with all that was imported for this method and those before

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.means import weighted_mean
-from fedray.types import Client, Vector
+from fedray.types import Capacity, Vector
 
 Places = npt.NDArray[np.int64]
 
@@ -34,9 +34,9 @@ def _own(common: Layout, lora_rank: int | None, reft_layers: tuple[int, ...] | N
     return common if own == common else own
 
 
-def own_layout(common: Layout, client: Client) -> Layout:
-    """Return the layout of what the client holds of a common one (that itself where it is everything)."""
-    return _own(common, client.capacity.get("lora_rank"), client.capacity.get("reft_layers"))
+def own_layout(common: Layout, capacity: Capacity) -> Layout:
+    """Return the layout of what a client of this capacity holds of a common one: that itself if it holds everything."""
+    return _own(common, capacity.get("lora_rank"), capacity.get("reft_layers"))
 
 
 @lru_cache(maxsize=256)

@@ -100,7 +100,7 @@ class FedAlt:
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
         layout = initial.layouts["lora"]
-        own = {client.id: own_layout(layout, client) for client in clients}
+        own = {client.id: own_layout(layout, client.capacity) for client in clients}
         return Server(layout, own, {}, heads.initial(self.head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> Own:

@@ -6,7 +6,7 @@ weighted by num_examples. Averaged rotations of LoReFT are retracted to the Stie
 hold parts of the adapter (`fedray.methods.capacity`), a value is averaged over those who hold it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -17,7 +17,7 @@ from fedray.adapters.rotations import retract_rotations
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
 from fedray.methods.capacity import gather, held_mean, own_layout
-from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
+from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
 from fedray.types import Client, ClientId, Vector, state_type
 
 
@@ -68,13 +68,14 @@ class FedAvg:
     def init_client(self, initial: Initial, client: Client) -> OwnHead:
         return OwnHead(heads.initial(self.head, initial.head())[1])
 
-    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Shared]:
-        own = {client.id: own_layout(server.layout, client) for client in cohort}
-        sent = {
-            layout: replace(server.shared, adapter=gather(server.layout, layout, server.shared.adapter))
-            for layout in set(own.values())
-        }
-        return {id: sent[layout] for id, layout in own.items()}
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[Shared]]:
+        holders: dict[Layout, list[ClientId]] = {}
+        for client in cohort:
+            holders.setdefault(own_layout(server.layout, client.capacity), []).append(client.id)
+        return [
+            Broadcast(replace(server.shared, adapter=gather(server.layout, own, server.shared.adapter)), ids)
+            for own, ids in holders.items()
+        ]
 
     def train_client(
         self, adapter: Adapter, client_state: OwnHead, downlink: Shared, local: Local
@@ -85,11 +86,11 @@ class FedAvg:
         shared, own = heads.read(self.head, adapter)
         return Shared(adapter.read(self.adapter), shared), OwnHead(own)
 
-    def aggregate_train(self, server: Server, updates: Sequence[Update[Shared]]) -> tuple[Server, Metrics]:
+    def aggregate_train(self, server: Server, updates: Sequence[Uploaded[Shared]]) -> tuple[Server, Metrics]:
         if not updates:
             return server, {}
         weights = [update.num_examples if self.weights == "examples" else update.num_clients for update in updates]
-        held = [(own_layout(server.layout, update.client), update.payload.adapter) for update in updates]
+        held = [(own_layout(server.layout, update.capacity), update.payload.adapter) for update in updates]
         mean = held_mean(server.layout, server.shared.adapter, held, weights)
         head = heads.average(server.shared.head, [update.payload.head for update in updates], weights)
         return Server(server.layout, Shared(retract_rotations(server.layout, mean), head)), {}

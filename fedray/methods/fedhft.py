@@ -48,7 +48,7 @@ from fedray.methods import heads
 from fedray.methods.capacity import own_layout
 from fedray.methods.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
 from fedray.methods.options import needs
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
 from fedray.methods.wire import Wire, WireType, decode, encode
 from fedray.randomness import keyed_seed
 from fedray.types import Client, ClientId, Vector, state_type
@@ -172,16 +172,14 @@ class FedHft:
     def init_client(self, initial: Initial, client: Client) -> Own:
         return Own(None, heads.initial(self.head, initial.head())[1])
 
-    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Mixture]:
-        made: dict[tuple[bytes, int], Mixture] = {}
-        received = {}
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[Mixture]]:
+        alike: dict[tuple[bytes, int], list[ClientId]] = {}
         for client in cohort:
-            pi = server.memberships[client.id]
             rank = self.downlink_rank or client.capacity.get("lora_rank", self.lora.rank)
-            if (pi.tobytes(), rank) not in made:
-                made[pi.tobytes(), rank] = self._mixture(server, pi, rank)
-            received[client.id] = made[pi.tobytes(), rank]
-        return received
+            alike.setdefault((server.memberships[client.id].tobytes(), rank), []).append(client.id)
+        return [
+            Broadcast(self._mixture(server, server.memberships[ids[0]], rank), ids) for (_, rank), ids in alike.items()
+        ]
 
     def _mixture(self, server: Server, pi: Vector, rank: int) -> Mixture:
         rest = None
@@ -260,7 +258,7 @@ class FedHft:
         ids = [update.client.id for update in updates]
         masks = [unpack_masks(server.layout, update.payload.masks) for update in updates]
         factors = [
-            receive(own_layout(server.layout, update.client), decode(update.payload.factors), mask)
+            receive(own_layout(server.layout, update.capacity), decode(update.payload.factors), mask)
             for update, mask in zip(updates, masks, strict=True)
         ]
         sent = [decode(update.payload.head) for update in updates if update.payload.head is not None]

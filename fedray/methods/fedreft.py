@@ -108,7 +108,7 @@ class FedReft:
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
         layout = self._shared_layout(initial.layouts["reft"])
-        own = {client.id: own_layout(layout, client) for client in clients}
+        own = {client.id: own_layout(layout, client.capacity) for client in clients}
         if self.align == "procrustes" and any(part != layout for part in own.values()):
             raise ConfigError("fedreft.align: `procrustes` needs every tier to edit the same layers (reft_layers)")
         phi = initial.vectors["reft"][self._shared(initial.layouts["reft"])]

@@ -4,7 +4,7 @@ Local: no communication at all; every client trains its own adapter and head.
 HeadOnly: adapters are never sent, the task head is averaged (FedAvg). What a method gains over it is its adapter's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,8 +12,8 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.config import Head, LoraSection, ReftSection
 from fedray.methods import adapters, heads
-from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
-from fedray.types import Client, ClientId, Vector, state_type
+from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
+from fedray.types import Client, Vector, state_type
 
 
 @state_type("local.Server", "fedray.methods.local.SharedHead")
@@ -59,8 +59,8 @@ class LocalOnly:
     def init_client(self, initial: Initial, client: Client) -> OwnAdapter:
         return OwnAdapter(initial.vectors[self.adapter], heads.initial(self.effective_head, initial.head())[1])
 
-    def configure_train(self, server: SharedHead, cohort: Sequence[Client]) -> Mapping[ClientId, SharedHead]:
-        return {client.id: server for client in cohort}
+    def configure_train(self, server: SharedHead, cohort: Sequence[Client]) -> Broadcast[SharedHead]:
+        return Broadcast(server, [client.id for client in cohort])
 
     def train_client(
         self, adapter: Adapter, client_state: OwnAdapter, downlink: SharedHead, local: Local
@@ -71,7 +71,9 @@ class LocalOnly:
         shared, own = heads.read(self.effective_head, adapter)
         return SharedHead(shared), OwnAdapter(adapter.read(self.adapter), own)
 
-    def aggregate_train(self, server: SharedHead, updates: Sequence[Update[SharedHead]]) -> tuple[SharedHead, Metrics]:
+    def aggregate_train(
+        self, server: SharedHead, updates: Sequence[Uploaded[SharedHead]]
+    ) -> tuple[SharedHead, Metrics]:
         sent = [update.payload.head for update in updates]
         return SharedHead(heads.average(server.head, sent, [update.num_examples for update in updates])), {}
 

@@ -14,6 +14,7 @@ The smallest method, which federates how many examples the clients have and trai
     from fedray import state_type
     from fedray.adapters.lora import attach_lora
     from fedray.config import LoraSection
+    from fedray.methods.protocol import Broadcast
 
     @state_type("count.Nothing")
     @dataclass(frozen=True)
@@ -39,7 +40,7 @@ The smallest method, which federates how many examples the clients have and trai
             return Nothing()
 
         def configure_train(self, server, cohort):
-            return {client.id: Nothing() for client in cohort}
+            return Broadcast(Nothing(), [client.id for client in cohort])
 
         def train_client(self, adapter, client_state, downlink, local):
             return Total(local.client.num_examples), client_state
@@ -59,14 +60,15 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
 from fedray.errors import ConfigError, choices
-from fedray.types import Client, ClientId, Evaluation, Split, Vector
+from fedray.types import Capacity, Client, ClientId, Evaluation, Split, Vector
 
 Metrics = Mapping[str, float]
 Averages = Literal["examples", "uniform"]
 """What clients count for in a weighted mean: their numbers of examples, or all the same.
 
 A method of whose updates `aggregate_train` takes nothing but that mean, over all who sent the same shapes, should say
-so with an attribute `averages`. Updates are then averaged where they arise, and do not travel one by one: see `Update`.
+so with an attribute `averages`. Updates are then averaged where they arise, and do not travel one by one: see
+`TierMean`.
 """
 
 Payload = TypeVar("Payload")
@@ -94,17 +96,56 @@ class Initial:
 
 
 @dataclass(frozen=True)
-class Update(Generic[Payload]):
-    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink.
+class Broadcast(Generic[Payload]):
+    """One payload for several clients: it is sent once per node, and counted once per client."""
 
-    Of a method that averages (`Averages`), one update stands for all clients of a tier: `client` is the first of them,
-    num_examples their sum, num_clients how many they are, and payload their weighted mean.
-    """
+    payload: Payload
+    clients: Sequence[ClientId]
+
+
+Downlinks = Broadcast[Payload] | Sequence[Broadcast[Payload]] | Mapping[ClientId, Payload]
+"""What a round's clients receive: one payload for all of them, several for groups of them, or one for each."""
+
+
+@dataclass(frozen=True)
+class Update(Generic[Payload]):
+    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink."""
 
     client: Client
     num_examples: int
     payload: Payload
-    num_clients: int = 1
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the client's tier can hold."""
+        return self.client.capacity
+
+    @property
+    def num_clients(self) -> int:
+        """1."""
+        return 1
+
+
+@dataclass(frozen=True)
+class TierMean(Generic[Payload]):
+    """What all clients of a tier sent up, averaged where it arose, for a method that averages (`Averages`).
+
+    Attributes:
+        capacity: what the tier can hold.
+        num_examples: sum over the clients.
+        num_clients: number of clients.
+        payload: their weighted mean.
+    """
+
+    tier: str
+    capacity: Capacity
+    num_examples: int
+    num_clients: int
+    payload: Payload
+
+
+Uploaded = Update[Payload] | TierMean[Payload]
+"""What a method's `aggregate_train` receives: one update per client, or one mean per tier."""
 
 
 class Local(Protocol):
@@ -153,9 +194,9 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
         """Return the private state of a client that has never trained (called on its first turn, on its actor)."""
         ...
 
-    def configure_train(self, server: ServerState, cohort: Sequence[Client]) -> Mapping[ClientId, Downlink]:
-        """Return what each client of the cohort receives. Equal payloads should be one object: it is then sent once
-        per node (and still counted once per client)."""
+    def configure_train(self, server: ServerState, cohort: Sequence[Client]) -> Downlinks[Downlink]:
+        """Return what each client of the cohort receives. A payload for several clients is a `Broadcast`: it is sent
+        once per node, and counted once per client."""
         ...
 
     def train_client(
@@ -165,9 +206,10 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
         The adapter may hold another client's values on entry."""
         ...
 
-    def aggregate_train(self, server: ServerState, updates: Sequence[Update[Uplink]]) -> tuple[ServerState, Metrics]:
-        """Return the next server state from the updates, which come in the order of client ids. There may be none, if
-        all clients dropped out or were late."""
+    def aggregate_train(self, server: ServerState, updates: Sequence[Uploaded[Uplink]]) -> tuple[ServerState, Metrics]:
+        """Return the next server state from the updates, in the order of client ids; from one mean per tier, in the
+        order of the tiers' names, if the method says `averages`. There may be none, if all clients dropped out or were
+        too late."""
         ...
 
 

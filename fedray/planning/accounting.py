@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
+from fedray.federation.tasks import downlinks_of
 from fedray.federation.update_checks import Expected
-from fedray.methods.protocol import AnyMethod, Initial, Update, averages
+from fedray.methods.protocol import AnyMethod, Initial, TierMean, Update, averages
 from fedray.randomness import keyed_rng
 from fedray.storage.codec import pack_small
 from fedray.storage.state_tree import float_arrays, leaves, num_bytes, signature_of
@@ -63,26 +64,38 @@ def method_cost(
     states = {client.id: held.method.init_client(initial, client) for client in clients}
     seen = set()
     for server_round in range(2):
-        downlinks = method.configure_train(server, clients)
+        downlinks = downlinks_of(method.configure_train(server, clients), clients)
         updates = []
         for client in clients:
             local = NoTraining(client, server_round, seed, shapes, validation_examples)
-            turn = (shapes, states[client.id], downlinks[client.id], local)
-            payload, states[client.id] = held.method.train_client(*turn)  # type: ignore[arg-type]
+            payload, states[client.id] = held.method.train_client(
+                shapes,  # type: ignore[arg-type]
+                states[client.id],
+                downlinks[client.id].payload,
+                local,
+            )
             updates.append(Update(client, client.num_examples, payload))
             seen.add(signature_of(leaves(payload)))
             pack_small(states[client.id])  # raises where it could not be kept in a file
         if server_round == 0:  # no client receives the second round's aggregate
-            if averages(method):  # all are zeros, and so is their mean
-                float_arrays(updates[0].payload)
-                examples = sum(update.num_examples for update in updates)
-                updates = [Update(clients[0], examples, updates[0].payload, len(updates))]
-            server, _ = method.aggregate_train(server, updates)
-    up, down = payload, downlinks[clients[-1].id]
+            server, _ = method.aggregate_train(server, [_mean(updates)] if averages(method) else updates)
+    up, down = payload, downlinks[clients[-1].id].payload
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
     return Cost(
         local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head, frozenset(seen)
     )
+
+
+def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:
+    """Return the mean of updates of one tier that are all zero: any of them.
+
+    Raises:
+        TypeError: a payload holds something else than arrays of floats, so that it cannot be averaged.
+    """
+    first = updates[0]
+    float_arrays(first.payload)
+    examples = sum(update.num_examples for update in updates)
+    return TierMean(first.client.tier, first.capacity, examples, len(updates), first.payload)
 
 
 def _zeros(adapter: Adapter, seed: int) -> Initial:

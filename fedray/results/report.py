@@ -21,10 +21,10 @@ from rich.table import Table
 
 from fedray.data.shards import FederatedData
 from fedray.errors import choices
-from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
+from fedray.federation.events import Callback, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
 from fedray.federation.summary import Summary
 from fedray.planning.accounting import Cost
-from fedray.types import Client
+from fedray.types import Client, round_number
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -46,7 +46,7 @@ def percent(value: float | None, metric: str = "accuracy") -> str:
 
 
 PLAIN_EVERY_S = 2.0
-"""Where there is no terminal, rounds are told at most so often."""
+"""Without a terminal, seconds between lines about rounds."""
 
 
 class LiveBars:
@@ -66,7 +66,7 @@ class LiveBars:
             self._bars.stop()
 
 
-class LiveProgress(LiveBars):
+class LiveProgress(LiveBars, Callback):
     """A bar per method on a terminal; elsewhere (job logs, pipes) a plain line per round, or every two seconds one of
     the latest round, with what was sent and when the method should end."""
 
@@ -83,42 +83,41 @@ class LiveProgress(LiveBars):
         self._sent = 0
         self._told = 0.0
 
-    def __call__(self, event: Event) -> None:
-        """Show one event."""
-        if isinstance(event, MethodStarted):
-            if event.method in self._tasks:  # its driver died
-                self._bars.remove_task(self._tasks[event.method])
-            self._sent, self._told = 0, 0.0
-            self._tasks[event.method] = self._bars.add_task(
-                event.method, total=event.turns, completed=event.turns_done, at="starting", scores=""
-            )
-            self._plain(
-                f"{event.method}: {event.rounds} rounds"
-                + (f", continued after {event.server_round}" if event.server_round else "")
-            )
-        elif isinstance(event, TasksFinished):
-            self._bars.advance(self._tasks[event.method], len(event.clients))
-        elif isinstance(event, TaskFailed):
-            self._console.print(failure_line(event), style="yellow", highlight=False, soft_wrap=True)
-        elif isinstance(event, RoundFinished):
-            at = "final pass" if event.final else f"round {event.server_round + 1}"
-            shown = "nobody came" if event.train_loss is None else f"loss {event.train_loss:.3f}"
-            if event.personalised is not None:
-                before, after = (percent(value, self._metric) for value in (event.aggregated, event.personalised))
-                shown += f", aggregated {before}, personalised {after}"
-            self._sent += event.bytes
-            shown += f", {readable_bytes(self._sent)} sent"
-            self._bars.update(self._tasks[event.method], at=at, scores=shown)
-            if event.final or monotonic() - self._told >= PLAIN_EVERY_S:
-                self._told = monotonic()
-                self._plain(f"{event.method}: {at}: {shown}, {event.seconds:.1f} s{self._end_of(event.method)}")
-        elif isinstance(event, MethodFinished):
-            if (task := self._tasks.get(event.summary.method)) is None:
-                self._plain(f"{event.summary.method}: finished before")
-                return
-            self._bars.update(
-                task, completed=self._bars.tasks[self._bars.task_ids.index(task)].total, at="done"
-            )  # some may never have come
+    def on_method_started(self, event: MethodStarted) -> None:
+        if event.method in self._tasks:  # its driver died
+            self._bars.remove_task(self._tasks[event.method])
+        self._sent, self._told = 0, 0.0
+        self._tasks[event.method] = self._bars.add_task(
+            event.method, total=event.tasks, completed=event.tasks_done, at="starting", scores=""
+        )
+        continued = f", continued after {event.server_round}" if event.server_round else ""
+        self._plain(f"{event.method}: {event.rounds} rounds{continued}")
+
+    def on_tasks_finished(self, event: TasksFinished) -> None:
+        self._bars.advance(self._tasks[event.method], len(event.clients))
+
+    def on_task_failed(self, event: TaskFailed) -> None:
+        self._console.print(failure_line(event), style="yellow", highlight=False, soft_wrap=True)
+
+    def on_round_finished(self, event: RoundFinished) -> None:
+        at = "final pass" if event.final else f"round {round_number(event.server_round)}"
+        scores = "no client took part" if event.train_loss is None else f"loss {event.train_loss:.3f}"
+        if event.personalised is not None:
+            before, after = (percent(value, self._metric) for value in (event.aggregated, event.personalised))
+            scores += f", aggregated {before}, personalised {after}"
+        self._sent += event.uplink_bytes + event.downlink_bytes
+        scores += f", {readable_bytes(self._sent)} sent"
+        self._bars.update(self._tasks[event.method], at=at, scores=scores)
+        if event.final or monotonic() - self._told >= PLAIN_EVERY_S:
+            self._told = monotonic()
+            self._plain(f"{event.method}: {at}: {scores}, {event.seconds:.1f} s{self._end_of(event.method)}")
+
+    def on_method_finished(self, event: MethodFinished) -> None:
+        if (task := self._tasks.get(event.summary.method)) is None:
+            self._plain(f"{event.summary.method}: finished before")
+            return
+        total = self._bars.tasks[self._bars.task_ids.index(task)].total  # left-out clients never finished
+        self._bars.update(task, completed=total, at="done")
 
     def _end_of(self, method: str) -> str:
         """Return when a method should end, as far as its clients so far tell."""
@@ -134,10 +133,8 @@ def failure_line(event: TaskFailed) -> str:
     """Return what went wrong and what was done about it."""
     attempt = event.attempt
     where = f" on {attempt.node}" if attempt.node else ""
-    return (
-        f"{event.method}: round {attempt.server_round + 1}: {choices(attempt.clients, 5)}: {attempt.kind}{where}: "
-        f"{attempt.cause}; {attempt.action}"
-    )
+    at = f"{event.method}: round {round_number(attempt.server_round)}: {choices(attempt.clients, 5)}"
+    return f"{at}: {attempt.kind}{where}: {attempt.cause}; {attempt.action}"
 
 
 def summary_table(summaries: Sequence[Summary]) -> Table:

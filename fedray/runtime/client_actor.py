@@ -1,4 +1,4 @@
-"""ClientActor: a worker as a Ray actor. It gets clients in chunks and streams their results back in blocks."""
+"""ClientActor: a worker as a Ray actor. It receives task batches and streams back batches of results."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ import torch
 
 from fedray.config.clients import OffloadConfig
 from fedray.federation.result_batches import ResultBatcher
-from fedray.federation.worker import Worker, WorkerSetup
+from fedray.federation.tasks import WorkerSetup
+from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
-from fedray.runtime.messages import Message, TaskBatch, to_message, unpack
+from fedray.runtime.messages import Message, TaskBatch, resolve_tasks, to_message
 from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
 from fedray.training.process_memory import freeze_heap
@@ -21,9 +22,10 @@ from fedray.training.process_memory import freeze_heap
 class ClientActor:
     """One frozen base model and one adapter on a share of a node, serving any client.
 
-    gpus: its share of a GPU; without one it does not see any, and of a part it never takes more memory than that.
+    It keeps nothing of a client: shards arrive as references, states are in the run's folder.
 
-    It keeps nothing of a client's between two: shards come as references, states are in the run's folder.
+    Args:
+        gpus: share of a GPU. With 0 the actor sees no GPU; with a part it never takes more memory than that part.
     """
 
     def __init__(self, gpus: float) -> None:
@@ -36,11 +38,11 @@ class ClientActor:
     def ready(self) -> None:
         """Return once the actor has started."""
 
-    def setup(self, job: WorkerSetup) -> str:
-        """Get ready for a method; return where this is."""
-        self._shards.clear()  # of another experiment's, where actors are lent
-        self.blocks = ResultBatcher(job, self.worker.train_many)
-        self.worker.setup(job)
+    def setup(self, setup: WorkerSetup) -> str:
+        """Get ready for a method; return this process's location."""
+        self._shards.clear()  # of another experiment, if trials share the actor
+        self._batcher = ResultBatcher(setup, self.worker.train_together)
+        self.worker.setup(setup)
         freeze_heap()
         return location()
 
@@ -50,16 +52,16 @@ class ClientActor:
     def memory(self) -> MemoryUse:
         return self.worker.memory()
 
-    def width_seconds(self, chunk: TaskBatch) -> dict[int, float]:
+    def width_seconds(self, batch: TaskBatch) -> dict[int, float]:
         """See `Worker.width_seconds`."""
-        ((assignments, downlinks, states, shards),) = unpack(chunk, self._shards)
-        return self.worker.width_seconds(assignments, downlinks, [None] * len(states), shards)
+        (tasks,) = resolve_tasks(batch, self._shards)
+        return self.worker.width_seconds(tasks)
 
     @ray.method(num_returns="streaming")
-    def train(self, chunk: TaskBatch) -> Iterator[Message]:
-        """See `ResultBatcher.serve`; yields the blocks."""
-        for block in self.blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
-            yield to_message(block)
+    def train(self, batch: TaskBatch) -> Iterator[Message]:
+        """See `ResultBatcher.serve`; yields the batches of results."""
+        for results in self._batcher.serve(resolve_tasks(batch, self._shards), batch.batch_seconds):
+            yield to_message(results)
 
 
 def location() -> str:

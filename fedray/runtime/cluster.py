@@ -1,4 +1,4 @@
-"""What a Ray cluster has and could get, and whether the client actors that an experiment asks for could ever start."""
+"""What a Ray cluster has and could get, and whether the client actors of an experiment could ever start."""
 
 import json
 from collections import Counter
@@ -17,42 +17,42 @@ from fedray.planning.placement import Amounts, fit_together, fits
 
 
 def living() -> list[dict[str, Any]]:
-    """Return what Ray knows of each living node."""
+    """Return what Ray reports of each living node."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def living_nodes() -> list[dict[str, float]]:
-    """Return what each living node has in all."""
+    """Return the total resources of each living node."""
     return [node["Resources"] for node in living()]
 
 
 def on_callers_node() -> dict[str, Any]:
-    """Return the options of an actor that is to run on the node of whoever starts it: there it ends with its caller,
-    and with no other node.
+    """Return the options of an actor that runs on its caller's node, and so ends with its caller and not with another
+    node.
 
-    Ray lets any node decide where an actor goes that asks for nothing, and one that has just joined does not know the
-    others yet. One that asks for something, as for a byte, is left to its caller's node.
+    Ray lets any node decide where an actor without resource requests runs, and a node that has just joined does not
+    know the others yet. An actor with a request, even for one byte, is placed by its caller's node.
     """
     here = ray.get_runtime_context().get_node_id()
     return {"memory": 1, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
 def has_autoscaler() -> bool:
-    """Return whether nodes come when they are asked for.
+    """Return whether an autoscaler adds nodes on request.
 
-    Ray's first autoscaler reports even where it can add nothing, and then calls the type of each node `node_ID`.
+    Ray's first autoscaler reports even if it can add nothing, and then calls the type of each node `node_ID`.
     """
     if _autoscaling_state().autoscaler_state_version > 0:
         return True
     report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
     status = json.loads(report) if report else {}
-    types = status.get("autoscaler_report", {}).get("active_nodes", {})  # not there until it has looked around
+    types = status.get("autoscaler_report", {}).get("active_nodes", {})  # missing until its first look
     return any(not kind.startswith("node_") for kind in types)
 
 
-def infeasible(asked: Amounts) -> bool:
-    """Return whether the autoscaler says that it has no type of node for an actor that somebody waits for."""
-    wanted = {name: amount for name, amount in asked.items() if amount}
+def infeasible(resources: Amounts) -> bool:
+    """Return whether the autoscaler has reported that it has no type of node for a pending actor of these resources."""
+    wanted = {name: amount for name, amount in resources.items() if amount}
     return any(dict(one.resources_bundle) == wanted for one in _autoscaling_state().infeasible_resource_requests)
 
 
@@ -65,10 +65,10 @@ def _autoscaling_state() -> Any:
 
 
 def check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
-    """Say at once what can never start, where there is no autoscaler.
+    """Check that every actor could start, on a cluster without an autoscaler.
 
     Raises:
-        ConfigError: an actor that fits on no node, or tiers that do not fit together.
+        ConfigError: an actor fits on no node, or one actor of every tier does not fit into the cluster.
     """
     for tier, amounts in asked.items():
         if not any(fits(amounts, node) for node in nodes):

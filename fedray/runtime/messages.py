@@ -1,10 +1,12 @@
-"""What travels between the pool and its actors: chunks of turns there, `ResultBatch`s back.
+"""What travels between the pool and its actors: task batches there, `ResultBatch`es back.
 
-Values lie in Ray's object store, small ones together in one object, and are named by `ObjectSlot`.
+Payloads and shards are in Ray's object store, small ones together in one object. In a task batch the fields
+`downlink.payload` and `shard` of a `ClientTask` are `ObjectSlot`s.
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ray
@@ -12,39 +14,27 @@ from ray.exceptions import RayTaskError
 
 from fedray.data.shards import Shard, ShardPack
 from fedray.errors import FedrayError
-from fedray.federation.result_batches import BATCH_SECONDS, Given, ResultBatch
-from fedray.federation.worker import ClientTask
-from fedray.storage.client_states import StateRef
-from fedray.storage.state_tree import num_bytes
+from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch
+from fedray.federation.tasks import ClientTask, Downlink
 from fedray.types import ClientId
 
 PACK_CLIENTS = 64
-"""So many clients' shards are one object: an actor fetches it once, and maps what it holds."""
+"""Clients whose shards are one object: an actor fetches it once, and maps what it holds."""
 
 SMALL_BYTES = 100_000
-"""Downlinks of fewer bytes are packed into one object."""
+"""Payloads of fewer bytes are packed into one object."""
 
 
 class ObjectSlot(NamedTuple):
-    """One entry of an object that holds several: `index` into a sequence or a mapping. ref: the object's reference, or
-    on its way the place of that in the chunk's list."""
+    """One entry of an object that holds several: `index` into a sequence or a mapping. ref: the object's reference; in
+    a message, its place in the message's list of references."""
 
     ref: Any
     index: Any
 
 
-class Turn(NamedTuple):
-    """One client's turn; the state is in a file, None on the client's first turn. Downlink and shard lie in Ray's
-    object store: `ref` is the place of their reference in the chunk's list."""
-
-    assignment: ClientTask
-    downlink: ObjectSlot
-    state: StateRef | None
-    shard: ObjectSlot
-
-
 class Message(NamedTuple):
-    """A value on its way, pickled by itself: Ray's own pickler calls back into Python for every object in it.
+    """A value pickled by itself: Ray's own pickler calls back into Python for every object in it.
 
     buffers: memory of its arrays, which is not copied.
     """
@@ -58,49 +48,60 @@ def to_message(value: Any) -> Message:
     return Message(pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers)
 
 
-def from_message(sealed: Message) -> Any:
-    # Only what Ray's processes of this run have sealed comes here, nothing from a disk or a stranger.
-    return pickle.loads(sealed.pickled, buffers=sealed.buffers)
+def from_message(message: Message) -> Any:
+    # Only messages of this run's Ray processes are read here, none from a disk or a stranger.
+    return pickle.loads(message.pickled, buffers=message.buffers)
 
 
 class TaskBatch(NamedTuple):
-    """Groups of turns on their way to an actor, the references that they name, and how many seconds their blocks
-    last."""
+    """Groups of tasks on their way to an actor, and the references that their slots name."""
 
     groups: Message
     refs: list[Any]
-    block_seconds: float
+    batch_seconds: float
 
 
-def task_batch(groups: Sequence[Sequence[Turn]], block_seconds: float = BATCH_SECONDS) -> TaskBatch:
-    """Return turns, whose downlinks and shards name references themselves, as what travels."""
-    places: dict[Any, int] = {}
+def task_batch(groups: Sequence[Sequence[ClientTask]], batch_seconds: float = BATCH_SECONDS) -> TaskBatch:
+    """Return tasks, whose downlinks and shards are slots of references, as a message.
 
-    def named(packed: ObjectSlot) -> ObjectSlot:
-        return ObjectSlot(places.setdefault(packed.ref, len(places)), packed.index)
-
-    turns = [
-        [turn._replace(downlink=named(turn.downlink), shard=named(turn.shard)) for turn in group] for group in groups
-    ]
-    return TaskBatch(to_message(turns), list(places), block_seconds)
-
-
-def unpack(chunk: TaskBatch, cache: dict[Any, Any]) -> list[Given]:
-    """Fetch what the turns name, once for all; return every group's assignments, downlinks, states' places and shards.
-
-    cache: what was fetched and stays good for later chunks: packs of shards, which are mapped and not copied.
+    Args:
+        batch_seconds: how long a batch of their results lasts.
     """
-    groups, refs = from_message(chunk.groups), chunk.refs
-    turns = [turn for group in groups for turn in group]
-    found = _fetch({refs[turn.downlink.ref] for turn in turns})
-    cache.update(_fetch({refs[turn.shard.ref] for turn in turns} - cache.keys()))
+    places: dict[Any, int] = {}
+    downlinks: dict[int, Downlink] = {}
+
+    def placed(slot: ObjectSlot) -> ObjectSlot:
+        return ObjectSlot(places.setdefault(slot.ref, len(places)), slot.index)
+
+    def travelling(task: ClientTask) -> ClientTask:
+        sent = task.downlink
+        if sent.key not in downlinks:
+            downlinks[sent.key] = replace(sent, payload=placed(sent.payload))
+        return replace(task, downlink=downlinks[sent.key], shard=placed(task.shard))
+
+    travelling_groups = [[travelling(task) for task in group] for group in groups]
+    return TaskBatch(to_message(travelling_groups), list(places), batch_seconds)
+
+
+def resolve_tasks(batch: TaskBatch, cache: dict[Any, Any]) -> list[list[ClientTask]]:
+    """Fetch the objects that the tasks name, each once, and return the groups with their payloads and shards.
+
+    Args:
+        cache: what was fetched and is used by later batches: packs of shards, which are mapped and not copied.
+    """
+    groups, refs = from_message(batch.groups), batch.refs
+    tasks = [task for group in groups for task in group]
+    payloads = _fetch({refs[task.downlink.payload.ref] for task in tasks})
+    cache.update(_fetch({refs[task.shard.ref] for task in tasks} - cache.keys()))
+    downlinks = {
+        downlink.key: replace(downlink, payload=payloads[refs[downlink.payload.ref]][downlink.payload.index])
+        for downlink in {task.downlink.key: task.downlink for task in tasks}.values()
+    }
     return [
-        (
-            [turn.assignment for turn in group],
-            [found[refs[turn.downlink.ref]][turn.downlink.index] for turn in group],
-            [turn.state for turn in group],
-            [cache[refs[turn.shard.ref]][turn.shard.index] for turn in group],
-        )
+        [
+            replace(task, downlink=downlinks[task.downlink.key], shard=cache[refs[task.shard.ref]][task.shard.index])
+            for task in group
+        ]
         for group in groups
     ]
 
@@ -111,33 +112,43 @@ def _fetch(refs: set[Any]) -> dict[Any, Any]:
 
 
 def next_result_batch(stream: Any) -> ResultBatch:
-    """Return the next block of a chunk.
+    """Return the next batch of results of a task batch.
 
     Raises:
-        RayActorError, ObjectLostError: the actor died, or its node with the block. FedrayError: what the client's own
-            code raised.
+        RayActorError, ObjectLostError: the actor died, or its node with the batch.
+        FedrayError: raised by the client's own code.
     """
-    block: ResultBatch = from_message(get(next(stream)))
-    return block
+    batch: ResultBatch = from_message(get(next(stream)))
+    return batch
 
 
-def put_downlinks(downlinks: Mapping[ClientId, Any]) -> dict[ClientId, ObjectSlot]:
-    """Put what goes down into the object store: equal payloads once, large ones each, all small ones together."""
-    distinct = {id(payload): payload for payload in downlinks.values()}
-    small = {key: payload for key, payload in distinct.items() if num_bytes(payload) < SMALL_BYTES}
+def put_downlinks(tasks: Iterable[ClientTask]) -> dict[int, Downlink]:
+    """Put the tasks' payloads into the object store: each once, large ones by themselves, all small ones together.
+
+    Returns:
+        The downlinks by their keys, with slots instead of payloads.
+    """
+    distinct = {task.downlink.key: task.downlink for task in tasks}
+    small = {key: downlink.payload for key, downlink in distinct.items() if downlink.num_bytes < SMALL_BYTES}
     together = ray.put(small)
-    refs = {key: (together, key) if key in small else (ray.put([payload]), 0) for key, payload in distinct.items()}
-    return {client: ObjectSlot(*refs[id(payload)]) for client, payload in downlinks.items()}
+    return {
+        key: replace(
+            downlink,
+            payload=ObjectSlot(together, key) if key in small else ObjectSlot(ray.put([downlink.payload]), 0),
+        )
+        for key, downlink in distinct.items()
+    }
 
 
 def put_shards(shards: Mapping[ClientId, Shard]) -> dict[ClientId, ObjectSlot]:
+    """Put the clients' shards into the object store, some clients' together."""
     ids = sorted(shards)
-    packed: dict[ClientId, ObjectSlot] = {}
+    placed: dict[ClientId, ObjectSlot] = {}
     for start in range(0, len(ids), PACK_CLIENTS):
         together = ids[start : start + PACK_CLIENTS]
         ref = ray.put(ShardPack.of([shards[id] for id in together]))
-        packed |= {id: ObjectSlot(ref, id) for id in together}
-    return packed
+        placed |= {id: ObjectSlot(ref, id) for id in together}
+    return placed
 
 
 def get(refs: Any) -> Any:

@@ -1,14 +1,14 @@
 """ClientPool: the cohort on client actors.
 
-Whatever keeps a client from finishing (an exception, its actor's death, a lost object, no progress for too long), the
-client is run again from the round's inputs, elsewhere if there is an elsewhere, at most `clients.max_failures` times.
-An actor that died is replaced; until the new one is ready the others go on.
+If a client task fails (an exception, its actor's death, a lost object, no progress for too long), it is run again from
+the round's inputs, on another actor if there is one, at most `clients.max_failures` times. An actor that died is
+replaced; the others continue meanwhile.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from time import monotonic, perf_counter
+from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError
@@ -17,45 +17,34 @@ from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.failures import FailedAttempt, Kind, TaskFailure
-from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch, failure_of, state_files
-from fedray.federation.work_queue import TaskGroup, WorkQueue, ids_of, task_groups, work_of
-from fedray.federation.worker import ClientTask, WorkerSetup
+from fedray.federation.result_batches import ResultBatch, failure_of, state_files
+from fedray.federation.tasks import ClientTask, Downlink, WorkerSetup
+from fedray.federation.work_queue import TaskGroup, WorkQueue, ids_of, task_groups
 from fedray.methods.protocol import Initial
-from fedray.planning.placement import allot_shared, allot_with_gpus, requests
+from fedray.planning.placement import requests
 from fedray.runtime.actor_group import LOOK_S, ActorGroup, ActorHandle, ActorSource, first_line
 from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes
-from fedray.runtime.messages import ObjectSlot, Turn, get, next_result_batch, put_downlinks, put_shards, task_batch
+from fedray.runtime.messages import get, next_result_batch, put_downlinks, put_shards, task_batch
+from fedray.runtime.policies import Scaling
 from fedray.storage.client_states import StateFiles, StateRef
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
 
 NODES_EVERY_S = 5.0
-"""How often to look for new nodes."""
-
-MOST_ASKED = 100
-"""Actors of a tier that an autoscaler is asked for, where `clients.actors` does not say."""
-
-IDLE_S = 60.0
-"""Where there is an autoscaler, actors that have waited for others for so long are let go until the next round."""
-
-HANDLING_SHARE = 0.02
-MAX_BATCH_SECONDS = 1.0
-"""ResultBatcher last so long that taking them is this part of the time; but a death shall not lose more than a
-second."""
-
-SMOOTHING = 0.1
-"""Weight of the latest block in the moving average of the seconds that handling one takes."""
+"""Seconds between looks for new nodes."""
 
 
 class ClientPool:
-    """Client actors, some for each tier. Make it inside the driver actor, so that it dies with the driver.
+    """Client actors, some for each tier. Make it inside the driver actor, so that it ends with the driver.
 
-    shards: every client's shard; put into the object store once.
-    cohorts: for each tier that has clients, the most that can be trained at a time; more actors would idle.
-    source: where actors come from; default: they are the pool's own. sharers: how many such pools share the cluster.
+    It has as many actors as the cohort can use and the nodes have room for, and grows when nodes join. With an
+    autoscaler it requests all actors that the cohort can use, begins when every tier has one, and releases idle ones.
 
-    It has as many actors as the cohort can use and the nodes have room for, and grows when nodes join. Where there is
-    an autoscaler, it asks for all that the cohort can use, begins when every tier has one, and lets those go that idle.
+    Args:
+        shards: every client's shard; put into the object store once.
+        cohorts: for each tier that has clients, the most that can be trained at a time; more actors would idle.
+        source: where actors come from; by default they are the pool's own.
+        num_pools: number of such pools that share the cluster.
 
     Raises:
         ConfigError: the cluster has no room for one client actor of every tier.
@@ -67,134 +56,110 @@ class ClientPool:
         shards: Mapping[ClientId, Shard],
         cohorts: Mapping[str, int],
         source: ActorSource | None = None,
-        sharers: int = 1,
+        num_pools: int = 1,
     ):
         self._max_failures, self._timeout = clients.max_failures, clients.client_timeout_s
         self._widths: dict[str, int] = {}
         self._shards = put_shards(shards)
         self._files: StateFiles | None = None
-        self._paces: dict[str, _Pace] = {}
-        self._handling = 0.0  # seconds in which a block is taken and made use of, a moving average
-        self._clients, self._cohorts, self._sharers = clients, cohorts, sharers
-        self._workers = {tier: clients.tier(tier).workers for tier in cohorts}
-        self._elastic = has_autoscaler()
-        nodes, fixed = living_nodes(), self._fixed()
-        self._num_nodes, self._looked_at_nodes = len(nodes), monotonic()
-        asked = requests(clients, list(cohorts), nodes)
-        if not self._elastic:
-            check_room(asked, nodes, self._workers)
-        sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self._workers[tier] == 1]
-        self._sizes, self._asked = allot_with_gpus(asked, cohorts, fixed, nodes, sharing, self._workers)
-        if self._elastic:
-            self._sizes = {tier: fixed[tier] or min(most // sharers + 1, MOST_ASKED) for tier, most in cohorts.items()}
-        elif sharers > 1:
-            self._sizes = allot_shared(self._asked, cohorts, fixed, nodes, sharers, self._workers)
-        self.crew = ActorGroup(clients, self._sizes, self._asked, self._elastic, source)
+        elastic, nodes = has_autoscaler(), living_nodes()
+        if not elastic:
+            workers = {tier: clients.tier(tier).workers for tier in cohorts}
+            check_room(requests(clients, list(cohorts), nodes), nodes, workers)
+        self._scaling, self._looked_at_nodes = Scaling(clients, cohorts, nodes, elastic, num_pools), monotonic()
+        self.group = ActorGroup(clients, self._scaling.sizes, self._scaling.resources, elastic, source)
 
-    def setup(self, jobs: Mapping[str, WorkerSetup]) -> Initial:
+    def setup(self, setups: Mapping[str, WorkerSetup]) -> Initial:
         """Make every actor ready for a method and return the common starting point, drawn by one of them.
 
-        jobs: the method's job on each tier.
+        Args:
+            setups: the method's, by tier.
         """
-        self._paces = {tier: _Pace() for tier in jobs}
-        self._files = state_files(next(iter(jobs.values())))
-        self._widths = {tier: job.config.clients.tier(tier).fuse_width for tier, job in jobs.items()}
-        self.crew.setup(jobs)
-        initial: Initial = get(next(iter(self.crew.members.values()))[0].handle.initial.remote())
+        self._files = state_files(next(iter(setups.values())))
+        self._widths = {tier: setup.config.clients.tier(tier).fuse_width for tier, setup in setups.items()}
+        self.group.setup(setups)
+        initial: Initial = get(next(iter(self.group.handles.values()))[0].actor.initial.remote())
         return initial
 
-    def train(
-        self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any], states: Mapping[ClientId, StateRef]
-    ) -> Iterator[ResultBatch | FailedAttempt]:
-        """Yield clients in completion order, and attempts that came to nothing.
+    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
+        """Yield results in completion order, and failed attempts.
 
         Raises:
             FedrayError: a tier has no actor left and gets none.
         """
-        sent = put_downlinks({client: downlinks[client] for client in (entry.client.id for entry in assignments)})
-        by_tier = task_groups(assignments, self._widths)
-        waiting = {tier: WorkQueue(entries, self._max_failures) for tier, entries in by_tier.items()}
-        self.crew.grow(self._sizes)  # again, where some were let go
-        idle = {tier: list(members) for tier, members in self.crew.members.items()}
+        queues = {
+            tier: WorkQueue(groups, self._max_failures) for tier, groups in task_groups(tasks, self._widths).items()
+        }
+        self.group.grow(self._scaling.sizes)  # some may have been released
         running: dict[Any, _Running] = {}
         try:
-            yield from self._serve(waiting, idle, running, sent, states)
+            yield from self._serve(queues, put_downlinks(tasks), running)
         finally:
-            for serving in running.values():  # an exception, or whoever asked lost interest: they still work
-                self.crew.release(serving.member)
+            for serving in running.values():  # after an exception, or if the caller stops, these still work
+                self.group.release(serving.handle)
 
     def _serve(
-        self,
-        waiting: "Mapping[str, WorkQueue]",
-        idle: dict[str, list[ActorHandle]],
-        running: "dict[Any, _Running]",
-        sent: Mapping[ClientId, ObjectSlot],
-        states: Mapping[ClientId, StateRef],
+        self, queues: Mapping[str, WorkQueue], downlinks: Mapping[int, Downlink], running: "dict[Any, _Running]"
     ) -> Iterator[ResultBatch | FailedAttempt]:
-        """Hand out chunks until nobody waits, and yield what comes back."""
+        """Hand out task batches until no task is left, and yield what comes back."""
+        idle = {tier: list(handles) for tier, handles in self.group.handles.items()}
         looked = monotonic()
-        rested = dict.fromkeys(idle, looked)  # since when a tier's idle actors have had nothing to do
-        while running or any(waiting.values()):
-            for tier, chunks in waiting.items():
-                for member in list(idle[tier]) if chunks else ():
-                    lasting = self._block_seconds()
-                    worthwhile = self._paces[tier].work_in(lasting)
-                    if chunk := chunks.take(self.actors(tier), worthwhile, member):
-                        idle[tier].remove(member)
-                        turns = [self._turns(group, sent, states) for group in chunk]
-                        stream = member.handle.train.remote(task_batch(turns, lasting))
-                        running[stream] = _Running(member, chunk)
-            ready = self.crew.wait(list(running))
+        idle_since = dict.fromkeys(idle, looked)
+        while running or any(queues.values()):
+            for tier, queue in queues.items():
+                for handle in list(idle[tier]) if queue else ():
+                    if batch := queue.next_batch(self.actors(tier), handle):
+                        idle[tier].remove(handle)
+                        sent = task_batch([[self._placed(task, downlinks) for task in group] for group in batch])
+                        running[handle.actor.train.remote(sent)] = _Running(handle, batch)
+            ready = self.group.wait(list(running))
             if monotonic() - looked > LOOK_S:
                 looked = monotonic()
                 for stream in self._stuck(running):
-                    late = f"no progress for {self._timeout:g} s (clients.client_timeout_s)"
-                    yield from self._lost(running.pop(stream), waiting, "timeout", late)
-                self._grow_into_new_nodes()
-                for tier, members in idle.items():
-                    if waiting.get(tier) or not members:
-                        rested[tier] = looked
-                    elif self._elastic and looked - rested[tier] > IDLE_S:
-                        self._let_go(tier, members)
+                    cause = f"no progress for {self._timeout:g} s (clients.client_timeout_s)"
+                    yield from self._lost(running.pop(stream), queues, "timeout", cause)
+                self._look_at_nodes()
+                for tier, handles in idle.items():
+                    if queues.get(tier) or not handles:
+                        idle_since[tier] = looked
+                    elif self._scaling.releases(looked - idle_since[tier]):
+                        self._release_all_but_one(tier, handles)
                 continue
             if not ready:
                 continue
             (stream,) = ready
             if stream not in running:
-                if (new := self.crew.started(stream)) is not None:
+                if (new := self.group.started(stream)) is not None:
                     idle[new.tier].append(new)
                 continue
-            started = perf_counter()
             serving = running[stream]
             try:
-                block = next_result_batch(stream)
+                results = next_result_batch(stream)
             except ConfigError:
                 raise
-            except (RayError, FedrayError) as error:  # the actor died, or its node with the block, or the call
-                yield from self._lost(running.pop(stream), waiting, *_cause(error))
+            except (RayError, FedrayError) as error:  # the actor died, or its node with the results, or the call failed
+                yield from self._lost(running.pop(stream), queues, *_cause(error))
                 continue
-            serving.served(block)
-            self._paces[serving.member.tier].add(block)
-            if block.last:
+            serving.served(results)
+            if results.last:
                 del running[stream]
-                idle[serving.member.tier].append(serving.member)
-            if block.outcomes:
-                yield block
-            for failure in block.failures:
-                yield waiting[serving.member.tier].take_back(
-                    failure, serving.chunk, serving.member, serving.member.node
-                )
-            self._handling += SMOOTHING * (perf_counter() - started - self._handling)
+                idle[serving.handle.tier].append(serving.handle)
+            if results.results:
+                yield results
+            for failure in results.failures:
+                queue = queues[serving.handle.tier]
+                yield queue.fail(failure, serving.batch, serving.handle, serving.handle.location)
 
     def actors(self, tier: str) -> int:
         """Return how many actors serve the tier."""
-        return len(self.crew.members[tier])
+        return len(self.group.handles[tier])
 
-    def width_seconds(self, assignments: Sequence[ClientTask], downlinks: Mapping[ClientId, Any]) -> dict[int, float]:
-        """See `Worker.width_seconds`; one of the actors of the assignments' tier is asked."""
-        actor = self.crew.members[assignments[0].client.tier][0].handle
-        turns = self._turns(assignments, put_downlinks(downlinks), {})
-        found: dict[int, float] = get(actor.width_seconds.remote(task_batch([turns])))
+    def width_seconds(self, tasks: Sequence[ClientTask]) -> dict[int, float]:
+        """See `Worker.width_seconds`; measured by one of the actors of the tasks' tier."""
+        actor = self.group.handles[tasks[0].client.tier][0].actor
+        downlinks = put_downlinks(tasks)
+        sent = task_batch([[self._placed(task, downlinks) for task in tasks]])
+        found: dict[int, float] = get(actor.width_seconds.remote(sent))
         return found
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
@@ -202,99 +167,82 @@ class ClientPool:
         return [] if self._files is None else self._files.read(refs)
 
     def forget(self, refs: Sequence[StateRef]) -> None:
-        """Delete states that nobody needs any more."""
+        """Delete states that are not needed any more."""
         if self._files is not None:
             self._files.forget(refs)
 
     def memory(self) -> dict[str, list[MemoryUse]]:
-        """Return what each actor has taken at most since `setup`, by tier; one that died just now is left out."""
-        uses: dict[str, list[MemoryUse]] = {tier: [] for tier in self.crew.members}
-        asked = [
-            (member.tier, member.handle.memory.remote()) for members in self.crew.members.values() for member in members
+        """Return each actor's peak memory since `setup`, by tier; an actor that has just died is missing."""
+        uses: dict[str, list[MemoryUse]] = {tier: [] for tier in self.group.handles}
+        requested = [
+            (handle.tier, handle.actor.memory.remote()) for handles in self.group.handles.values() for handle in handles
         ]
-        for tier, ref in asked:
+        for tier, ref in requested:
             with suppress(RayError):
                 uses[tier].append(get(ref))
         return uses
 
     def close(self) -> None:
         """End the actors."""
-        self.crew.close()
+        self.group.close()
 
-    def _fixed(self) -> dict[str, int | None]:
-        return {tier: self._clients.tier(tier).actors for tier in self._cohorts}
+    def _placed(self, task: ClientTask, downlinks: Mapping[int, Downlink]) -> ClientTask:
+        """Return the task with the slots of its payload and its shard."""
+        return replace(task, downlink=downlinks[task.downlink.key], shard=self._shards[task.client.id])
 
-    def _grow_into_new_nodes(self) -> None:
-        """Start more actors if nodes have joined; where there is an autoscaler they are asked for already."""
-        if self._elastic or monotonic() - self._looked_at_nodes < NODES_EVERY_S:
+    def _look_at_nodes(self) -> None:
+        """Start more actors if nodes have joined."""
+        if monotonic() - self._looked_at_nodes < NODES_EVERY_S:
             return
         self._looked_at_nodes = monotonic()
-        nodes = living_nodes()
-        if len(nodes) > self._num_nodes:
-            self._sizes = allot_shared(self._asked, self._cohorts, self._fixed(), nodes, self._sharers, self._workers)
-            self.crew.grow(self._sizes)
-        self._num_nodes = len(nodes)
+        if self._scaling.nodes_changed(living_nodes()):
+            self.group.grow(self._scaling.sizes)
 
-    def _let_go(self, tier: str, idle: list[ActorHandle]) -> None:
-        """End a tier's actors that have nothing to do, but one: their nodes may go away."""
+    def _release_all_but_one(self, tier: str, idle: list[ActorHandle]) -> None:
         while idle and self.actors(tier) > 1:
-            self.crew.release(idle.pop())
-
-    def _block_seconds(self) -> float:
-        """At least as long as it takes to handle a block of everybody: more actors never send more than can be taken.
-        And so long that handling takes only HANDLING_SHARE of the time, up to MAX_BATCH_SECONDS: large updates are
-        then averaged where they arise before they travel."""
-        everybody = self._handling * sum(map(len, self.crew.members.values()))
-        return max(BATCH_SECONDS, everybody, min(MAX_BATCH_SECONDS, everybody / HANDLING_SHARE))
-
-    def _turns(
-        self, group: Sequence[ClientTask], sent: Mapping[ClientId, ObjectSlot], states: Mapping[ClientId, StateRef]
-    ) -> list[Turn]:
-        ids = [assignment.client.id for assignment in group]
-        return [Turn(entry, sent[id], states.get(id), self._shards[id]) for entry, id in zip(group, ids, strict=True)]
+            self.group.release(idle.pop())
 
     def _stuck(self, running: "Mapping[Any, _Running]") -> list[Any]:
-        """Return the streams of which nothing has come for too long."""
+        """Return the streams that have brought nothing for too long."""
         if self._timeout is None:
             return []
-        return [stream for stream, serving in running.items() if monotonic() - serving.heard > self._timeout]
+        return [stream for stream, serving in running.items() if monotonic() - serving.last_heard > self._timeout]
 
     def _lost(
         self,
         serving: "_Running",
-        waiting: Mapping[str, WorkQueue],
+        queues: Mapping[str, WorkQueue],
         kind: Kind,
         cause: str,
         failure: TaskFailure | None = None,
     ) -> Iterator[FailedAttempt]:
-        """Hand out again what an actor had not finished, and replace it."""
-        member, chunks = serving.member, waiting[serving.member.tier]
-        self.crew.replace(member, cause)
-        if not (left := serving.left):
+        """Replace an actor, and put what it had not finished back into the queue."""
+        handle, queue = serving.handle, queues[serving.handle.tier]
+        self.group.replace(handle, cause)
+        if not (unfinished := serving.unfinished):
             return
-        ids = tuple(id for group in left for id in ids_of(group))
+        ids = tuple(id for group in unfinished for id in ids_of(group))
         number, exhausted = 1, False
         non_retryable = failure is not None and failure.non_retryable
-        if len(serving.chunk) == 1:
-            number, exhausted = chunks.failed(left[0], member, non_retryable)
+        if len(serving.batch) == 1:
+            number, exhausted = queue.record_failure(unfinished[0], handle, non_retryable)
         else:
-            chunks.unserved(left)
-        trace = "" if failure is None else failure.trace
+            queue.requeue(unfinished)
         yield FailedAttempt(
-            left[0][0].server_round,
+            unfinished[0][0].server_round,
             ids,
             number,
-            member.node,
+            handle.location,
             kind,
             cause,
             exhausted,
             exhausted and non_retryable,
-            trace,
+            trace="" if failure is None else failure.trace,
         )
 
 
 def _cause(error: Exception) -> tuple[Kind, str, TaskFailure | None]:
-    """Return what ended a stream: its kind, one line, and what an exception in the actor says."""
+    """Return what ended a stream: its kind, one line, and the failure that an exception in the actor means."""
     if isinstance(error, FedrayError):
         failure = failure_of((), error)
         return "exception", failure.cause, failure
@@ -309,35 +257,23 @@ def _cause(error: Exception) -> tuple[Kind, str, TaskFailure | None]:
 
 
 @dataclass
-class _Pace:
-    """How fast a tier's actors have been with this method."""
-
-    seconds: float = 0.0
-    work: int = 0
-
-    def add(self, block: ResultBatch) -> None:
-        self.seconds += block.seconds
-        self.work += sum(work_of(outcome.update.client) for outcome in block.outcomes)
-
-    def work_in(self, seconds: float) -> float:
-        """Return the work that an actor does in this time; 0 while nothing is known."""
-        return seconds * self.work / self.seconds if self.seconds else 0.0
-
-
-@dataclass
 class _Running:
-    """A chunk that an actor works on. finished: how many of its task_groups have come back, in their order. heard: when
-    the last block came."""
+    """A task batch that an actor works on.
 
-    member: ActorHandle
-    chunk: list[TaskGroup]
+    Attributes:
+        finished: groups whose results have come back, in their order.
+        last_heard: when the last results came.
+    """
+
+    handle: ActorHandle
+    batch: list[TaskGroup]
     finished: int = 0
-    heard: float = field(default_factory=monotonic)
+    last_heard: float = field(default_factory=monotonic)
 
-    def served(self, block: ResultBatch) -> None:
-        self.finished += block.groups
-        self.heard = monotonic()
+    def served(self, results: ResultBatch) -> None:
+        self.finished += results.groups
+        self.last_heard = monotonic()
 
     @property
-    def left(self) -> list[TaskGroup]:
-        return self.chunk[self.finished :]
+    def unfinished(self) -> list[TaskGroup]:
+        return self.batch[self.finished :]

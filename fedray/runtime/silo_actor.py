@@ -2,8 +2,8 @@
 
 `TorchTrainer.fit` takes half a minute, so it is called once per actor, for the whole run: its loop is a worker that
 takes calls from a mailbox. `SiloActor` is that mailbox, and to the pool an actor like `ClientActor`: a call of `setup`
-or `train` goes to all workers, which make it together (`training.process_group`), and the first one's result comes
-back.
+or `train` goes to all workers, which execute it together (`training.process_group`), and the first worker's result is
+returned.
 
 A worker that dies ends the trainer, and with it this actor; the pool replaces it like any other.
 """
@@ -12,30 +12,33 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import ray
 
 from fedray.federation.result_batches import ResultBatcher
-from fedray.federation.worker import Outcome, Worker, WorkerSetup
+from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
+from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
 from fedray.runtime.client_actor import location
-from fedray.runtime.messages import Message, TaskBatch, to_message, unpack
+from fedray.runtime.messages import Message, TaskBatch, resolve_tasks, to_message
 from fedray.training.metering import MemoryUse
 from fedray.training.process_group import ProcessGroup, ProcessLost
 
 EXTRA_THREADS = 4
-"""Of the actor, beside one for each worker that waits for its next call: the pool's call, its result, and the end."""
+"""Threads of the actor besides one for each worker that waits for its next call: the pool's call, its result, the
+end."""
 
 
-def start_silo(workers: int, asked: Mapping[str, float]) -> Any:
+def start_silo(workers: int, requested: Mapping[str, float]) -> Any:
     """Return a new SiloActor.
 
-    asked: Ray resources of each worker by name, GPU and memory (bytes) among them.
+    Args:
+        requested: Ray resources of each worker by name, including GPU and memory (bytes).
     """
-    resources = {name: amount for name, amount in asked.items() if amount}
+    resources = {name: amount for name, amount in requested.items() if amount}
     return SiloActor.options(  # type: ignore[attr-defined]
         max_concurrency=workers + EXTRA_THREADS
     ).remote(workers, resources)
@@ -64,12 +67,11 @@ class SiloActor:
             self._changed.wait_for(lambda: self._ended or len(self._here) == self._size)
             self._die_if_ended()
 
-    def setup(self, job: WorkerSetup) -> str:
+    def setup(self, setup: WorkerSetup) -> str:
         """As of ClientActor."""
-        self._blocks = ResultBatcher(
-            job, self._train, survives=False
-        )  # an exception ends the worker where it was raised
-        self._together("setup", job)
+        # An exception ends the worker where it was raised.
+        self._batcher = ResultBatcher(setup, self._train, survives=False)
+        self._together("setup", setup)
         return location()
 
     def initial(self) -> Initial:
@@ -82,19 +84,19 @@ class SiloActor:
         return found
 
     @ray.method(num_returns="streaming")
-    def train(self, chunk: TaskBatch) -> Iterator[Message]:
-        """As of ClientActor; every client is trained by all workers."""
-        for block in self._blocks.serve(unpack(chunk, self._shards), chunk.block_seconds):
-            yield to_message(block)
+    def train(self, batch: TaskBatch) -> Iterator[Message]:
+        """As of ClientActor; all workers train each client together."""
+        for results in self._batcher.serve(resolve_tasks(batch, self._shards), batch.batch_seconds):
+            yield to_message(results)
 
     def close(self) -> None:
-        """Let the workers end and give their resources back."""
+        """End the workers, which releases their resources."""
         with self._changed:
             self._post(None)
             self._changed.wait_for(lambda: self._ended)
 
-    def take(self, rank: int, last: int) -> tuple[int, Any]:
-        """A worker's: wait for the call after number `last`; return its number and the reference of (name,
+    def next_call(self, rank: int, last: int) -> tuple[int, Any]:
+        """Wait, in a worker, for the call after number `last`; return its number and the reference of (name,
         arguments)."""
         with self._changed:
             self._here.add(rank)
@@ -104,16 +106,16 @@ class SiloActor:
             number, call = self._call
             return number, [call]  # in a list, a reference stays one
 
-    def give(self, result: Any, error: Exception | None) -> None:
-        """A worker's: the result of the call, or what was raised."""
+    def finish_call(self, result: Any, error: Exception | None) -> None:
+        """Set, from a worker, the result of the call or the exception that it raised."""
         if error is not None and not self._result.done():
             self._result.set_exception(error)
         elif not self._result.done():
             self._result.set_result(result)
 
-    def _train(self, *group: Any) -> Iterator[tuple[Outcome, Any]]:
-        for turn in zip(*group, strict=True):
-            yield self._together("train", *turn)
+    def _train(self, tasks: Sequence[ClientTask]) -> Iterator[ClientResult]:
+        for task in tasks:
+            yield self._together("train", task)
 
     def _together(self, name: str, *arguments: Any) -> Any:
         with self._one_call:
@@ -125,7 +127,7 @@ class SiloActor:
 
     def _die_if_ended(self) -> None:
         if self._ended:
-            os._exit(1)  # to the pool, an actor that died: it starts another
+            os._exit(1)  # the pool sees an actor that died, and starts another
 
     def _post(self, call: tuple[str, tuple[Any, ...]] | None) -> None:
         self._call = ((self._call[0] if self._call else 0) + 1, ray.put(call))
@@ -144,22 +146,22 @@ class SiloActor:
                     num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._resources
                 ),
                 run_config=RunConfig(name="silo", storage_path=folder, failure_config=FailureConfig(max_failures=0)),
-                # nccl does not let two workers share a GPU
+                # nccl does not support two workers on one GPU
                 torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
             )
             try:
                 trainer.fit()
-            except Exception as error:  # whatever it is, the workers are gone
+            except Exception as error:  # the workers are gone, for whatever reason
                 logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-            if self._one_call.locked() and not self._result.done():  # somebody waits for workers that are gone
+            if self._one_call.locked() and not self._result.done():  # a call waits for workers that are gone
                 self._die_if_ended()
 
 
 def _serve(config: Mapping[str, Any]) -> None:
-    """A worker's loop: make one call after another together with the others, until the mailbox says that it is over."""
+    """Run a worker's loop: execute one call after another together with the others, until the mailbox ends it."""
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
@@ -171,16 +173,16 @@ def _serve(config: Mapping[str, Any]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     worker, number = Worker(ProcessGroup(rank, get_context().get_world_size())), 0
     while True:
-        number, (posted,) = ray.get(mailbox.take.remote(rank, number))
+        number, (posted,) = ray.get(mailbox.next_call.remote(rank, number))
         if (call := ray.get(posted)) is None:
             return
         name, arguments = call
         try:
             result = getattr(worker, name)(*arguments)
-        except ProcessLost:  # not the client's fault: the trainer ends, and the pool starts another silo
+        except ProcessLost:  # no fault of the client: the trainer ends, and the pool starts another silo
             raise
         except Exception as error:
-            ray.get(mailbox.give.remote(None, error))
+            ray.get(mailbox.finish_call.remote(None, error))
             raise
         if rank == 0:
-            ray.get(mailbox.give.remote(result, None))
+            ray.get(mailbox.finish_call.remote(result, None))

@@ -6,22 +6,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
 from fedray.evaluation.metrics import default_metric
+from fedray.federation.events import Callback
 from fedray.results.report import LiveBars, percent, plain_table
-from fedray.sweeps.trials import (
-    Ended,
-    SweepEvent,
-    SweepResult,
-    TrialEnded,
-    TrialRound,
-    more_is_better,
-    readable_point,
-    shown,
-)
+from fedray.sweeps.result import SweepResult, TrialFinished, TrialResult, more_is_better
+from fedray.sweeps.space import readable_point, shown
 
 SHOWN_ROWS = 20
 
 
-class SweepProgress(LiveBars):
+class SweepProgress(LiveBars, Callback):
     """One bar for all trials on a terminal, and a line for each that ends everywhere."""
 
     def __init__(self, console: Console, found: SweepResult):
@@ -35,22 +28,20 @@ class SweepProgress(LiveBars):
         self._done, self._all = len(found.trials) - len(found.waiting), len(found.trials)
         self._task = self._bars.add_task("trials", total=self._all, completed=self._done, best="")
 
-    def __call__(self, event: SweepEvent) -> None:
-        """Show one event."""
-        if isinstance(event, TrialRound):
-            return
+    def on_trial_finished(self, event: TrialFinished) -> None:
+        """Show one trial's end."""
         self._done += 1
-        self._compare(event.ended)
+        self._compare(event.result)
         self._bars.update(self._task, completed=self._done, best="" if self._best is None else f"best {self._best:.4g}")
         self._console.print(self._line(event), highlight=False, soft_wrap=True)
 
-    def _compare(self, ended: Ended) -> None:
+    def _compare(self, ended: TrialResult) -> None:
         value = ended.metrics.get(self._metric) if ended.status == "finished" else None
         if value is not None and (self._best is None or (value > self._best) == self._higher):
             self._best = value
 
-    def _line(self, event: TrialEnded) -> str:
-        ended, value = event.ended, event.ended.metrics.get(self._metric)
+    def _line(self, event: TrialFinished) -> str:
+        ended, value = event.result, event.result.metrics.get(self._metric)
         what = f"{self._metric} {value:.4g}" if value is not None else escape(ended.error) or "no metric"
         how = "" if ended.status == "finished" else f" {ended.status} after {ended.rounds} rounds:"
         point = escape(readable_point(event.trial.point))

@@ -1,4 +1,4 @@
-"""What the trials of a sweep share: client actors that outlive them, and data that is read once."""
+"""What the trials of a sweep share: client actors that outlive a trial, and data sets that are loaded once."""
 
 import hashlib
 import json
@@ -12,81 +12,84 @@ from ray.exceptions import RayError
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config, to_mapping
-from fedray.data import FederatedData, load_federated_data
+from fedray.data.load import load_federated_data
+from fedray.data.shards import FederatedData
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.placement import Amounts
 from fedray.runtime.actor_group import start_actor
 from fedray.runtime.messages import get
 from fedray.runtime.silo_actor import start_silo
 
-DATA_SETS = 8
-"""So many are kept for trials to come."""
+MAX_DATA_SETS = 8
+"""Data sets that are kept for later trials."""
 
 
 @ray.remote(num_cpus=0)
 class SharedActors:
-    """Owns client actors and lends them to trials. Actors of one process are lent again to whoever asks for the same
-    resources; where others are asked for, idle ones make room."""
+    """Owns client actors and assigns them to trials. Idle actors are reused for identical resource requests; for other
+    requests they make room."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[Any]] = {}
-        self._lent: dict[Any, tuple[str, str, Any]] = {}
+        self._assigned: dict[Any, tuple[str, str, Any]] = {}
 
-    def borrow(self, borrower: str, asked: Amounts) -> Any:
-        """Return an actor that asks for these resources."""
-        shape = json.dumps(sorted(asked.items()))
+    def acquire(self, trial: str, resources: Amounts) -> Any:
+        """Return an actor that requests these resources."""
+        shape = json.dumps(sorted(resources.items()))
         if not self._idle.get(shape):
-            for handle in (handle for idle in self._idle.values() for handle in idle):
-                ray.kill(handle)
-            self._idle = {shape: [start_actor(asked)]}
-        handle = self._idle[shape].pop()
-        self._lent[handle._actor_id] = (borrower, shape, handle)
-        return handle
+            for actor in (actor for idle in self._idle.values() for actor in idle):
+                ray.kill(actor)
+            self._idle = {shape: [start_actor(resources)]}
+        actor = self._idle[shape].pop()
+        self._assigned[actor._actor_id] = (trial, shape, actor)
+        return actor
 
-    def release(self, handle: Any) -> None:
-        if (entry := self._lent.pop(handle._actor_id, None)) is not None:
-            self._idle.setdefault(entry[1], []).append(handle)
+    def release(self, actor: Any) -> None:
+        """Take an actor back for later trials."""
+        if (entry := self._assigned.pop(actor._actor_id, None)) is not None:
+            self._idle.setdefault(entry[1], []).append(actor)
 
-    def discard(self, handle: Any) -> None:
-        """End an actor that is of no use any more."""
-        self._lent.pop(handle._actor_id, None)
+    def discard(self, actor: Any) -> None:
+        """End an actor that cannot be used any more."""
+        self._assigned.pop(actor._actor_id, None)
         with suppress(RayError):
-            ray.kill(handle)
+            ray.kill(actor)
 
-    def reclaim(self, borrower: str) -> None:
-        """End what is lent to a trial that did not give it back."""
-        for name, _, handle in list(self._lent.values()):
-            if name == borrower:
-                self.discard(handle)
+    def reclaim(self, trial: str) -> None:
+        """End the actors of a trial that did not release them."""
+        for name, _, actor in list(self._assigned.values()):
+            if name == trial:
+                self.discard(actor)
 
 
 class SharedActorSource:
-    """Where a trial's client actors come from. Silos are several processes in a placement group: each trial starts its
-    own."""
+    """Where a trial's client actors come from: `SharedActors`. Silos are several processes in a placement group; each
+    trial starts its own."""
 
-    def __init__(self, lender: Any, borrower: str):
-        self._lender, self._borrower = lender, borrower
+    def __init__(self, shared: Any, trial: str):
+        self._shared, self._trial = shared, trial
         self._silos: list[Any] = []
 
-    def start(self, asked: Amounts, workers: int) -> Any:
+    def start(self, resources: Amounts, workers: int) -> Any:
         if workers > 1:
-            self._silos.append(start_silo(workers, dict(asked)))
+            self._silos.append(start_silo(workers, dict(resources)))
             return self._silos[-1]
-        return ray.get(self._lender.borrow.remote(self._borrower, dict(asked)))
+        return ray.get(self._shared.acquire.remote(self._trial, dict(resources)))
 
-    def end(self, handle: Any) -> None:
-        self._lender.discard.remote(handle)
+    def end(self, actor: Any) -> None:
+        self._shared.discard.remote(actor)
 
-    def release(self, handle: Any) -> None:
-        if handle in self._silos:
-            self.end(handle)
+    def release(self, actor: Any) -> None:
+        if actor in self._silos:
+            self.end(actor)
         else:
-            self._lender.release.remote(handle)
+            self._shared.release.remote(actor)
 
 
 @ray.remote(num_cpus=0)
 class DatasetCache:
-    """Data of a sweep's trials in the object store: each set is loaded once, and mapped by whoever trains on it."""
+    """The data sets of a sweep's trials in the object store: each is loaded once, and mapped by the trials that use
+    it."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[str, Any] = OrderedDict()
@@ -96,30 +99,30 @@ class DatasetCache:
         """Return a reference, in a list, to the data of an experiment.
 
         Raises:
-            DataError: they are not what the configuration says.
+            DataError: the data do not hold what the configuration says.
         """
         key = _data_key(config)
         if key not in self._found:
             self.loads += 1
             self._found[key] = ray.put(load_federated_data(config, load_tokenizer(config.model)))
         self._found.move_to_end(key)
-        while len(self._found) > DATA_SETS:
+        while len(self._found) > MAX_DATA_SETS:
             self._found.popitem(last=False)
         return [self._found[key]]
 
     def num_loads(self) -> int:
-        """Return how many sets have been loaded."""
+        """Return how many data sets have been loaded."""
         return self.loads
 
 
 class CachedDatasets:
-    """Loads an experiment's data as `load_federated_data` does."""
+    """Loads an experiment's data as `load_federated_data` does, from a `DatasetCache`."""
 
-    def __init__(self, shelf: Any):
-        self._shelf = shelf
+    def __init__(self, cache: Any):
+        self._cache = cache
 
     def __call__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
-        (ref,) = get(self._shelf.data.remote(config))
+        (ref,) = get(self._cache.data.remote(config))
         data: FederatedData = ray.get(ref)
         return data
 

@@ -32,9 +32,6 @@ class ClientReport:
     aggregated, personalised: test split right before and right after training; None where not measured.
     """
 
-    client: ClientId
-    server_round: int
-    num_examples: int
     steps: int
     train_loss: float
     seconds: float
@@ -140,9 +137,6 @@ class LocalTrainer:
     @property
     def report(self) -> ClientReport:
         return ClientReport(
-            client=self.client.id,
-            server_round=self.server_round,
-            num_examples=self._shard.num_examples(),
             steps=len(self._losses),
             train_loss=float(np.mean(self._losses)) if self._losses else float("nan"),
             seconds=self._seconds,

@@ -17,7 +17,7 @@ import psutil
 import fedray
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.events import Event, RoundFinished
+from fedray.federation.events import Callback, RoundFinished
 
 MODELS = {"3 million": (256, 4), "227 million": (1536, 8)}
 """Hidden size and layers of a Llama decoder, by its parameters."""
@@ -58,12 +58,13 @@ def measured(settings: dict[str, Any]) -> float:
     """Return what all client actors take together at the end of the second round, in MB."""
     found: list[int] = []
 
-    def on_event(event: Event) -> None:
-        if isinstance(event, RoundFinished) and event.server_round == 1 and not event.final:
-            found.extend(sizes())
+    class Sizes(Callback):
+        def on_round_finished(self, event: RoundFinished) -> None:
+            if event.server_round == 1 and not event.final:
+                found.extend(sizes())
 
     with TemporaryDirectory() as folder:
-        fedray.run(settings, output=Path(folder) / "run", on_event=on_event)
+        fedray.run(settings, output=Path(folder) / "run", callbacks=[Sizes()])
     assert len(found) == settings["clients"]["actors"]
     return sum(found) / 1e6
 

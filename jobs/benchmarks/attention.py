@@ -3,7 +3,7 @@
     python jobs/benchmarks/attention.py
 
 Forward and backward together, and forward alone, by the length of the sequences; 2,048 tokens a batch, 8 heads of 64.
-The three take turns; printed are medians. In training the third converts to float32 and back at every length, so that
+The three alternate; printed are medians. In training the third converts to float32 and back at every length, so that
 one sees from where it should not: `fedray.models.attention.LONG`. One minute.
 """
 
@@ -48,8 +48,8 @@ def main() -> None:
         wide = [part.float() for part in narrow]
         contenders = {"float32": (plain, wide), "bfloat16": (plain, narrow), "as trained": (as_trained, narrow)}
         for trained in (True, False):
-            turns = [{name: milliseconds(*it, trained) for name, it in contenders.items()} for _ in range(REPEATS)]
-            shown = ", ".join(f"{name} {median(turn[name] for turn in turns):.1f}" for name in contenders)
+            timed = [{name: milliseconds(*it, trained) for name, it in contenders.items()} for _ in range(REPEATS)]
+            shown = ", ".join(f"{name} {median(times[name] for times in timed):.1f}" for name in contenders)
             print(f"{tokens} tokens, {'trained' if trained else 'forward only'}: {shown} ms", flush=True)
     print(f"load {os.getloadavg()[0]:.1f}")
 

@@ -31,9 +31,9 @@ def start(workload: Workload, server: Tensor, updates: Tensor, states: Tensor, r
     ready.wait()
 
 
-def turn(place: tuple[int, int, int]) -> None:
+def train(place: tuple[int, int, int]) -> None:
     server_round, position, client = place
-    Process.updates.numpy()[position] = Process.work.turn(client, server_round, Process.server.numpy())
+    Process.updates.numpy()[position] = Process.work.train(client, server_round, Process.server.numpy())
     Process.states[client] += 1
 
 
@@ -49,15 +49,15 @@ def main(text: str, count: str, result: str) -> None:
         start(*shared)
     else:
         ready.wait()
-    chunk = max(1, workload.per_round // (8 * processes))
+    share = max(1, workload.per_round // (8 * processes))
     for server_round in range(workload.rounds):
         timeline.begin()
         places = [(server_round, *place) for place in enumerate(cohort(workload, server_round))]
         if pool is None:
             for place in places:
-                turn(place)
+                train(place)
         else:
-            pool.map(turn, places, chunk)
+            pool.map(train, places, share)
         np.mean(updates.numpy(), axis=0, out=server.numpy())
         timeline.end_round()
     timeline.write(value=float(server[0]), numbers=len(server))

@@ -11,7 +11,7 @@ from measure import Failed
 
 PEERS = {"flwr": ("flwr[simulation]>=1.41,<2",), "pfl": ("pfl[pytorch]>=0.6,<0.7",)}
 COMMON = ("torch", "transformers", "peft", "tokenizers", "safetensors")
-"""What a client's turn runs on: of exactly the versions in constraints.txt everywhere."""
+"""What a client's training runs on: of exactly the versions in constraints.txt everywhere."""
 
 
 def environment(peer: str, root: Path, constraints: Path) -> Path:

@@ -1,7 +1,7 @@
 """Methods of a user's own, for rows in which no built-in method does the work: none of them calls `local.train()`, or
 a built-in one is wrapped to give every client more private state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +13,9 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ReftSection
 from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
-from fedray.methods.protocol import Averages, Initial, Local, Metrics, Update
+from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Update, Uploaded
 from fedray.training.trainer import LocalTrainer
-from fedray.types import Client, ClientId, Vector, state_type
+from fedray.types import Client, Vector, state_type
 
 
 @state_type("benchmarks.Numbers")
@@ -27,7 +27,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Turns:
+class OwnWork:
     """FedAvg of what LocalWork does; the model that fedray loads for it has one tiny LoRA and is never run."""
 
     workload: str
@@ -46,8 +46,8 @@ class Turns:
     def init_client(self, initial: Initial, client: Client) -> Numbers:
         return Numbers(np.zeros(local_work(self.workload).workload.state, np.float32))
 
-    def configure_train(self, server: Numbers, cohort: Sequence[Client]) -> Mapping[ClientId, Numbers]:
-        return {client.id: server for client in cohort}
+    def configure_train(self, server: Numbers, cohort: Sequence[Client]) -> Broadcast[Numbers]:
+        return Broadcast(server, [client.id for client in cohort])
 
     def train_client(
         self, adapter: Adapter, client_state: Numbers, downlink: Numbers, local: Local
@@ -55,17 +55,17 @@ class Turns:
         work = local_work(self.workload)
         if isinstance(local, LocalTrainer):  # not when fedray walks through a round on shapes, before any actor starts
             work.workload.kill_once(local.server_round)
-        update = work.turn(local.client.index, local.server_round, downlink.values)
+        update = work.train(local.client.index, local.server_round, downlink.values)
         return Numbers(update), Numbers(client_state.values + np.float32(1))
 
-    def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:
+    def aggregate_train(self, server: Numbers, updates: Sequence[Uploaded[Numbers]]) -> tuple[Numbers, Metrics]:
         (update,) = updates  # the mean of all
         return update.payload, {"value": float(update.payload.values[0])}
 
 
 @dataclass(frozen=True)
-class OneByOne(Turns):
-    """As Turns; the server takes the mean itself, from every update."""
+class OneByOne(OwnWork):
+    """As OwnWork; the server takes the mean itself, from every update."""
 
     def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:
         total = np.zeros_like(server.values)
@@ -86,7 +86,7 @@ class WithState:
 
 @dataclass(frozen=True)
 class StatefulFedAvg:
-    """FedAvg whose clients also keep `state` numbers to themselves and change them in every turn."""
+    """FedAvg whose clients also keep `state` numbers to themselves and change them in every round."""
 
     state: int
     lora: LoraSection
@@ -109,7 +109,7 @@ class StatefulFedAvg:
     def init_client(self, initial: Initial, client: Client) -> WithState:
         return WithState(self.fedavg.init_client(initial, client), np.zeros(self.state, np.float32))
 
-    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Shared]:
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Sequence[Broadcast[Shared]]:
         return self.fedavg.configure_train(server, cohort)
 
     def train_client(
@@ -118,5 +118,5 @@ class StatefulFedAvg:
         payload, own = self.fedavg.train_client(adapter, client_state.own, downlink, local)
         return payload, WithState(own, client_state.private + np.float32(1))
 
-    def aggregate_train(self, server: Server, updates: Sequence[Update[Shared]]) -> tuple[Server, Metrics]:
+    def aggregate_train(self, server: Server, updates: Sequence[Uploaded[Shared]]) -> tuple[Server, Metrics]:
         return self.fedavg.aggregate_train(server, updates)

@@ -15,7 +15,7 @@ def train(message: Message, context: Context) -> Message:
     work = local_work(str(config["workload"]))
     server_round = int(config["server-round"]) - 1
     work.workload.kill_once(server_round)
-    update = work.turn(int(context.node_config["partition-id"]), server_round, received)
+    update = work.train(int(context.node_config["partition-id"]), server_round, received)
     if size := work.workload.state:
         private = context.state.get("private")
         values = np.zeros(size, np.float32) if private is None else private.to_numpy_ndarrays()[0]

@@ -3,9 +3,9 @@
     python jobs/benchmarks/fused.py [--profile WIDTH] [--precision bfloat16]
 
 A decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, LoRA of rank 8 on query and value, 8 AdamW
-steps on sequences of 32 tokens. All widths are timed in turn, three times; printed is the median of each, in CPU time
-of the only thread, its ratio to one by one in the same run, and how much of the rate at which the same thread
-multiplies two float32 matrices of 1,024 × 1,024 the turn's matrix products alone would make in that time: with a base
+steps on sequences of 32 tokens. All widths are timed one after another, three times; printed is the median of each, in
+CPU time of the only thread, its ratio to one by one in the same run, and how much of the rate at which the same thread
+multiplies two float32 matrices of 1,024 × 1,024 the task's matrix products alone would make in that time: with a base
 model in bfloat16 this may be more than all of it.
 
 With --profile it prints instead where the time of WIDTH clients in one step goes, by torch's operations.
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedray.config import load_config
 from fedray.experiment.prepare import Prepared, prepare
 from fedray.federation.local_pool import LocalPool
-from fedray.federation.worker import ClientTask
+from fedray.federation.tasks import ClientTask, downlinks_of
 
 CONFIG = Path(__file__).with_name("fused.yaml")
 WIDTHS = (1, 2, 4, 8, 16)
@@ -40,14 +40,14 @@ OPERATIONS = 12
 
 
 def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: Any) -> float:
-    """Return the time of one turn of `width` clients, divided by them."""
+    """Return the time of one task of each of `width` clients, divided by them."""
     clients = prepared.clients[:width]
-    downlinks = federation.method.configure_train(federation.server, clients)
-    assignments = [ClientTask(client, 0, measure=False, keep="nothing") for client in clients]
-    shards = [prepared.data.shards[client.id] for client in clients]
+    downlinks = downlinks_of(federation.method.configure_train(federation.server, clients), clients)
+    shards = prepared.data.shards
+    tasks = [ClientTask(c, 0, downlinks[c.id], measure=False, keep="nothing", shard=shards[c.id]) for c in clients]
     started = process_time()
-    done = list(worker.train_many(assignments, [downlinks[c.id] for c in clients], [None] * width, shards))
-    assert all(np.isfinite(outcome.report.train_loss) for outcome, _ in done)
+    results = list(worker.train_together(tasks))
+    assert all(np.isfinite(result.report.train_loss) for result in results)
     return (process_time() - started) / width
 
 
@@ -63,7 +63,7 @@ def matmul_rate() -> float:
 
 
 def matmul_operations(prepared: Prepared, worker: Any, federation: Any) -> dict[Any, int]:
-    """Return the floating-point operations of one client's turn, by kind of matrix product."""
+    """Return the floating-point operations of one client's task, by kind of matrix product."""
     with FlopCounterMode(display=False) as counter:
         seconds_per_client(prepared, 1, worker, federation)
     return dict(counter.get_flop_counts()["Global"])
@@ -85,7 +85,7 @@ def workers(cache: str, precision: str) -> Iterator[tuple[str, Prepared, Any, An
 def compare(what: str, prepared: Prepared, worker: Any, federation: Any) -> None:
     operations = sum(matmul_operations(prepared, worker, federation).values())
     timed = [[seconds_per_client(prepared, w, worker, federation) for w in WIDTHS] for _ in range(REPEATS + 1)]
-    middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first turn warms up
+    middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first time warms up
     rate = matmul_rate()
     shown = ", ".join(
         f"{w}: {1e3 * t:.1f} ms ({middle[0] / t:.2f}x, {operations / t / rate:.0%})"

@@ -27,7 +27,7 @@ from with_fedray import LastRoundEnded, config
 from workloads import Workload, make_files, rows
 
 import fedray
-from fedray.federation.events import Event, RoundFinished
+from fedray.federation.events import Callback, RoundFinished
 from fedray.runtime.driver import start_ray
 
 matplotlib.use("svg")
@@ -69,15 +69,15 @@ def round_seconds(workload: Workload, workers: int) -> list[float]:
     make_files(workload)
     ends: list[float] = []
 
-    def on_event(event: Event) -> None:
-        if isinstance(event, RoundFinished):
+    class Ends(Callback):
+        def on_round_finished(self, event: RoundFinished) -> None:
             ends.append(monotonic())
             if event.server_round + 1 == workload.rounds:
                 raise LastRoundEnded
 
     with TemporaryDirectory() as runs, suppress(LastRoundEnded):
         folder = Path(workload.files) / "fedray"
-        fedray.run(config(workload, workers, folder), output=Path(runs) / "run", on_event=on_event)
+        fedray.run(config(workload, workers, folder), output=Path(runs) / "run", callbacks=[Ends()])
     return [float(seconds) for seconds in np.diff(ends)]
 
 

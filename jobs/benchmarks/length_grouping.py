@@ -2,7 +2,7 @@
 
     python jobs/benchmarks/length_grouping.py [repeats]
 
-The text is docstrings of installed libraries, the model all-MiniLM-L6-v2 with LoRA. With and without take turns; every
+The text is docstrings of installed libraries, the model all-MiniLM-L6-v2 with LoRA. With and without alternate; every
 repeat's ratio is printed. Five minutes.
 """
 

@@ -1,4 +1,4 @@
-"""What one client does in one turn, as a plain function of the payload: written once, used by every contender that
+"""What one client does in one round, as a plain function of the payload: written once, used by every contender that
 leaves local training to its user."""
 
 from functools import cache
@@ -43,7 +43,7 @@ class LocalWork:
             parameter.data.copy_(torch.from_numpy(values).view_as(parameter))
             start += parameter.numel()
 
-    def turn(self, client: int, server_round: int, vector: Vector) -> Vector:
+    def train(self, client: int, server_round: int, vector: Vector) -> Vector:
         """Return what the client sends back."""
         if self.workload.kind == "null":
             return vector + np.float32(1)
@@ -56,14 +56,14 @@ class LocalWork:
         return self.read()
 
     def batches(self, client: int, server_round: int) -> list[npt.NDArray[Any]]:
-        """Return the turn's batches, in a new order."""
+        """Return the round's batches, in a new order."""
         workload = self.workload
         order = np.random.default_rng([client, server_round]).permutation(workload.examples)
         cuts = [order[start : start + workload.batch] for start in range(0, workload.examples, workload.batch)]
         return [self.data[client][cut] for cut in cuts[: workload.steps]]
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a fresh one; every turn begins with it."""
+        """Return a fresh one; every round begins with it."""
         if self.workload.kind == "cnn":
             return torch.optim.SGD(parameters, lr=self.workload.lr, fused=True)
         return torch.optim.AdamW(parameters, lr=self.workload.lr, weight_decay=0.0, fused=True)

@@ -1,4 +1,4 @@
-"""Rows measured: every contender in turns, and what the JSON file keeps of it."""
+"""Rows measured: the contenders alternate, and what the JSON file keeps of it."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ MEMORY_ROUNDS = 2
 
 
 def measure_row(workload: Workload, chosen: Sequence[Contender], repeats: int) -> dict[str, Any]:
-    """Return the row's entry: a run of each contender for its memory, then `repeats` runs of each in turns."""
+    """Return the row's entry: a run of each contender for its memory, then `repeats` runs of each, alternating."""
     make_files(workload)
     failed: dict[str, str] = {}
     memory: dict[str, Measurement] = {}
     timed: dict[str, list[Measurement]] = {contender.name: [] for contender in chosen}
     for repeat in range(-1, repeats):
-        turn = repeat % len(chosen)
-        for contender in (*chosen[turn:], *chosen[:turn]):
+        first = repeat % len(chosen)
+        for contender in (*chosen[first:], *chosen[:first]):
             if contender.name in failed:
                 continue
             short = workload.shortened(MEMORY_ROUNDS) if repeat < 0 and not workload.row.startswith("S") else workload

@@ -2,7 +2,7 @@
 
     python jobs/benchmarks/switching.py
 
-For every tier with DeepSpeed of jobs/three_tiers.yaml, with FedALT on all-MiniLM-L6-v2. One turn of training comes
+For every tier with DeepSpeed of jobs/three_tiers.yaml, with FedALT on all-MiniLM-L6-v2. One client's training comes
 first, so that moments exist; a switch is: read the adapter's values out, load another client's, fresh optimizer.
 Prints the median of 30 and its ratio to building the engine.
 """
@@ -47,10 +47,10 @@ def switch(worker: worker_module.Worker) -> float:
 worker_module.make_engine = timed_make_engine
 prepared = prepare(load_config(CONFIG, {"method": ["fedalt"]}))
 table = max(prepared.data.shards.values(), key=lambda shard: shard.num_examples()).tables["train"]
-for tier, job in prepared.worker_setups(prepared.config.method[0]).items():
+for tier, setup in prepared.worker_setups(prepared.config.method[0]).items():
     if prepared.config.clients.tier(tier).engine == "deepspeed":
         for worker in (worker_module.Worker(), worker_module.Worker()):  # the first one also imports DeepSpeed
-            worker.setup(job)
+            worker.setup(setup)
         train_steps(worker.engine, table, "first", 0, worker.training_context)
         cost = median(switch(worker) for _ in range(30))
         print(f"{tier}: build {builds[-1]:.2f} s, switch {1000 * cost:.2f} ms, {100 * cost / builds[-1]:.2f} %")

@@ -23,7 +23,7 @@ import psutil
 from workloads import LETTER_A, Timeline, Workload
 
 import fedray
-from fedray.federation.events import Event, RoundFinished
+from fedray.federation.events import Callback, RoundFinished
 
 
 class LastRoundEnded(Exception):
@@ -47,7 +47,7 @@ def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") ->
         "device": "cpu",
     }
     if workload.kind != "lora":
-        kind = "OneByOne" if workload.each else "Turns"
+        kind = "OneByOne" if workload.each else "OwnWork"
         tiny = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8,
                 "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
         return common | {
@@ -89,23 +89,25 @@ def main(text: str, workers: str, *rest: str) -> None:
     fuse, dies = [option for option in options if option != "driver-dies"], "driver-dies" in options
     workload, timeline = Workload(**json.loads(text)), Timeline(result)
 
-    def on_event(event: Event) -> None:
-        nonlocal dies
-        if isinstance(event, RoundFinished) and dies:
-            dies = False
-            for process in psutil.Process().children(recursive=True):
-                if "ray::DriverActor" in " ".join(process.cmdline()):
-                    process.kill()
-        if isinstance(event, RoundFinished) and not event.final:
-            timeline.begin(monotonic() - event.seconds)
-            timeline.end_round()
-            if event.server_round + 1 == workload.rounds:
-                raise LastRoundEnded
+    class Rounds(Callback):
+        def on_round_finished(self, event: RoundFinished) -> None:
+            nonlocal dies
+            if dies:
+                dies = False
+                for process in psutil.Process().children(recursive=True):
+                    if "ray::DriverActor" in " ".join(process.cmdline()):
+                        process.kill()
+            if not event.final:
+                timeline.begin(monotonic() - event.seconds)
+                timeline.end_round()
+                if event.server_round + 1 == workload.rounds:
+                    raise LastRoundEnded
 
     with TemporaryDirectory() as runs:
         try:
             folder = Path(workload.files) / "fedray"
-            fedray.run(config(workload, int(workers), folder, *fuse), output=Path(runs) / "run", on_event=on_event)
+            settings = config(workload, int(workers), folder, *fuse)
+            fedray.run(settings, output=Path(runs) / "run", callbacks=[Rounds()])
         except LastRoundEnded:
             pass
         rounds = pd.read_parquet(Path(runs) / "run" / "rounds.parquet")

@@ -41,7 +41,7 @@ class Module(nn.Module):
         return {"none": Weighted(0, 1)}
 
 
-class Turns(FederatedAveraging):
+class CommonWork(FederatedAveraging):
     """pfl's FedAvg, with the row's null step and private state around it."""
 
     def __init__(self, workload: Workload):
@@ -89,7 +89,7 @@ def main(text: str, workers: str, result: str) -> None:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     model = PyTorchModel(module, optimizer, torch.optim.SGD(trained, lr=1.0))
     users = FederatedDataset(user, get_user_sampler("minimize_reuse", [str(k) for k in range(workload.clients)]))
-    Turns(workload).run(
+    CommonWork(workload).run(
         NNAlgorithmParams(workload.rounds, 10**6, workload.per_round, None),
         SimulatedBackend(training_data=users, val_data=users),
         model,

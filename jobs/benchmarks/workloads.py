@@ -34,8 +34,8 @@ class Workload:
     """One row. kind: `null` adds 1 to the payload; `cnn` and `lora` train it.
 
     payload, state: float32 numbers of the payload (kind null) and of each client's private state, to which 1 is added
-    in every turn. each: whether fedray's server takes every update and not only their mean (kind null). examples: of
-    each client. steps: optimizer steps of a turn, of `batch` examples each.
+    in every round. each: whether fedray's server takes every update and not only their mean (kind null). examples: of
+    each client. steps: optimizer steps of a round, of `batch` examples each.
     """
 
     row: str

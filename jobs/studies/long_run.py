@@ -16,7 +16,7 @@ import psutil
 import ray
 
 import fedray
-from fedray.federation.events import Event, RoundFinished
+from fedray.federation.events import Callback, RoundFinished
 
 WARM_UP = 20
 CONFIG = {
@@ -73,8 +73,10 @@ def fit(rounds: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
 def main(rounds: str = "300", clients: str = "50", method: str = "fedalt") -> None:
     seen: dict[str, list[float]] = defaultdict(list)
 
-    def on_event(event: Event) -> None:
-        if isinstance(event, RoundFinished) and not event.final:
+    class Looking(Callback):
+        def on_round_finished(self, event: RoundFinished) -> None:
+            if event.final:
+                return
             for name, value in look().items():
                 seen[name].append(value)
             if (event.server_round + 1) % 50 == 0:
@@ -87,7 +89,7 @@ def main(rounds: str = "300", clients: str = "50", method: str = "fedalt") -> No
             method=method,
             clients={"count": int(clients), "actors": 2, "num_cpus": 1},
             output=f"{folder}/run",
-            on_event=on_event,
+            callbacks=[Looking()],
         )
     print(f"{'':28}{'at round ' + str(WARM_UP):>14}{'per 100 rounds':>16}{'± error':>10}")
     for name, values in sorted(seen.items()):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedray.cli.app import app
-from fedray.sweeps.trials import SweepResult
+from fedray.sweeps.result import SweepResult
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import yaml
 from tiny import tiny_bert
 
 from fedray.results.run_result import RunResult
-from fedray.sweeps.trials import SweepResult
+from fedray.sweeps.result import SweepResult
 
 ROOT = Path(__file__).parents[2]
 PORT, DASHBOARD = 6411, 8291

@@ -12,7 +12,9 @@ import pytest
 from fedray.config import ClientsConfig, load_config
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError
-from fedray.experiment.prepare import Prepared, costs_from_configuration, make_clients, prepare
+from fedray.experiment.outline import costs_from_configuration
+from fedray.experiment.population import make_clients
+from fedray.experiment.prepare import Prepared, prepare
 from fedray.types import Client
 
 # ---------------------------------------------------------------- clients and tiers

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from calling import Calling
 from tiny import tiny_bert
 
 import fedray
@@ -82,7 +83,7 @@ def stop_at(kind: type[Event], number: int) -> Callable[[Event], None]:
 
 def interrupted(config: Any, output: Path, kind: type[Event], number: int, **options: Any) -> None:
     with pytest.raises(Stop):
-        fedray.run(config, output=output, on_event=stop_at(kind, number), **options)
+        fedray.run(config, output=output, callbacks=[Calling(stop_at(kind, number))], **options)
 
 
 def assert_same(one: RunResult, other: RunResult) -> None:
@@ -156,7 +157,7 @@ def test_tables_are_one_file_each_when_a_method_or_the_run_ends(
     def look(event: Event) -> None:
         seen.append((type(event), beside(tmp_path / "whole")))
 
-    fedray.run(config, output=tmp_path / "whole", on_event=look)
+    fedray.run(config, output=tmp_path / "whole", callbacks=[Calling(look)])
     assert {"clients-000000003.parquet", "clients-000000006.parquet"} <= {name for _, found in seen for name in found}
     assert [found for kind, found in seen if kind is MethodFinished] == [[], []]
     interrupted(config, tmp_path / "stopped", RoundFinished, 2)
@@ -171,7 +172,7 @@ def test_every_method_however_often_its_run_ends(config: dict[str, Any], tmp_pat
     interrupted(config, tmp_path / "run", RoundFinished, 1)
     for _ in range(4 * len(METHODS)):
         try:
-            found = fedray.run(config, resume=tmp_path / "run", on_event=stop_at(RoundFinished, 1))
+            found = fedray.run(config, resume=tmp_path / "run", callbacks=[Calling(stop_at(RoundFinished, 1))])
             break
         except Stop:
             continue
@@ -201,10 +202,10 @@ def test_a_finished_run_gets_more_rounds(config: dict[str, Any], whole: RunResul
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train.lr": 0.1}, r"train.lr: the run has 0.005, given is 0.1"),
-        ({"seed": 4}, r"seed: the run has 3, given is 4"),
-        ({"method": ["fedalt", METHODS[4]]}, r"method.0.name: the run has 'fedavg', given is 'fedalt'"),
-        ({"clients.max_failures": 9, "clients.per_round": 2}, r"\n  clients.per_round: the run has 3, given is 2$"),
+        ({"train.lr": 0.1}, r"train.lr: stored is 0.005, given is 0.1"),
+        ({"seed": 4}, r"seed: stored is 3, given is 4"),
+        ({"method": ["fedalt", METHODS[4]]}, r"method.0.name: stored is 'fedavg', given is 'fedalt'"),
+        ({"clients.max_failures": 9, "clients.per_round": 2}, r"\n  clients.per_round: stored is 3, given is 2$"),
     ],
 )
 def test_another_configuration_is_refused(

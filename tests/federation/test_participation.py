@@ -1,4 +1,4 @@
-"""Simulated device time, by hand, and who comes in time."""
+"""Simulated device time, by hand, and which clients take part."""
 
 import math
 from dataclasses import replace
@@ -39,12 +39,12 @@ def test_examples_by_hand() -> None:
     ("per_round", "over", "total", "size"),
     [(10, 0.3, 100, 13), (10, 0.25, 100, 13), (10, 0.1, 100, 11), (10, 3, 20, 20), (None, 0, 7, 7), (3, 0, 7, 3)],
 )
-def test_a_round_asks_more_than_it_takes(per_round: int | None, over: float, total: int, size: int) -> None:
+def test_a_round_selects_more_clients_than_it_takes(per_round: int | None, over: float, total: int, size: int) -> None:
     clients = ClientsConfig(per_round=per_round, over_selection=over)
     assert cohort_size(clients, total) == size
 
 
-def meet(clients: ClientsConfig, cohort: list[Client], server_round: int = 0, seed: int = 0) -> Participation:
+def selected(clients: ClientsConfig, cohort: list[Client], server_round: int = 0, seed: int = 0) -> Participation:
     tiers = clients.tier_names
     train, up_bytes = dict.fromkeys(tiers, TrainConfig()), dict.fromkeys(tiers, 0)
     return select_participants(clients, seed, server_round, cohort, 10, train, {c.id: 0 for c in cohort}, up_bytes)
@@ -59,34 +59,39 @@ COHORT = [Client(name, index, size) for index, (name, size) in enumerate(zip("ab
 
 
 def test_the_first_ones_are_taken() -> None:
-    found = meet(ClientsConfig(per_round=2, over_selection=1, example_seconds=0.1), COHORT)
-    assert (ids(found.present), ids(found.late), found.seconds) == (["a", "c"], ["b", "d"], 2.0)
+    found = selected(ClientsConfig(per_round=2, over_selection=1, example_seconds=0.1), COHORT)
+    assert (ids(found.participants), ids(found.stragglers), found.seconds) == (["a", "c"], ["b", "d"], 2.0)
     assert found.arrivals == pytest.approx({"a": 1.0, "b": 4.0, "c": 2.0, "d": 3.0})
 
 
-def test_nobody_is_taken_after_the_deadline_which_is_waited_for_if_somebody_is_missing() -> None:
-    found = meet(ClientsConfig(per_round=4, deadline_s=2.5, example_seconds=0.1), COHORT)
-    assert (ids(found.present), ids(found.late), found.seconds) == (["a", "c"], ["b", "d"], 2.5)
-    all_in_time = meet(ClientsConfig(per_round=4, deadline_s=9, example_seconds=0.1), COHORT)
-    assert (ids(all_in_time.present), all_in_time.seconds) == (["a", "b", "c", "d"], 4.0)
-    nobody = meet(ClientsConfig(per_round=4, deadline_s=0.5, example_seconds=0.1), COHORT)
-    assert (nobody.present, nobody.seconds) == ((), 0.5)
+def test_the_deadline_is_waited_for_if_clients_are_missing_and_none_is_taken_after_it() -> None:
+    found = selected(ClientsConfig(per_round=4, deadline_s=2.5, example_seconds=0.1), COHORT)
+    assert (ids(found.participants), ids(found.stragglers), found.seconds) == (["a", "c"], ["b", "d"], 2.5)
+    all_in_time = selected(ClientsConfig(per_round=4, deadline_s=9, example_seconds=0.1), COHORT)
+    assert (ids(all_in_time.participants), all_in_time.seconds) == (["a", "b", "c", "d"], 4.0)
+    nobody = selected(ClientsConfig(per_round=4, deadline_s=0.5, example_seconds=0.1), COHORT)
+    assert (nobody.participants, nobody.seconds) == ((), 0.5)
 
 
-def test_without_a_cost_nobody_is_late() -> None:
-    found = meet(ClientsConfig(), COHORT)
-    assert (ids(found.present), found.late, found.arrivals, found.seconds) == (["a", "b", "c", "d"], (), {}, None)
+def test_without_a_cost_there_are_no_stragglers() -> None:
+    found = selected(ClientsConfig(), COHORT)
+    assert (ids(found.participants), found.stragglers, found.arrivals, found.seconds) == (
+        ["a", "b", "c", "d"],
+        (),
+        {},
+        None,
+    )
 
 
 def test_clients_drop_out_as_often_as_their_tier_says() -> None:
     """1,000 rounds of a tier of 0.3: 300 ± 3·√(1000·0.3·0.7) = ± 44; the other tier's never. By seed and round."""
     clients = ClientsConfig.model_validate({"tiers": {"a": {"share": 0.5, "dropout": 0.3}, "b": {"share": 0.5}}})
     pair = [replace(COHORT[0], tier="a"), replace(COHORT[1], tier="b")]
-    found = [ids(meet(clients, pair, server_round).dropped_out) for server_round in range(1000)]
+    found = [ids(selected(clients, pair, server_round).dropped_out) for server_round in range(1000)]
     assert 256 <= sum(out == ["a"] for out in found) <= 344
     assert all(out in ([], ["a"]) for out in found)
-    assert found == [ids(meet(clients, pair, server_round).dropped_out) for server_round in range(1000)]
-    assert found != [ids(meet(clients, pair, server_round, seed=1).dropped_out) for server_round in range(1000)]
+    assert found == [ids(selected(clients, pair, server_round).dropped_out) for server_round in range(1000)]
+    assert found != [ids(selected(clients, pair, server_round, seed=1).dropped_out) for server_round in range(1000)]
 
 
 # ---------------------------------------------------------------- whole experiments
@@ -143,10 +148,10 @@ def test_a_slow_tier_misses_the_deadline_and_its_clients_never_train(tmp_path: A
     assert set(trained.tier) == {"fast"}
     assert trained.simulated_seconds.to_numpy() == pytest.approx(1.0)
     assert (rounds[rounds.phase == "train"].late == 3).all()
-    assert set(clients[clients.phase == "final"].tier) == {"fast", "slow"}, "in the end everybody takes the result home"
+    assert set(clients[clients.phase == "final"].tier) == {"fast", "slow"}, "all clients take part in the final pass"
 
 
-def test_a_round_to_which_nobody_comes_changes_nothing(tmp_path: Any) -> None:
+def test_a_round_without_participants_changes_nothing(tmp_path: Any) -> None:
     methods = ["local", "head_only", "fedavg", "fedreft", "fedalt", {"name": "fedhft", "warmup_rounds": 0}]
     config = load_config(experiment(tmp_path, deadline_s=1.0, example_seconds=100.0), {"method": methods})
     for summary in run(config, tmp_path / "run").values():

@@ -1,4 +1,4 @@
-"""The federation's order of things, with clients that the test plays, and with real ones trained in any order."""
+"""Rounds of a federation, with clients that the test plays, and with real ones trained in any order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from round_result import all_results, result_of
 from tiny import tiny_bert
 
 from fedray.config import Config, TrainConfig, load_config
 from fedray.experiment.prepare import prepare
+from fedray.federation.events import TasksFinished
+from fedray.federation.failures import FailedAttempt
 from fedray.federation.local_pool import LocalPool
 from fedray.federation.result_batches import ResultBatch
-from fedray.federation.rounds import ClientsDone, Federation, RoundDone, sample_cohort
-from fedray.federation.worker import ClientTask, Outcome
+from fedray.federation.rounds import Federation, Round, RoundResult, sample_cohort
+from fedray.federation.tasks import ClientResult, ClientTask
 from fedray.methods.protocol import Update
 from fedray.storage.client_states import StateRef
 from fedray.storage.paths import StoragePath
@@ -65,119 +68,122 @@ class Counting:
         return Counted((*server.rounds, tuple(update.payload for update in updates))), {"seen": len(updates)}
 
 
-class Stage:
-    """A pool whose clients only count their turns. order: of completion, from the order of the assignments."""
+class CountingPool:
+    """A pool whose clients only count how often they train. order: of completion, from the order of the tasks."""
 
     def __init__(self, order: Callable[[list[Any]], list[Any]] = list):
         self.order = order
-        self.assigned: list[list[ClientTask]] = []
-        self.downlinks: list[Mapping[str, Any]] = []
+        self.tasks: list[list[ClientTask]] = []
 
-    def train(
-        self, assignments: Sequence[ClientTask], downlinks: Mapping[str, Any], states: Mapping[str, Any]
-    ) -> Iterator[ResultBatch]:
-        self.assigned.append(list(assignments))
-        self.downlinks.append(downlinks)
-        for assignment in self.order(list(assignments)):
-            client = assignment.client
-            report = ClientReport(client.id, assignment.server_round, 1, 1, 0.0, 0.0, None, None, {})
-            outcome = Outcome(Update(client, 1, client.id), report, 0, 0, None)
-            turns = states[client.id].entry + 1 if client.id in states else 1
-            kept = StateRef("file", turns, 99) if assignment.keep == "state" else None
-            yield ResultBatch((outcome,), (kept,), (), None, (), groups=1, seconds=1.0, last=True)
+    @property
+    def downlinks(self) -> list[dict[str, Any]]:
+        """By round, what each client received."""
+        return [{task.client.id: task.downlink.payload for task in tasks} for tasks in self.tasks]
+
+    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch]:
+        self.tasks.append(list(tasks))
+        for task in self.order(list(tasks)):
+            client, report = task.client, ClientReport(1, 0.0, 0.0, None, None, {})
+            times = 1 if task.state is None else task.state.entry + 1
+            state = StateRef("file", times, 99) if task.keep == "state" else None
+            result = ClientResult(client, task.server_round, 1, client.id, 0, 0, report, state)
+            yield ResultBatch((result,), (), None, (), groups=1, last=True)
 
     def fetch(self, refs: Sequence[StateRef]) -> list[int]:
         return [ref.entry * 100 for ref in refs]
 
     def forget(self, refs: Sequence[StateRef]) -> None:
-        raise AssertionError("whoever records the rounds does that")
+        raise AssertionError("the caller that records the rounds does that")
 
 
-def stage(pool: Stage, sizes: Sequence[int] = (3, 9, 5, 9, 1), **changes: Any) -> Federation:
+def counting(pool: CountingPool, sizes: Sequence[int] = (3, 9, 5, 9, 1), **changes: Any) -> Federation:
     clients = [Client(f"c{index}", index, size) for index, size in enumerate(sizes)]
     train, up_bytes = {"default": TrainConfig()}, {"default": 0}
-    return Federation(configure(**changes), Counting(), clients, "initial", pool, train, up_bytes)  # type: ignore[arg-type]
+    parts: Any = (Counting(), clients, "initial", pool, train, up_bytes)
+    return Federation(configure(**changes), "counting", *parts)
 
 
-def rounds_of(federation: Federation) -> list[RoundDone]:
-    return [event for event in federation.run() if isinstance(event, RoundDone)]
-
-
-def test_updates_are_aggregated_in_the_order_of_ids_whoever_is_first() -> None:
-    federation = stage(Stage(order=lambda assigned: assigned[2:] + assigned[1::-1]))
-    done = rounds_of(federation)
+def test_updates_are_aggregated_in_the_order_of_ids_whichever_client_is_first() -> None:
+    federation = counting(CountingPool(order=lambda tasks: tasks[2:] + tasks[1::-1]))
+    done = all_results(federation)
     ids = ("c0", "c1", "c2", "c3", "c4")
     assert federation.server.rounds == (ids,) * 3
-    assert [tuple(outcome.update.client.id for outcome in event.outcomes) for event in done] == [ids] * 4
-    assert [event.metrics for event in done] == [{"seen": 5}] * 3 + [{}]
+    assert [tuple(result.client.id for result in round.results) for round in done] == [ids] * 4
+    assert [round.metrics for round in done] == [{"seen": 5}] * 3 + [{}]
 
 
-def test_every_turn_is_reported_as_it_ends_and_every_round_once() -> None:
-    federation = stage(Stage(order=lambda assigned: assigned[::-1]), rounds=2)
-    events = [
-        (event.server_round, *event.clients) if isinstance(event, ClientsDone) else (event.server_round, event.final)
-        for event in federation.run()
-    ]
-    turns = ["c4", "c0", "c2", "c3", "c1"]
-    expected = [[*((t, id) for id in turns), (t, t == 2)] for t in range(3)]
+def test_every_task_is_reported_as_it_ends_and_every_round_once() -> None:
+    federation = counting(CountingPool(order=lambda tasks: tasks[::-1]), rounds=2)
+    events: list[tuple[Any, ...]] = []
+
+    def followed(round: Round) -> Round:
+        done = yield from round
+        events.append((done.server_round, done.final))
+        return done
+
+    for begin in (federation.round, federation.round, federation.final_pass):
+        for event in followed(begin()):
+            assert isinstance(event, TasksFinished)
+            assert event.method == "counting"
+            events.append((event.server_round, *event.clients))
+    expected = [[*((t, id) for id in ["c4", "c0", "c2", "c3", "c1"]), (t, t == 2)] for t in range(3)]
     assert events == [event for part in expected for event in part]
 
 
-def test_the_largest_clients_are_assigned_first() -> None:
+def test_the_tasks_of_the_largest_clients_are_first() -> None:
     """9 and 9 by id, then 5, 3, 1."""
-    pool = Stage()
-    rounds_of(stage(pool))
-    assert [[a.client.id for a in part] for part in pool.assigned] == [["c1", "c3", "c2", "c0", "c4"]] * 4
+    pool = CountingPool()
+    all_results(counting(pool))
+    assert [[task.client.id for task in tasks] for tasks in pool.tasks] == [["c1", "c3", "c2", "c0", "c4"]] * 4
 
 
 @pytest.mark.parametrize(("every", "measured"), [(0, []), (1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3])])
 def test_every_nth_round_is_measured_and_the_final_pass_always(every: int, measured: list[int]) -> None:
-    pool = Stage()
-    rounds_of(stage(pool, rounds=5, evaluation__every=every))
-    flags = [{a.measure for a in part} for part in pool.assigned]
+    pool = CountingPool()
+    all_results(counting(pool, rounds=5, evaluation__every=every))
+    flags = [{task.measure for task in tasks} for tasks in pool.tasks]
     assert flags == [{t in measured} for t in range(5)] + [{True}]
-    assert [{a.keep for a in part} for part in pool.assigned] == [{"state"}] * 5 + [{"adapter"}]
-    assert [{a.server_round for a in part} for part in pool.assigned] == [{t} for t in range(6)]
+    assert [{task.keep for task in tasks} for tasks in pool.tasks] == [{"state"}] * 5 + [{"adapter"}]
+    assert [{task.server_round for task in tasks} for tasks in pool.tasks] == [{t} for t in range(6)]
 
 
 def test_only_the_cohort_trains_and_states_follow_their_clients() -> None:
-    pool = Stage()
-    federation = stage(pool, rounds=6, clients__per_round=2)
-    done = rounds_of(federation)
+    pool = CountingPool()
+    federation = counting(pool, rounds=6, clients__per_round=2)
+    done = all_results(federation)
     cohorts = [[client.id for client in sample_cohort(federation.clients, federation.config, t)] for t in range(6)]
     assert len({tuple(cohort) for cohort in cohorts}) > 1
-    assert [[o.update.client.id for o in event.outcomes] for event in done[:-1]] == cohorts
+    assert [[result.client.id for result in round.results] for round in done[:-1]] == cohorts
     assert [sorted(down) for down in pool.downlinks[:-1]] == cohorts
-    turns = {id: sum(id in cohort for cohort in cohorts) for id in sorted({id for cohort in cohorts for id in cohort})}
+    times = {id: sum(id in cohort for cohort in cohorts) for id in sorted({id for cohort in cohorts for id in cohort})}
     assert list(federation.states()) == [
-        *((f"client/{id}", 100 * n) for id, n in turns.items()),
+        *((f"client/{id}", 100 * n) for id, n in times.items()),
         ("server", federation.server),
     ]
-    replaced = [ref.entry for event in done for ref in event.replaced]
-    assert sorted(replaced) == sorted(n for often in turns.values() for n in range(1, often))
-    assert len(done[-1].outcomes) == 5
+    replaced = [ref.entry for round in done for ref in round.replaced]
+    assert sorted(replaced) == sorted(n for often in times.values() for n in range(1, often))
+    assert len(done[-1].results) == 5
 
 
-def test_the_final_pass_goes_to_everybody_and_changes_nothing() -> None:
-    """Everybody receives what the last round made; the states that come back are dropped, nothing is aggregated."""
-    pool = Stage()
-    federation = stage(pool, clients__per_round=2)
+def test_the_final_pass_has_all_clients_and_changes_nothing() -> None:
+    """All clients receive what the last round made; the states that come back are dropped, nothing is aggregated."""
+    pool = CountingPool()
+    federation = counting(pool, clients__per_round=2)
     for _ in range(3):
-        list(federation.round())
+        result_of(federation.round())
     before = (list(federation.states()), federation.server_round, dict(federation.client_states))
-    *turns, final = federation.final_pass()
+    final = result_of(federation.final_pass())
     assert (list(federation.states()), federation.server_round, dict(federation.client_states)) == before
-    assert len(turns) == 5
-    assert isinstance(final, RoundDone)
+    assert len(final.results) == 5
     assert (final.final, final.server_round, final.metrics) == (True, 3, {})
     assert pool.downlinks[-1] == {f"c{k}": (f"c{k}", 3) for k in range(5)}
 
 
 def test_a_client_that_fails_is_left_out_of_its_round() -> None:
-    """The pool decides who is given up: the others are aggregated, and the lost one keeps its state."""
-    pool = Stage(order=lambda assigned: [a for a in assigned if a.client.id != "c2" or a.server_round == 1])
-    federation = stage(pool)
-    rounds_of(federation)
+    """The pool decides which client is left out: that one keeps its state, and the others are aggregated."""
+    pool = CountingPool(order=lambda tasks: [t for t in tasks if t.client.id != "c2" or t.server_round == 1])
+    federation = counting(pool)
+    all_results(federation)
     assert federation.server.rounds == (
         ("c0", "c1", "c3", "c4"),
         ("c0", "c1", "c2", "c3", "c4"),
@@ -196,7 +202,7 @@ def cohorts(count: int = 40, **changes: Any) -> list[list[str]]:
 
 
 def test_cohorts_are_drawn_without_replacement_in_the_order_of_ids() -> None:
-    """40 rounds of 4 of 10: everybody comes, about 16 times; less than 5 or more than 30 times has p < 1e-4."""
+    """40 rounds of 4 of 10: every client is drawn, about 16 times; less than 5 or more than 30 times has p < 1e-4."""
     drawn = cohorts()
     assert all(len(set(cohort)) == 4 and cohort == sorted(cohort) for cohort in drawn)
     often = [sum(f"c{index}" in cohort for cohort in drawn) for index in range(10)]
@@ -218,13 +224,11 @@ def test_cohorts_follow_from_seed_and_round_alone() -> None:
 
 
 class Backwards(LocalPool):
-    """Trains one by one in the opposite order, and hands out in yet another one."""
+    """Trains one by one in the opposite order, and yields the results in yet another one."""
 
-    def train(self, assignments: Sequence[ClientTask], downlinks: Any, states: Any) -> Iterator[ResultBatch]:
-        blocks = [
-            block for entry in assignments[::-1] for block in super(Backwards, self).train([entry], downlinks, states)
-        ]
-        yield from blocks[1:] + blocks[:1]
+    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
+        batches = [batch for task in tasks[::-1] for batch in super(Backwards, self).train([task])]
+        yield from batches[1:] + batches[:1]
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +238,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def trained(
     pool_class: type[LocalPool], cache: str, folder: Path, **changes: Any
-) -> tuple[Federation, list[RoundDone]]:
+) -> tuple[Federation, list[RoundResult]]:
     config = configure(data__cache_dir=cache, rounds=2, clients__per_round=3, **changes)
     prepared = prepare(config)
     pool = pool_class(prepared.data.shards)
     (folder / "states" / config.method[0].key).mkdir(parents=True)
     initial = pool.setup(prepared.worker_setups(config.method[0], StoragePath.of(folder)))
     federation = prepared.federation(config.method[0], initial, pool)
-    return federation, [event for event in federation.run() if isinstance(event, RoundDone)]
+    return federation, all_results(federation)
 
 
 @pytest.mark.parametrize(
@@ -260,10 +264,10 @@ def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: st
     federation, done = trained(LocalPool, cache, tmp_path / "one", **changes)
     again, done_again = trained(Backwards, cache, tmp_path / "other", **changes)
     assert sha256(federation.states()) == sha256(again.states())
-    assert len(federation.client_states) < 5 or len({len(event.outcomes) for event in done}) > 1
+    assert len(federation.client_states) < 5 or len({len(round.results) for round in done}) > 1
     for ours, theirs in zip(done, done_again, strict=True):
-        for one, other in zip(ours.outcomes, theirs.outcomes, strict=True):
-            assert one.update.client == other.update.client
+        for one, other in zip(ours.results, theirs.results, strict=True):
+            assert one.client == other.client
             assert one.report.train_loss == other.report.train_loss
             assert one.report.personalised == other.report.personalised
     mine, theirs = (
@@ -285,9 +289,9 @@ def test_the_final_pass_of_real_clients_changes_no_state(cache: str, tmp_path: P
     """Although every client trains in it: the server and those who took part are as they were."""
     federation, done = trained(LocalPool, cache, tmp_path, method="fedalt")
     before = sha256(federation.states())
-    *_, final = federation.final_pass()
+    final = result_of(federation.final_pass())
     assert sha256(federation.states()) == before
-    assert len(final.outcomes) == 5  # type: ignore[union-attr]
+    assert len(final.results) == 5
     assert len(federation.client_states) in (3, 4, 5)
-    assert all(outcome.report.steps > 0 for outcome in done[-1].outcomes)
-    assert all(outcome.report.aggregated and outcome.report.personalised for outcome in done[-1].outcomes)
+    assert all(result.report.steps > 0 for result in done[-1].results)
+    assert all(result.report.aggregated and result.report.personalised for result in done[-1].results)

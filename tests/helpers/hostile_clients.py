@@ -15,7 +15,7 @@ __all__ = ["Opposed", "Own", "Server", "SharedPart"]  # states are made of these
 
 @dataclass(frozen=True)
 class Opposed(FedReft):
-    """A turn goes half of the way from what the client received to a target that all clients have, each with a little
+    """Training goes half of the way from what the client received to a target that all clients have, each with a little
     noise, and records how far from it the others' aggregate was.
 
     hostile: how many clients, the first by id, go five times as far in the opposite direction.

@@ -7,6 +7,7 @@ import json
 import sys
 
 import ray
+from calling import Calling
 from ray.cluster_utils import Cluster
 
 import fedray
@@ -27,7 +28,7 @@ def main(config: str, output: str) -> None:
 
     try:
         with open(config, encoding="utf-8") as file:
-            fedray.run(json.load(file), output=output, on_event=on_event)
+            fedray.run(json.load(file), output=output, callbacks=[Calling(on_event)])
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -11,7 +11,7 @@ import pytest
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import LocalPool
-from fedray.federation.worker import ClientTask
+from fedray.federation.tasks import ClientTask, Downlink
 
 PROGRAMS = Path(__file__).parents[2] / "jobs" / "benchmarks"
 
@@ -103,14 +103,15 @@ def test_the_plain_loop_and_fedray_reach_the_same_lora(tmp_path: Path) -> None:
     (entry,) = prepared.config.method
     initial = pool.setup(prepared.worker_setups(entry))
     (client,), server = prepared.clients, prepared.federation(entry, initial, pool).server
-    turn = ClientTask(client, 0, measure=False), server.shared, None, prepared.data.shards[client.id]
-    outcome, _ = pool.workers["default"].train(*turn)
-    ours = outcome.update.payload.adapter
-    assert outcome.report.steps == both.steps == 2
+    downlink = Downlink(0, server.shared, 0)
+    task = ClientTask(client, 0, downlink, measure=False, shard=prepared.data.shards[client.id])
+    result = pool.workers["default"].train(task)
+    ours = result.payload.adapter
+    assert result.report.steps == both.steps == 2
 
     work = LocalWork(both)
     assert [tuple(p.shape) for p in work.parameters] == [slot.shape for slot in initial.layouts["lora"].slots]
-    theirs = work.turn(0, 0, initial.vectors["lora"])
+    theirs = work.train(0, 0, initial.vectors["lora"])
     moved = np.abs(theirs - initial.vectors["lora"]).max()
     assert moved > 1e-3
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * moved + 1e-7)

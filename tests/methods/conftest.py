@@ -1,7 +1,7 @@
 """What the tests of methods share: whole rounds of a tiny model in this process, and the six functions on their own.
 
-`train` runs real rounds. `Desk` is an adapter that only holds vectors and `Turn` a client's side of a round whose
-training is a function of the test: with these a method's own arithmetic shows without a model.
+`train` runs real rounds. `VectorAdapter` is an adapter that only holds vectors and `FakeLocal` a client's side of a
+round whose training is a function of the test: with these a method's own arithmetic shows without a model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from round_result import result_of
 from tiny import tiny_bert
 
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import Config, load_config
 from fedray.data.shards import Shard
-from fedray.experiment.prepare import Prepared, make_clients, prepare
+from fedray.experiment.population import make_clients
+from fedray.experiment.prepare import Prepared, prepare
 from fedray.federation.local_pool import LocalPool
-from fedray.federation.rounds import Federation, RoundDone
-from fedray.federation.worker import ClientTask, Outcome, Worker
+from fedray.federation.rounds import Federation, RoundResult
+from fedray.federation.tasks import ClientResult, ClientTask, downlinks_of
+from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial, Update
 from fedray.storage.paths import StoragePath
 from fedray.types import Client, Evaluation, Split
@@ -42,7 +45,7 @@ class Run:
 
     @property
     def worker(self) -> Worker:
-        """The one that serves everybody, where there is one tier."""
+        """The one that serves all clients, where there is one tier."""
         (worker,) = self.pool.workers.values()
         return worker
 
@@ -59,25 +62,37 @@ class Run:
     def method(self) -> Any:
         return self.federation.method
 
-    def round(self) -> RoundDone:
-        """Run one round and return what it brought."""
-        *_, done = self.federation.round()
-        assert isinstance(done, RoundDone)
-        return done
+    def round(self) -> RoundResult:
+        """Run one round."""
+        return result_of(self.federation.round())
 
-    def rounds(self, number: int) -> list[RoundDone]:
+    def rounds(self, number: int) -> list[RoundResult]:
         return [self.round() for _ in range(number)]
 
-    def serve(self, *ids: str) -> dict[str, tuple[Outcome, Any]]:
-        """Let these clients, or all, take their turn in this order, without changing the federation."""
-        downlinks = self.method.configure_train(self.federation.server, self.prepared.clients)
+    def serve(self, *ids: str) -> dict[str, ClientResult]:
+        """Run the tasks of these clients, or of all, in this order, without changing the federation."""
+        results = {}
+        for task in self.tasks(ids or sorted(self.pool.shards)):
+            results[task.client.id] = self.pool.workers[task.client.tier].train(task)
+        return results
+
+    def tasks(self, ids: Sequence[str], measure: bool = False) -> list[ClientTask]:
+        """Return what a worker receives for these clients, in their order."""
         clients = {client.id: client for client in self.prepared.clients}
-        states, turns = self.states(), {}
-        for id in ids or sorted(clients):
-            assignment = ClientTask(clients[id], self.federation.server_round, measure=False, keep="adapter")
-            worker = self.pool.workers[clients[id].tier]
-            turns[id] = worker.train(assignment, downlinks[id], states.get(id), self.pool.shards[id])
-        return turns
+        downlinks = downlinks_of(self.method.configure_train(self.server, self.prepared.clients), self.prepared.clients)
+        states = self.states()
+        return [
+            ClientTask(
+                clients[id],
+                self.federation.server_round,
+                downlinks[id],
+                measure,
+                keep="adapter",
+                state=states.get(id),
+                shard=self.pool.shards[id],
+            )
+            for id in ids
+        ]
 
     def states(self) -> dict[str, Any]:
         """The states of those who have trained."""
@@ -153,7 +168,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, begin: Callable[[Prepared], 
     return build
 
 
-class Desk:
+class VectorAdapter:
     """An adapter that only holds vectors."""
 
     def __init__(self, initial: Initial):
@@ -173,13 +188,13 @@ class Desk:
 
 
 @dataclass
-class Turn:
+class FakeLocal:
     """A client's side of one round: `train` calls `training` with the adapter, `evaluate` asks `loss` about it."""
 
     client: Client
-    adapter: Desk
-    training: Callable[[Desk], None] = lambda adapter: None
-    loss: Callable[[Desk], float] = lambda adapter: 0.0
+    adapter: VectorAdapter
+    training: Callable[[VectorAdapter], None] = lambda adapter: None
+    loss: Callable[[VectorAdapter], float] = lambda adapter: 0.0
     num_validation: int = 1
     server_round: int = 0
     seed: int = 0
@@ -198,13 +213,13 @@ class Turn:
 
 
 @pytest.fixture
-def desk() -> type[Desk]:
-    return Desk
+def vector_adapter() -> type[VectorAdapter]:
+    return VectorAdapter
 
 
 @pytest.fixture
-def turn() -> type[Turn]:
-    return Turn
+def fake_local() -> type[FakeLocal]:
+    return FakeLocal
 
 
 @pytest.fixture
@@ -217,7 +232,8 @@ def clients() -> Sequence[Client]:
 def paper() -> Initial:
     """Layouts of two layers: LoRA and Rest-of-World of rank 2 on 4 → 3, mixers, LoReFT of rank 2 on 5, a head of 3.
 
-    Frozen second branches are zero, everything else is drawn; R is not orthonormal, since a Desk does not mind.
+    Frozen second branches are zero, everything else is drawn; R is not orthonormal, since a VectorAdapter does not
+    mind.
     """
     paths = ("layer.0.value", "layer.1.value")
     lora = Layout(tuple(slot for path in paths for slot in (Slot(path, "A", (2, 4)), Slot(path, "B", (3, 2)))))

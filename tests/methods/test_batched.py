@@ -8,7 +8,6 @@ import pytest
 
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
-from fedray.federation.worker import ClientTask
 
 DECODER = {
     "model_type": "llama",
@@ -40,23 +39,8 @@ REFT = [
 ]
 
 
-def turns_of(run, ids, measure=True):
-    """What the worker is handed for these clients."""
-    clients = {client.id: client for client in run.prepared.clients}
-    downlinks = run.method.configure_train(run.federation.server, run.prepared.clients)
-    return [
-        (
-            ClientTask(clients[id], run.federation.server_round, measure, keep="adapter"),
-            downlinks[id],
-            run.states().get(id),
-            run.pool.shards[id],
-        )
-        for id in ids
-    ]
-
-
-def together(worker, turns):
-    return list(worker.train_many(*zip(*turns, strict=True)))
+def together(worker, tasks):
+    return list(worker.train_together(tasks))
 
 
 def numbers(value):
@@ -80,14 +64,14 @@ def distance(a, b):
 
 
 def agree(fused, alone):
-    for (outcome, state), (expected, expected_state) in zip(fused, alone, strict=True):
-        assert outcome.update.client == expected.update.client
-        assert outcome.update.num_examples == expected.update.num_examples
-        assert distance(outcome.tensors, expected.tensors) < 1e-5
-        assert distance(outcome.update.payload, expected.update.payload) < 1e-5
-        assert distance(state, expected_state) < 1e-5
-        assert (outcome.uplink_bytes, outcome.downlink_bytes) == (expected.uplink_bytes, expected.downlink_bytes)
-        report, wanted = outcome.report, expected.report
+    for result, expected in zip(fused, alone, strict=True):
+        assert result.client == expected.client
+        assert result.num_examples == expected.num_examples
+        assert distance(result.adapter, expected.adapter) < 1e-5
+        assert distance(result.payload, expected.payload) < 1e-5
+        assert distance(result.state, expected.state) < 1e-5
+        assert (result.uplink_bytes, result.downlink_bytes) == (expected.uplink_bytes, expected.downlink_bytes)
+        report, wanted = result.report, expected.report
         assert report.steps == wanted.steps
         assert report.train_loss == pytest.approx(wanted.train_loss, rel=1e-5)
         assert report.seconds > 0
@@ -112,9 +96,9 @@ def test_together_is_as_one_by_one(start, method, caplog):
     """
     run = start(method, train__batch_size=2, train__accumulation=2, train__epochs=2)
     for _ in range(2):
-        turns = turns_of(run, IDS)
-        alone = [run.worker.train(*turn) for turn in turns]
-        fused = together(run.worker, turns)
+        tasks = run.tasks(IDS, measure=True)
+        alone = [run.worker.train(task) for task in tasks]
+        fused = together(run.worker, tasks)
         agree(fused, alone)
         run.round()
     assert not caplog.records  # nothing fell back
@@ -125,8 +109,8 @@ def test_a_language_model(start, method, caplog):
     """Answers of unequal length, clients that end at different steps, perplexity, dropout, no head."""
     run = start(method, task="causal_lm", model__config=DECODER, evaluation__metric="perplexity", train__batch_size=2)
     for _ in range(2):
-        turns = turns_of(run, IDS)
-        agree(together(run.worker, turns), [run.worker.train(*turn) for turn in turns])
+        tasks = run.tasks(IDS, measure=True)
+        agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])
         run.round()
     assert not caplog.records
 
@@ -135,13 +119,13 @@ def test_generated_text_is_measured_one_by_one_all_the_same(start, monkeypatch):
     run = start(
         "fedavg", task="causal_lm", model__config=DECODER, evaluation__metric="rouge_l", evaluation__max_new_tokens=3
     )
-    turns = turns_of(run, IDS)
-    alone = [run.worker.train(*turn) for turn in turns]
+    tasks = run.tasks(IDS, measure=True)
+    alone = [run.worker.train(task) for task in tasks]
     calls = count_calls(monkeypatch, run.worker)
-    agree(together(run.worker, turns), alone)
+    agree(together(run.worker, tasks), alone)
     fused_calls, calls[:] = len(calls), []
-    for turn in turns:
-        run.worker.train(*turn)
+    for task in tasks:
+        run.worker.train(task)
     assert 0 < fused_calls < len(calls)
 
 
@@ -157,9 +141,9 @@ def test_any_group_gives_a_client_the_same(start):
     run = start("fedalt", clients__count=5, data__groups=1)
     run.round()
     ids = [client.id for client in run.prepared.clients]
-    expected = dict(zip(ids, (run.worker.train(*turn) for turn in turns_of(run, ids)), strict=True))
+    expected = dict(zip(ids, (run.worker.train(task) for task in run.tasks(ids, measure=True)), strict=True))
     for group in (ids, ids[1:3], ids[2:0:-1], ids[::-1], ids[3:4]):
-        agree(together(run.worker, turns_of(run, group)), [expected[id] for id in group])
+        agree(together(run.worker, run.tasks(group, measure=True)), [expected[id] for id in group])
 
 
 def test_states_of_others_stay(start):
@@ -167,40 +151,41 @@ def test_states_of_others_stay(start):
     run = start("fedalt")
     run.round()
     before = {id: np.concatenate(numbers(state)).copy() for id, state in run.states().items()}
-    alone = run.worker.train(*turns_of(run, IDS[2:])[0])
-    done = together(run.worker, turns_of(run, IDS[:2]))
-    assert distance(done[0][1], run.state(IDS[0])) > 1e-3
+    alone = run.worker.train(run.tasks(IDS[2:], measure=True)[0])
+    done = together(run.worker, run.tasks(IDS[:2], measure=True))
+    assert distance(done[0].state, run.state(IDS[0])) > 1e-3
     for id, state in run.states().items():
         assert np.array_equal(np.concatenate(numbers(state)), before[id])
-    again = run.worker.train(*turns_of(run, IDS[2:])[0])
+    again = run.worker.train(run.tasks(IDS[2:], measure=True)[0])
     assert np.array_equal(np.concatenate(numbers(again)), np.concatenate(numbers(alone)))
 
 
 def test_the_same_turns_give_the_same_bits(start):
     run = start("fedalt")
-    first, second = (together(run.worker, turns_of(run, IDS)) for _ in range(2))
-    for (_, state), (_, again) in zip(first, second, strict=True):
-        assert np.array_equal(np.concatenate(numbers(state)), np.concatenate(numbers(again)))
+    first, second = (together(run.worker, run.tasks(IDS, measure=True)) for _ in range(2))
+    for one, again in zip(first, second, strict=True):
+        assert np.array_equal(np.concatenate(numbers(one.state)), np.concatenate(numbers(again.state)))
 
 
 def test_a_method_that_fails_for_one_client_names_it(start, monkeypatch):
     run = start("fedavg")
-    turns = turns_of(run, IDS)
-    broken = np.full_like(turns[1][1].adapter, np.nan)
-    turns[1] = (turns[1][0], replace(turns[1][1], adapter=broken), *turns[1][2:])
+    tasks = run.tasks(IDS, measure=True)
+    sent = tasks[1].downlink
+    broken = replace(sent.payload, adapter=np.full_like(sent.payload.adapter, np.nan))
+    tasks[1] = replace(tasks[1], downlink=replace(sent, payload=broken))
     threads = threading.active_count()
     with pytest.raises(ValueError, match="not finite") as caught:
-        together(run.worker, turns)
+        together(run.worker, tasks)
     assert caught.value.__notes__ == [f"client {IDS[1]!r}, round 0"]
     assert threading.active_count() == threads
-    expected = [run.worker.train(*turn) for turn in turns_of(run, IDS)]
-    agree(together(run.worker, turns_of(run, IDS)), expected)
+    expected = [run.worker.train(task) for task in run.tasks(IDS, measure=True)]
+    agree(together(run.worker, run.tasks(IDS, measure=True)), expected)
 
 
 def test_a_loss_that_is_not_finite_names_client_and_round(start):
     run = start("fedavg", train__lr=1e30, train__clip=None)
     with pytest.raises(TrainingError, match=f"client '{IDS[0]}', round 0, step 1: the loss is not finite"):
-        together(run.worker, turns_of(run, IDS, measure=False))
+        together(run.worker, run.tasks(IDS))
 
 
 @pytest.mark.parametrize(
@@ -213,10 +198,10 @@ def test_a_loss_that_is_not_finite_names_client_and_round(start):
 )
 def test_what_cannot_be_fused_is_trained_one_by_one_and_said_once(start, method, changes, reason, caplog):
     run = start(method, **changes)
-    turns = turns_of(run, IDS)
-    alone = [run.worker.train(*turn) for turn in turns]
-    agree(together(run.worker, turns), alone)
-    agree(together(run.worker, turns), alone)
+    tasks = run.tasks(IDS, measure=True)
+    alone = [run.worker.train(task) for task in tasks]
+    agree(together(run.worker, tasks), alone)
+    agree(together(run.worker, tasks), alone)
     (record,) = [record for record in caplog.records if record.name == "fedray.federation.worker"]
     assert "one by one" in record.getMessage()
     assert reason in record.getMessage()
@@ -225,16 +210,16 @@ def test_what_cannot_be_fused_is_trained_one_by_one_and_said_once(start, method,
 def test_checkpointed_activations(start):
     tiers = {"all": {"share": 1.0, "activation_checkpointing": True}}
     run = start("fedalt", task="causal_lm", model__config=DECODER, clients__tiers=tiers)
-    turns = turns_of(run, IDS)
-    agree(together(run.worker, turns), [run.worker.train(*turn) for turn in turns])
+    tasks = run.tasks(IDS, measure=True)
+    agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])
 
 
 def test_tiers_with_other_ranks(start):
     tiers = {"weak": {"clients": list(IDS[:2]), "lora_rank": 1}, "rest": {"share": 1.0}}
     run = start("fedavg", clients__tiers=tiers)
-    turns = turns_of(run, IDS[:2])
+    tasks = run.tasks(IDS[:2], measure=True)
     worker = run.pool.workers["weak"]
-    agree(together(worker, turns), [worker.train(*turn) for turn in turns])
+    agree(together(worker, tasks), [worker.train(task) for task in tasks])
 
 
 def test_widths_that_cut_an_actors_clients_into_equal_parts_are_tried(start, monkeypatch):
@@ -245,28 +230,28 @@ def test_widths_that_cut_an_actors_clients_into_equal_parts_are_tried(start, mon
         lambda serve, number, widths: tried.append((number, widths)) or {1: 1.0},
     )
     ids = [client.id for client in run.prepared.clients]
-    run.worker.width_seconds(*zip(*turns_of(run, ids), strict=True))
-    run.worker.width_seconds(*zip(*turns_of(run, ids[:3]), strict=True))
+    run.worker.width_seconds(run.tasks(ids, measure=True))
+    run.worker.width_seconds(run.tasks(ids[:3], measure=True))
     assert tried == [(4, [1, 2, 4, 8, 16]), (3, [1, 2, 3, 4, 8, 16])]
 
 
 def test_timing_widths_leaves_nothing_behind(start):
     run = start("fedalt", train__epochs=5)
-    turns, training_context = turns_of(run, IDS), run.worker.training_context
-    expected = [run.worker.train(*turn) for turn in turns]
-    seconds = run.worker.width_seconds(*zip(*turns, strict=True))
+    tasks, training_context = run.tasks(IDS, measure=True), run.worker.training_context
+    expected = [run.worker.train(task) for task in tasks]
+    seconds = run.worker.width_seconds(tasks)
     assert set(seconds) == {1, 2, 3}
     assert min(seconds.values()) > 0
     assert run.worker.training_context == training_context
-    for turn, before in zip(turns, expected, strict=True):
-        after = run.worker.train(*turn)
-        assert after[0].report.steps == before[0].report.steps
-        assert np.array_equal(np.concatenate(numbers(after[1])), np.concatenate(numbers(before[1])))
+    for task, before in zip(tasks, expected, strict=True):
+        after = run.worker.train(task)
+        assert after.report.steps == before.report.steps
+        assert np.array_equal(np.concatenate(numbers(after.state)), np.concatenate(numbers(before.state)))
 
 
 def test_what_cannot_be_fused_has_width_one(start):
     run = start({"name": "fedavg", "adapter": "full"})
-    assert set(run.worker.width_seconds(*zip(*turns_of(run, IDS), strict=True))) == {1}
+    assert set(run.worker.width_seconds(run.tasks(IDS, measure=True))) == {1}
 
 
 @pytest.mark.parametrize("timing", ["pre", "post"])
@@ -274,14 +259,14 @@ def test_every_client_has_its_own_mask(start, timing):
     """Half of the rows, drawn per client in round 0 and by energy later."""
     run = start({"name": "fedhft", "timing": timing}, clients__tiers={"half": {"share": 1.0, "mask_ratio": 0.5}})
     for _ in range(2):
-        turns = turns_of(run, IDS)
-        alone = [run.worker.train(*turn) for turn in turns]
-        masks = [np.concatenate(numbers(outcome.update.payload.masks)) for outcome, _ in alone]
+        tasks = run.tasks(IDS, measure=True)
+        alone = [run.worker.train(task) for task in tasks]
+        masks = [np.concatenate(numbers(result.payload.masks)) for result in alone]
         assert not np.array_equal(masks[0], masks[1])
-        fused = together(run.worker, turns)
+        fused = together(run.worker, tasks)
         agree(fused, alone)
-        for mask, (outcome, _) in zip(masks, fused, strict=True):
-            assert np.array_equal(np.concatenate(numbers(outcome.update.payload.masks)), mask)
+        for mask, result in zip(masks, fused, strict=True):
+            assert np.array_equal(np.concatenate(numbers(result.payload.masks)), mask)
         run.round()
 
 
@@ -289,12 +274,12 @@ def test_mixers_of_clients_with_unequal_test_examples(start):
     """Rows that only fill up a pass count in nobody's mean of the mixer: two examples and a copy of the first have
     another mean than the two."""
     run = start("fedalt", evaluation__batch_size=4)
-    turns = turns_of(run, IDS)
+    tasks = run.tasks(IDS, measure=True)
     for place, keep in enumerate([3, 1, 2]):
-        shard = turns[place][3]
+        shard = tasks[place].shard
         tables = {**shard.tables, "test": shard.tables["test"].slice(0, keep)}
-        turns[place] = (*turns[place][:3], Shard(shard.client, tables))
+        tasks[place] = replace(tasks[place], shard=Shard(shard.client, tables))
         assert tables["test"].num_rows == keep
-    alone = [run.worker.train(*turn) for turn in turns]
-    agree(together(run.worker, turns), alone)
-    assert len({outcome.report.recorded["mixer_mean"] for outcome, _ in alone}) == 3
+    alone = [run.worker.train(task) for task in tasks]
+    agree(together(run.worker, tasks), alone)
+    assert len({result.report.recorded["mixer_mean"] for result in alone}) == 3

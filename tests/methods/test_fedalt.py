@@ -7,6 +7,7 @@ equal for a comparison: the frozen backbone, first values, order of examples and
 import numpy as np
 import pytest
 import torch
+from received import received
 from torch import nn
 
 from fedray.adapters.dropout import dropout_mask
@@ -152,12 +153,12 @@ def test_the_rest_is_frozen_during_training(start):
     """Round 0 trains with R = 0, the next one with what came; training leaves it as it is, bit for bit."""
     run = start("fedalt")
     for server_round in range(2):
-        downlinks = run.method.configure_train(run.federation.server, run.prepared.clients)
-        for id, (outcome, _) in run.serve("client_000", "client_001", "client_002").items():
+        downlinks = received(run.method, run.federation.server, run.prepared.clients)
+        for id, result in run.serve("client_000", "client_001", "client_002").items():
             rest = downlinks[id].rest
             assert (rest is None) == (server_round == 0)
             expected = np.zeros(run.initial.layouts["rest"].size) if rest is None else rest
-            held = [outcome.tensors[f"rest.{slot.name}"].reshape(-1) for slot in run.initial.layouts["rest"].slots]
+            held = [result.adapter[f"rest.{slot.name}"].reshape(-1) for slot in run.initial.layouts["rest"].slots]
             assert np.array_equal(np.concatenate(held), expected)
         run.round()
 
@@ -165,9 +166,9 @@ def test_the_rest_is_frozen_during_training(start):
 def test_one_client_alone_keeps_a_rest_of_zero(start):
     run = start("fedalt", clients__count=1, data__groups=1)
     run.rounds(2)
-    ((outcome, _),) = run.serve("client_000").values()
-    assert all(not view.any() for name, view in outcome.tensors.items() if name.startswith("rest."))
-    assert outcome.downlink_bytes == 4 * run.initial.layouts["head"].size
+    (result,) = run.serve("client_000").values()
+    assert all(not view.any() for name, view in result.adapter.items() if name.startswith("rest."))
+    assert result.downlink_bytes == 4 * run.initial.layouts["head"].size
 
 
 @pytest.fixture
@@ -180,12 +181,12 @@ def individuals(vectors, head=None):
     return [Individual(vector, head) for vector in vectors]
 
 
-def test_training_starts_from_ones_own_lora_and_mixer(method, paper, clients, desk, turn, spread):
+def test_training_starts_from_ones_own_lora_and_mixer(method, paper, clients, vector_adapter, fake_local, spread):
     """Every group holds what belongs there when training begins; training that changes nothing sends back the
     individual LoRA that was there before, whatever the rest of the world is."""
     (lora, rest), (mixer,) = spread(2, 28), spread(1, 16)
-    head, adapter, seen = spread(1, 3)[0], desk(paper), {}
-    local = turn(clients[0], adapter, training=lambda a: seen.update({name: a.read(name) for name in a.names}))
+    head, adapter, seen = spread(1, 3)[0], vector_adapter(paper), {}
+    local = fake_local(clients[0], adapter, training=lambda a: seen.update({name: a.read(name) for name in a.names}))
     sent, own = method.train_client(adapter, Own(lora, mixer, None), RestOfWorld(rest, head), local)
     for name, expected in {"lora": lora, "rest": rest, "mixer": mixer, "head": head}.items():
         assert np.array_equal(seen[name], expected)
@@ -194,11 +195,13 @@ def test_training_starts_from_ones_own_lora_and_mixer(method, paper, clients, de
     assert np.array_equal(own.mixer, mixer)
 
 
-def test_without_others_the_rest_is_zero_even_if_another_client_left_one(method, paper, clients, desk, turn, spread):
-    adapter = desk(paper)
+def test_without_others_the_rest_is_zero_even_if_another_client_left_one(
+    method, paper, clients, vector_adapter, fake_local, spread
+):
+    adapter = vector_adapter(paper)
     adapter.load("rest", spread(1, 28)[0])
     own = method.init_client(paper, clients[0])
-    method.train_client(adapter, own, RestOfWorld(None, paper.head()), turn(clients[0], adapter))
+    method.train_client(adapter, own, RestOfWorld(None, paper.head()), fake_local(clients[0], adapter))
     assert not adapter.read("rest").any()
 
 
@@ -209,10 +212,10 @@ def test_rest_of_world_counts_latest_updates_and_nobody_who_never_trained(method
     """
     a0, b0, c0, a1 = spread(4, 28)
     server = method.init_server(paper, clients)
-    assert all(down.rest is None for down in method.configure_train(server, clients).values())
+    assert all(down.rest is None for down in received(method, server, clients).values())
     server, _ = method.aggregate_train(server, updates(clients[:3], individuals([a0, b0, c0])))
     server, _ = method.aggregate_train(server, updates(clients[:1], individuals([a1])))
-    down = method.configure_train(server, clients)
+    down = received(method, server, clients)
     for id, others in {"a": [b0, c0], "b": [a1, c0], "c": [a1, b0], "d": [a1, b0, c0], "e": [a1, b0, c0]}.items():
         np.testing.assert_allclose(down[id].rest, sum(others) / len(others), atol=1e-6)
 
@@ -230,7 +233,7 @@ def test_rest_variants(method, paper, clients, updates, expected):
     """The others of e hold 0, 1, 2 and 97 in every coordinate; a quarter off each end leaves 1 and 2."""
     vectors = [np.full(28, value, np.float32) for value in (0, 1, 2, 97, 5)]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, individuals(vectors)))
-    np.testing.assert_allclose(method.configure_train(server, clients)["e"].rest, expected)
+    np.testing.assert_allclose(received(method, server, clients)["e"].rest, expected)
 
 
 @pytest.mark.parametrize("method", [{"rest": "geometric_median"}], indirect=True)
@@ -240,7 +243,7 @@ def test_the_geometric_median_of_a_cross_is_its_crossing(method, paper, clients,
     vectors = np.zeros((5, 28), np.float32)
     vectors[:4, :2] = [[9, 0], [-1, 0], [0, 3], [0, -1]]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, individuals(vectors)))
-    np.testing.assert_allclose(method.configure_train(server, clients)["e"].rest, 0, atol=1e-5)
+    np.testing.assert_allclose(received(method, server, clients)["e"].rest, 0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -284,19 +287,19 @@ def test_only_the_individual_lora_and_the_head_travel(start):
     lora, head = 4 * 2 * (16 + 16), 3 * 16 + 3
     assert run.initial.layouts["mixer"].size == 4 * 2 * 16
     for server_round in range(2):
-        for outcome in run.round().outcomes:
-            assert set(vars(outcome.update.payload)) == {"lora", "head"}
-            assert (outcome.update.payload.lora.size, outcome.update.payload.head.size) == (lora, head)
-            assert outcome.uplink_bytes == 4 * (lora + head)
-            assert outcome.downlink_bytes == 4 * (head if server_round == 0 else lora + head)
+        for result in run.round().results:
+            assert set(vars(result.payload)) == {"lora", "head"}
+            assert (result.payload.lora.size, result.payload.head.size) == (lora, head)
+            assert result.uplink_bytes == 4 * (lora + head)
+            assert result.downlink_bytes == 4 * (head if server_round == 0 else lora + head)
     assert num_bytes(run.federation.server) == 4 * (3 * lora + head)
 
 
 @pytest.mark.parametrize("method", [{"mixer": "none"}, {"mixer": "fixed"}], indirect=True)
-def test_without_a_trained_mixer_there_is_none_to_keep(method, paper, clients, desk, turn):
+def test_without_a_trained_mixer_there_is_none_to_keep(method, paper, clients, vector_adapter, fake_local):
     del paper.vectors["mixer"], paper.layouts["mixer"]
-    adapter, own = desk(paper), method.init_client(paper, clients[0])
-    _, after = method.train_client(adapter, own, RestOfWorld(None, paper.head()), turn(clients[0], adapter))
+    adapter, own = vector_adapter(paper), method.init_client(paper, clients[0])
+    _, after = method.train_client(adapter, own, RestOfWorld(None, paper.head()), fake_local(clients[0], adapter))
     assert own.mixer is after.mixer is None
 
 
@@ -335,15 +338,15 @@ def test_a_shared_head_is_the_mean_weighted_by_examples(method, paper, clients, 
     server, _ = method.aggregate_train(server, updates(clients, every))
     server, _ = method.aggregate_train(server, updates([clients[1], clients[3]], [every[1], every[3]]))
     np.testing.assert_allclose(server.head, (2 * heads[1] + 4 * heads[3]) / 6, atol=1e-6)
-    assert all(down.head is server.head for down in method.configure_train(server, clients).values())
+    assert all(down.head is server.head for down in received(method, server, clients).values())
 
 
 def test_a_local_head_stays_with_its_client(start):
     run = start("fedalt", head="local")
     done = run.rounds(2)[-1]
     assert run.federation.server.head is None
-    assert all(outcome.update.payload.head is None for outcome in done.outcomes)
-    assert all(outcome.downlink_bytes == 4 * run.initial.layouts["rest"].size for outcome in done.outcomes)
+    assert all(result.payload.head is None for result in done.results)
+    assert all(result.downlink_bytes == 4 * run.initial.layouts["rest"].size for result in done.results)
     trained = {run.state(client.id).head.tobytes() for client in run.prepared.clients}
     assert len(trained | {run.initial.head().tobytes()}) == 4
 
@@ -352,11 +355,11 @@ def test_a_frozen_head_never_moves_and_never_travels(start):
     run = start("fedalt", head="frozen_label_text")
     adapter = run.worker.adapter
     for done in run.rounds(2):
-        assert all(outcome.update.payload.head is None for outcome in done.outcomes)
+        assert all(result.payload.head is None for result in done.results)
         assert np.array_equal(adapter.read("head"), run.initial.head())
     assert run.initial.head().any()
     assert run.federation.server.head is run.state("client_000").head is None
-    assert all(outcome.downlink_bytes == 4 * run.initial.layouts["rest"].size for outcome in done.outcomes)
+    assert all(result.downlink_bytes == 4 * run.initial.layouts["rest"].size for result in done.results)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from received import received
 from scipy.linalg import polar
 
 from fedray.config import LoraSection, ReftSection
@@ -41,7 +42,7 @@ def test_absent_clients_do_not_count(paper, clients, spread, updates):
 
 
 def test_averaged_rotations_are_retracted(paper, clients, updates):
-    """Two clients of 1 and 2 examples, R and J R with J a turn by 90 degrees, W and b of opposite signs.
+    """Two clients of 1 and 2 examples, R and J R with J a rotation by 90 degrees, W and b of opposite signs.
 
     (1 + 2 J)ᵀ(1 + 2 J) = 5, so the mean (1 + 2 J)/3 R has the polar factor (1 + 2 J)/√5 R; W and b have the plain mean
     (w − 2 w)/3 = −w/3.
@@ -64,15 +65,15 @@ def test_averaged_rotations_are_retracted(paper, clients, updates):
     np.testing.assert_allclose(server.shared.adapter, expected, atol=1e-6)
 
 
-def test_all_receive_one_object_and_start_from_it(paper, clients, desk, turn, spread):
-    """One object, so that it is sent once per node. What the client did in its last turn is overwritten."""
+def test_all_receive_one_object_and_start_from_it(paper, clients, vector_adapter, fake_local, spread):
+    """One object, so that it is sent once per node. What the client did in its last round is overwritten."""
     method = fedavg()
-    down = method.configure_train(method.init_server(paper, clients), clients)
+    down = received(method, method.init_server(paper, clients), clients)
     assert len({id(payload) for payload in down.values()}) == 1
-    adapter, seen = desk(paper), {}
+    adapter, seen = vector_adapter(paper), {}
     adapter.load("lora", spread(1, 28)[0])
     adapter.load("head", spread(1, 3)[0])
-    local = turn(clients[0], adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
+    local = fake_local(clients[0], adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
     sent, own = method.train_client(adapter, OwnHead(None), down["a"], local)
     for group in ("lora", "head"):
         assert np.array_equal(seen[group], paper.vectors[group])
@@ -88,10 +89,10 @@ def test_two_real_rounds(start, adapter):
     size = layout.size + run.initial.layouts["head"].size
     for _ in range(2):
         before = run.federation.server.shared
-        p, q, r = (outcome.update.payload for outcome, _ in run.serve().values())
-        outcomes = run.round().outcomes
-        assert [outcome.update.num_examples for outcome in outcomes] == [9, 5, 7]
-        assert all(outcome.uplink_bytes == outcome.downlink_bytes == 4 * size for outcome in outcomes)
+        p, q, r = (result.payload for result in run.serve().values())
+        results = run.round().results
+        assert [result.num_examples for result in results] == [9, 5, 7]
+        assert all(result.uplink_bytes == result.downlink_bytes == 4 * size for result in results)
         assert not np.array_equal(p.adapter, before.adapter)
         mean = (9 * p.adapter + 5 * q.adapter + 7 * r.adapter) / 21
         for (slot, found), (_, plain) in zip(
@@ -117,9 +118,9 @@ def test_a_head_that_is_not_shared_never_travels(start, head):
     run = start("fedavg", head=head)
     for _ in range(2):
         served = run.serve()
-        for outcome in run.round().outcomes:
-            assert served[outcome.update.client.id][0].update.payload.head is None
-            assert outcome.uplink_bytes == outcome.downlink_bytes == 4 * run.initial.layouts["lora"].size
+        for result in run.round().results:
+            assert served[result.client.id].payload.head is None
+            assert result.uplink_bytes == result.downlink_bytes == 4 * run.initial.layouts["lora"].size
     assert run.federation.server.shared.head is None
     heads = [run.state(client.id).head for client in run.prepared.clients]
     if head == "frozen_label_text":
@@ -133,10 +134,10 @@ def test_full_fine_tuning_averages_the_whole_model(start):
     """Weighted by examples; the next round starts from there, and the file that other processes map keeps its bits."""
     run = start({"name": "fedavg", "adapter": "full"})
     before = run.initial.vectors["full"]
-    outcomes = [outcome for outcome, _ in run.serve().values()]
+    results = list(run.serve().values())
     run.round()
-    sent = np.stack([outcome.update.payload.adapter for outcome in outcomes]).astype(np.float64)
-    sizes = np.array([outcome.update.num_examples for outcome in outcomes])
+    sent = np.stack([result.payload.adapter for result in results]).astype(np.float64)
+    sizes = np.array([result.num_examples for result in results])
     expected = (sizes[:, None] * sent).sum(0) / sizes.sum()
     np.testing.assert_allclose(run.federation.server.shared.adapter, expected, atol=1e-6)
     assert np.abs(expected - before).max() > 1e-3

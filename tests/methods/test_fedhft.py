@@ -1,4 +1,4 @@
-"""FedHFT's rounds against a dense re-computation and numbers derived by hand, and a client's turn by itself."""
+"""FedHFT's rounds against a dense re-computation and numbers derived by hand, and a client's task by itself."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from received import received
 from sklearn.metrics import adjusted_rand_score
 
 from fedray.adapters.adapter import Adapter
@@ -193,10 +194,10 @@ def test_what_travels_is_counted_as_derived_by_hand(start: Callable[..., Run]) -
     for wire, size in (("float32", 4), ("bfloat16", 2)):
         run = start({"wire": wire, "downlink_rank": 3}, clients__tiers=tiers(0.3))
         first, second = run.round(), run.round()
-        assert {outcome.uplink_bytes for outcome in first.outcomes + second.outcomes} == {219 * size + 8}
-        assert {outcome.downlink_bytes for outcome in first.outcomes} == {51 * size + 8}
-        assert {outcome.downlink_bytes for outcome in second.outcomes} == {435 * size + 8}
-        assert {outcome.report.recorded["mask_size"] for outcome in second.outcomes} == {20}
+        assert {result.uplink_bytes for result in first.results + second.results} == {219 * size + 8}
+        assert {result.downlink_bytes for result in first.results} == {51 * size + 8}
+        assert {result.downlink_bytes for result in second.results} == {435 * size + 8}
+        assert {result.report.recorded["mask_size"] for result in second.results} == {20}
         (cost,) = run.prepared.costs["fedhft"].values()
         assert (cost.uplink_bytes, cost.downlink_bytes) == (219 * size + 8, 435 * size + 8)
         assert (cost.uplink, cost.downlink) == (219, 437)
@@ -205,7 +206,7 @@ def test_what_travels_is_counted_as_derived_by_hand(start: Callable[..., Run]) -
 def test_no_bitset_travels_where_every_row_is_kept(start: Callable[..., Run]) -> None:
     """4 · (2·16 + 16·2) + 51 = 307 numbers, all of the LoRA and the head."""
     done = start({}).round()
-    assert {outcome.uplink_bytes for outcome in done.outcomes} == {307 * 4}
+    assert {result.uplink_bytes for result in done.results} == {307 * 4}
 
 
 def test_pre_with_all_rows_is_post(start: Callable[..., Run]) -> None:
@@ -222,7 +223,7 @@ def test_local_heads_stay_with_their_clients(start: Callable[..., Run], timing: 
     run = start({"timing": timing}, head="local")
     done = run.round()
     assert run.server.heads == ()
-    assert {outcome.update.payload.head is None for outcome in done.outcomes} == {True}
+    assert {result.payload.head is None for result in done.results} == {True}
     heads = np.stack([run.state(client.id).head for client in run.prepared.clients])
     assert np.abs(heads - heads[0])[1:].max(axis=1).min() > 1e-4
     assert all(not isinstance(feature, np.ndarray) for feature in run.server.features.values())
@@ -281,7 +282,7 @@ def test_pre_trains_only_the_rows_that_it_keeps(start: Callable[..., Run], monke
         done = run.round()
         run.round()
         assert next(iter(run.prepared.costs["fedhft"].values())).trainable == (219 if timing == "pre" else 307)
-        assert {outcome.uplink_bytes for outcome in done.outcomes} == {219 * 4 + 8}
+        assert {result.uplink_bytes for result in done.results} == {219 * 4 + 8}
     assert counts == {
         "pre": {(219, frozenset({(2, 16), (5, 2), (3, 16)}))},
         "post": {(307, frozenset({(2, 16), (16, 2), (3, 16)}))},
@@ -293,7 +294,7 @@ def test_pre_draws_its_rows_first_and_then_knows_them(start: Callable[..., Run])
     client's previous update, as a dense matrix, has most energy."""
     run = start({"timing": "pre", "downlink_rank": 3}, clients__tiers=tiers(0.3))
     layout = run.initial.layouts["lora"]
-    first = {outcome.update.client.id: outcome.update.payload for outcome in run.round().outcomes}
+    first = {result.client.id: result.payload for result in run.round().results}
     drawn = {id: unpack_masks(layout, payload.masks) for id, payload in first.items()}
     for id, masks in drawn.items():
         for target, mask in zip(TARGETS, masks, strict=True):
@@ -301,27 +302,25 @@ def test_pre_draws_its_rows_first_and_then_knows_them(start: Callable[..., Run])
             assert mask.sum() == 5
             assert np.array_equal(mask, expected)
     assert len({np.stack(masks).tobytes() for masks in drawn.values()}) == 4
-    downlinks = run.federation.method.configure_train(run.server, run.prepared.clients)
+    downlinks = received(run.method, run.server, run.prepared.clients)
     previous = {id: state.previous for id, state in run.states().items()}
-    for outcome in run.round().outcomes:
-        id = outcome.update.client.id
+    for result in run.round().results:
+        id = result.client.id
         rest = split(run.initial.layouts["rest"], decode(downlinks[id].rest))
         for mask, mixture, own in zip(
-            unpack_masks(layout, outcome.update.payload.masks), rest, split(layout, previous[id]), strict=True
+            unpack_masks(layout, result.payload.masks), rest, split(layout, previous[id]), strict=True
         ):
             known = mixture.dense().astype(np.float64) + own.dense()
             assert np.flatnonzero(mask).tolist() == largest_rows((known**2).sum(axis=1), 0.3)
 
 
-def test_pre_takes_home_an_adapter_with_all_rows(start: Callable[..., Run]) -> None:
+def test_the_final_adapter_of_pre_has_all_rows(start: Callable[..., Run]) -> None:
     """B [16, 2] with zeros outside the mask: the file of a client needs no knowledge of its rows."""
     run = start({"timing": "pre"}, clients__tiers=tiers(0.3))
-    for outcome, _ in run.serve().values():
-        assert outcome.tensors is not None
-        for target, mask in zip(
-            TARGETS, unpack_masks(run.initial.layouts["lora"], outcome.update.payload.masks), strict=True
-        ):
-            B = outcome.tensors[f"lora.{target}.B"]
+    for result in run.serve().values():
+        assert result.adapter is not None
+        for target, mask in zip(TARGETS, unpack_masks(run.initial.layouts["lora"], result.payload.masks), strict=True):
+            B = result.adapter[f"lora.{target}.B"]
             assert B.shape == (WIDTH, RANK)
             assert np.array_equal(B.any(axis=1), mask)
 
@@ -329,8 +328,8 @@ def test_pre_takes_home_an_adapter_with_all_rows(start: Callable[..., Run]) -> N
 def test_the_previous_update_of_pre_is_what_was_sent(start: Callable[..., Run]) -> None:
     run = start({"timing": "pre"}, clients__tiers=tiers(0.3))
     layout = run.initial.layouts["lora"]
-    for outcome in run.round().outcomes:
-        payload, state = outcome.update.payload, run.state(outcome.update.client.id)
+    for result in run.round().results:
+        payload, state = result.payload, run.state(result.client.id)
         masks = unpack_masks(layout, payload.masks)
         for delta, mask in zip(split(layout, state.previous), masks, strict=True):
             assert delta.B[mask].any(axis=1).all()
@@ -343,7 +342,7 @@ def test_a_row_that_nobody_holds_gets_no_update_with_real_masks(start: Callable[
     run = start({"importance": "energy"}, clients__tiers=tiers(0.15))
     done = run.round()
     held = np.stack(
-        [np.stack(unpack_masks(run.initial.layouts["lora"], o.update.payload.masks)) for o in done.outcomes]
+        [np.stack(unpack_masks(run.initial.layouts["lora"], result.payload.masks)) for result in done.results]
     )
     assert held.sum(axis=2).min() == held.sum(axis=2).max() == 3
     for target, anybody in enumerate(held.any(axis=0)):
@@ -375,11 +374,11 @@ def test_planted_groups_are_recovered(start: Callable[..., Run], minilm: Any) ->
     assert adjusted_rand_score([latent[id] for id in ids], [run.server.memberships[id].argmax() for id in ids]) == 1
 
 
-# ---------------------------------------------------------------- one client's turn, without training
+# ---------------------------------------------------------------- one client's task, without training
 
 
 @dataclass
-class Turn:
+class FakeLocal:
     """A client's side of a round whose training puts given values into the adapter."""
 
     client: Client
@@ -406,12 +405,12 @@ class Turn:
         pass
 
 
-def turn(run: Run, hyperparameters: Mapping[str, Any], ratio: float, fisher: Any = None) -> tuple[Any, Any, Own]:
+def train_once(run: Run, hyperparameters: Mapping[str, Any], ratio: float, fisher: Any = None) -> tuple[Any, Any, Own]:
     """Return what a client with that ratio trained (split), its masks, and its state."""
     layout = run.initial.layouts["lora"]
     trained = np.random.default_rng(8).normal(size=layout.size).astype(np.float32)
     method = FedHft(lora=LoraSection(rank=RANK), **hyperparameters)
-    local = Turn(Client("ann", 0, 5, capacity={"mask_ratio": ratio}), run.adapter, trained, fisher)
+    local = FakeLocal(Client("ann", 0, 5, capacity={"mask_ratio": ratio}), run.adapter, trained, fisher)
     head = encode(run.initial.vectors["head"], "float32")
     payload, state = method.train_client(run.adapter, Own(None, None), Mixture(None, head, np.ones(1, "f4")), local)
     masks = unpack_masks(layout, payload.masks)
@@ -425,9 +424,9 @@ def test_post_keeps_the_rows_of_most_energy_or_fisher_information(start: Callabl
     run = start({})
     rng = np.random.default_rng(1)
     fisher = {target: rng.random(WIDTH) for target in TARGETS}
-    trained, by_energy, state = turn(run, {"importance": "energy"}, 0.4)
-    _, by_fisher, _ = turn(run, {"importance": "fisher"}, 0.4, fisher)
-    _, by_default, _ = turn(run, {}, 0.4, fisher)
+    trained, by_energy, state = train_once(run, {"importance": "energy"}, 0.4)
+    _, by_fisher, _ = train_once(run, {"importance": "fisher"}, 0.4, fisher)
+    _, by_default, _ = train_once(run, {}, 0.4, fisher)
     for target, delta, energetic, informative in zip(TARGETS, trained, by_energy, by_fisher, strict=True):
         assert energetic.sum() == informative.sum() == 7
         assert np.flatnonzero(energetic).tolist() == largest_rows((delta.dense() ** 2).sum(axis=1), 0.4)
@@ -439,11 +438,11 @@ def test_post_keeps_the_rows_of_most_energy_or_fisher_information(start: Callabl
 
 def test_ties_go_to_the_lower_row(start: Callable[..., Run]) -> None:
     """All rows equally important: the first ⌈0.4·16⌉ = 7."""
-    _, masks, _ = turn(start({}), {}, 0.4, dict.fromkeys(TARGETS, np.ones(WIDTH)))
+    _, masks, _ = train_once(start({}), {}, 0.4, dict.fromkeys(TARGETS, np.ones(WIDTH)))
     assert [np.flatnonzero(mask).tolist() for mask in masks] == [list(range(7))] * 4
 
 
 def test_a_client_that_keeps_everything_measures_nothing(start: Callable[..., Run]) -> None:
-    """`Turn` fails when asked for the Fisher information."""
-    _, masks, _ = turn(start({}), {}, 1.0)
+    """`FakeLocal` fails when asked for the Fisher information."""
+    _, masks, _ = train_once(start({}), {}, 1.0)
     assert np.stack(masks).all()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fedhft_parts import TWO, delta, initial_server, method, update, with_memberships
+from received import received
 
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.low_rank import LowRank, relative_error
@@ -99,7 +100,7 @@ def test_a_first_cluster_that_is_empty_does_not_hide_the_others() -> None:
     fed = method()
     server = with_memberships(initial_server(fed, 2), [0, 1], [0, 1])
     server, _ = fed.aggregate_train(server, [update(id, [delta([4] * 4)] * 2) for id in "ab"])
-    mixture = fed.configure_train(server, [Client("a", 0, 5)])["a"]
+    mixture = received(fed, server, [Client("a", 0, 5)])["a"]
     assert mixture.rest is not None
     assert not server.deltas[0][0].dense().any()
     np.testing.assert_allclose(split(TWO, decode(mixture.rest))[0].dense()[:, 0], [4] * 4, rtol=1e-6)
@@ -114,9 +115,9 @@ def test_the_downlink_is_the_mixture_truncated_to_one_rank_for_all() -> None:
     for rank in (1, 2, 3, 5, None):
         fed = method(downlink_rank=rank)
         server = with_memberships(initial_server(fed, 3), [0.75, 0.25], [0, 1], [0, 1])
-        assert {m.rest is None for m in fed.configure_train(server, clients).values()} == {True}
+        assert {m.rest is None for m in received(fed, server, clients).values()} == {True}
         server = replace(server, deltas=tuple(map(tuple, deltas)), server_round=1)
-        down = fed.configure_train(server, clients)
+        down = received(fed, server, clients)
         assert down["b"] is down["c"]
         q = rank or 2
         layout = Layout(
@@ -140,7 +141,7 @@ def test_heads_are_averaged_per_cluster_and_mixed_per_client() -> None:
     updates[0] = replace(updates[0], num_examples=500)
     server, _ = fed.aggregate_train(server, updates)
     assert [head.tolist() for head in server.heads] == [[2] * 6, [4] * 6]
-    down = fed.configure_train(server, [update_.client for update_ in updates])
+    down = received(fed, server, [update_.client for update_ in updates])
     assert down["a"].head.tolist() == [2] * 6
     assert down["b"].head.tolist() == [3] * 6
 
@@ -214,5 +215,5 @@ def test_every_byte_of_a_mixture_is_counted() -> None:
     """Rank 2 factors 2·2·(3 + 4) = 28, head 6, π 2: 36 float32."""
     fed = method()
     server = one_round(fed)
-    (down,) = fed.configure_train(server, [Client("a", 0, 5)]).values()
+    (down,) = received(fed, server, [Client("a", 0, 5)]).values()
     assert num_bytes(down) == 4 * (28 + 6 + 2)

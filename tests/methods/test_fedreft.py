@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from received import received
 from scipy.linalg import orthogonal_procrustes, polar
 from scipy.optimize import minimize
 
@@ -46,7 +47,7 @@ def geometric_median(points):
 @pytest.mark.parametrize("method", [{"aggregate": "mean"}, {"aggregate": "geometric_median"}], indirect=True)
 def test_all_but_me_against_a_loop_over_clients(method, served, clients, spread):
     phis = spread(5, PHI)
-    down = method.configure_train(served(method, phis), clients)
+    down = received(method, served(method, phis), clients)
     for k, client in enumerate(clients):
         others = np.array([phi for j, phi in enumerate(phis) if j != k])
         expected = others.mean(axis=0) if method.aggregate == "mean" else geometric_median(others)
@@ -57,7 +58,7 @@ def test_the_median_of_three_clients_is_the_mean_and_of_five_is_not(served, clie
     mean, median = (FedReft(ReftSection(), aggregate=name) for name in ("mean", "geometric_median"))
     for count in (3, 5):
         phis = spread(count, PHI)
-        one, other = (m.configure_train(served(m, phis), clients[:count]) for m in (mean, median))
+        one, other = (received(m, served(m, phis), clients[:count]) for m in (mean, median))
         difference = max(np.abs(one[client.id].others - other[client.id].others).max() for client in clients[:count])
         assert (difference == 0) if count == 3 else (difference > 0.01)
 
@@ -68,10 +69,10 @@ def test_granularity_layer_takes_one_median_per_layer_of_prefix_and_suffix(serve
     layer, whole = (FedReft(ReftSection(), share=share, granularity=name) for name in ("layer", "all"))
     size = {"full": PHI, "rotation": 2 * 2 * 10}[share]
     phis = spread(5, size)
-    down = layer.configure_train(served(layer, phis), clients)["a"].others
+    down = received(layer, served(layer, phis), clients)["a"].others
     halves = [geometric_median(phis[1:, : size // 2]), geometric_median(phis[1:, size // 2 :])]
     np.testing.assert_allclose(down, np.concatenate(halves), atol=1e-5)
-    assert np.abs(down - whole.configure_train(served(whole, phis), clients)["a"].others).max() > 1e-3
+    assert np.abs(down - received(whole, served(whole, phis), clients)["a"].others).max() > 1e-3
 
 
 @pytest.mark.parametrize("method", [{"aggregate": "mean"}], indirect=True)
@@ -81,10 +82,10 @@ def test_an_absent_client_counts_with_its_latest_update_and_one_that_never_train
     """a, b and c train in round 0, a alone in round 1, d and e never."""
     a0, b0, c0, a1 = spread(4, PHI)
     server = method.init_server(paper, clients)
-    assert all(down.others is None for down in method.configure_train(server, clients).values())
+    assert all(down.others is None for down in received(method, server, clients).values())
     server, _ = method.aggregate_train(server, updates(clients[:3], [SharedPart(phi, None) for phi in (a0, b0, c0)]))
     server, _ = method.aggregate_train(server, updates(clients[:1], [SharedPart(a1, None)]))
-    down = method.configure_train(server, clients)
+    down = received(method, server, clients)
     for id, others in {"a": [b0, c0], "b": [a1, c0], "c": [a1, b0], "d": [a1, b0, c0], "e": [a1, b0, c0]}.items():
         np.testing.assert_allclose(down[id].others, sum(others) / len(others), atol=1e-6)
 
@@ -95,26 +96,26 @@ def test_mean_all_but_me_is_fedavg_with_oneself_taken_out(method, served, client
     which is their mean. Client k's own φ has weight 0 in what it gets, 1/K under FedAvg."""
     phis = spread(5, PHI)
     m = phis.mean(axis=0)
-    down = method.configure_train(served(method, phis), clients)
+    down = received(method, served(method, phis), clients)
     for client, phi in zip(clients, phis, strict=True):
         np.testing.assert_allclose(down[client.id].others, (5 * m - phi) / 4, atol=1e-5)
     np.testing.assert_allclose(np.mean([d.others for d in down.values()], axis=0), m, atol=1e-5)
     assert len({d.others.tobytes() for d in down.values()}) == 5
 
 
-def take_turn(method, paper, clients, desk, turn, phi, others, **options):
-    """One turn of client a; return what went up, what stayed, and its turn."""
-    adapter = desk(paper)
-    local = turn(clients[0], adapter, **options)
+def train_once(method, paper, clients, vector_adapter, fake_local, phi, others, **options):
+    """Train client a once; return what went up, what stayed, and its side of the round."""
+    adapter = vector_adapter(paper)
+    local = fake_local(clients[0], adapter, **options)
     sent, own = method.train_client(adapter, Own(phi, None), AllButMe(others, paper.head()), local)
     return sent, own, local
 
 
 @pytest.mark.parametrize("method", [{"mixing": "fixed", "lam": lam} for lam in (0.0, 0.25, 1.0)], indirect=True)
-def test_a_fixed_lambda_mixes(method, paper, clients, desk, turn, spread):
+def test_a_fixed_lambda_mixes(method, paper, clients, vector_adapter, fake_local, spread):
     """φ ← (1 − λ) φ + λ φ_{-k}: at 0 nothing of the others, at 1 nothing else, bit for bit; nothing is evaluated."""
     phi, others = spread(2, PHI)
-    sent, own, local = take_turn(method, paper, clients, desk, turn, phi, others)
+    sent, own, local = train_once(method, paper, clients, vector_adapter, fake_local, phi, others)
     expected = {0.0: phi, 1.0: others}.get(method.lam, 0.75 * phi + 0.25 * others)
     assert np.array_equal(own.phi, expected)
     assert np.array_equal(sent.phi, expected)
@@ -136,42 +137,46 @@ def distance_to(target):
         ((0.5, 1.0), distance_to(0.0), 0.5),
     ],
 )
-def test_the_adaptive_lambda_has_the_lowest_validation_loss(paper, clients, desk, turn, candidates, loss, chosen):
+def test_the_adaptive_lambda_has_the_lowest_validation_loss(
+    paper, clients, vector_adapter, fake_local, candidates, loss, chosen
+):
     """φ is 0 and φ_{-k} is 1 throughout, so that the mixture is λ, and the loss its squared distance from a target."""
     method = FedReft(ReftSection(rank=2), candidates=candidates)
     zeros, ones = np.zeros(PHI, np.float32), np.ones(PHI, np.float32)
-    _, own, local = take_turn(method, paper, clients, desk, turn, zeros, ones, loss=loss)
+    _, own, local = train_once(method, paper, clients, vector_adapter, fake_local, zeros, ones, loss=loss)
     assert local.recorded["lam"] == chosen
     assert np.array_equal(own.phi, np.full(PHI, chosen, np.float32))
     assert local.evaluated == ["validation"] * len(candidates)
 
 
-def test_lambda_is_chosen_before_training(method, paper, clients, desk, turn):
+def test_lambda_is_chosen_before_training(method, paper, clients, vector_adapter, fake_local):
     """Training moves φ by 10 from the chosen mixture, after all candidates were evaluated."""
     zeros, ones = np.zeros(PHI, np.float32), np.ones(PHI, np.float32)
 
     def training(adapter):
         adapter.load("reft", adapter.read("reft") + 10)
 
-    sent, own, local = take_turn(
-        method, paper, clients, desk, turn, zeros, ones, loss=distance_to(0.25), training=training
+    sent, own, local = train_once(
+        method, paper, clients, vector_adapter, fake_local, zeros, ones, loss=distance_to(0.25), training=training
     )
     assert local.recorded["lam"] == 0.25
     assert np.array_equal(own.phi, np.full(PHI, 10.25, np.float32))
     assert np.array_equal(sent.phi, own.phi)
 
 
-def test_without_others_a_client_keeps_its_own(method, paper, clients, desk, turn, spread):
+def test_without_others_a_client_keeps_its_own(method, paper, clients, vector_adapter, fake_local, spread):
     (phi,) = spread(1, PHI)
-    _, own, local = take_turn(method, paper, clients, desk, turn, phi, None, loss=distance_to(0))
+    _, own, local = train_once(method, paper, clients, vector_adapter, fake_local, phi, None, loss=distance_to(0))
     assert np.array_equal(own.phi, phi)
     assert (local.recorded["lam"], local.evaluated) == (0.0, [])
 
 
-def test_without_validation_examples_no_lambda_can_be_chosen(method, paper, clients, desk, turn, spread):
+def test_without_validation_examples_no_lambda_can_be_chosen(
+    method, paper, clients, vector_adapter, fake_local, spread
+):
     phi, others = spread(2, PHI)
     with pytest.raises(TrainingError, match="'a' has no validation examples.*validation_fraction.*fixed"):
-        take_turn(method, paper, clients, desk, turn, phi, others, num_validation=0)
+        train_once(method, paper, clients, vector_adapter, fake_local, phi, others, num_validation=0)
 
 
 @pytest.mark.parametrize(
@@ -183,12 +188,12 @@ def test_without_validation_examples_no_lambda_can_be_chosen(method, paper, clie
     ],
     indirect=["method"],
 )
-def test_what_is_not_shared_stays_local(method, paper, clients, desk, turn, spread, parts):
+def test_what_is_not_shared_stays_local(method, paper, clients, vector_adapter, fake_local, spread, parts):
     """With λ = 1 every shared number is the others' and every other one the client's own; only the former travel."""
     numbers = {"R": 10, "W": 10, "b": 2}
     size = 4 * sum(numbers[part] for part in parts)
     (phi,), (others,) = spread(1, PHI), spread(1, size)
-    sent, own, _ = take_turn(method, paper, clients, desk, turn, phi, others)
+    sent, own, _ = train_once(method, paper, clients, vector_adapter, fake_local, phi, others)
     before, after = (paper.layouts["reft"].items(vector) for vector in (phi, own.phi))
     taken = []
     for (slot, old), (_, new) in zip(before, after, strict=True):
@@ -203,9 +208,9 @@ def test_what_is_not_shared_stays_local(method, paper, clients, desk, turn, spre
 def rotated(layout, phi, rng):
     """(QR, QW, Qb) with an orthogonal Q of each intervention's own: the same function by other numbers."""
     copy = phi.copy()
-    turns = {slot.module: np.linalg.qr(rng.normal(size=(2, 2)))[0] for slot in layout.slots}
+    rotation = {slot.module: np.linalg.qr(rng.normal(size=(2, 2)))[0] for slot in layout.slots}
     for slot, view in layout.items(copy):
-        view[...] = turns[slot.module] @ view
+        view[...] = rotation[slot.module] @ view
     return copy
 
 
@@ -239,8 +244,8 @@ def test_aligned_copies_of_one_function_aggregate_to_it(served, clients, gauge, 
     h = spread(9, 5).astype(np.float64)
     np.testing.assert_allclose(edits(layout, phis[0], h), edits(layout, phis[1], h), atol=1e-5)
     aligned, plain = (FedReft(ReftSection(), aggregate=aggregate, align=align) for align in ("procrustes", "none"))
-    found = aligned.configure_train(served(aligned, phis), clients)
-    as_they_are = plain.configure_train(served(plain, phis), clients)
+    found = received(aligned, served(aligned, phis), clients)
+    as_they_are = received(plain, served(plain, phis), clients)
     for client, phi in zip(clients, phis, strict=True):
         np.testing.assert_allclose(found[client.id].others, phi, atol=1e-5)
         assert np.abs(edits(layout, as_they_are[client.id].others, h) - edits(layout, phi, h)).max() > 0.3
@@ -251,7 +256,7 @@ def test_alignment_with_what_is_shared_alone(served, clients, gauge, share, part
     layout, phis = gauge
     method = FedReft(ReftSection(), share=share, align="procrustes")
     shared = phis[:, layout.mask(parts)]
-    found = method.configure_train(served(method, shared), clients)
+    found = received(method, served(method, shared), clients)
     for client, phi in zip(clients, shared, strict=True):
         np.testing.assert_allclose(found[client.id].others, phi, atol=1e-5)
 
@@ -261,7 +266,7 @@ def test_a_client_that_never_trained_is_aligned_with_the_common_initial_value(me
     """a, b and c hold copies of what all started from; e has not trained, so its φ is that start."""
     _, phis = gauge
     paper.vectors["reft"][:] = phis[0]
-    down = method.configure_train(served(method, phis[1:4]), clients)
+    down = received(method, served(method, phis[1:4]), clients)
     np.testing.assert_allclose(down["e"].others, phis[0], atol=1e-5)
 
 
@@ -270,7 +275,7 @@ def test_alignment_of_different_clients_is_procrustes(method, paper, served, cli
     """Per intervention the orthogonal Q with the least ‖Q [R|W|b]_j − [R|W|b]_k‖, by scipy, for clients with nothing in
     common."""
     layout, phis = paper.layouts["reft"], spread(4, PHI)
-    down = method.configure_train(served(method, phis), clients[:4])
+    down = received(method, served(method, phis), clients[:4])
 
     def stacked(phi, module):
         return np.concatenate([layout.views(phi)[f"{module}.{part}"].reshape(2, -1) for part in "RWb"], axis=1)
@@ -289,10 +294,10 @@ def test_what_travels(start, share):
     run = start({"name": "fedreft", "share": share, "mixing": "fixed"}, head="local", train__max_steps=1)
     shared = {"full": 264, "rotation": 128, "source": 136}[share]
     for server_round in range(2):
-        for outcome in run.round().outcomes:
-            assert outcome.uplink_bytes == 4 * shared
-            assert outcome.downlink_bytes == (4 * shared if server_round else 0)
-            assert run.state(outcome.update.client.id).phi.size == 264
+        for result in run.round().results:
+            assert result.uplink_bytes == 4 * shared
+            assert result.downlink_bytes == (4 * shared if server_round else 0)
+            assert run.state(result.client.id).phi.size == 264
 
 
 def rotations(run, phi):
@@ -314,23 +319,23 @@ def test_rotations_stay_orthonormal_under_weight_decay_and_mixing(start):
     assert_orthonormal(first)
     for server_round in range(4):
         done = run.round()
-        for outcome in done.outcomes:
-            client = outcome.update.client.id
-            assert (outcome.report.recorded["lam"] > 0) == (server_round > 0)
-            for phi in (outcome.update.payload.phi, run.state(client).phi):
+        for result in done.results:
+            client = result.client.id
+            assert (result.report.recorded["lam"] > 0) == (server_round > 0)
+            for phi in (result.payload.phi, run.state(client).phi):
                 assert_orthonormal(rotations(run, phi))
                 assert max(np.abs(r - r0).max() for r, r0 in zip(rotations(run, phi), first, strict=True)) > 1e-3
 
 
-def test_the_mixture_is_retracted_when_it_is_loaded(start, turn):
+def test_the_mixture_is_retracted_when_it_is_loaded(start, fake_local):
     """R of (φ_k + φ_{-k})/2 is not orthonormal; training starts from its polar factor (by scipy), and from the plain
     means of W and b."""
     run = start({"name": "fedreft", "mixing": "fixed", "lam": 0.5, "aggregate": "mean"}, train__lr=0.1)
     run.round()
     adapter, client, seen = run.worker.adapter, run.prepared.clients[0], []
-    down = run.method.configure_train(run.federation.server, [client])[client.id]
+    down = received(run.method, run.federation.server, [client])[client.id]
     own = run.state(client.id)
-    run.method.train_client(adapter, own, down, turn(client, adapter, lambda a: seen.append(a.read("reft"))))
+    run.method.train_client(adapter, own, down, fake_local(client, adapter, lambda a: seen.append(a.read("reft"))))
     others = np.mean([run.state(id).phi for id in ("client_001", "client_002")], axis=0)
     mixed = run.initial.layouts["reft"].items((own.phi + others) / 2)
     for (slot, loaded), (_, plain) in zip(run.initial.layouts["reft"].items(seen[0]), mixed, strict=True):
@@ -358,15 +363,17 @@ def test_a_shared_head_is_the_mean_weighted_by_examples(method, paper, clients, 
     payloads = [SharedPart(phi, head) for phi, head in zip(phis, heads, strict=True)]
     server, _ = method.aggregate_train(server, updates([clients[1], clients[3]], [payloads[1], payloads[3]]))
     np.testing.assert_allclose(server.head, (2 * heads[1] + 4 * heads[3]) / 6, atol=1e-6)
-    assert all(down.head is server.head for down in method.configure_train(server, clients).values())
+    assert all(down.head is server.head for down in received(method, server, clients).values())
 
 
 @pytest.mark.parametrize("head", ["shared", "local"])
-def test_every_client_starts_from_the_head_that_is_its_own_or_the_servers(paper, clients, desk, turn, spread, head):
+def test_every_client_starts_from_the_head_that_is_its_own_or_the_servers(
+    paper, clients, vector_adapter, fake_local, spread, head
+):
     method = FedReft(ReftSection(rank=2), head=head)
     own, common = spread(2, 3)
-    adapter, seen = desk(paper), []
-    local = turn(clients[0], adapter, lambda a: (seen.append(a.read("head")), a.load("head", a.read("head") + 1)))
+    adapter, seen = vector_adapter(paper), []
+    local = fake_local(clients[0], adapter, lambda a: (seen.append(a.read("head")), a.load("head", a.read("head") + 1)))
     down = AllButMe(None, common if head == "shared" else None)
     sent, after = method.train_client(
         adapter, Own(paper.vectors["reft"], own if head == "local" else None), down, local
@@ -381,8 +388,8 @@ def test_a_frozen_head_never_moves_and_never_travels(start):
     run = start({"name": "fedreft", "mixing": "fixed"}, head="frozen_label_text")
     adapter = run.worker.adapter
     for done in run.rounds(2):
-        assert all(outcome.update.payload.head is None for outcome in done.outcomes)
-        assert all(outcome.uplink_bytes == 4 * 264 for outcome in done.outcomes)
+        assert all(result.payload.head is None for result in done.results)
+        assert all(result.uplink_bytes == 4 * 264 for result in done.results)
         assert np.array_equal(adapter.read("head"), run.initial.head())
     assert run.initial.head().any()
     assert run.federation.server.head is run.state("client_000").head is None

@@ -1,7 +1,8 @@
-"""The controls, and what holds for every method: a client's turn depends on nobody else's."""
+"""The controls, and what holds for every method: a client's task depends on nobody else's."""
 
 import numpy as np
 import pytest
+from received import received
 
 from fedray.adapters.lora import attach_lora
 from fedray.errors import ConfigError
@@ -37,7 +38,7 @@ def test_local_is_training_alone(start, head):
         alone.load("head", run.initial.head())
         table = run.prepared.data.shards[client.id].tables["train"]
         for server_round in range(3):
-            train_steps(TorchEngine(alone), table, client.id, server_round, run.worker.setting)
+            train_steps(TorchEngine(alone), table, client.id, server_round, run.worker.training_context)
         assert np.array_equal(run.state(client.id).adapter, alone.read("lora"))
         assert np.array_equal(run.state(client.id).head, alone.read("head"))
         assert not np.array_equal(alone.read("lora"), run.initial.vectors["lora"])
@@ -48,7 +49,7 @@ def test_local_is_training_alone(start, head):
 def test_local_sends_nothing(start, head, adapter):
     run = start({"name": "local", "adapter": adapter}, head=head, train__max_steps=1)
     for done in run.rounds(2):
-        assert all(outcome.uplink_bytes == outcome.downlink_bytes == 0 for outcome in done.outcomes)
+        assert all(result.uplink_bytes == result.downlink_bytes == 0 for result in done.results)
     assert run.federation.server.head is None
     assert (run.state("client_000").head is None) == (head == "frozen_label_text")
     if head == "frozen_label_text":
@@ -62,22 +63,22 @@ def test_head_only_shares_the_head_alone(start, head, adapter):
     the adapters stay where they were trained."""
     run = start({"name": "head_only", "adapter": adapter}, head=head)
     for _ in range(2):
-        p, q, r = (outcome.update.payload.head for outcome, _ in run.serve().values())
-        outcomes = run.round().outcomes
-        assert all(outcome.uplink_bytes == outcome.downlink_bytes == 4 * 51 for outcome in outcomes)
+        p, q, r = (result.payload.head for result in run.serve().values())
+        results = run.round().results
+        assert all(result.uplink_bytes == result.downlink_bytes == 4 * 51 for result in results)
         np.testing.assert_allclose(run.federation.server.head, (9 * p + 5 * q + 7 * r) / 21, atol=1e-6)
     states = [run.state(client.id) for client in run.prepared.clients]
     assert all(state.head is None for state in states)
     assert len({state.adapter.tobytes() for state in states}) == 3
 
 
-def test_head_only_adapters_are_nobody_elses(start, turn):
-    """A client begins its second turn with the adapter that it ended its first with, and with everybody's head."""
+def test_head_only_adapters_are_nobody_elses(start, fake_local):
+    """A client begins its second round with the adapter that it ended its first with, and with everybody's head."""
     run = start("head_only")
     run.round()
     adapter, client, seen = run.worker.adapter, run.prepared.clients[1], {}
-    down = run.method.configure_train(run.federation.server, [client])[client.id]
-    local = turn(client, adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
+    down = received(run.method, run.federation.server, [client])[client.id]
+    local = fake_local(client, adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
     run.method.train_client(adapter, run.state(client.id), down, local)
     assert np.array_equal(seen["lora"], run.state(client.id).adapter)
     assert np.array_equal(seen["head"], run.federation.server.head)
@@ -97,7 +98,7 @@ def test_head_only_needs_a_head(start):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(method.values()))
-def test_a_turn_depends_on_nobody_elses(start, method):
+def test_a_task_depends_on_nobody_elses(start, method):
     """One worker serves all clients. In any order, and with the others or without them, a client's uplink, its next
     state and every tensor it trained are the same bits: nothing of one client is left for the next."""
     run = start(method, train__max_steps=2)
@@ -110,9 +111,9 @@ def test_a_turn_depends_on_nobody_elses(start, method):
     served = [run.serve(*order) for order in orders]
     for id in orders[0]:
         bits = {
-            sha256([("up", turns[id][0].update.payload), ("own", turns[id][1]), ("tensors", turns[id][0].tensors)])
-            for turns in served
-            if id in turns
+            sha256([("up", results[id].payload), ("own", results[id].state), ("adapter", results[id].adapter)])
+            for results in served
+            if id in results
         }
         assert len(bits) == 1
 
@@ -122,8 +123,8 @@ def test_whole_rounds_in_another_order_of_service(start, method):
     """Two of three clients take part in each round; served the other way round, all states are the same bits."""
     run, backwards = (start(method, clients__per_round=2, train__max_steps=2) for _ in range(2))
     train = backwards.pool.train
-    backwards.pool.train = lambda assignments, *rest: train(assignments[::-1], *rest)
-    cohorts = [[outcome.update.client.id for outcome in done.outcomes] for done in run.rounds(3)]
+    backwards.pool.train = lambda tasks: train(tasks[::-1])
+    cohorts = [[result.client.id for result in done.results] for done in run.rounds(3)]
     backwards.rounds(3)
     assert len({tuple(cohort) for cohort in cohorts}) > 1
     assert sha256(run.federation.states()) == sha256(backwards.federation.states())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from round_result import all_results
 from tiny import tiny_bert
 
 from fedray.config import Config, LoraSection, ReftSection, load_config
@@ -16,7 +17,6 @@ from fedray.experiment.prepare import prepare
 from fedray.experiment.run import run_experiment
 from fedray.federation.events import MethodFinished
 from fedray.federation.local_pool import LocalPool
-from fedray.federation.rounds import RoundDone
 from fedray.methods import protocol
 from fedray.methods.fedalt import FedAlt
 from fedray.methods.fedavg import FedAvg
@@ -167,8 +167,7 @@ def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     entry, pool = config.method[0], LocalPool(prepared.data.shards)
     initial = pool.setup(prepared.worker_setups(entry))
     federation = prepared.federation(entry, initial, pool)
-    done = [event for event in federation.run() if isinstance(event, RoundDone)]
-    assert [len(event.outcomes) for event in done] == [3, 3, 3, 3]
+    assert [len(done.results) for done in all_results(federation)] == [3, 3, 3, 3]
     assert federation.server.examples == 72
     *_, finished = run_experiment(prepared, pool, folder / "run")
     assert isinstance(finished, MethodFinished)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import fedray.experiment.prepare
+import fedray.planning.costs
 from fedray.config import load_config
 from fedray.errors import ConfigError
-from fedray.experiment.prepare import costs_from_configuration
+from fedray.experiment.outline import costs_from_configuration
 from fedray.methods.registry import build_method
 from fedray.models.backbone import architecture, meta_backbone
 from fedray.planning.accounting import Attached, Cost, method_cost
@@ -141,7 +141,7 @@ def test_fedit_on_llama_3_2_3b_in_little_memory(monkeypatch: pytest.MonkeyPatch)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
 
-    monkeypatch.setattr(fedray.experiment.prepare, "method_cost", traced)
+    monkeypatch.setattr(fedray.planning.costs, "method_cost", traced)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     found = cost(LLAMA_3_2_3B, "fedavg", lora={"rank": 32, "targets": targets})
     assert (found.trainable, found.uplink, found.downlink) == (by_hand, by_hand, by_hand)

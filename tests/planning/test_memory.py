@@ -17,7 +17,7 @@ from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.config import Config, LoraSection, TrainConfig, load_config
 from fedray.config.clients import OffloadConfig, TierConfig
-from fedray.experiment.prepare import footprints_from_configuration
+from fedray.experiment.outline import footprints_from_configuration
 from fedray.federation.worker import Worker, WorkerSetup
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone

@@ -16,12 +16,12 @@ def lines(rounds: int, seconds_between: float, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(report, "monotonic", lambda: now)
     out = StringIO()
     with LiveProgress(Console(file=out, width=140), "accuracy") as progress:
-        progress(MethodStarted("fedavg", rounds, 2 * rounds + 2))
+        progress.on_event(MethodStarted("fedavg", rounds, 2 * rounds + 2))
         for server_round in range(rounds):
             now += seconds_between
-            progress(TasksFinished("fedavg", server_round, ("a", "b")))
-            progress(RoundFinished("fedavg", server_round, False, None, None, 0.5, 0.1, 1_000_000))
-        progress(RoundFinished("fedavg", rounds, True, 0.5, 0.75, 0.5, 0.1, 0))
+            progress.on_event(TasksFinished("fedavg", server_round, ("a", "b")))
+            progress.on_event(RoundFinished("fedavg", server_round, False, None, None, 0.5, 600_000, 400_000, 0.1))
+        progress.on_event(RoundFinished("fedavg", rounds, True, 0.5, 0.75, 0.5, 0, 0, 0.1))
     return out.getvalue().splitlines()
 
 
@@ -38,9 +38,9 @@ def test_a_driver_that_was_started_again_begins_its_bar_anew() -> None:
     summary = SimpleNamespace(method="b")
     with LiveProgress(Console(file=out, width=140), "accuracy") as progress:
         for method in ("a", "b", "b"):
-            progress(MethodStarted(method, 1, 4, server_round=int(method == "b")))
-            progress(RoundFinished(method, 0, False, None, None, 0.5, 0.1, 10))
-        progress(MethodFinished(summary))  # type: ignore[arg-type]
+            progress.on_event(MethodStarted(method, 1, 4, server_round=int(method == "b")))
+            progress.on_event(RoundFinished(method, 0, False, None, None, 0.5, 5, 5, 0.1))
+        progress.on_event(MethodFinished(summary))  # type: ignore[arg-type]
     assert out.getvalue().count("b: 1 rounds, continued after 1") == 2
 
 

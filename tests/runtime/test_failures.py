@@ -116,7 +116,7 @@ def test_who_is_left_out_does_not_touch_the_others(
 def test_too_few_that_are_left_end_the_run(config: dict[str, Any], tmp_path: Path) -> None:
     method = faulty("nan", tmp_path, clients=[VICTIM, "client_002"])
     changes = {"on_failure": "drop", "min_clients": 3}
-    with pytest.raises(ClientFailure, match=r"round 0: 2 clients came, fewer than clients.min_clients=3") as raised:
+    with pytest.raises(ClientFailure, match=r"round 1: 2 clients finished, fewer than clients.min_clients=3") as raised:
         fedray.run({**config, "method": [method]}, runtime="inline", output=tmp_path / "run", clients=changes)
     assert f"  {VICTIM}: update rejected: not finite: adapter" in str(raised.value)
 

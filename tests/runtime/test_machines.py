@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from calling import Calling
 
 import fedray
 from fedray.config import load_config
@@ -71,8 +72,8 @@ def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster:
             for driver in actors("DriverActor"):
                 driver.kill()
 
-    with pytest.raises(FedrayError, match="the driver ended"):
-        fedray.run(config, output=tmp_path / "run", on_event=on_event)
+    with pytest.raises(FedrayError, match="the driver died"):
+        fedray.run(config, output=tmp_path / "run", callbacks=[Calling(on_event)])
 
 
 @pytest.mark.slow
@@ -159,10 +160,10 @@ def test_a_full_disk_ends_the_run_and_with_more_room_it_is_continued(
             finished.append(event.server_round)
 
     with pytest.raises((FedrayError, OSError), match="No space left on device"):
-        fedray.run(config, runtime="inline", output=run, on_event=on_event)
+        fedray.run(config, runtime="inline", output=run, callbacks=[Calling(on_event)])
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     begun = []
-    fedray.run(config, runtime="inline", resume=run, on_event=lambda event: begun.append(event))
+    fedray.run(config, runtime="inline", resume=run, callbacks=[Calling(lambda event: begun.append(event))])
     assert isinstance(begun[0], MethodStarted)
     assert begun[0].server_round == len(finished)
     assert_same(run, whole)

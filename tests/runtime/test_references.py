@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from ray._private.worker import global_worker
+from round_result import result_of
 
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import LocalPool
-from fedray.federation.rounds import RoundDone
 from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import sha256
@@ -33,7 +33,7 @@ def lasting(known: set[bytes]) -> set[bytes]:
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedalt"])
-def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_chunks(
+def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_task_batches(
     tiny: dict[str, Any], cluster: None, tmp_path: Path, method: str
 ) -> None:
     """Of fedavg, actors return means; of fedalt every update, and each client keeps a state."""
@@ -50,9 +50,7 @@ def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_chunks(
         federation = prepared.federation(config.method[0], initial, pool)
         known = references()
         for _ in range(ROUNDS):
-            for event in federation.round():
-                if isinstance(event, RoundDone):
-                    pool.forget(event.replaced)  # as whoever records the round does
+            pool.forget(result_of(federation.round()).replaced)  # as the experiment does once the round is recorded
             kept = {ref.file for ref in federation.client_states.values()} - {""}
             assert kept == {path.name for path in states.iterdir()}
             assert bool(kept) == (method == "fedalt")

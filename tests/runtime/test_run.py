@@ -144,7 +144,7 @@ def test_eight_actors_of_a_quarter_share_two_gpus(cluster: None) -> None:
     try:
         assert pool.actors("default") == 8
         assert ray.available_resources().get("GPU", 0.0) == 0.0
-        ids = ray.get([member.handle.__ray_call__.remote(_gpu_ids) for member in pool.crew.members["default"]])
+        ids = ray.get([handle.actor.__ray_call__.remote(_gpu_ids) for handle in pool.group.handles["default"]])
         assert sorted(gpu for (gpu,) in ids) == [0] * 4 + [1] * 4
     finally:
         pool.close()

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from calling import Calling
 
 import fedray
+from fedray.federation.events import RoundFinished
 from fedray.results.run_result import RunResult
-from fedray.sweeps.trials import SweepEvent, TrialRound
 
 SILO = {
     "phone": {"share": 0.5, "num_cpus": 0.5, "num_gpus": 0, "lora_rank": 4},
@@ -49,14 +50,14 @@ def test_a_trial_whose_process_dies_is_lost_and_continued(base: dict[str, Any], 
     """Its client actors, all that the cluster has room for, are taken from it for the next trial."""
     killed: list[int] = []
 
-    def on_event(event: SweepEvent) -> None:
-        if isinstance(event, TrialRound) and event.id == "0000" and not killed:
+    def on_event(event: Any) -> None:
+        if isinstance(event, RoundFinished) and event.trial == "0000" and not killed:
             for process in processes("Running"):
                 killed.append(process.pid)
                 process.kill()
 
     output, space = tmp_path / "sweep", {"train.lr": [1e-3, 2e-3]}
-    found = fedray.sweep(base, space, max_concurrent=1, output=output, on_event=on_event)
+    found = fedray.sweep(base, space, max_concurrent=1, output=output, callbacks=[Calling(on_event)])
     assert killed
     assert found.to_pandas().status.tolist() == ["lost", "finished"]
     assert "its process ended" in found.ended["0000"].error

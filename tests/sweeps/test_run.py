@@ -8,13 +8,15 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from calling import Calling
 
 import fedray
 from fedray.errors import ConfigError
 from fedray.experiment.run_folder import lock_folder
+from fedray.federation.events import RoundFinished
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
-from fedray.sweeps.trials import SweepEvent, SweepResult, TrialEnded, TrialRound
+from fedray.sweeps.result import SweepResult, TrialFinished
 
 LR = [1e-3, 1e-2]
 
@@ -42,15 +44,15 @@ def client_actors() -> set[int]:
 def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:
     """Every trial has the bits of a run of its own; actors are lent from one to the next, and data are loaded once for
     each seed. A trial that fails is kept, and hinders nobody."""
-    told: list[SweepEvent] = []
+    told: list[Any] = []
     actors: set[int] = set()
 
-    def on_event(event: SweepEvent) -> None:
+    def on_event(event: Any) -> None:
         told.append(event)
         actors.update(client_actors())
 
     space = {"method": ["fedavg", "fedalt"], "train.lr": [*LR, 1e30], "seed": [3, 4]}
-    found = fedray.sweep(base, space, output=tmp_path / "sweep", max_concurrent=2, on_event=on_event)
+    found = fedray.sweep(base, space, output=tmp_path / "sweep", max_concurrent=2, callbacks=[Calling(on_event)])
 
     table = found.to_pandas()
     assert table.status.tolist() == (["finished"] * 4 + ["failed"] * 2) * 2
@@ -60,9 +62,11 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
         mine = RunResult.load(found.folder(trial))
         assert mine.summaries[0].state_sha256 == alone.summaries[0].state_sha256
         assert found.ended[trial.id].metrics["personalised_mean"] == alone.summaries[0].personalised_mean
-    ended = [event for event in told if isinstance(event, TrialEnded)]
+    ended = [event for event in told if isinstance(event, TrialFinished)]
     assert sorted(event.trial.id for event in ended) == [trial.id for trial in found.trials]
-    assert {event.rounds for event in told if isinstance(event, TrialRound)} == {1}, "the last is told with the end"
+    assert {event.server_round + 1 for event in told if isinstance(event, RoundFinished)} == {1}, (
+        "the last is told with the end"
+    )
     assert len(actors) == 2, "twelve trials, two client actors"
     assert client_actors() == set(), "none outlives the sweep"
     assert len(found.over_seeds()) == 4
@@ -132,14 +136,14 @@ def test_a_sweep_that_was_interrupted_goes_on(base: dict[str, Any], cluster: Non
     class Stop(Exception):
         pass
 
-    def on_event(event: SweepEvent) -> None:
-        if isinstance(event, TrialRound) and event.id == "0001":
+    def on_event(event: Any) -> None:
+        if isinstance(event, RoundFinished) and event.trial == "0001":
             raise Stop
 
     inline = base | {"runtime": "inline"}
     arguments: dict[str, Any] = {"space": {"train.lr": [*LR, 3e-3]}, "max_concurrent": 1}
     with pytest.raises(Stop):
-        fedray.sweep(inline, **arguments, output=tmp_path / "sweep", on_event=on_event)
+        fedray.sweep(inline, **arguments, output=tmp_path / "sweep", callbacks=[Calling(on_event)])
     before = SweepResult.load(tmp_path / "sweep")
     assert set(before.ended) == {"0000"}
     summary = (before.folder("0000") / "summary.json").local

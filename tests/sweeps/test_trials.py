@@ -13,8 +13,10 @@ from tiny import tiny_bert
 
 from fedray.config import SweepConfig, load_config, load_sweep
 from fedray.errors import ConfigError, StateError
+from fedray.results.statistics import confidence_interval
 from fedray.storage.paths import StoragePath
-from fedray.sweeps.trials import Ended, SweepResult, begin, confidence_interval, resumed, trials_of
+from fedray.sweeps.result import SweepResult, TrialResult, begin, resumed
+from fedray.sweeps.space import trials_of
 
 BASE: dict[str, Any] = {
     "rounds": 2,
@@ -88,7 +90,7 @@ def test_draws_lie_in_their_range(one: float, other: float, seed: int) -> None:
     low, high = sorted((one, other))
     if low == high:
         return
-    from fedray.sweeps.trials import _drawn
+    from fedray.sweeps.space import _drawn
 
     for kind in ("uniform", "loguniform"):
         assert low * (1 - 1e-9) <= _drawn("x", {kind: [low, high]}, seed, 0) <= high * (1 + 1e-9)
@@ -97,7 +99,7 @@ def test_draws_lie_in_their_range(one: float, other: float, seed: int) -> None:
 
 
 def test_loguniform_draws_have_uniform_logarithms() -> None:
-    from fedray.sweeps.trials import _drawn
+    from fedray.sweeps.space import _drawn
 
     drawn = [_drawn("x", {"loguniform": [1e-4, 1.0]}, 0, sample) for sample in range(400)]
     assert stats.kstest(np.log10(drawn), stats.uniform(-4, 4).cdf).pvalue > 0.01
@@ -146,7 +148,7 @@ def test_draws_that_repeat_themselves_are_one_trial() -> None:
 
 def test_what_was_lost_runs_again(tmp_path: Path) -> None:
     found = new(tmp_path, load_sweep({"base": BASE, "space": {"seed": [0, 1, 2]}}))
-    found = found.with_ended(finished("0000", 0.5)).with_ended(Ended("0001", "lost", error="its process ended"))
+    found = found.with_result(finished("0000", 0.5)).with_result(TrialResult("0001", "lost", error="its process ended"))
     assert [trial.id for trial in found.waiting] == ["0001", "0002"]
     assert found.to_pandas().status.tolist() == ["finished", "lost", "waiting"]
 
@@ -167,8 +169,8 @@ def new(folder: Path, sweep: SweepConfig) -> SweepResult:
     return result
 
 
-def finished(id: str, value: float | None, **more: Any) -> Ended:
-    return Ended(id, "finished", 2, {"personalised_mean": value, "wall_seconds": 1.0}, **more)
+def finished(id: str, value: float | None, **more: Any) -> TrialResult:
+    return TrialResult(id, "finished", 2, {"personalised_mean": value, "wall_seconds": 1.0}, **more)
 
 
 @pytest.fixture
@@ -178,8 +180,8 @@ def found(tmp_path: Path) -> SweepResult:
     sweep = load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2, 0.3], "seed": [0, 1, 2]}})
     result = new(tmp_path, sweep)
     for number, value in enumerate((0.5, 0.7, 0.6, 0.8, 0.9, None, 0.4, 0.4, 0.4)):
-        failed = Ended(f"{number:04d}", "failed", error="a fault")
-        result = result.with_ended(failed if value is None else finished(f"{number:04d}", value))
+        failed = TrialResult(f"{number:04d}", "failed", error="a fault")
+        result = result.with_result(failed if value is None else finished(f"{number:04d}", value))
     return result
 
 
@@ -221,12 +223,12 @@ def test_less_may_be_better(tmp_path: Path) -> None:
     sweep = load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2]}, "metric": "wall_seconds"})
     result = new(tmp_path, sweep)
     for id, seconds in (("0000", 3.0), ("0001", 2.0)):
-        result = result.with_ended(Ended(id, "finished", 2, {"wall_seconds": seconds}))
+        result = result.with_result(TrialResult(id, "finished", 2, {"wall_seconds": seconds}))
     assert result.best is not None
     assert result.best.id == "0001"
     upside_down = new(tmp_path / "b", sweep.model_copy(update={"mode": "max"}))
     for ended in result.ended.values():
-        upside_down = upside_down.with_ended(ended)
+        upside_down = upside_down.with_result(ended)
     assert upside_down.best is not None
     assert upside_down.best.id == "0000"
 
@@ -258,7 +260,10 @@ def test_a_sweep_goes_on_only_as_itself(found: SweepResult) -> None:
     same = found.sweep.model_copy(update={"max_concurrent": 3, "name": "other"})
     assert resumed(found.place, same).ended == found.ended
     other = load_sweep({"base": BASE | {"rounds": 3}, "space": {"train.lr": [0.1], "seed": [0]}})
-    with pytest.raises(ConfigError, match="these do: base, space"):
+    with pytest.raises(
+        ConfigError,
+        match=r"(?s)only max_concurrent, name may differ:\n  base.rounds: stored is 2, given is 3\n.*  space.seed",
+    ):
         resumed(found.place, other)
 
 

@@ -1,0 +1,54 @@
+"""What the commands share: their arguments, the terminal, and how errors end a command."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from fedray.errors import ConfigError, FedrayError
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Values to change, as section.key=value.", metavar="[section.key=value]...", show_default=False
+    ),
+]
+
+
+BAD_INPUT = 2
+"""Exit code."""
+
+
+def open_console() -> Console:
+    """Return the terminal, or a wide sheet where there is none (job logs, pipes)."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print what went wrong as one message. Exit codes: 2 bad input, 1 a run that failed, 130 interrupted."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(f"error: {error}", BAD_INPUT)
+    except FedrayError as error:
+        fail(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def command_line(command: str, config: Path, overrides: list[str] | None, *options: str) -> str:
+    """Return the command line that continues."""
+    return shlex.join(["fedray", command, str(config), *(overrides or []), *options])

@@ -1,0 +1,76 @@
+"""fedray validate, fedray params, fedray plan: what an experiment is and costs before it runs."""
+
+import os
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from fedray.cli.console import ConfigPath, Overrides, open_console, reported
+from fedray.config import load_config, parse_overrides
+
+
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check an experiment, its data and its model without training; show its clients and what each method costs."""
+    console = open_console()
+    with reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.experiment.prepare import prepare
+        from fedray.results.report import cost_table, data_table
+
+        prepared = prepare(loaded)
+        console.print(data_table(prepared.clients, prepared.data))
+        console.print(cost_table(prepared.costs))
+        console.print("the experiment is valid", highlight=False)
+
+
+def params(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print what each method trains and sends, from the model's configuration alone (no weights)."""
+    console = open_console()
+    with reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.experiment.outline import costs_from_configuration
+        from fedray.results.report import cost_table
+
+        console.print(cost_table(costs_from_configuration(loaded)))
+
+
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Memory of one GPU, for example 24GB.")] = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(help='A node of a planned cluster, for example "CPU=16,GPU=4,memory=64GB"; once for each.'),
+    ] = None,
+) -> None:
+    """Predict the memory of every method on every tier, and how many client actors fit; nothing is trained.
+
+    The cluster: --node, else the one that RAY_ADDRESS names, else this machine.
+    """
+    console = open_console()
+    with reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.experiment.outline import footprints_from_configuration
+        from fedray.planning.cluster_plan import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
+        from fedray.results.memory_report import plan_table, room_table
+        from fedray.results.report import cost_table
+
+        nodes = tuple(parse_node(text) for text in node or [])
+        size = parse_bytes(gpu_memory) if gpu_memory else 0
+        if nodes:
+            cluster = Cluster(nodes, size)
+        elif os.environ.get("RAY_ADDRESS"):
+            from fedray.runtime.driver import running_cluster
+
+            cluster = running_cluster()
+        else:
+            cluster = this_machine()
+        cluster = replace(cluster, gpu_memory=size or cluster.gpu_memory)
+        found = footprints_from_configuration(loaded)
+        made = plans(loaded, found, cluster)
+        console.print(
+            cost_table({method: {tier: cost for tier, (cost, _) in by.items()} for method, by in found.items()})
+        )
+        console.print(plan_table(made))
+        console.print(room_table(rooms(loaded.clients, made, cluster.nodes)))

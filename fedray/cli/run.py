@@ -1,0 +1,91 @@
+"""fedray run, fedray sweep: experiments from this process."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_console, reported
+from fedray.config import load_config, parse_overrides
+from fedray.errors import ConfigError
+
+OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is something.")]
+
+
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the results, a path or a URI; must be empty or not exist.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Folder of a run that ended early, or shall have more rounds.")
+    ] = None,
+    or_resume: OrResume = False,
+) -> None:
+    """Run an experiment: train every method, show progress, write the results."""
+    console = open_console()
+    with reported():
+        loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.api import execute
+        from fedray.evaluation.metrics import default_metric
+        from fedray.experiment.resume import resolve_run
+        from fedray.results.memory_report import measured_table
+        from fedray.results.report import LiveProgress, summary_table
+
+        output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
+        loaded, place = resolve_run(loaded, output, resume)
+        console.print("reading data and model configuration ...", highlight=False)
+        try:
+            with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
+                result = execute(loaded, place, resume is not None, [progress])
+        except KeyboardInterrupt:
+            again = command_line("run", config, overrides, "--resume", str(place))
+            fail(f"interrupted; to continue: {again}", 130)
+        console.print(summary_table(result.summaries))
+        console.print(measured_table(result.memory().to_dict("records")))
+        console.print(f"results: {place}", highlight=False, soft_wrap=True)
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file of the sweep.", metavar="SWEEP", show_default=False)],
+    overrides: Overrides = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the sweep; must be empty or not exist.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Folder of a sweep that ended early.")] = None,
+    or_resume: OrResume = False,
+) -> None:
+    """Run many experiments, the points of a space, on one cluster, and compare them."""
+    console = open_console()
+    with reported():
+        from fedray.config import load_sweep
+
+        asked = load_sweep(config, parse_overrides(overrides or []))
+        from fedray.sweeps.report import SweepProgress, sweep_table
+        from fedray.sweeps.run import resolve_sweep, run_trials
+
+        output, resume = _resumed_if_there(output, resume, or_resume, "sweep.yaml")
+        found = resolve_sweep(asked, output, resume)
+        console.print(f"{len(found.trials)} trials", highlight=False)
+        try:
+            with SweepProgress(console, found) as progress:
+                found = run_trials(found, [progress])
+        except KeyboardInterrupt:
+            again = command_line("sweep", config, overrides, "--resume", str(found.place))
+            fail(f"interrupted; to continue: {again}", 130)
+        console.print(sweep_table(found))
+        console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
+        if found.best is None:
+            fail("no trial finished; trials.parquet has their errors", 1)
+
+
+def _resumed_if_there(
+    output: str | None, resume: str | None, or_resume: bool, file: str
+) -> tuple[str | None, str | None]:
+    """Return --output and --resume after --or-resume. file: is in the folder where there is something to continue."""
+    if not or_resume:
+        return output, resume
+    if output is None or resume is not None:
+        raise ConfigError("--or-resume: goes with --output, and without --resume")
+    from fedray.storage.paths import StoragePath, resolve_storage
+
+    return (None, output) if (StoragePath.of(resolve_storage(output)) / file).is_file() else (output, None)

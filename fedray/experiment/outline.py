@@ -1,0 +1,63 @@
+"""Costs and footprints of an experiment without its data, as far as the configuration says enough."""
+
+from transformers import PretrainedConfig
+
+from fedray.config import Config, ModelConfig
+from fedray.experiment.population import make_client
+from fedray.experiment.prepare import check_engines, check_precision, prepare, split_labels
+from fedray.models.backbone import architecture
+from fedray.models.tokenizer import load_tokenizer
+from fedray.planning.accounting import Cost
+from fedray.planning.costs import TierCosts, costs
+from fedray.planning.memory import Footprint, Tokens, predict
+
+
+def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
+    """Return what each method trains and sends on each tier, without data where the model's configuration says enough:
+    causal_lm, regression, or `model.config.num_labels`.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    model, num_labels = split_labels(config)
+    if config.task == "classification" and num_labels is None:
+        return dict(prepare(config).costs)
+    return _outline(config, model, num_labels)[1]
+
+
+def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[Cost, Footprint]]]:
+    """Return what each method costs and what an actor holds with it on each tier; without data as
+    `costs_from_configuration`, and then the longest example is data.max_length.
+
+    Raises:
+        ConfigError: as `prepare`, or a step of this model cannot be traced.
+    """
+    check_precision(config)
+    check_engines(config)
+    model, num_labels = split_labels(config)
+    if config.task == "classification" and num_labels is None:
+        prepared = prepare(config)
+        return {
+            entry.key: {
+                tier: (cost, prepared.footprint(entry, tier)) for tier, cost in prepared.costs[entry.key].items()
+            }
+            for entry in config.method
+        }
+    arch, found = _outline(config, model, num_labels)
+    tokens = Tokens(config.data.max_length, config.data.max_length)
+    return {
+        entry.key: {tier: (cost, predict(config, arch, entry, tier, tokens)) for tier, cost in found[entry.key].items()}
+        for entry in config.method
+    }
+
+
+def _outline(
+    config: Config, model: ModelConfig, num_labels: int | None
+) -> tuple[PretrainedConfig, dict[str, TierCosts]]:
+    """Return the architecture and the costs, without data: two clients of each tier."""
+    names = [name for name in config.clients.tier_names for _ in range(2)]
+    clients = tuple(make_client(config.clients, f"client_{i:03d}", i, 1, name) for i, name in enumerate(names))
+    drawn = model.path == "random" and "vocab_size" not in model.config
+    vocab_size = len(load_tokenizer(model)) if drawn else None
+    arch = architecture(model, config.task, num_labels or 1, vocab_size, None)
+    return arch, costs(config, arch, clients)

@@ -1,0 +1,79 @@
+"""What each method trains and sends on each tier, from the model's configuration alone (no weights)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from transformers import PretrainedConfig
+
+from fedray.config import Config, MethodConfig
+from fedray.errors import ConfigError, TrainingError
+from fedray.methods.registry import build_method
+from fedray.models.backbone import checkpoint_activations, meta_backbone
+from fedray.planning.accounting import Attached, Cost, method_cost
+from fedray.types import Client
+
+TierCosts = Mapping[str, Cost]
+"""By name of the tier."""
+
+
+def costs(
+    config: Config, arch: PretrainedConfig, clients: tuple[Client, ...], validation_examples: int = 1
+) -> dict[str, TierCosts]:
+    """Return what each method trains and sends on each tier that has clients, from the model's configuration alone
+    (no weights).
+
+    Raises:
+        ConfigError: a target module or layer that the model does not have, a method that does not fit the task.
+    """
+    found: dict[str, TierCosts] = {}
+    for entry in config.method:
+        whole = _attached(config, arch, entry, None)
+        found[entry.key] = {
+            tier: _cost_on(config, arch, entry, whole, tier, clients, validation_examples)
+            for tier in config.clients.tier_names
+            if any(client.tier == tier for client in clients)
+        }
+    return found
+
+
+def _cost_on(
+    config: Config,
+    arch: PretrainedConfig,
+    entry: MethodConfig,
+    whole: Attached,
+    tier: str,
+    clients: tuple[Client, ...],
+    validation_examples: int,
+) -> Cost:
+    mine = [client for client in clients if client.tier == tier][-2:]
+    if len(mine) == 1 < len(clients):  # others there are: let them be like this one
+        mine = [replace(mine[0], id=next(c.id for c in clients if c.id != mine[0].id)), *mine]
+    device = config.clients.tier(tier)
+    differs = device.activation_checkpointing or build_method(config, entry, tier) != whole.method
+    try:
+        held = _attached(config, arch, entry, tier) if differs else whole
+    except ConfigError as error:
+        raise ConfigError(f"clients.tiers.{tier}: {error}") from None
+    precision = device.precision or config.model.dtype
+    if "full" in held.adapter.names and precision != "float32":
+        raise ConfigError(
+            f"method {entry.key!r} on tier {tier!r}: the whole model would train in {precision}, which loses most "
+            "updates; use float32"
+        )
+    try:
+        return method_cost(whole, held, mine, config.seed, validation_examples)
+    except ConfigError:
+        raise
+    except TrainingError as error:  # what training needs and the data does not have
+        raise ConfigError(f"method {entry.key!r}: {error}") from None
+    except Exception as error:  # whatever a user's own method does not expect: of a tier that holds less, say
+        raise ConfigError(
+            f"method {entry.key!r} on tier {tier!r}: fails in a round on shapes: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _attached(config: Config, arch: PretrainedConfig, entry: MethodConfig, tier: str | None) -> Attached:
+    method, model = build_method(config, entry, tier), meta_backbone(arch, config.task)
+    if tier is not None and config.clients.tier(tier).activation_checkpointing:
+        checkpoint_activations(model)
+    return Attached(method, method.attach(model))

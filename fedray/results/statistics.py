@@ -1,0 +1,17 @@
+"""Statistics of repeated runs."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def confidence_interval(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of independent, normal values (Student's t); NaN for fewer than
+    two. [n]"""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,0 +1,50 @@
+"""This process's connection to a Ray cluster."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from fedray.errors import FedrayError
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Be connected to a Ray cluster within the block: the one that this process is connected to already, else the one
+    that RAY_ADDRESS names or that runs on this machine, else a new one that ends with the block.
+
+    Raises:
+        FedrayError: no cluster could be reached or started.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(**options: Any) -> None:
+    """Connect to the cluster that RAY_ADDRESS names or that runs on this machine, or start one; quietly.
+
+    Ray gives a node of its own 30 seconds to start, which is too little on a busy machine: try again twice.
+
+    Args:
+        options: passed on to `ray.init`.
+
+    Raises:
+        FedrayError: no cluster could be reached or started.
+    """
+    for last in (False, False, True):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception as error:  # Ray raises a bare Exception if its node does not start
+            ray.shutdown()
+            if last or "timed out" not in str(error):
+                raise FedrayError(f"Ray: no cluster could be reached or started: {error}") from error
