@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedray.config import ClientsConfig, Config, MethodConfig, ModelConfig
-from fedray.data import load_federated_data
+from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData, Shard
 from fedray.errors import ConfigError, TrainingError, choices, nearest
 from fedray.evaluation.metrics import GENERATED, check_metric

@@ -12,7 +12,8 @@ from ray.exceptions import RayError
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config, to_mapping
-from fedray.data import FederatedData, load_federated_data
+from fedray.data.load import load_federated_data
+from fedray.data.shards import FederatedData
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.placement import Amounts
 from fedray.runtime.actor_group import start_actor
