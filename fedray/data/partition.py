@@ -52,7 +52,8 @@ def partition(examples: Examples, config: PartitionConfig, num_clients: int | No
     result: dict[ClientId, Mapping[Split, IntArray]] = {}
     for index in sorted(range(len(clients)), key=clients.__getitem__):
         rows = {name: owned[name][index] for name in SPLITS}
-        rows |= split_holdout(rows["train"], classes, config, parts, keyed_rng(seed, "carve", clients[index]))
+        rng = keyed_rng(seed, "carve", clients[index])  # another key would change the results of every seed
+        rows |= split_holdout(rows["train"], classes, config, parts, rng)
         result[clients[index]] = {name: order[rows[name]] for name in SPLITS}
     return result
 
@@ -171,7 +172,7 @@ def _check_train(
         fewer = f" to at most {large_enough}, which keeps the largest" if large_enough else ""
         raise DataError(
             f"partition {config.name}: every client needs {least} examples, so that {config.min_examples} remain for "
-            f"training beside its own validation and test; of {total} for {len(clients)} clients, too few got "
+            f"training in addition to its own validation and test; of {total} for {len(clients)} clients, too few got "
             f"{choices(poor, 5)}; lower clients.count{fewer}, partition.min_examples or the skew "
             "(partition.alpha, partition.classes_per_client), or keep more (data.max_examples, data.max_per_class)"
         )

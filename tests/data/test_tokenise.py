@@ -178,7 +178,7 @@ def test_a_cache_folder_that_cannot_be_written_names_its_setting(
 def test_more_rows_than_one_chunk_keep_their_order(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "ROWS_PER_CALL", 3)
     data = config(tmp_path)
     texts = [str(number) for number in range(10)]
     table = tokenise(examples(data, "classification", text=texts, label=list("ab" * 5)), tokenizer, data)
