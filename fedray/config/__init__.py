@@ -6,9 +6,11 @@ What can be checked from the text alone is checked here; what needs the data or 
 
 from fedray.config.checkpoint import CheckpointConfig
 from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
-from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
+from fedray.config.data import DataConfig, RawRows
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
+from fedray.config.model import ModelConfig
+from fedray.config.partition import NaturalClients, PartitionConfig, Shares
 from fedray.config.section import Section, describe
 from fedray.config.sweep import SweepConfig
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
@@ -26,11 +28,14 @@ __all__ = [
     "MethodConfig",
     "MethodSections",
     "ModelConfig",
+    "NaturalClients",
     "OffloadConfig",
     "PartitionConfig",
     "Precision",
+    "RawRows",
     "ReftSection",
     "Section",
+    "Shares",
     "SweepConfig",
     "TierConfig",
     "TrainConfig",

@@ -1,41 +1,76 @@
-"""The sections `model`, `data` and `partition`: what is fine-tuned, on which examples, and how clients get them."""
+"""The section `data`: what every data source has in common, and what a source does.
 
-from typing import Annotated, Any, Literal
+A source is a subclass of `DataConfig` with configuration fields of its own and the method `load`. Built-in sources are
+the modules of `fedray.data.sources`, found by the field `source`; a user's own is given by the field `class`.
+"""
 
-from pydantic import Field
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
-from fedray.config.clients import Precision
-from fedray.config.section import Fraction, PositiveInt, Section
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from fedray.config.registry import Registry
+from fedray.config.section import PositiveInt, Section
+from fedray.errors import DataError, choices, nearest
+from fedray.types import SPLITS, Split, Task
 
 
-class ModelConfig(Section):
-    path: str
-    """Hub id, local folder, `package:NAME` (the folder with a config.json inside an installed Python package), or
-    `random` (weights drawn from the seed, architecture from `config`)."""
-    config: dict[str, Any] = Field(default_factory=dict)
-    """For `random`: a transformers configuration (`model_type` and its fields). Otherwise: overrides of its fields."""
-    tokenizer: str | None = None
-    """Hub id, local folder, `package:NAME`, or `bytes` (one token per UTF-8 byte). Default: the model's own."""
-    revision: str | None = None
-    """Git revision on the hub."""
-    dtype: Precision = "float32"
-    """Type of the frozen base weights; adapters are always float32. A tier may have its own (`precision`)."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with a hub model. Off unless you know its author."""
+@dataclass(frozen=True)
+class RawRows:
+    """Unchecked rows that share a file, a split and a task.
+
+    Attributes:
+        where: name in messages: a path, or what stands for one.
+        columns: value of every row by name of the column, all of the same length; None where a row lacks it.
+        split: part of the data to which the rows belong.
+        file: natural client for the partition `by_file`.
+        task: name of the task for the partitions `distinct_task` and `mixed_task`.
+        rows: number of every row in messages; default 1, 2, 3, ...
+        unit: what is counted by `rows`, for example `line`.
+    """
+
+    where: str
+    columns: Mapping[str, Sequence[Any]]
+    split: Split = "train"
+    file: str = "all"
+    task: str = "all"
+    rows: Sequence[int] | None = None
+    unit: str = "row"
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            wrong = f"{self.split!r}{nearest(self.split, SPLITS)}"
+            raise DataError(f"{self.where}: unknown split {wrong}; allowed: {choices(SPLITS)}")
+        for name, values in self.columns.items():
+            if len(values) != len(self):
+                first = "rows" if self.rows is not None else repr(next(iter(self.columns)))
+                raise DataError(f"{self.where}: column {name!r} has {len(values)} values, but {first} has {len(self)}")
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.rows is not None else len(next(iter(self.columns.values()), ()))
+
+    def row(self, index: int) -> str:
+        """Return the place of a row, for a message."""
+        return f"{self.where}: {self.unit} {self.rows[index] if self.rows is not None else index + 1}"
+
+    def at(self, index: int, column: str) -> str:
+        """Return the place of a value, for a message."""
+        return f"{self.row(index)}: column {column!r}"
 
 
 class DataConfig(Section):
-    source: Literal["hub", "files", "docstrings", "synthetic"]
-    """Where examples come from."""
-    name: str | None = None
-    """hub: dataset id or local dataset folder."""
-    config: str | None = None
-    """hub: dataset configuration."""
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    """hub: which of its splits serve as train, validation, test. Default: those with these names."""
-    files: dict[str, str | dict[str, str]] = Field(default_factory=dict)
-    """files: {train: PATH, validation: PATH, test: PATH}, or one such mapping (or one path) per task or client:
-    {NAME: {train: PATH, ...}} or {NAME: PATH}. jsonl, JSON array (.json), .csv, .parquet; a path may hold `*`."""
+    """The common fields of all data sources, and their contract."""
+
+    group_column: ClassVar[str | None] = None
+    """Column with the number of the planted group of clients, in sources that plant groups: results are compared with
+    it, nothing is trained on it."""
+
+    source: str | None = None
+    """Name of a built-in source: where examples come from."""
+    class_: str | None = Field(default=None, alias="class")
+    """`module.Class` of a source of your own, instead of `source`."""
     text: str = "text"
     """Column with the (first) text of a classification or regression example."""
     text_pair: str | None = None
@@ -55,37 +90,29 @@ class DataConfig(Section):
     """Keep at most this many examples of a test split that the source itself has, drawn by seed."""
     max_per_class: PositiveInt | None = None
     """Keep at most this many training examples per class, drawn by seed."""
-    libraries: tuple[str, ...] = ()
-    """docstrings: import names of installed libraries, `stdlib` for the standard library. Default: those with most."""
-    max_per_client: PositiveInt | None = 200
-    """docstrings: keep at most this many examples per library, balanced over kinds as far as they exist; null: all."""
-    groups: PositiveInt = 2
-    """synthetic: number of latent groups of clients."""
-    classes: Annotated[int, Field(ge=2)] = 4
-    """synthetic: number of classes."""
-    examples_per_client: PositiveInt = 60
-    """synthetic: examples per client, test and validation included."""
-    conflict: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """synthetic: share of classes whose labels are permuted differently in every latent group (0: no groups at all)."""
     cache_dir: str = "~/.cache/fedray"
     """Where tokenised data is kept, by content."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return SOURCES.named(cls, value)
 
-class PartitionConfig(Section):
-    kind: Literal[
-        "iid", "dirichlet", "shards", "quantity_skew", "by_column", "by_file", "distinct_task", "mixed_task"
-    ] = "iid"
-    """How examples are dealt to clients; each goes to exactly one. by_file also serves `docstrings` (file = library)
-    and `synthetic` (file = planted client)."""
-    alpha: Annotated[float, Field(gt=0)] = 0.3
-    """dirichlet, quantity_skew, mixed_task: concentration; smaller is more skewed."""
-    classes_per_client: PositiveInt = 2
-    """shards: classes that each client holds (at least one of each class's shards)."""
-    column: str | None = None
-    """by_column: the column whose values are the clients. dirichlet, shards: the column to skew on, default label."""
-    min_examples: PositiveInt = 4
-    """Fewest training examples that every client must get."""
-    validation_fraction: Fraction = 0.15
-    """Share of each client's training examples kept for validation where the source has no validation split."""
-    test_fraction: Fraction = 0.25
-    """Share of each client's examples kept for testing where the source has no test split."""
+    @abstractmethod
+    def load(self, task: Task, seed: int, num_clients: int | None) -> Iterable[RawRows]:
+        """Return all rows of the source. Reading columns, checking rows, limits and tokenisation are common to all
+        sources and happen afterwards.
+
+        Args:
+            task: what is learned from the rows.
+            seed: of the experiment; random draws use `fedray.randomness.keyed_rng(seed, purpose, ...)`.
+            num_clients: `clients.count`, for sources that make as many clients as are asked for.
+
+        Raises:
+            DataError: the source cannot be found or read; the message says where and what to change.
+        """
+
+
+SOURCES = Registry("data source", "fedray.data.sources", DataConfig, key="source")  # type: ignore[type-abstract]
+AnySource = Annotated[SerializeAsAny[DataConfig], BeforeValidator(SOURCES.parse)]
+"""A configured source of any class."""

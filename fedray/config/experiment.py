@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedray.config.checkpoint import CheckpointConfig
 from fedray.config.clients import ClientsConfig, TierConfig
-from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
+from fedray.config.data import AnySource
+from fedray.config.model import ModelConfig
+from fedray.config.partition import PARTITIONERS, AnyPartitioner
 from fedray.config.section import PositiveInt, Section, describe
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.errors import choices
@@ -74,8 +76,8 @@ class Config(Section):
     head: Head = "shared"
     """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names."""
     model: ModelConfig
-    data: DataConfig
-    partition: PartitionConfig = PartitionConfig()
+    data: AnySource
+    partition: AnyPartitioner = Field(default_factory=lambda: PARTITIONERS.parse({}))
     clients: ClientsConfig = ClientsConfig()
     lora: LoraSection = LoraSection()
     reft: ReftSection = ReftSection()
@@ -117,14 +119,6 @@ class Config(Section):
             )
         if self.model.path == "random" and self.model.tokenizer is None:
             raise ValueError("model.tokenizer: a random model has none of its own; name one, for example `bytes`")
-        if self.data.source == "hub" and not self.data.name:
-            raise ValueError("data.name: the source `hub` needs the name of a dataset")
-        if self.data.source == "files" and not self.data.files:
-            raise ValueError("data.files: the source `files` needs at least {train: PATH}")
-        if self.partition.kind == "by_column" and not self.partition.column:
-            raise ValueError(
-                "partition.column: the partition `by_column` needs the column whose values are the clients"
-            )
         for name in self.clients.tier_names:
             if self.device == "cuda" and self.clients.tier(name).num_gpus == 0:
                 of_tier = f" (tier {name!r})" if self.clients.tiers else ""

@@ -2,15 +2,15 @@
 
 A registry names a package. Every module in it is an entry: the module `data.sources.files` is the source `files`, and
 its attribute `ENTRY` is the class. So a new entry is a new file, and nothing is imported before it is asked for. A
-user's own
-class comes as `class: module.Class` from any module that can be imported, the current folder included.
+user's own class comes as `class: module.Class` from any module that can be imported, the current folder included.
 """
 
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -31,10 +31,20 @@ class Registry(Generic[Entry]):
         base: class that every entry derives from.
         key: field of the configuration that holds the entry's name.
         others: modules of the package that are no entries.
+        default: name of the entry where the configuration gives neither a name nor a class.
     """
 
-    def __init__(self, kind: str, package: str, base: type[Entry], key: str = "name", others: Collection[str] = ()):
-        self.kind, self.package, self.base, self.key, self._others = kind, package, base, key, frozenset(others)
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        base: type[Entry],
+        key: str = "name",
+        others: Collection[str] = (),
+        default: str | None = None,
+    ):
+        self.kind, self.package, self.base, self.key = kind, package, base, key
+        self._others, self._default = frozenset(others), default
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -57,11 +67,14 @@ class Registry(Generic[Entry]):
         """Return a user's own class, given as `module.Class`.
 
         Raises:
-            ValueError: it cannot be imported, or is not derived from the kind's base class.
+            ValueError: it cannot be imported, is not derived from the kind's base class, or lacks one of its methods.
         """
         cls = import_class(path)
+        base = f"{self.base.__module__}.{self.base.__qualname__}"
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
-            raise ValueError(f"{path} must be a class derived from {self.base.__module__}.{self.base.__qualname__}")
+            raise ValueError(f"{path} must be a class derived from {base}")
+        if inspect.isabstract(cls):
+            raise ValueError(f"{path} must have the methods of {base}; missing: {choices(sorted(_abstract(cls)))}")
         return cls
 
     def select(self, value: Any) -> type[Entry]:
@@ -76,13 +89,23 @@ class Registry(Generic[Entry]):
             raise ValueError(f"expected either `{self.key}` (built in) or `class` (module.Class of your own), got both")
         if path is not None:
             return self.find_class(str(path))
+        name = self._default if name is None else name
         return self.base if name is None else self.find(str(name))
+
+    def named(self, cls: type[Any], fields: Any) -> Any:
+        """Return the fields of a section of class `cls` with the name, or the `class`, by which `select` finds it: for
+        sections that are made in Python."""
+        if not isinstance(fields, Mapping) or any(fields.get(key) for key in (self.key, "class", "class_")):
+            return fields
+        package, _, module = cls.__module__.rpartition(".")
+        built_in = package == self.package
+        return {**fields, **({self.key: module} if built_in else {"class": f"{cls.__module__}.{cls.__qualname__}"})}
 
     def parse(self, value: Any) -> Any:
         """Return the checked section that a value of the configuration describes: a mapping as for `select`, the name
         of an entry without further fields, or a section, which is returned as it is.
 
-        Fields that belong to other built-in entries are ignored, so that one file serves all of them.
+        Fields that belong to other built-in entries are checked and left out, so that one file serves all of them.
 
         Raises:
             Mistakes: a field is unknown, missing, or out of range.
@@ -91,22 +114,73 @@ class Registry(Generic[Entry]):
             value = {self.key: value}
         if isinstance(value, Section) or not isinstance(value, Mapping):
             return value
-        cls: Any = self.select(value)
-        own = {str(name): entry for name, entry in value.items()}
-        unknown = own.keys() - _field_names(cls)
-        if unknown:
-            foreign = set().union(*(_field_names(self.find(name)) for name in self.names))
-            own = {name: entry for name, entry in own.items() if name not in unknown & foreign}
+        cls = self._selected(value)
+        given = {str(name): entry for name, entry in value.items()}
+        own = _field_names(cls)
+        mistakes: list[str] = []
+        if rest := [name for name in given if name not in own]:
+            entries = [self.find(name) for name in self.names]
+            foreign = set().union(*map(_field_names, entries)) - own
+            for name in rest:
+                if name in foreign:
+                    mistakes += _mistakes(name, given[name], [cls for cls in entries if name in _field_names(cls)])
+                else:
+                    mistakes.append(self._unknown(name, cls, foreign))
         try:
-            return cls.model_validate(own)
+            section = cls.model_validate({name: entry for name, entry in given.items() if name in own})
         except ValidationError as error:
-            raise Mistakes(describe(error, cls)) from None
+            mistakes = [*describe(error, cls), *mistakes]
+        if mistakes:
+            raise Mistakes(mistakes)
+        return section
+
+    def _selected(self, value: Mapping[str, Any]) -> Any:
+        """Return the class as `select`.
+
+        Raises:
+            Mistakes: there is none; the message begins with the field to change.
+        """
+        field = "class" if value.get("class") or value.get("class_") else self.key
+        try:
+            cls = self.select(value)
+        except ValueError as error:
+            raise Mistakes([f"{field}: {error}"]) from error
+        if cls is self.base and inspect.isabstract(cls):
+            own = "or give the `class` (module.Class) of your own"
+            raise Mistakes([f"{field}: missing; allowed: {choices(self.names)}, {own}"])
+        return cls
+
+    def _unknown(self, name: str, cls: Any, foreign: Collection[str]) -> str:
+        """Return what a message says about an unknown field."""
+        own = sorted(field.alias or name for name, field in cls.model_fields.items())
+        others = f"; with another `{self.key}`: {choices(sorted(foreign))}" if foreign else ""
+        return f"{name}: unknown key{nearest(name, [*own, *sorted(foreign)])}; allowed: {choices(own)}{others}"
+
+
+def _mistakes(name: str, value: Any, entries: Iterable[Any]) -> list[str]:
+    """Return what is wrong with the value of one field; nothing if it is right for one of the entries."""
+    found: list[str] = []
+    for cls in entries:
+        try:
+            cls.model_validate({name: value})
+            return []
+        except ValidationError as error:
+            mistakes = list(describe(error, cls, field=name))
+        if not mistakes:  # it is other fields that are missing
+            return []
+        found = found or mistakes
+    return found
 
 
 def _field_names(cls: Any) -> set[str]:
     """Return a section's fields by name and by alias."""
     fields = cls.model_fields.items()
     return {name for name, _ in fields} | {field.alias for _, field in fields if field.alias}
+
+
+def _abstract(cls: Any) -> set[str]:
+    """Return the names of the methods that a class lacks."""
+    return set(cls.__abstractmethods__)
 
 
 def import_class(path: str) -> Any:

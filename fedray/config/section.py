@@ -39,9 +39,12 @@ class Mistakes(ValueError):
         super().__init__("; ".join(self.lines))
 
 
-def describe(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """Return one line per mistake in a `root`: where, what came, what is allowed, the nearest valid name."""
+def describe(error: ValidationError, root: type[BaseModel], field: str | None = None) -> Iterator[str]:
+    """Return one line per mistake in a `root`, or in one of its fields alone: where, what came, what is allowed, the
+    nearest valid name."""
     for entry in error.errors():
+        if field is not None and entry["loc"][:1] != (field,):
+            continue
         where = ".".join(str(part) for part in entry["loc"])
         if entry["type"] == "extra_forbidden":
             *parents, key = entry["loc"]

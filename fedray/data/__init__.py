@@ -1,6 +1,2 @@
-"""From a source of examples to one shard of tokenised examples per client."""
-
-from fedray.data.load import load_federated_data
-from fedray.data.shards import FederatedData, Shard
-
-__all__ = ["FederatedData", "Shard", "load_federated_data"]
+"""From a data source to one shard of tokenised examples per client. May import from `fedray.models`,
+`fedray.aggregation`, `fedray.config` and the modules at the top."""

@@ -43,12 +43,20 @@ def batches(
     device: torch.device | str = "cpu",
     left_pad: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches of at most batch_size rows, in the given order of rows (default: the table's).
+    """Yield batches of rows as tensors.
 
-    input_ids, attention_mask and, where the table has them, token_type_ids: int64 [batch, longest].
-    labels: int64 [batch] (classes), float32 [batch] (regression), int64 [batch, longest] with -100 on padding and
-        prompt (causal_lm).
-    left_pad: pad before the tokens instead of after them, for generation.
+    Args:
+        table: a client's tokens, as `Shard` documents them.
+        batch_size: most rows of a batch.
+        pad_token_id: token that fills shorter rows.
+        order: rows in the order of the batches; default that of the table.
+        device: of the tensors.
+        left_pad: pad before the tokens instead of after them, for generation.
+
+    Returns:
+        `input_ids`, `attention_mask` and, where the table has them, `token_type_ids`: int64 [batch, longest].
+        `labels`: int64 [batch] (classes), float32 [batch] (regression), or int64 [batch, longest] with -100 on padding
+        and prompt (causal_lm).
     """
     columns = {name: _column(table[name]) for name in table.column_names if name != "answer"}
     rows = np.arange(table.num_rows) if order is None else order

@@ -1,4 +1,4 @@
-"""Files that other processes see whole or not at all."""
+"""Files that other processes see complete or not at all."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from fedray.errors import DataError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[str]:
-    """Yield the name of a temporary file that becomes `path` if the block succeeds, and vanishes if it does not.
+    """Yield the name of a temporary file that becomes `path` if the block succeeds, and is deleted if it fails.
 
     Raises:
         DataError: the folder cannot be written.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
@@ -13,60 +13,42 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fedray.config import DataConfig
+from fedray.config import DataConfig, RawRows
+from fedray.config.partition import IntArray
 from fedray.errors import DataError, choices, nearest
-from fedray.types import Split, Task
+from fedray.types import Task
 
-IntArray = npt.NDArray[np.int64]
 MIN_CLASSES = 2
-
-
-@dataclass(frozen=True)
-class Block:
-    """Unchecked rows that share a file, a split and a task.
-
-    where: name in messages (a path, or what stands for one).
-    columns: column name -> value of every row; None where a row lacks it.
-    rows: number of every row, counted in `unit`s from 1.
-    """
-
-    where: str
-    split: Split
-    file: str
-    task: str
-    columns: Mapping[str, Sequence[Any]]
-    rows: Sequence[int]
-    unit: str = "line"
-
-    def at(self, index: int, column: str) -> str:
-        """Return where a value stands, for a message."""
-        return f"{self.where}: {self.unit} {self.rows[index]}: column {column!r}"
 
 
 @dataclass(frozen=True)
 class Examples:
     """Checked examples of all clients.
 
-    table: `split`, `file` (natural client), `task` (task name), and `text`, `label` (string: class name; float64:
-        regression), `text_pair` where there is one; or `prompt`, `answer` (causal_lm).
-    columns: the source's own columns, as strings, row by row beside `table`.
-    label_names: class names in the order of their indices, over all splits; empty without classes.
-    latent_group: planted group of every row (synthetic source only).
+    Attributes:
+        task: what is learned from the examples.
+        table: `split`, `file` (natural client), `task` (task name), and `text`, `label` (string: class name; float64:
+            regression), `text_pair` where there is one; or `prompt`, `answer` (causal_lm).
+        columns: the source's own columns as strings, in the same rows as `table`.
+        label_names: class names in the order of their indices, over all splits; empty without classes.
     """
 
     task: Task
     table: pa.Table
     columns: pa.Table
     label_names: tuple[str, ...] = ()
-    latent_group: IntArray | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def take(self, rows: IntArray) -> "Examples":
         """Return the examples in these rows, in this order."""
-        groups = None if self.latent_group is None else self.latent_group[rows]
-        return Examples(self.task, self.table.take(rows), self.columns.take(rows), self.label_names, groups)
+        return Examples(self.task, self.table.take(rows), self.columns.take(rows), self.label_names)
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the source's own columns."""
+        return list(self.columns.column_names)
 
     def field(self, name: str) -> npt.NDArray[np.str_]:
         """Return one column of `table` as an array of strings."""
@@ -98,8 +80,8 @@ def _strings(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
     return np.asarray([str(value) for value in column.to_pylist()], dtype=np.str_)
 
 
-def assemble(blocks: Sequence[Block], data: DataConfig, task: Task) -> Examples:
-    """Check every row of every block and return them as one table.
+def assemble(parts: Sequence[RawRows], data: DataConfig, task: Task) -> Examples:
+    """Check every row of all parts and return them as one table.
 
     Raises:
         DataError: a column is missing, a text is empty, a label is missing or not of its kind, there is no example at
@@ -107,18 +89,18 @@ def assemble(blocks: Sequence[Block], data: DataConfig, task: Task) -> Examples:
     """
     read = _causal if task == "causal_lm" else _labelled
     tables = []
-    for block in blocks:
-        fields = read(block, data, task)
-        size = len(block.rows)
-        same = {"split": block.split, "file": block.file, "task": block.task}
+    for raw in parts:
+        fields = read(raw, data, task)
+        size = len(raw)
+        same = {"split": raw.split, "file": raw.file, "task": raw.task}
         tables.append(pa.table(fields | {name: pa.array([value] * size, pa.string()) for name, value in same.items()}))
     table = pa.concat_tables(tables).combine_chunks() if tables else None
-    sources = choices(dict.fromkeys(block.where for block in blocks))
+    sources = choices(dict.fromkeys(raw.where for raw in parts))
     if table is None or table.num_rows == 0:
         raise DataError(f"no examples in {sources or 'the data'}")
     if "train" not in table["split"].unique().to_pylist():
         raise DataError(f"no training examples in {sources}: name the split that serves as train")
-    return Examples(task, table, _own_columns(blocks), _label_names(table, data, task, sources))
+    return Examples(task, table, _own_columns(parts), _label_names(table, data, task, sources))
 
 
 def parse_template(template: str, setting: str) -> list[tuple[str, str | None]]:
@@ -137,77 +119,77 @@ def parse_template(template: str, setting: str) -> list[tuple[str, str | None]]:
     return [(literal, column) for literal, column, _, _ in parts]
 
 
-def _labelled(block: Block, data: DataConfig, task: Task) -> dict[str, pa.Array]:
-    """Return text, label and, where configured, text_pair of one block."""
-    values = list(enumerate(_column(block, data.label, "data.label")))
+def _labelled(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]:
+    """Return text, label and, where configured, text_pair of these rows."""
+    values = list(enumerate(_column(raw, data.label, "data.label")))
     if task == "regression":
-        labels = pa.array([_number(value, block, row, data.label) for row, value in values], pa.float64())
+        labels = pa.array([_number(value, raw, row, data.label) for row, value in values], pa.float64())
     else:
-        labels = _array([_class_name(value, block, row, data.label) for row, value in values], block, data.label)
-    fields = {"text": _texts(block, data.text, "data.text"), "label": labels}
+        labels = _array([_class_name(value, raw, row, data.label) for row, value in values], raw, data.label)
+    fields = {"text": _texts(raw, data.text, "data.text"), "label": labels}
     if data.text_pair is not None:
-        fields["text_pair"] = _texts(block, data.text_pair, "data.text_pair")
+        fields["text_pair"] = _texts(raw, data.text_pair, "data.text_pair")
     return fields
 
 
-def _causal(block: Block, data: DataConfig, task: Task) -> dict[str, pa.Array]:
-    """Return prompt and answer of one block, with the templates filled in."""
-    prompts = _filled(block, data.prompt, "data.prompt")
-    answers = _filled(block, data.answer, "data.answer")
+def _causal(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]:
+    """Return prompt and answer of these rows, with the templates filled in."""
+    prompts = _filled(raw, data.prompt, "data.prompt")
+    answers = _filled(raw, data.answer, "data.answer")
     for row, answer in enumerate(answers):
         if not answer.strip():
-            raise DataError(f"{block.where}: {block.unit} {block.rows[row]}: the answer {data.answer!r} is empty")
-    return {"prompt": _array(prompts, block, data.prompt), "answer": _array(answers, block, data.answer)}
+            raise DataError(f"{raw.row(row)}: the answer {data.answer!r} is empty")
+    return {"prompt": _array(prompts, raw, data.prompt), "answer": _array(answers, raw, data.answer)}
 
 
-def _filled(block: Block, template: str, setting: str) -> list[str]:
+def _filled(raw: RawRows, template: str, setting: str) -> list[str]:
     parts = parse_template(template, setting)
     pieces: list[Sequence[str]] = []
     for literal, column in parts:
-        pieces.append([literal] * len(block.rows))
+        pieces.append([literal] * len(raw))
         if column is not None:
-            pieces.append([as_text(value) for value in _column(block, column, setting)])
-    return ["".join(row) for row in zip(*pieces, strict=True)] if pieces else [""] * len(block.rows)
+            pieces.append([as_text(value) for value in _column(raw, column, setting)])
+    return ["".join(row) for row in zip(*pieces, strict=True)] if pieces else [""] * len(raw)
 
 
-def _column(block: Block, name: str, setting: str) -> Sequence[Any]:
-    if name not in block.columns and block.rows:
-        known = list(block.columns)
+def _column(raw: RawRows, name: str, setting: str) -> Sequence[Any]:
+    if name not in raw.columns and len(raw):
+        known = list(raw.columns)
         raise DataError(
-            f"{block.where}: no column {name!r} ({setting}){nearest(name, known)}; its columns: {choices(known)}"
+            f"{raw.where}: no column {name!r} ({setting}){nearest(name, known)}; its columns: {choices(known)}"
         )
-    return block.columns.get(name, ())
+    return raw.columns.get(name, ())
 
 
-def _texts(block: Block, column: str, setting: str) -> pa.Array:
-    values = _column(block, column, setting)
+def _texts(raw: RawRows, column: str, setting: str) -> pa.Array:
+    values = _column(raw, column, setting)
     for row, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
             came = "nothing" if value is None else "an empty text" if isinstance(value, str) else repr(value)[:80]
-            raise DataError(f"{block.at(row, column)}: expected a text, got {came}")
-    return _array(values, block, column)
+            raise DataError(f"{raw.at(row, column)}: expected a text, got {came}")
+    return _array(values, raw, column)
 
 
-def _class_name(value: Any, block: Block, row: int, column: str) -> str:
+def _class_name(value: Any, raw: RawRows, row: int, column: str) -> str:
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value) if isinstance(value, float) else value)
     came = "nothing" if value is None or value == "" else repr(value)[:80]
     raise DataError(
-        f"{block.at(row, column)}: expected a class name or a whole number, got {came}; for a split without labels "
+        f"{raw.at(row, column)}: expected a class name or a whole number, got {came}; for a split without labels "
         "name another one, for decimal numbers set `task: regression`"
     )
 
 
-def _number(value: Any, block: Block, row: int, column: str) -> float:
+def _number(value: Any, raw: RawRows, row: int, column: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         came = "nothing" if value is None or value == "" else repr(value)[:80]
-        raise DataError(f"{block.at(row, column)}: expected a finite number (task regression), got {came}")
+        raise DataError(f"{raw.at(row, column)}: expected a finite number (task regression), got {came}")
     return number
 
 
@@ -220,24 +202,24 @@ def as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
 
 
-def _own_columns(blocks: Sequence[Block]) -> pa.Table:
-    """Return the sources' own columns as strings; empty where a block lacks a column."""
-    names = dict.fromkeys(name for block in blocks for name in block.columns)
+def _own_columns(parts: Sequence[RawRows]) -> pa.Table:
+    """Return the source's own columns as strings; empty where a part lacks a column."""
+    names = dict.fromkeys(name for raw in parts for name in raw.columns)
     tables = []
-    for block in blocks:
-        lacking = [None] * len(block.rows)
-        texts = {name: [as_text(value) for value in block.columns.get(name, lacking)] for name in names}
-        tables.append(pa.table({name: _array(values, block, name) for name, values in texts.items()}))
+    for raw in parts:
+        lacking = [None] * len(raw)
+        texts = {name: [as_text(value) for value in raw.columns.get(name, lacking)] for name in names}
+        tables.append(pa.table({name: _array(values, raw, name) for name, values in texts.items()}))
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _array(values: Sequence[str], block: Block, column: str) -> pa.Array:
+def _array(values: Sequence[str], raw: RawRows, column: str) -> pa.Array:
     """Return strings as an Arrow array; JSON may hold half a surrogate pair, which no UTF-8 text can."""
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError as error:
         row = next(row for row, value in enumerate(values) if value == error.object)
-        raise DataError(f"{block.at(row, column)}: not a Unicode text: {error.reason}") from None
+        raise DataError(f"{raw.at(row, column)}: not a Unicode text: {error.reason}") from None
 
 
 def _label_names(table: pa.Table, data: DataConfig, task: Task, sources: str) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
-"""Keeping back some of a client's own training examples where the source has no validation or test split."""
+"""Holdout splits: validation and test examples from a client's own training examples, where the source has none."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from fedray.config import PartitionConfig
-from fedray.data.examples import Examples, IntArray
+from fedray.config.partition import IntArray
+from fedray.data.examples import Examples
 from fedray.types import Split
 
 
@@ -16,16 +17,20 @@ def split_holdout(
     parts: Mapping[Split, IntArray],
     rng: np.random.Generator,
 ) -> dict[Split, IntArray]:
-    """Return a client's training rows and what is carved out of them, each ascending and stratified by class.
+    """Return what remains of a client's training rows, and its holdout splits, each ascending and stratified by class.
 
-    classes: class of every row of the data.
-    parts: rows of every split of the source; only missing ones are carved.
+    Args:
+        train: rows of the client's training examples.
+        classes: class of every row of the data.
+        config: which shares are held out.
+        parts: rows of every split of the source; only missing splits are held out.
+        rng: draws the rows.
     """
-    carved: dict[Split, IntArray] = {"train": train}
+    rows: dict[Split, IntArray] = {"train": train}
     for split, count in _sizes(len(train), config, parts).items():
-        carved[split] = _stratified(carved["train"], classes, count, rng)
-        carved["train"] = np.setdiff1d(carved["train"], carved[split], assume_unique=True)
-    return carved
+        rows[split] = _stratified(rows["train"], classes, count, rng)
+        rows["train"] = np.setdiff1d(rows["train"], rows[split], assume_unique=True)
+    return rows
 
 
 def needed(config: PartitionConfig, parts: Mapping[Split, IntArray]) -> int:

@@ -1,4 +1,4 @@
-"""The whole data floor in one function: from a configuration to one shard of tokenised examples per client."""
+"""All of `fedray.data` in one function: from a configuration to one shard of tokenised examples per client."""
 
 import hashlib
 
@@ -7,10 +7,9 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
-from fedray.data.examples import Examples
+from fedray.data.examples import Examples, assemble
 from fedray.data.partition import Partition, partition
 from fedray.data.shards import FederatedData, Shard
-from fedray.data.sources import load_source
 from fedray.data.subsample import subsample
 from fedray.data.tokenise import tokenise
 from fedray.types import SPLITS, ClientId
@@ -23,8 +22,8 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         DataError: the data does not hold what the configuration says; the message says where and what to change.
     """
     count = config.clients.count
-    source = load_source(config.data, config.task, config.seed, count)
-    examples = subsample(source, config.data, config.seed)
+    raw = config.data.load(config.task, config.seed, count)
+    examples = subsample(assemble(list(raw), config.data, config.task), config.data, config.seed)
     rows = partition(examples, config.partition, count, config.seed)
     tokens = tokenise(examples, tokenizer, config.data)
     shards = {
@@ -37,7 +36,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         label_names=examples.label_names,
         pad_token_id=int(tokenizer.pad_token_id),
         vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
-        latent_group=_latent_groups(examples, rows),
+        latent_group=_latent_groups(examples, config.data.group_column, rows),
         fingerprint=_fingerprint(examples, rows),
     )
 
@@ -47,11 +46,12 @@ def _rows(tokens: pa.Table, rows: np.ndarray) -> pa.Table:
     return tokens.take(rows).combine_chunks().replace_schema_metadata(None)
 
 
-def _latent_groups(examples: Examples, rows: Partition) -> dict[ClientId, int]:
+def _latent_groups(examples: Examples, column: str | None, rows: Partition) -> dict[ClientId, int]:
     """Return each client's planted group; none at all if a client holds examples of several."""
-    if examples.latent_group is None:
+    if column is None:
         return {}
-    groups = {client: np.unique(examples.latent_group[splits["train"]]) for client, splits in rows.items()}
+    values = examples.values(column)
+    groups = {client: np.unique(values[splits["train"]]) for client, splits in rows.items()}
     return {k: int(g[0]) for k, g in groups.items()} if all(len(g) == 1 for g in groups.values()) else {}
 
 

@@ -1,4 +1,4 @@
-"""Files and hub datasets to blocks of rows. Every mistake in a file is reported with its line or row."""
+"""Files to raw rows: JSON lines, JSON, CSV and Parquet. Every mistake is reported with its line or row."""
 
 import csv
 import io
@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedray.config import DataConfig
-from fedray.data.examples import Block
-from fedray.errors import DataError, choices, nearest
-from fedray.types import SPLITS, Split
+from fedray.config import RawRows
+from fedray.errors import DataError, choices
+from fedray.types import Split
 
 Columns = dict[str, Sequence[Any]]
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
@@ -21,8 +20,14 @@ LARGEST = 10_000_000_000
 """Bytes of a file, and of what a Parquet file says that it unpacks to: all of it is read into memory."""
 
 
-def read_file(path: Path, split: Split, file: str, task: str) -> Block:
+def read_file(path: Path, split: Split, file: str, task: str) -> RawRows:
     """Read one jsonl, JSON, CSV or Parquet file.
+
+    Args:
+        path: the file; its suffix says which kind it is.
+        split: to which its rows belong.
+        file: natural client of its rows.
+        task: name of the task of its rows.
 
     Raises:
         DataError: the file is missing, of another kind, too large, not UTF-8 or malformed.
@@ -37,10 +42,10 @@ def read_file(path: Path, split: Split, file: str, task: str) -> Block:
         columns, rows = _csv(text, str(path))
     elif suffix == ".json" and text.lstrip().startswith("["):
         columns, rows = _json_array(text, str(path))
-        return Block(str(path), split, file, task, columns, rows, unit="row")
+        return RawRows(str(path), columns, split, file, task, rows)
     else:
         columns, rows = _json_lines(text, str(path))
-    return Block(str(path), split, file, task, columns, rows)
+    return RawRows(str(path), columns, split, file, task, rows, unit="line")
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -119,7 +124,7 @@ def _columns(records: list[Any], rows: list[int], where: str, unit: str) -> Colu
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def _parquet(path: Path, split: Split, file: str, task: str) -> Block:
+def _parquet(path: Path, split: Split, file: str, task: str) -> RawRows:
     try:
         _check_size(path, path.stat().st_size)
         with pq.ParquetFile(path) as opened:
@@ -131,49 +136,4 @@ def _parquet(path: Path, split: Split, file: str, task: str) -> Block:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a valid Parquet file: {error}") from None
-    return Block(str(path), split, file, task, columns, range(1, table.num_rows + 1), unit="row")
-
-
-def read_hub(data: DataConfig) -> list[Block]:
-    """Read a dataset of the hub, or a local dataset folder; its code is never run.
-
-    Raises:
-        DataError: it cannot be reached or found, or lacks a split.
-    """
-    import datasets  # a second of imports that other sources do not need
-
-    name = data.name or ""
-    folder = Path(name).expanduser()
-    try:
-        if any((folder / marker).exists() for marker in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(str(folder))
-        else:
-            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, data.config)
-    except Exception as error:  # datasets, huggingface_hub, fsspec and pyarrow each raise their own kinds
-        raise DataError(
-            f"data.name: the dataset {name!r} could not be loaded: {' '.join(str(error).split())}. Without a "
-            "connection to the hub, name a local dataset folder, use `source: files`, or set HF_HOME to a folder into "
-            "which it was downloaded before"
-        ) from error
-    available = dict(found) if isinstance(found, dict) else {"train": found}
-    wanted = data.splits or {split: split for split in SPLITS if split in available}
-    if "train" not in wanted:
-        raise DataError(f"data.splits: name the split of {name!r} that serves as train; it has: {choices(available)}")
-    return [_hub_block(data, split, theirs, available) for split, theirs in wanted.items()]
-
-
-def _hub_block(data: DataConfig, split: Split, theirs: str, available: dict[str, Any]) -> Block:
-    name = data.name or ""
-    if theirs not in available:
-        raise DataError(
-            f"data.splits.{split}: {name!r} has no split {theirs!r}{nearest(theirs, available)}; "
-            f"it has: {choices(available)}"
-        )
-    dataset = available[theirs]
-    columns: Columns = dataset.with_format("arrow")[:].to_pydict()
-    for column, feature in dataset.features.items():
-        if hasattr(feature, "int2str"):
-            # The hub's convention for a split without labels is class -1.
-            columns[column] = [feature.int2str(v) if v is not None and v >= 0 else None for v in columns[column]]
-    task = data.config or Path(name).name
-    return Block(f"{name}, split {theirs}", split, task, task, columns, range(1, dataset.num_rows + 1), unit="row")
+    return RawRows(str(path), columns, split, file, task, range(1, table.num_rows + 1))

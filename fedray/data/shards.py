@@ -1,4 +1,4 @@
-"""What the data floor hands to the rest: one shard of tokenised examples per client."""
+"""What the other packages get from `fedray.data`: one shard of tokenised examples per client."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ class Shard:
 class ShardPack:
     """Some clients' shards as one table per split: sent and read as a whole, in the time of one shard.
 
-    rows: where each client's begin and end.
+    Attributes:
+        tables: the rows of all clients, by split.
+        rows: where each client's rows begin and end.
     """
 
     tables: Mapping[Split, pa.Table]
@@ -62,11 +64,14 @@ class ShardPack:
 class FederatedData:
     """Every client's shard, and what all share.
 
-    label_names: class names in the order of their indices; empty for regression and causal_lm.
-    pad_token_id: token that fills a batch's shorter examples.
-    vocab_size: number of tokens of the tokenizer.
-    latent_group: planted group of each client (synthetic source only), for checking cluster recovery.
-    fingerprint: SHA-256 of the examples' content and their assignment to clients and splits.
+    Attributes:
+        task: what is learned from the examples.
+        shards: of all clients.
+        label_names: class names in the order of their indices; empty for regression and causal_lm.
+        pad_token_id: token that fills a batch's shorter examples.
+        vocab_size: number of tokens of the tokenizer.
+        latent_group: planted group of each client (sources with a `group_column`), for checking cluster recovery.
+        fingerprint: SHA-256 of the examples' content and their assignment to clients and splits.
     """
 
     task: Task

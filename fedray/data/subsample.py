@@ -3,7 +3,8 @@
 import numpy as np
 
 from fedray.config import DataConfig
-from fedray.data.examples import Examples, IntArray
+from fedray.config.partition import IntArray
+from fedray.data.examples import Examples
 from fedray.errors import DataError, choices
 from fedray.randomness import keyed_rng
 

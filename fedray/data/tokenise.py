@@ -1,4 +1,4 @@
-"""Examples to tokens, once: the result is kept as an Arrow file under a name that is a digest of all that went in."""
+"""Examples to tokens, once: the result is kept as an Arrow file, named by a digest of everything that decides it."""
 
 import hashlib
 import json
@@ -22,7 +22,8 @@ from fedray.types import IGNORED
 FORMAT = "1"
 """Changes whenever the same input would give other tokens or another file."""
 CHECKSUM = b"crc32"
-CHUNK = 4096
+ROWS_PER_CALL = 4096
+"""Texts that the tokenizer gets at once."""
 TOKENS = pa.list_(pa.int32())
 Ids = Sequence[int]
 
@@ -30,10 +31,10 @@ Ids = Sequence[int]
 def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> pa.Table:
     """Return the examples' tokens, row by row, with the columns that `Shard` documents.
 
-    Texts beyond max_length are cut at the end. causal_lm: prompt, answer and end-of-text token; where they are too
-    long the prompt loses its start, down to a quarter of max_length, then the answer its end (and the end-of-text
-    token, which would teach the model to stop there). A prompt without tokens becomes one end-of-text token, so that
-    there is something to continue from.
+    Texts longer than max_length are cut at the end. causal_lm: prompt, answer and end-of-text token. If they are too
+    long, the prompt is cut at its start, down to a quarter of max_length. Then the answer is cut at its end, together
+    with the end-of-text token, which would teach the model to stop there. A prompt without tokens becomes one
+    end-of-text token, because the model needs something to continue.
 
     Raises:
         DataError: the cache folder cannot be written, or a text has no tokens at all.
@@ -58,8 +59,8 @@ def _labels(examples: Examples) -> pa.Array:
 
 def _tokenised(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
     encode = _encode_causal if examples.task == "causal_lm" else _encode_texts
-    chunks = [examples.table.slice(start, CHUNK) for start in range(0, len(examples), CHUNK)]
-    table = pa.concat_tables(encode(chunk, tokenizer, max_length) for chunk in chunks).combine_chunks()
+    parts = [examples.table.slice(start, ROWS_PER_CALL) for start in range(0, len(examples), ROWS_PER_CALL)]
+    table = pa.concat_tables(encode(part, tokenizer, max_length) for part in parts).combine_chunks()
     lengths = np.diff(table["input_ids"].chunk(0).offsets.to_numpy())
     if not lengths.all():
         row = int(np.argmin(lengths))
@@ -154,9 +155,9 @@ def _checksum(table: pa.Table) -> bytes:
     """Return the CRC-32 of all values and row lengths."""
     crc = 0
     for column in table.columns:
-        for chunk in column.chunks:
-            crc = zlib.crc32(np.diff(chunk.offsets.to_numpy()).tobytes(), crc)
-            crc = zlib.crc32(chunk.flatten().to_numpy().data, crc)
+        for array in column.chunks:
+            crc = zlib.crc32(np.diff(array.offsets.to_numpy()).tobytes(), crc)
+            crc = zlib.crc32(array.flatten().to_numpy().data, crc)
     return str(crc).encode()
 
 

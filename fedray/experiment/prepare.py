@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedray.config import Config, MethodConfig, ModelConfig
-from fedray.data import load_federated_data
+from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED, check_metric

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from small_config import SMALLEST
 
 from fedray.config import Config, MethodSections, Section, dump_yaml, load_config, parse_yaml, to_mapping
+from fedray.config.data import SOURCES
+from fedray.config.partition import PARTITIONERS
 
 # Text that YAML or fedray's loader could take for something else than text.
 TREACHEROUS = st.sampled_from(
@@ -87,6 +89,17 @@ TIERS = st.sampled_from([(8,), (4, 4), (1, 7), (2, 2, 4)]).flatmap(
         lambda names: {name: {"share": share / 8} for name, share in zip(names, eighths, strict=True)}
     )
 )
+DATA = st.one_of(
+    some(text=TEXT, prompt=TEXT, libraries=st.lists(TEXT, max_size=2)).map({"source": "docstrings"}.__or__),
+    some(config=TEXT, splits=some(train=TEXT, test=TEXT)).map({"source": "hub", "name": "x"}.__or__),
+    some(groups=COUNT, conflict=FRACTION, max_length=st.integers(4, 10**6)).map({"source": "synthetic"}.__or__),
+)
+PARTITION = st.one_of(
+    some(test_fraction=FRACTION),
+    some(alpha=NUMBER, column=st.none() | TEXT, test_fraction=FRACTION).map({"kind": "dirichlet"}.__or__),
+    some(classes_per_client=COUNT, min_examples=COUNT).map({"kind": "shards"}.__or__),
+    TEXT.filter(bool).map(lambda column: {"kind": "by_column", "column": column}),
+)
 CLIENTS = st.integers(1, 1000).flatmap(
     lambda count: some(
         count=st.just(count),
@@ -112,8 +125,8 @@ def mappings(draw: st.DrawFn) -> dict[str, Any]:
         name=WORD,
         seed=st.integers(0, 2**63),
         task=st.sampled_from(tasks),
-        data=some(name=TEXT, prompt=TEXT, libraries=st.lists(TEXT, max_size=2)).map({"source": "docstrings"}.__or__),
-        partition=some(alpha=NUMBER, column=st.none() | TEXT, test_fraction=FRACTION),
+        data=DATA,
+        partition=PARTITION,
         clients=CLIENTS,
         lora=LORA,
         reft=REFT,
@@ -214,15 +227,23 @@ def test_sections_of_a_method_override_the_common_ones() -> None:
     assert (common.head, common.lora, common.reft, common.train) == ("local", config.lora, config.reft, config.train)
 
 
+def _derived(cls: type[Section]) -> list[type[Section]]:
+    """Return the class's subclasses, and theirs."""
+    return [derived for child in cls.__subclasses__() for derived in (child, *_derived(child))]
+
+
 def test_every_plain_field_is_documented() -> None:
     """The texts under the fields are their documentation; a new field without one fails here."""
-    pairs = [(section, name) for section in Section.__subclasses__() for name in section.model_fields]
+    for registry in (SOURCES, PARTITIONERS):
+        assert all(issubclass(registry.find(name), Section) for name in registry.names)
+    sections = [section for section in _derived(Section) if section.__module__.startswith("fedray.")]
+    pairs = [(section, name) for section in sections for name in section.model_fields]
     documented = {f"{section.__name__}.{name}" for section, name in pairs if section.model_fields[name].description}
-    sections = {"checkpoint", "model", "data", "partition", "clients", "lora", "reft", "train", "evaluation"}
+    of_sections = {"checkpoint", "model", "data", "partition", "clients", "lora", "reft", "train", "evaluation"}
     expected = {
         f"{section.__name__}.{name}"
         for section, name in pairs
-        if section is not MethodSections and (section is not Config or name not in sections)
+        if section is not MethodSections and (section is not Config or name not in of_sections)
     }
     assert expected - documented == set()
 

@@ -1,4 +1,4 @@
-"""Small examples and configurations that the data floor's tests share."""
+"""Small examples and configurations that the tests of `fedray.data` share."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from fedray.config import Config, DataConfig, load_config
-from fedray.data.examples import Block, Examples, assemble
+from fedray.config import Config, RawRows, load_config
+from fedray.data.examples import Examples, assemble
+from fedray.data.sources.files import Files
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def configure(tmp_path: Path) -> Callable[..., Config]:
 def labelled() -> Callable[..., Examples]:
     """Return a function that makes classified examples from labels: row i is `text i`, or `text i of KIND`.
 
-    Every block is (split, file, task, labels).
+    Every part is (split, file, task, labels).
     """
 
-    def make(*blocks: tuple[Any, str, str, Sequence[str]]) -> Examples:
+    def make(*parts: tuple[Any, str, str, Sequence[str]]) -> Examples:
         made = []
-        for number, (split, file, task, labels) in enumerate(blocks):
+        for number, (split, file, task, labels) in enumerate(parts):
             columns = {"text": [f"text {number}.{i}" for i in range(len(labels))], "label": list(labels)}
-            made.append(Block(f"block {number}", split, file, task, columns, range(1, len(labels) + 1)))
-        return assemble(made, DataConfig(source="files", files={"train": "-"}), "classification")
+            made.append(RawRows(f"part {number}", columns, split, file, task))
+        return assemble(made, Files(files={"train": "-"}), "classification")
 
     return make

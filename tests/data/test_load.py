@@ -1,4 +1,4 @@
-"""The whole floor: from a configuration to one shard per client, on generated and on real text."""
+"""All of `fedray.data`: from a configuration to one shard per client, on generated and on real text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
-from fedray.data import FederatedData, load_federated_data
+from fedray.data.load import load_federated_data
+from fedray.data.shards import FederatedData
 from fedray.models.tokenizer import byte_tokenizer
 from fedray.types import SPLITS
 
@@ -80,7 +81,7 @@ def files(folder: Path, **splits: str) -> dict[str, str]:
 
 ADAPTERS = ("ARC-Challenge", "ARC-Easy", "boolq", "openbookqa")
 REAL: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    # name: data, other sections, partition, what must come out (training examples before carving, labels, clients)
+    # name: data, other sections, partition, what must come out (train: before holdout splits)
     "clinc150": (
         lambda at: {
             "files": files(at / "clinc150", train="train.jsonl", validation="val.jsonl", test="test.jsonl"),

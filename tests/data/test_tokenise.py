@@ -9,8 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 import fedray.data.tokenise as module
-from fedray.config import DataConfig, ModelConfig
-from fedray.data.examples import Block, Examples, assemble
+from fedray.config import DataConfig, ModelConfig, RawRows
+from fedray.data.examples import Examples, assemble
+from fedray.data.sources.files import Files
 from fedray.data.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.tokenizer import byte_tokenizer, load_tokenizer
@@ -25,14 +26,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def config(folder: Path, **settings: Any) -> DataConfig:
-    return DataConfig.model_validate(
-        {"source": "files", "files": {"train": "-"}, "cache_dir": str(folder), "max_length": 12} | settings
-    )
+    return Files.model_validate({"files": {"train": "-"}, "cache_dir": str(folder), "max_length": 12} | settings)
 
 
 def examples(data: DataConfig, task: Task, **columns: list[Any]) -> Examples:
-    rows = len(next(iter(columns.values())))
-    return assemble([Block("here", "train", "f", "t", columns, range(1, rows + 1))], data, task)
+    return assemble([RawRows("here", columns, "train", "f", "t")], data, task)
 
 
 def test_texts_are_cut_at_the_end_and_labels_are_indices(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -180,7 +178,7 @@ def test_a_cache_folder_that_cannot_be_written_names_its_setting(
 def test_more_rows_than_one_chunk_keep_their_order(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "ROWS_PER_CALL", 3)
     data = config(tmp_path)
     texts = [str(number) for number in range(10)]
     table = tokenise(examples(data, "classification", text=texts, label=list("ab" * 5)), tokenizer, data)

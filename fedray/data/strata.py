@@ -1,35 +1,56 @@
-"""Dealing examples to clients by a matrix: how much of every stratum each client gets.
-
-A stratum is a class, a task, or simply everything. A plan's `shares` [clients, strata] say which part of each stratum
-goes to which client; integer counts are drawn from them, repaired where a client has too little, and then filled.
-"""
-
-from dataclasses import dataclass
+"""Arithmetic of strata: the stratum of every example, and whole numbers of examples from shares of strata."""
 
 import numpy as np
 import numpy.typing as npt
 
-from fedray.data.examples import IntArray
+from fedray.config.partition import NOBODY, ExampleColumns, FloatArray, IntArray
+from fedray.errors import DataError, choices
 
-FloatArray = npt.NDArray[np.float64]
+REGRESSION_BINS = 5
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One way of dealing.
+def strata_of(values: np.ndarray, train: IntArray) -> tuple[IntArray, np.ndarray]:
+    """Return strata by the values of a column.
 
-    strata: stratum of every example, -1 for examples that nobody gets.
-    shares: [clients, strata]; every column adds up to 1.
-    free: whether a client may be given a few examples of a stratum in which its share is 0, to reach a minimum.
+    Args:
+        values: [examples], the value of every example.
+        train: rows of the training examples.
+
+    Returns:
+        The stratum of every example, NOBODY where no training example has its value; and the value of every stratum,
+        sorted.
     """
+    known = np.unique(values[train])
+    found = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.where(known[found] == values, found, NOBODY), known
 
-    strata: IntArray
-    shares: FloatArray
-    free: bool
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Return which client may hold which stratum: [clients, strata]."""
-        return np.ones_like(self.shares, dtype=bool) if self.free else self.shares > 0
+def skewed_values(examples: ExampleColumns, column: str | None, name: str) -> np.ndarray:
+    """Return the values that a label skew is about: the given column, the class, or the label's fifth (regression).
+
+    Args:
+        examples: of all splits.
+        column: name of a column; None: the label.
+        name: the partitioner, for messages.
+
+    Raises:
+        DataError: no such column, or neither a column nor a label.
+    """
+    if column is not None:
+        return examples.values(column)
+    if examples.task == "regression":
+        labels = examples.field("label").astype(np.float64)
+        edges = np.quantile(labels, np.linspace(0, 1, REGRESSION_BINS + 1)[1:-1])
+        fifths: np.ndarray = np.digitize(labels, edges)
+        return fifths
+    if examples.task == "classification":
+        return examples.field("label")
+    if "label" in examples.column_names:
+        return examples.values("label")
+    raise DataError(
+        f"partition.column: the partition `{name}` needs the column to skew on; the data has: "
+        f"{choices(examples.column_names)}"
+    )
 
 
 def apportion(shares: FloatArray, sizes: IntArray, rng: np.random.Generator) -> IntArray:
@@ -47,7 +68,13 @@ def repair(counts: IntArray, minimum: int, shares: FloatArray, allowed: npt.NDAr
     """Return counts in which poor clients got examples from the largest ones, up to `minimum` each where possible.
 
     An example comes from the stratum in which the poor client has the largest share, among those the donor can give.
-    Nobody is made poor by giving, and nobody receives a stratum that it is not allowed.
+    A donor keeps at least `minimum` examples, and no client receives a stratum that it is not allowed.
+
+    Args:
+        counts: int [clients, strata].
+        minimum: fewest examples of a client.
+        shares: [clients, strata].
+        allowed: bool [clients, strata], which client may hold which stratum.
     """
     counts = counts.copy()
     totals = counts.sum(axis=1)
@@ -68,27 +95,14 @@ def repair(counts: IntArray, minimum: int, shares: FloatArray, allowed: npt.NDAr
 
 
 def fill(counts: IntArray, strata: IntArray, rng: np.random.Generator) -> IntArray:
-    """Return the owner of every example (-1: nobody), drawn so that client k owns counts[k, c] of stratum c."""
-    owner = np.full(len(strata), -1, dtype=np.int64)
+    """Return the owner of every example, NOBODY where there is none, drawn so that client k owns counts[k, c] examples
+    of stratum c."""
+    owner = np.full(len(strata), NOBODY, dtype=np.int64)
     clients = np.arange(len(counts))
     for stratum in range(counts.shape[1]):
         rows = np.flatnonzero(strata == stratum)
         owner[rng.permutation(rows)] = np.repeat(clients, counts[:, stratum])
     return owner
-
-
-def holders(rows_per_stratum: IntArray, num_clients: int, each: int, rng: np.random.Generator) -> FloatArray:
-    """Return shares in which every client holds `each` different strata and every stratum has a holder.
-
-    A client takes the strata with most rows per holder; each is divided evenly among its holders. Needs
-    each <= strata <= clients · each.
-    """
-    held = np.zeros((num_clients, len(rows_per_stratum)), dtype=bool)
-    for client in range(num_clients):
-        count = held.sum(axis=0)
-        rank = np.lexsort((rng.random(len(count)), -rows_per_stratum / (count + 1), count > 0))
-        held[client, rank[:each]] = True
-    return columns_of(held.astype(np.float64))
 
 
 def columns_of(weights: FloatArray) -> FloatArray:

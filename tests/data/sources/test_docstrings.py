@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedray.data import docstrings
-from fedray.data.docstrings import prose, read_docstrings
+from fedray.data.sources import docstrings
+from fedray.data.sources.docstrings import prose, read_docstrings
 from fedray.errors import DataError
 
 MODULE = '''"""What this module is all about, in a sentence."""
@@ -51,7 +51,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read(names: list[str], limit: int | None, cache: Path) -> list[tuple[str, str, str]]:
     """Return (library, kind, text)."""
-    columns = [block.columns for block in read_docstrings(names, limit, cache)]
+    columns = [raw.columns for raw in read_docstrings(names, limit, cache)]
     return [row for c in columns for row in zip(c["library"], c["kind"], c["text"], strict=True)]
 
 
@@ -132,7 +132,7 @@ def test_default_libraries_are_the_installed_ones_with_most_source(
         )
     monkeypatch.setattr(docstrings, "installed_packages", lambda: ["little", "much", "some_library"])
     monkeypatch.setattr(docstrings, "DEFAULT_LIBRARIES", 2)
-    assert [block.file for block in read_docstrings([], 4, tmp_path)] == ["much", "some_library"]
+    assert [raw.file for raw in read_docstrings([], 4, tmp_path)] == ["much", "some_library"]
 
 
 @pytest.mark.parametrize(

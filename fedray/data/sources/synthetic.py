@@ -1,4 +1,4 @@
-"""Generated texts with planted groups of clients, for checking that clustering finds what is there.
+"""`synthetic`: generated texts with planted groups of clients, for checking that clustering finds what is there.
 
 A text is a handful of its topic's words among words that every topic uses. In group 0 class c is topic c. In group g
 the labels of a share `conflict` of the topics are shifted cyclically by g among themselves, so that between any two
@@ -6,14 +6,17 @@ groups every one of those topics has two different labels: no single model can s
 """
 
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from fedray.config import DataConfig
-from fedray.data.examples import Block
-from fedray.data.plans import numbered
+from fedray.config import DataConfig, RawRows
+from fedray.config.section import PositiveInt
+from fedray.data.client_names import numbered
 from fedray.errors import DataError
 from fedray.randomness import keyed_rng
+from fedray.types import Task
 
 GROUP = "latent_group"
 TOPIC_WORDS = 6
@@ -36,28 +39,42 @@ TOPICS = {
 }
 
 
-def generate(data: DataConfig, num_clients: int | None, seed: int) -> list[Block]:
-    """Return one block of `examples_per_client` rows per client; groups have equally many clients, up to one.
+class Synthetic(DataConfig):
+    """Planted clients of equal size; groups have equally many clients, up to one."""
 
-    Columns: text and prompt (the same), label and answer (the same, a topic's name), topic, latent_group.
+    group_column: ClassVar[str | None] = GROUP
 
-    Raises:
-        DataError: no number of clients, or more groups than the conflicting classes can tell apart.
-    """
-    if num_clients is None:
-        raise DataError("clients.count: the source `synthetic` plants clients; say how many")
-    names, words = _topics(data.classes, seed)
-    labels = _labels(data, seed)
-    groups = keyed_rng(seed, "latent groups").permutation(num_clients) % data.groups
-    return [
-        _client(name, int(group), names, words, labels[group], data, seed)
-        for name, group in zip(numbered(num_clients), groups, strict=True)
-    ]
+    groups: PositiveInt = 2
+    """Number of latent groups of clients."""
+    classes: Annotated[int, Field(ge=2)] = 4
+    """Number of classes."""
+    examples_per_client: PositiveInt = 60
+    """Examples per client, test and validation included."""
+    conflict: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of classes whose labels are permuted differently in every latent group (0: no groups at all)."""
+
+    def load(self, task: Task, seed: int, num_clients: int | None) -> list[RawRows]:
+        """Return `examples_per_client` rows per client.
+
+        Columns: text and prompt (the same), label and answer (the same, a topic's name), topic, latent_group.
+
+        Raises:
+            DataError: no number of clients, or more groups than the conflicting classes can tell apart.
+        """
+        if num_clients is None:
+            raise DataError("clients.count: the source `synthetic` plants clients; say how many")
+        names, words = _topics(self.classes, seed)
+        labels = _labels(self, seed)
+        groups = keyed_rng(seed, "latent groups").permutation(num_clients) % self.groups
+        return [
+            _client(name, int(group), names, words, labels[group], self, seed)
+            for name, group in zip(numbered(num_clients), groups, strict=True)
+        ]
 
 
 def _client(
-    name: str, group: int, names: list[str], words: list[list[str]], labels: Sequence[int], data: DataConfig, seed: int
-) -> Block:
+    name: str, group: int, names: list[str], words: list[list[str]], labels: Sequence[int], data: Synthetic, seed: int
+) -> RawRows:
     rng = keyed_rng(seed, "synthetic client", name)
     size = data.examples_per_client
     # Every class equally often, up to one: skew between clients is the groups' alone.
@@ -72,7 +89,7 @@ def _client(
         "topic": [names[topic] for topic in topics],
         GROUP: [group] * size,
     }
-    return Block("synthetic", "train", name, "synthetic", columns, range(1, size + 1), unit="row")
+    return RawRows("synthetic", columns, "train", name, "synthetic")
 
 
 def _text(words: list[str], rng: np.random.Generator) -> str:
@@ -80,7 +97,7 @@ def _text(words: list[str], rng: np.random.Generator) -> str:
     return " ".join(picked[i] for i in rng.permutation(len(picked)))
 
 
-def _labels(data: DataConfig, seed: int) -> list[list[int]]:
+def _labels(data: Synthetic, seed: int) -> list[list[int]]:
     """Return the class of every topic, per group: [groups][topics]."""
     conflicting = round(data.conflict * data.classes)
     if data.groups > 1 and 0 < conflicting < data.groups:
@@ -106,3 +123,6 @@ def _topics(classes: int, seed: int) -> tuple[list[str], list[list[str]]]:
     for number in range(len(topics), classes):
         topics[f"topic {number}"] = ["".join(rng.choice(syllables, 3)) for _ in range(15)]
     return list(topics), list(topics.values())
+
+
+ENTRY = Synthetic

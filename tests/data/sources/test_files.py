@@ -1,4 +1,4 @@
-"""Reading: every format, every kind of mistake with its place, and generated examples."""
+"""Files: every format, every kind of mistake with its place, and what common columns and templates make of rows."""
 
 import json
 from collections import Counter
@@ -6,29 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedray.config import Config, DataConfig
-from fedray.data.examples import Examples
-from fedray.data.sources import load_source
-from fedray.data.subsample import subsample
-from fedray.data.synthetic import COMMON
+from fedray.data.examples import Examples, assemble
+from fedray.data.sources.files import Files
 from fedray.errors import DataError
 from fedray.types import Task
 
 ROWS = [{"text": "one, two", "label": "a"}, {"text": 'say "hi"\nthere', "label": "b"}, {"text": "é", "label": "a"}]
 
 
-def files(entries: dict[str, Any], **settings: Any) -> DataConfig:
-    return DataConfig.model_validate({"source": "files", "files": entries} | settings)
-
-
 def load(entries: dict[str, Any], task: Task = "classification", **settings: Any) -> Examples:
-    return load_source(files(entries, **settings), task, 0)
+    data = Files.model_validate({"files": entries} | settings)
+    return assemble(list(data.load(task, 0, None)), data, task)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:
@@ -110,6 +102,8 @@ def test_regression_labels_are_numbers_and_pairs_have_two_texts(tmp_path: Path) 
 
 
 GOOD = lines(*ROWS)
+
+
 BAD_FILES: list[tuple[str, str | bytes, Task, dict[str, Any], list[str]]] = [
     ("x.jsonl", GOOD + "\n{oops\n", "classification", {}, ["x.jsonl: line 5: not valid JSON"]),
     ("x.jsonl", GOOD + "[1]\n", "classification", {}, ["x.jsonl: line 4: expected an object", "list"]),
@@ -171,147 +165,3 @@ def test_mistakes_in_the_mapping_of_files_are_located(tmp_path: Path, entries: A
     with pytest.raises(DataError) as caught:
         load(filled)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
-
-
-# Hub datasets, from a folder written here.
-
-
-@pytest.fixture(scope="module")
-def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    splits = {"train": [0, 1, 1], "dev": [1, 0], "hidden": [-1]}
-    made = {
-        name: datasets.Dataset.from_dict(
-            {"text": [f"{name} {i}" for i in range(len(labels))], "label": labels}, features
-        )
-        for name, labels in splits.items()
-    }
-    folder = tmp_path_factory.mktemp("hub") / "answers"
-    datasets.DatasetDict(made).save_to_disk(str(folder))
-    return folder
-
-
-def hub(folder: Path | str, **splits: str) -> Examples:
-    return load_source(DataConfig(source="hub", name=str(folder), splits=splits), "classification", 0)  # type: ignore[arg-type]
-
-
-def test_a_local_dataset_folder_with_named_splits_and_classes(hub_folder: Path) -> None:
-    examples = hub(hub_folder, train="train", test="dev")
-    assert examples.table["label"].to_pylist() == ["no", "yes", "yes", "yes", "no"]
-    assert examples.field("split").tolist() == ["train"] * 3 + ["test"] * 2
-    assert set(examples.field("file")) == {"answers"}
-    assert len(hub(hub_folder)) == 3
-
-
-@pytest.mark.parametrize(
-    ("splits", "parts"),
-    [
-        ({"train": "trian"}, ["data.splits.train", "did you mean 'train'", "train, dev, hidden"]),
-        ({"test": "dev"}, ["data.splits", "serves as train"]),
-        ({"train": "train", "test": "hidden"}, ["split hidden: row 1: column 'label'", "got nothing"]),
-    ],
-)
-def test_mistakes_about_a_dataset_are_located(hub_folder: Path, splits: dict[str, str], parts: list[str]) -> None:
-    with pytest.raises(DataError) as caught:
-        hub(hub_folder, **splits)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
-
-
-def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object) -> None:
-        raise ConnectionError("Couldn't reach 'glue' on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"data\.name: the dataset 'glue'.*Couldn't reach.*source: files.*HF_HOME"):
-        hub("glue")
-
-
-# Subsampling.
-
-
-def test_limits_keep_what_they_say_by_seed_and_not_by_order(labelled: Callable[..., Examples]) -> None:
-    examples = labelled(("train", "f", "t", list("aaaabbbbbc")), ("test", "f", "t", list("abcabc")))
-
-    def kept(of: Examples, seed: int, **limits: int) -> Examples:
-        return subsample(of, files({"train": "-"}, **limits), seed)
-
-    per_class = kept(examples, 0, max_per_class=3)
-    train = per_class.field("split") == "train"
-    assert Counter(per_class.field("label")[train]) == {"a": 3, "b": 3, "c": 1}
-    both = kept(examples, 0, max_per_class=3, max_examples=5, max_test_examples=2)
-    assert Counter(both.field("split")) == {"train": 5, "test": 2}
-    assert both.label_names == ("a", "b", "c")
-    shuffled = examples.take(np.random.default_rng(0).permutation(len(examples)))
-    assert set(kept(shuffled, 0, max_examples=4).field("text")) == set(kept(examples, 0, max_examples=4).field("text"))
-    assert set(kept(examples, 1, max_examples=4).field("text")) != set(kept(examples, 0, max_examples=4).field("text"))
-
-
-def test_max_per_class_needs_classes(tmp_path: Path) -> None:
-    path = write(tmp_path, "x.jsonl", lines({"prompt": "p", "answer": "a"}))
-    config = files({"train": path}, max_per_class=3)
-    with pytest.raises(DataError, match="max_per_class: there are no classes"):
-        subsample(load_source(config, "causal_lm", 0), config, 0)
-
-
-# Generated examples.
-
-
-def synthetic(clients: int | None = 6, **settings: Any) -> Examples:
-    config = DataConfig.model_validate({"source": "synthetic", "examples_per_client": 40} | settings)
-    return load_source(config, "classification", 1, clients)
-
-
-def rules(examples: Examples) -> dict[int, dict[str, str]]:
-    """Return the label of every topic, per group; every (group, topic) must have one."""
-    assert examples.latent_group is not None
-    found: dict[int, dict[str, str]] = {}
-    rows = zip(examples.latent_group.tolist(), examples.values("topic"), examples.field("label"), strict=True)
-    for group, topic, label in rows:
-        assert found.setdefault(group, {}).setdefault(str(topic), str(label)) == label
-    return found
-
-
-def test_groups_disagree_on_exactly_the_conflicting_classes() -> None:
-    first, second, third = rules(synthetic(groups=3, classes=8, conflict=0.5)).values()
-    for one, other in ((first, second), (second, third), (first, third)):
-        assert sum(one[topic] != other[topic] for topic in one) == 4
-    assert sorted(first.values()) == sorted(second.values())
-
-
-def test_without_conflict_all_groups_have_the_same_rule() -> None:
-    first, second = rules(synthetic(groups=2, conflict=0)).values()
-    assert first == second
-
-
-def test_clients_are_dealt_evenly_to_groups_and_classes() -> None:
-    examples = synthetic(clients=7, groups=2, classes=4)
-    assert examples.latent_group is not None
-    client_groups = {str(f): int(g) for f, g in zip(examples.field("file"), examples.latent_group, strict=True)}
-    assert sorted(Counter(client_groups.values()).values()) == [3, 4]
-    assert set(Counter(zip(examples.field("file"), examples.values("topic"), strict=True)).values()) == {10}
-
-
-def test_topics_share_no_words_also_when_made_up() -> None:
-    """Twelve topics are English; the words of the thirteenth and fourteenth are made of three syllables."""
-    examples = synthetic(classes=14)
-    words: dict[str, set[str]] = {}
-    for topic, text in zip(examples.values("topic"), examples.field("text"), strict=True):
-        words.setdefault(str(topic), set()).update(set(str(text).split()) - set(COMMON.split()))
-    own = Counter(word for topic in words.values() for word in topic)
-    assert len(words) == 14
-    assert set(own.values()) == {1}
-    assert min(map(len, words.values())) >= 10
-
-
-def test_more_groups_than_conflicting_classes_and_unknown_numbers_are_refused() -> None:
-    with pytest.raises(DataError, match="data.groups: 3 groups .* got 2"):
-        synthetic(groups=3, classes=4, conflict=0.5)
-    with pytest.raises(DataError, match=r"clients\.count"):
-        synthetic(clients=None)
-
-
-def test_generated_text_serves_causal_models(configure: Callable[..., Config]) -> None:
-    config = configure({"source": "synthetic"}, task="causal_lm")
-    examples = load_source(config.data, "causal_lm", 0, 2)
-    assert set(examples.table["answer"].to_pylist()) == {"animals", "music", "food", "sport"}
-    assert examples.table["prompt"].to_pylist() == examples.values("text").tolist()

@@ -1,8 +1,9 @@
-"""Docstrings of installed libraries: real English that every installation has, with a natural client per library.
+"""`docstrings`: docstrings of installed libraries, real English that every installation has.
 
-The task is to tell from the prose what is documented: a class, a function, a method or a module. Source files are
-parsed, never imported. Signatures, parameter sections and doctests are left out, and so is the object's name.
-A library's files are read in the order of a hash of their path, until there are enough docstrings of every kind.
+The task is to tell from the prose what is documented: a class, a function, a method or a module. Every library is a
+natural client. Source files are parsed, never imported. Signatures, parameter sections and doctests are left out, and
+so is the object's name. A library's files are read in the order of a hash of their path, until there are enough
+docstrings of every kind.
 """
 
 import ast
@@ -18,10 +19,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from fedray.config import DataConfig, RawRows
+from fedray.config.section import PositiveInt
 from fedray.data.cache import replacing
-from fedray.data.examples import Block
 from fedray.errors import DataError, nearest
 from fedray.models.paths import find_package, installed_packages
+from fedray.types import Task
 
 KINDS = ("class", "function", "method", "module")
 STDLIB = "stdlib"
@@ -61,11 +64,25 @@ _SECTION = re.compile(
 _SIGNATURE = re.compile(r"^\s*[\w.]+\(.*\)(\s*->.*)?$")
 
 
-def read_docstrings(libraries: Sequence[str], max_per_library: int | None, cache_dir: Path) -> list[Block]:
-    """Return one block per library with the columns text, label and kind (the same), library. No text occurs twice.
+class Docstrings(DataConfig):
+    """Every library is a natural client and a task."""
 
-    libraries: import names, or `stdlib`; none given: the installed ones with most Python source.
-    cache_dir: what was read is kept there until a source file changes.
+    libraries: tuple[str, ...] = ()
+    """Import names of installed libraries, `stdlib` for the standard library. Default: those with most source."""
+    max_per_client: PositiveInt | None = 200
+    """Keep at most this many examples per library, balanced over kinds as far as they exist; null: all."""
+
+    def load(self, task: Task, seed: int, num_clients: int | None) -> list[RawRows]:
+        return read_docstrings(self.libraries, self.max_per_client, Path(self.cache_dir).expanduser())
+
+
+def read_docstrings(libraries: Sequence[str], max_per_library: int | None, cache_dir: Path) -> list[RawRows]:
+    """Return the rows of every library: text, label and kind (the same), library. No text occurs twice.
+
+    Args:
+        libraries: import names, or `stdlib`; none given: the installed ones with most Python source.
+        max_per_library: most rows of a library; None: all.
+        cache_dir: what was read is kept there until a source file changes.
 
     Raises:
         DataError: a library is not installed, has no Python source, or is named twice.
@@ -75,15 +92,14 @@ def read_docstrings(libraries: Sequence[str], max_per_library: int | None, cache
         if names.count(name) > 1:
             raise DataError(f"data.libraries: {name!r} occurs {names.count(name)} times")
     seen: set[str] = set()
-    blocks = []
+    found = []
     for name in names:
         examples = [(text, kind) for text, kind in _kept(name, max_per_library, cache_dir) if text not in seen]
         seen.update(text for text, _ in examples)
         texts, kinds = [text for text, _ in examples], [kind for _, kind in examples]
         columns = {"text": texts, "label": kinds, "kind": kinds, "library": [name] * len(texts)}
-        rows = range(1, len(texts) + 1)
-        blocks.append(Block(f"docstrings of {name}", "train", name, name, columns, rows, unit="docstring"))
-    return blocks
+        found.append(RawRows(f"docstrings of {name}", columns, "train", name, name, unit="docstring"))
+    return found
 
 
 def _kept(name: str, limit: int | None, cache_dir: Path) -> list[tuple[str, str]]:
@@ -217,7 +233,7 @@ def _source_files(name: str) -> dict[str, os.stat_result]:
 
 
 def _roots(name: str) -> list[str]:
-    """Return where a library lies: its folders, or its one file."""
+    """Return the location of a library: its folders, or its one file."""
     if name == STDLIB:
         return [sysconfig.get_path("stdlib")]
     spec = find_package(name)
@@ -227,7 +243,7 @@ def _roots(name: str) -> list[str]:
             f"data.libraries: no library {name!r} is installed here{nearest(name, known)}; "
             "give import names, for example torch, or `stdlib`"
         )
-    # Of a module that is imported already they are what somebody made of them: Paths have been seen.
+    # An imported module may have changed its own search locations; some put Paths there.
     return [os.fspath(place) for place in spec.submodule_search_locations or [spec.origin or ""]]
 
 
@@ -251,3 +267,6 @@ def _largest() -> list[str]:
         if spec is not None and spec.submodule_search_locations:
             sizes[name] = sum(os.stat(path).st_size for root in _roots(name) for _, path in _walk(root))
     return sorted(sorted(sizes, key=lambda name: (-sizes[name], name))[:DEFAULT_LIBRARIES])
+
+
+ENTRY = Docstrings

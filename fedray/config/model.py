@@ -1,0 +1,24 @@
+"""The section `model`: what is fine-tuned."""
+
+from typing import Any
+
+from pydantic import Field
+
+from fedray.config.clients import Precision
+from fedray.config.section import Section
+
+
+class ModelConfig(Section):
+    path: str
+    """Hub id, local folder, `package:NAME` (the folder with a config.json inside an installed Python package), or
+    `random` (weights drawn from the seed, architecture from `config`)."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """For `random`: a transformers configuration (`model_type` and its fields). Otherwise: overrides of its fields."""
+    tokenizer: str | None = None
+    """Hub id, local folder, `package:NAME`, or `bytes` (one token per UTF-8 byte). Default: the model's own."""
+    revision: str | None = None
+    """Git revision on the hub."""
+    dtype: Precision = "float32"
+    """Type of the frozen base weights; adapters are always float32. A tier may have its own (`precision`)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model. Off unless you know its author."""

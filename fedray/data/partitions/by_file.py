@@ -1,0 +1,17 @@
+"""`by_file`: every file is a client; a library of the source `docstrings`, a planted client of `synthetic`."""
+
+import numpy as np
+
+from fedray.config.partition import ExampleColumns, IntArray, NaturalClients, PartitionConfig
+
+
+class ByFile(PartitionConfig):
+    """The files are the clients."""
+
+    def assign(
+        self, examples: ExampleColumns, train: IntArray, num_clients: int | None, rng: np.random.Generator
+    ) -> NaturalClients:
+        return NaturalClients(examples.field("file"), "the files")
+
+
+ENTRY = ByFile

@@ -1,0 +1,78 @@
+"""`files`: files of the kinds that `fedray.data.readers` reads, by split, and by task or client."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from fedray.config import DataConfig, RawRows
+from fedray.data.readers import read_file
+from fedray.errors import DataError, choices, nearest
+from fedray.types import SPLITS, Split, Task
+
+
+class Files(DataConfig):
+    """Every named entry, or every file of a pattern, is a natural client and a task."""
+
+    files: dict[str, str | dict[str, str]] = Field(default_factory=dict)
+    """{train: PATH, validation: PATH, test: PATH}, or one such mapping (or one path) per task or client:
+    {NAME: {train: PATH, ...}} or {NAME: PATH}. jsonl, JSON array (.json), .csv, .parquet; a path may hold `*`."""
+
+    @model_validator(mode="after")
+    def _has_files(self) -> Self:
+        if not self.files:
+            raise ValueError("files: the source `files` needs at least {train: PATH}")
+        return self
+
+    def load(self, task: Task, seed: int, num_clients: int | None) -> Iterator[RawRows]:
+        # With a `train` among them the keys are splits; a misspelt one must not become a client.
+        if isinstance(self.files.get("train"), str):
+            _check_splits(self.files, "data.files")
+        for name, entry in self.files.items():
+            where = f"data.files.{name}"
+            if isinstance(entry, dict):
+                _check_splits(entry, where)
+                if "train" not in entry:
+                    raise DataError(f"{where}: names no file for train")
+                for split in SPLITS:
+                    if split in entry:
+                        yield from _read_pattern(entry[split], split, name, f"{where}.{split}")
+            elif name in SPLITS:
+                yield from _read_pattern(entry, name, None, where)
+            else:
+                yield from _read_pattern(entry, "train", name, where)
+
+
+def _check_splits(names: Iterable[str], where: str) -> None:
+    for name in names:
+        if name not in SPLITS:
+            raise DataError(f"{where}: unknown split {name!r}{nearest(name, SPLITS)}; allowed: {choices(SPLITS)}")
+
+
+def _read_pattern(pattern: str, split: Split, name: str | None, where: str) -> Iterator[RawRows]:
+    """Yield the files of a path that may hold `*`; without a given name each is named after itself."""
+    path = Path(pattern).expanduser()
+    paths = sorted(Path(found) for found in glob.glob(str(path))) if "*" in pattern else [path]
+    if not paths:
+        raise DataError(f"{where}: no file matches {pattern!r} from {Path.cwd()}")
+    for found, own_name in zip(paths, _names(paths), strict=True):
+        if not found.is_file():
+            siblings = [entry.name for entry in found.parent.iterdir()] if found.parent.is_dir() else []
+            raise DataError(
+                f"{where}: no such file: {found}{nearest(found.name, siblings)}; relative paths start from {Path.cwd()}"
+            )
+        file = own_name if name is None else name
+        yield read_file(found, split, file, file)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Return a name for every file: its stem, or its folder's name where stems repeat (boolq/train.json)."""
+    for names in ([path.stem for path in paths], [path.parent.name for path in paths]):
+        if len(set(names)) == len(paths):
+            return names
+    return [path.with_suffix("").as_posix() for path in paths]
+
+
+ENTRY = Files

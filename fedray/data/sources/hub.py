@@ -1,0 +1,75 @@
+"""`hub`: a dataset of the Hugging Face hub, or a local dataset folder; its code is never run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedray.config import DataConfig, RawRows
+from fedray.errors import DataError, choices, nearest
+from fedray.types import SPLITS, Split, Task
+
+
+class Hub(DataConfig):
+    """One dataset: it is one task, and its name is the only natural client."""
+
+    name: str | None = None
+    """Dataset id or local dataset folder."""
+    config: str | None = None
+    """Dataset configuration."""
+    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
+    """Which of its splits serve as train, validation, test. Default: those with these names."""
+
+    @model_validator(mode="after")
+    def _has_name(self) -> Self:
+        if not self.name:
+            raise ValueError("name: the source `hub` needs the name of a dataset")
+        return self
+
+    def load(self, task: Task, seed: int, num_clients: int | None) -> list[RawRows]:
+        name = self.name or ""
+        available = self._open(name)
+        wanted = self.splits or {split: split for split in SPLITS if split in available}
+        if "train" not in wanted:
+            raise DataError(
+                f"data.splits: name the split of {name!r} that serves as train; it has: {choices(available)}"
+            )
+        return [self._split(split, theirs, available) for split, theirs in wanted.items()]
+
+    def _open(self, name: str) -> dict[str, Any]:
+        """Return the dataset's splits by their own names."""
+        import datasets  # a second of imports that other sources do not need
+
+        folder = Path(name).expanduser()
+        try:
+            if any((folder / marker).exists() for marker in ("dataset_dict.json", "state.json")):
+                found = datasets.load_from_disk(str(folder))
+            else:
+                found = datasets.load_dataset(str(folder) if folder.is_dir() else name, self.config)
+        except Exception as error:  # datasets, huggingface_hub, fsspec and pyarrow each raise their own kinds
+            raise DataError(
+                f"data.name: the dataset {name!r} could not be loaded: {' '.join(str(error).split())}. Without a "
+                "connection to the hub, name a local dataset folder, use `source: files`, or set HF_HOME to a folder "
+                "into which it was downloaded before"
+            ) from error
+        return dict(found) if isinstance(found, dict) else {"train": found}
+
+    def _split(self, split: Split, theirs: str, available: dict[str, Any]) -> RawRows:
+        name = self.name or ""
+        if theirs not in available:
+            raise DataError(
+                f"data.splits.{split}: {name!r} has no split {theirs!r}{nearest(theirs, available)}; "
+                f"it has: {choices(available)}"
+            )
+        dataset = available[theirs]
+        columns: dict[str, Sequence[Any]] = dataset.with_format("arrow")[:].to_pydict()
+        for column, feature in dataset.features.items():
+            if hasattr(feature, "int2str"):
+                # The hub's convention for a split without labels is class -1.
+                columns[column] = [feature.int2str(v) if v is not None and v >= 0 else None for v in columns[column]]
+        task = self.config or Path(name).name
+        return RawRows(f"{name}, split {theirs}", columns, split, task, task, range(1, dataset.num_rows + 1))
+
+
+ENTRY = Hub
