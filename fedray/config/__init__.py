@@ -9,6 +9,7 @@ from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierC
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
 from fedray.config.experiment import Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
+from fedray.config.metric import Metric
 from fedray.config.section import Section, describe
 from fedray.config.sweep import SweepConfig
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
@@ -24,6 +25,7 @@ __all__ = [
     "LoraSection",
     "MethodConfig",
     "MethodSections",
+    "Metric",
     "ModelConfig",
     "OffloadConfig",
     "PartitionConfig",

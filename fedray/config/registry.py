@@ -78,6 +78,16 @@ class Registry(Generic[Entry]):
             return self.find_class(str(path))
         return self.base if name is None else self.find(str(name))
 
+    def to_plain(self, section: Section) -> Any:
+        """Return the value of the configuration that `parse` reads back to an equal section: the name of a built-in
+        entry without fields, or a mapping with its name or class and all fields."""
+        fields = section.model_dump(mode="json", by_alias=True)
+        module, name = type(section).__module__, type(section).__qualname__
+        if module.rpartition(".")[0] != self.package:
+            return {"class": f"{module}.{name}", **fields}
+        entry = module.rpartition(".")[2]
+        return {self.key: entry, **fields} if fields else entry
+
     def parse(self, value: Any) -> Any:
         """Return the checked section that a value of the configuration describes: a mapping as for `select`, the name
         of an entry without further fields, or a section, which is returned as it is.

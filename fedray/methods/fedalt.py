@@ -10,7 +10,7 @@ where tiers hold LoRAs of different rank, a component is averaged over those who
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import nn
@@ -19,13 +19,13 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora, draw_mixer
 from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
+from fedray.aggregation.rule import RULES, Rule, rule_among
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
-from fedray.methods import heads
-from fedray.methods.all_but_me import RuleName, all_but_me, rule
-from fedray.methods.capacity import gather, own_layout, scatter
-from fedray.methods.options import needs
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.parts import heads
+from fedray.methods.parts.all_but_me import all_but_me
+from fedray.methods.parts.capacity import gather, own_layout, scatter
+from fedray.methods.protocol import Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
 
@@ -59,7 +59,7 @@ class Individual:
 
 @state_type("fedalt.Client", "fedray.methods.fedalt.Own")
 @dataclass(frozen=True)
-class Own:
+class ClientState:
     """Client state: individual LoRA, mixer G (None unless adaptive), and the head if it is private."""
 
     lora: Vector
@@ -77,7 +77,7 @@ class FedAlt:
 
     lora: LoraSection
     head: Head = "shared"
-    rest: RuleName = "mean"
+    rest: Annotated[str | Rule, rule_among("mean", "geometric_median", "trimmed_mean")] = "mean"
     trim: float = 0.2
     mixer: Literal["adaptive", "fixed", "none"] = "adaptive"
     alpha: float = 0.5
@@ -103,26 +103,32 @@ class FedAlt:
         own = {client.id: own_layout(layout, client) for client in clients}
         return Server(layout, own, {}, heads.initial(self.head, initial.head())[0])
 
-    def init_client(self, initial: Initial, client: Client) -> Own:
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
         lora, mixer = initial.vectors["lora"], initial.vectors.get("mixer")
         if self.a_init == "independent":
             lora = draw_lora(initial.layouts["lora"], initial.seed, "init", client.id)
             if mixer is not None:
                 mixer = draw_mixer(initial.layouts["mixer"], initial.seed, "init", client.id)
-        return Own(lora, mixer, heads.initial(self.head, initial.head())[1])
+        return ClientState(lora, mixer, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
         latest = {id: scatter(server.layout, server.own[id], lora) for id, lora in server.latest.items()}
-        rest = all_but_me(latest, [client.id for client in cohort], rule(self.rest, trim=self.trim))
+        rest = all_but_me(latest, [client.id for client in cohort], self._rule())
         return {client.id: RestOfWorld(self._held(server, client, rest[client.id]), server.head) for client in cohort}
+
+    def _rule(self) -> Rule:
+        if isinstance(self.rest, Rule):
+            return self.rest
+        rule: Rule = RULES.parse({"name": self.rest, "trim": self.trim})
+        return rule
 
     def _held(self, server: Server, client: Client, rest: Vector | None) -> Vector | None:
         """Return what the client can hold of its rest of world, zero where nobody else holds anything."""
         return None if rest is None else np.nan_to_num(gather(server.layout, server.own[client.id], rest))
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: RestOfWorld, local: Local
-    ) -> tuple[Individual, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: RestOfWorld, local: Local
+    ) -> tuple[Individual, ClientState]:
         adapter.load("lora", client_state.lora)
         if client_state.mixer is not None:
             adapter.load("mixer", client_state.mixer)
@@ -133,10 +139,13 @@ class FedAlt:
         head_up, head_own = heads.read(self.head, adapter)
         lora = adapter.read("lora")
         mixer = None if client_state.mixer is None else adapter.read("mixer")
-        return Individual(lora, head_up), Own(lora, mixer, head_own)
+        return Individual(lora, head_up), ClientState(lora, mixer, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[Individual]]) -> tuple[Server, Metrics]:
         latest = {**server.latest, **{update.client.id: update.payload.lora for update in updates}}
         sent = [update.payload.head for update in updates]
         head = heads.average(server.head, sent, [update.num_examples for update in updates])
         return replace(server, latest=latest, head=head), {}
+
+
+ENTRY = FedAlt

@@ -44,12 +44,11 @@ from fedray.aggregation.masks import Mask, energy, random_rows, top_rows
 from fedray.aggregation.means import weighted_mean
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
-from fedray.methods import heads
-from fedray.methods.capacity import own_layout
-from fedray.methods.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
-from fedray.methods.options import needs
-from fedray.methods.protocol import Initial, Local, Metrics, Update
-from fedray.methods.wire import Wire, WireType, decode, encode
+from fedray.methods.parts import heads
+from fedray.methods.parts.capacity import own_layout
+from fedray.methods.parts.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
+from fedray.methods.parts.wire import Wire, WireType, decode, encode
+from fedray.methods.protocol import Initial, Local, Metrics, Update, needs
 from fedray.randomness import keyed_seed
 from fedray.types import Client, ClientId, Vector, state_type
 
@@ -70,7 +69,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ClusterMixture:
     """Downlink. rest: Σ_j π_kj ΔW_j as factors of rank downlink_rank (None in round 0, where it is zero);
     head: Σ_j π_kj head_j; memberships: π_k, [J]."""
 
@@ -91,7 +90,7 @@ class MaskedUpdate:
 
 @state_type("fedhft.Client", "fedray.methods.fedhft.Own")
 @dataclass(frozen=True)
-class Own:
+class ClientState:
     """Client state. previous: the factors of its last update, only where timing `pre` needs them; head: if private."""
 
     previous: Vector | None
@@ -169,11 +168,11 @@ class FedHft:
             features={},
         )
 
-    def init_client(self, initial: Initial, client: Client) -> Own:
-        return Own(None, heads.initial(self.head, initial.head())[1])
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        return ClientState(None, heads.initial(self.head, initial.head())[1])
 
-    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, Mixture]:
-        made: dict[tuple[bytes, int], Mixture] = {}
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, ClusterMixture]:
+        made: dict[tuple[bytes, int], ClusterMixture] = {}
         received = {}
         for client in cohort:
             pi = server.memberships[client.id]
@@ -183,7 +182,7 @@ class FedHft:
             received[client.id] = made[pi.tobytes(), rank]
         return received
 
-    def _mixture(self, server: Server, pi: Vector, rank: int) -> Mixture:
+    def _mixture(self, server: Server, pi: Vector, rank: int) -> ClusterMixture:
         rest = None
         if server.server_round:
             mixed = [
@@ -194,11 +193,11 @@ class FedHft:
         head = None
         if server.heads:
             head = encode(np.einsum("j,jd->d", pi, np.stack(server.heads)).astype(np.float32), self.wire)
-        return Mixture(rest, head, pi)
+        return ClusterMixture(rest, head, pi)
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: Mixture, local: Local
-    ) -> tuple[MaskedUpdate, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: ClusterMixture, local: Local
+    ) -> tuple[MaskedUpdate, ClientState]:
         layout, rest_layout = adapter.whole_layout("lora"), adapter.layout("rest")
         rest = np.zeros(rest_layout.size, np.float32) if downlink.rest is None else decode(downlink.rest)
         fresh = draw_lora(layout, local.seed)
@@ -227,7 +226,7 @@ class FedHft:
         uplink = MaskedUpdate(
             encode(kept, self.wire), pack_masks(masks), None if head_up is None else encode(head_up, self.wire)
         )
-        return uplink, Own(join(receive(layout, kept, masks)) if self.timing == "pre" else None, head_own)
+        return uplink, ClientState(join(receive(layout, kept, masks)) if self.timing == "pre" else None, head_own)
 
     def _masks_before(
         self, targets: tuple[str, ...], downlink: Delta, previous: Delta, local: Local
@@ -346,3 +345,6 @@ def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:
     if len(heads) == len(features):
         return centre_gram(gram_of(np.stack(heads)))
     return centre_gram(gram([feature for feature in features if not isinstance(feature, np.ndarray)]))
+
+
+ENTRY = FedHft

@@ -12,7 +12,7 @@ against global per client). Beyond the paper: `align: procrustes` removes LoReFT
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,14 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout, Part
 from fedray.adapters.reft import attach_reft
 from fedray.aggregation.geometric_median import Weiszfeld
+from fedray.aggregation.rule import RULES, Rule, rule_among
 from fedray.aggregation.stiefel import procrustes_rotation
 from fedray.config import Head, ReftSection
 from fedray.errors import ConfigError, TrainingError
-from fedray.methods import heads
-from fedray.methods.all_but_me import Rule, all_but_me, rule
-from fedray.methods.capacity import gather, own_layout, scatter
-from fedray.methods.options import needs
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.parts import heads
+from fedray.methods.parts.all_but_me import all_but_me
+from fedray.methods.parts.capacity import gather, own_layout, scatter
+from fedray.methods.protocol import Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
 
@@ -65,7 +65,7 @@ class SharedPart:
 
 @state_type("fedreft.Client", "fedray.methods.fedreft.Own")
 @dataclass(frozen=True)
-class Own:
+class ClientState:
     """Client state: the whole φ_k, and the head if it is private."""
 
     phi: Vector
@@ -82,7 +82,7 @@ class FedReft:
 
     reft: ReftSection
     head: Head = "shared"
-    aggregate: Literal["geometric_median", "mean"] = "geometric_median"
+    aggregate: Annotated[str | Rule, rule_among("geometric_median", "mean")] = "geometric_median"
     granularity: Literal["all", "layer"] = "all"
     mixing: Literal["adaptive", "fixed"] = "adaptive"
     lam: float = 0.5
@@ -99,7 +99,7 @@ class FedReft:
             raise ConfigError(f"fedreft: lam and candidates must lie in [0, 1] and not be empty, got {outside}")
         needs(self, "lam", self.mixing == "fixed", "mixing: fixed")
         needs(self, "candidates", self.mixing == "adaptive", "mixing: adaptive")
-        self._weiszfeld()  # which checks its numbers
+        Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)  # checks the numbers
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = attach_reft(model, self.reft)
@@ -114,8 +114,8 @@ class FedReft:
         phi = initial.vectors["reft"][self._shared(initial.layouts["reft"])]
         return Server(layout, own, phi, {}, heads.initial(self.head, initial.head())[0])
 
-    def init_client(self, initial: Initial, client: Client) -> Own:
-        return Own(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        return ClientState(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, AllButMe]:
         wanted = [client.id for client in cohort]
@@ -130,8 +130,8 @@ class FedReft:
         return None if others is None else gather(server.layout, server.own[id], others)
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local
-    ) -> tuple[SharedPart, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: AllButMe, local: Local
+    ) -> tuple[SharedPart, ClientState]:
         shared = self._shared(adapter.layout("reft"))
         heads.load(self.head, adapter, downlink.head, client_state.head)
         phi, lam = client_state.phi, 0.0
@@ -143,7 +143,7 @@ class FedReft:
         local.train()
         head_up, head_own = heads.read(self.head, adapter)
         phi = adapter.read("reft")
-        return SharedPart(phi[shared], head_up), Own(phi, head_own)
+        return SharedPart(phi[shared], head_up), ClientState(phi, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[SharedPart]]) -> tuple[Server, Metrics]:
         latest = {**server.latest, **{update.client.id: update.payload.phi for update in updates}}
@@ -197,10 +197,11 @@ class FedReft:
         return ranges
 
     def _rule(self) -> Rule:
-        return rule(self.aggregate, self._weiszfeld())
-
-    def _weiszfeld(self) -> Weiszfeld:
-        return Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)
+        if isinstance(self.aggregate, Rule):
+            return self.aggregate
+        options = {name: getattr(self, name) for name in ("smoothing", "tolerance", "max_iterations")}
+        rule: Rule = RULES.parse({"name": self.aggregate, **options})
+        return rule
 
     def _aligned(self, server: Server, me: ClientId) -> Vector | None:
         """Return φ_{-k} after rotating every other φ_j to its best fit with φ_k, at first the initial φ."""
@@ -242,3 +243,6 @@ def align(layout: Layout, phi: Vector, reference: Vector) -> Vector:
 def _stack(parts: tuple[Vector, ...]) -> Vector:
     """Return R, W, b side by side: [r, 2d + 1]."""
     return np.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+
+
+ENTRY = FedReft

@@ -5,7 +5,7 @@ A method is a frozen dataclass whose fields are its hyperparameters. It may also
 It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
 
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
-with that tier's sections, and the server's functions on the whole one: `fedray.methods.capacity` translates.
+with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` translates.
 
 The smallest method, which federates how many examples the clients have and trains nothing:
 
@@ -48,6 +48,7 @@ The smallest method, which federates how many examples the clients have and trai
             return Total(server.examples + sum(update.payload.examples for update in updates)), {}
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
@@ -172,6 +173,24 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
 
 
 AnyMethod = FederatedMethod[Any, Any, Any, Any]
+
+
+def needs(method: Any, option: str, condition: bool, remedy: str) -> None:
+    """Refuse a hyperparameter that was changed and would silently do nothing.
+
+    Args:
+        method: the dataclass.
+        option: name of the hyperparameter.
+        condition: whether it has an effect.
+        remedy: the setting that gives it one.
+
+    Raises:
+        ConfigError: it is not at its default, and has no effect.
+    """
+    (default,) = (field.default for field in dataclasses.fields(method) if field.name == option)
+    if not condition and getattr(method, option) != default:
+        name = type(method).__name__.lower()
+        raise ConfigError(f"{name}.{option}: has no effect without {remedy}; set that, or leave {option} out")
 
 
 def averages(method: AnyMethod) -> Averages | None:

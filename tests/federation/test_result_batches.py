@@ -16,7 +16,7 @@ from fedray.errors import TrainingError
 from fedray.federation.failures import TaskFailure
 from fedray.federation.result_batches import Given, ResultBatch, ResultBatcher, state_files
 from fedray.federation.worker import ClientTask, Keep, Outcome, WorkerSetup
-from fedray.methods.fedavg import OwnHead, Shared
+from fedray.methods.fedavg import ClientState, GlobalAdapter
 from fedray.methods.protocol import Update
 from fedray.storage.paths import StoragePath
 from fedray.training.trainer import ClientReport
@@ -42,11 +42,11 @@ class Plays:
         for assignment, state in zip(group, states, strict=True):
             client = assignment.client
             self.seen += (state,)
-            payload = Shared(SENT[client.index], None) if self.sent is None else self.sent
+            payload = GlobalAdapter(SENT[client.index], None) if self.sent is None else self.sent
             report = ClientReport(client.id, 0, client.num_examples, 1, 0.0, 0.0, None, None, {})
             tensors = {"B": np.full(2, client.index)} if assignment.keep == "adapter" else None
             outcome = Outcome(Update(client, client.num_examples, payload), report, 8, 8, tensors)
-            yield outcome, OwnHead(np.full(3, client.index, np.float32))
+            yield outcome, ClientState(np.full(3, client.index, np.float32))
 
 
 def job(folder: Path | None, method: int = 0) -> WorkerSetup:
@@ -99,7 +99,7 @@ def test_large_states_end_a_block_too(tmp_path: Path) -> None:
     class Heavy(Plays):
         def __call__(self, *given: Any) -> Iterator[Any]:
             for outcome, _ in super().__call__(*given):
-                yield outcome, OwnHead(np.zeros(30_000, np.float32))
+                yield outcome, ClientState(np.zeros(30_000, np.float32))
 
     blocks = list(ResultBatcher(job(tmp_path), Heavy()).serve(given([0], [1], [2]), 60))
     assert [ids(block) for block in blocks] == [["c0"], ["c1"], ["c2"]]
@@ -158,8 +158,8 @@ def test_a_trial_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("payload", "error", "message"),
     [
-        (Shared(np.array([1, 2], np.int64), None), TypeError, "arrays of floats, not ndarray"),
-        (replace(Shared(SENT[0], None), head=3.5), TypeError, "head: .*arrays of floats, not float"),  # type: ignore[arg-type]
+        (GlobalAdapter(np.array([1, 2], np.int64), None), TypeError, "arrays of floats, not ndarray"),
+        (replace(GlobalAdapter(SENT[0], None), head=3.5), TypeError, "head: .*arrays of floats, not float"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_averaged_is_said(tmp_path: Path, payload: Any, error: type[Exception], message: str) -> None:
@@ -172,7 +172,7 @@ def test_one_clients_useless_update_is_kept_out_of_the_others_mean(tmp_path: Pat
         def __call__(self, *given: Any) -> Iterator[Any]:
             for outcome, state in super().__call__(*given):
                 bad = outcome.update.client.id == "c1"
-                payload = Shared(np.array([1, np.nan], np.float32), None) if bad else outcome.update.payload
+                payload = GlobalAdapter(np.array([1, np.nan], np.float32), None) if bad else outcome.update.payload
                 yield replace(outcome, update=replace(outcome.update, payload=payload)), state
 
     the_job = job(tmp_path)

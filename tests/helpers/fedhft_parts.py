@@ -9,8 +9,8 @@ import numpy as np
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.low_rank import LowRank
 from fedray.config import LoraSection
-from fedray.methods.factors import join, keep_rows, pack_masks
 from fedray.methods.fedhft import FedHft, MaskedUpdate, Server
+from fedray.methods.parts.factors import join, keep_rows, pack_masks
 from fedray.methods.protocol import Initial, Update
 from fedray.types import Client
 

@@ -37,7 +37,7 @@ def test_local_is_training_alone(start, head):
         alone.load("head", run.initial.head())
         table = run.prepared.data.shards[client.id].tables["train"]
         for server_round in range(3):
-            train_steps(TorchEngine(alone), table, client.id, server_round, run.worker.setting)
+            train_steps(TorchEngine(alone), table, client.id, server_round, run.worker.training_context)
         assert np.array_equal(run.state(client.id).adapter, alone.read("lora"))
         assert np.array_equal(run.state(client.id).head, alone.read("head"))
         assert not np.array_equal(alone.read("lora"), run.initial.vectors["lora"])

@@ -45,10 +45,10 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
     return build_method(config, config.method[0])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.names)
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
-    fields = METHODS[name].__dataclass_fields__
+    fields = METHODS.find(name).__dataclass_fields__
     own = {section: {"rank": 3} for section in ("lora", "reft") if section in fields}
     assert own
     for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
@@ -59,7 +59,7 @@ def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     head = "shared" if name == "head_only" else "local"
     built: Any = build({"name": name, "head": head, **entry}, **{"lora.alpha": 7, "reft.dropout": 0.2})
-    assert type(built) is METHODS[name]
+    assert type(built) is METHODS.find(name)
     if "lora" in own:
         assert (built.lora.rank, built.lora.alpha) == (3, 7)
     if "reft" in own:
@@ -89,10 +89,19 @@ def refused(method: Mapping[str, Any] | str) -> str:
     [
         (
             "fedhtf",
-            "method 'fedhtf': unknown method (did you mean 'fedhft'?); "
-            "allowed: local, head_only, fedavg, fedreft, fedalt, fedhft",
+            "method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); "
+            "allowed: fedalt, fedavg, fedhft, fedreft, head_only, local",
         ),
-        ("zzz", "method 'zzz': unknown method; allowed: local, head_only, fedavg, fedreft, fedalt, fedhft"),
+        ("zzz", "method 'zzz': unknown method 'zzz'; allowed: fedalt, fedavg, fedhft, fedreft, head_only, local"),
+        (
+            {"name": "fedreft", "aggregate": "maen"},
+            "method 'fedreft': aggregate: unknown aggregation rule 'maen' (did you mean 'mean'?); "
+            "allowed: geometric_median, mean",
+        ),
+        (
+            {"name": "fedalt", "rest": 3},
+            "method 'fedalt': rest: expected the name of an aggregation rule, or a mapping with its `class`, got 3",
+        ),
         (
             {"name": "fedavg", "weight": "uniform"},
             "method 'fedavg': unknown hyperparameter 'weight' (did you mean 'weights'?); allowed: adapter, weights",

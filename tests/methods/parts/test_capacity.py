@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.methods.capacity import gather, held_mean, own_layout, places, scatter
+from fedray.methods.parts.capacity import gather, held_mean, own_layout, places, scatter
 from fedray.types import Client
 
 LORA = Layout((Slot("q", "A", (3, 2)), Slot("q", "B", (2, 3)), Slot("head", "tensor", (4,))))
