@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,4 +103,37 @@ def tiny() -> dict[str, Any]:
         },
         "lora": {"dropout": 0.1},
         "train": {"lr": 5e-3, "weight_decay": 0.1},
+    }
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder of a user who keeps classes of their own in it; what it adds to this process is undone."""
+    from fedray.types import STATE_TYPES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    tags = dict(STATE_TYPES)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+    STATE_TYPES.clear()
+    STATE_TYPES.update(tags)
+
+
+@pytest.fixture
+def smallest() -> dict[str, Any]:
+    """A run of two clients in this process, in a second or two."""
+    from tiny import tiny_bert
+
+    return {
+        "rounds": 2,
+        "method": "fedavg",
+        "model": tiny_bert(max_position_embeddings=64),
+        "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 16},
+        "partition": {"kind": "by_file"},
+        "clients": {"count": 3},
+        "device": "cpu",
+        "runtime": "inline",
     }

@@ -31,6 +31,10 @@ class Rule(Option):
     """Makes one vector of the vectors of several clients. Fields of a subclass are its options."""
 
     @classmethod
+    def registry(cls) -> Registry[Any]:
+        return RULES
+
+    @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that could not be used.
 
@@ -51,10 +55,6 @@ class Rule(Option):
         A rule that can do better than to aggregate n times overrides this.
         """
         return np.stack([self.everybody(np.delete(points, k, axis=0)) for k in range(len(points))])
-
-    def __reduce__(self) -> Any:
-        """Pickle as configuration values: another process imports a user's class by its path, as this one did."""
-        return RULES.parse, (RULES.to_plain(self),)
 
 
 RULES = Registry("aggregation rule", "fedray.aggregation.rules", Rule)

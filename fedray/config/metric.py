@@ -17,7 +17,7 @@ The smallest metric:
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, SerializeAsAny
 
 from fedray.config.option import Option
 from fedray.config.registry import Registry
@@ -44,6 +44,10 @@ class Metric(Option):
     percent: ClassVar[bool] = True
 
     @classmethod
+    def registry(cls) -> Registry[Any]:
+        return METRICS
+
+    @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that could not be used.
 
@@ -64,12 +68,8 @@ class Metric(Option):
         `compute(generated, references)`. It is never called without an example."""
         raise NotImplementedError
 
-    def __reduce__(self) -> Any:
-        """Pickle as configuration values: another process imports a user's class by its path, as this one did."""
-        return METRICS.parse, (METRICS.to_plain(self),)
-
 
 METRICS = Registry("metric", "fedray.evaluation.metrics", Metric)
 
-MetricOption = Annotated[Metric, BeforeValidator(METRICS.parse), PlainSerializer(METRICS.to_plain)]
+MetricOption = Annotated[SerializeAsAny[Metric], BeforeValidator(METRICS.parse)]
 """A metric as a field of a configuration."""

@@ -78,16 +78,6 @@ class Registry(Generic[Entry]):
             return self.find_class(str(path))
         return self.base if name is None else self.find(str(name))
 
-    def to_plain(self, section: Section) -> Any:
-        """Return the value of the configuration that `parse` reads back to an equal section: the name of a built-in
-        entry without fields, or a mapping with its name or class and all fields."""
-        fields = section.model_dump(mode="json", by_alias=True)
-        module, name = type(section).__module__, type(section).__qualname__
-        if module.rpartition(".")[0] != self.package:
-            return {"class": f"{module}.{name}", **fields}
-        entry = module.rpartition(".")[2]
-        return {self.key: entry, **fields} if fields else entry
-
     def parse(self, value: Any) -> Any:
         """Return the checked section that a value of the configuration describes: a mapping as for `select`, the name
         of an entry without further fields, or a section, which is returned as it is.
@@ -96,6 +86,7 @@ class Registry(Generic[Entry]):
 
         Raises:
             Mistakes: a field is unknown, missing, or out of range.
+            ValueError: as `select`; or the fields contradict each other.
         """
         if isinstance(value, str):
             value = {self.key: value}
@@ -110,6 +101,8 @@ class Registry(Generic[Entry]):
         try:
             return cls.model_validate(own)
         except ValidationError as error:
+            if not any(entry["loc"] for entry in error.errors()):  # of the section as a whole
+                raise ValueError("; ".join(describe(error, cls))) from None
             raise Mistakes(describe(error, cls)) from None
 
 

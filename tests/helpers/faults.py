@@ -10,11 +10,9 @@ import numpy as np
 
 from fedray.adapters.adapter import Adapter
 from fedray.errors import TrainingError
-from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter, Server
+from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter
 from fedray.methods.protocol import Local
 from fedray.training.trainer import LocalTrainer
-
-__all__ = ["ClientState", "Faulty", "GlobalAdapter", "Server"]  # states are made of these
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedray.adapters.adapter import Adapter
-from fedray.methods.fedreft import AllButMe, ClientState, FedReft, Server, SharedPart
+from fedray.methods.fedreft import AllButMe, ClientState, FedReft, SharedPart
 from fedray.methods.protocol import Local
 from fedray.randomness import keyed_rng
 from fedray.training.trainer import LocalTrainer
-
-__all__ = ["ClientState", "Opposed", "Server", "SharedPart"]  # states are made of these
 
 
 @dataclass(frozen=True)
