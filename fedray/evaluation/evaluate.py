@@ -145,7 +145,7 @@ def _score_all(
 
 
 def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Longest first: a batch that does not fit into memory fails at once."""
+    """Return the order with the longest example first: a batch that does not fit into memory fails at once."""
     return np.argsort(-lengths(table), kind="stable")
 
 
@@ -157,7 +157,8 @@ def lengths(table: pa.Table) -> npt.NDArray[np.int64]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autograd, and every parametrization (LoReFT's rotation) computed once for all batches."""
+    """Set evaluation mode without autograd, and compute every parametrization (LoReFT's rotation) once for all
+    batches."""
     was_training = model.training
     model.eval()
     try:

@@ -4,7 +4,7 @@ Every target linear of client k computes y = W0 x + s α_L(x) B^L A^L x + s α_R
 (α_R, α_L) = softmax(G x). Unlike FedAvg, the aggregate never overwrites the individual LoRA: the driver sends
 A_k^R, B_k^R = mean of the others' A_j^L, B_j^L (factors averaged separately, unweighted), the client trains L and G.
 
-Choices: an absent client counts with its latest update; a client that never trained counts in nobody's rest of world;
+Choices: an absent client counts with its latest update; a client that has never trained counts in no rest of world;
 where tiers hold LoRAs of different rank, a component is averaged over those who hold it.
 """
 
@@ -32,8 +32,14 @@ from fedray.types import Client, ClientId, Vector, state_type
 @state_type("fedalt.Server", "fedray.methods.fedalt.Server")
 @dataclass(frozen=True)
 class Server:
-    """latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in the layout of
-    `own`."""
+    """Server state.
+
+    Attributes:
+        layout: of the common LoRA.
+        own: layout of what each client holds of it.
+        latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in its own layout.
+        head: the head, if it is shared.
+    """
 
     layout: Layout
     own: Mapping[ClientId, Layout]
@@ -43,7 +49,12 @@ class Server:
 
 @dataclass(frozen=True)
 class RestOfWorld:
-    """Downlink. rest: (A_k^R, B_k^R), or None while nobody else has trained (it is zero then)."""
+    """Downlink.
+
+    Attributes:
+        rest: (A_k^R, B_k^R), or None while no other client has trained (it is zero then).
+        head: the head, if it is shared.
+    """
 
     rest: Vector | None
     head: Vector | None
@@ -60,7 +71,13 @@ class Individual:
 @state_type("fedalt.Client", "fedray.methods.fedalt.Own")
 @dataclass(frozen=True)
 class ClientState:
-    """Client state: individual LoRA, mixer G (None unless adaptive), and the head if it is private."""
+    """Client state.
+
+    Attributes:
+        lora: the individual LoRA.
+        mixer: G; None unless it is adaptive.
+        head: the head, if it is private.
+    """
 
     lora: Vector
     mixer: Vector | None
@@ -69,10 +86,15 @@ class ClientState:
 
 @dataclass(frozen=True)
 class FedAlt:
-    """rest: how the others' factors become the Rest-of-World LoRA; trim: share dropped at each end by `trimmed_mean`.
-    mixer: `adaptive` (G trained), `fixed` (`alpha` on L, 1 − alpha on R), `none` (both weights 1).
-    a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all; the
-    average of products stays close to the product of averages).
+    """An individual LoRA beside a frozen one of all others.
+
+    Attributes:
+        rest: rule that makes the Rest-of-World LoRA of the others' factors.
+        trim: share that `trimmed_mean` leaves out at each end.
+        mixer: `adaptive` (G trained), `fixed` (`alpha` on L, 1 − alpha on R), `none` (both weights 1).
+        alpha: weight of L under `fixed`.
+        a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all;
+            the average of products stays close to the product of averages).
     """
 
     lora: LoraSection
@@ -123,7 +145,7 @@ class FedAlt:
         return rule
 
     def _held(self, server: Server, client: Client, rest: Vector | None) -> Vector | None:
-        """Return what the client can hold of its rest of world, zero where nobody else holds anything."""
+        """Return what the client can hold of its rest of world, zero where no other client holds a value."""
         return None if rest is None else np.nan_to_num(gather(server.layout, server.own[client.id], rest))
 
     def train_client(

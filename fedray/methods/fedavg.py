@@ -34,6 +34,8 @@ class GlobalAdapter:
 @state_type("fedavg.Server", "fedray.methods.fedavg.Server")
 @dataclass(frozen=True)
 class Server:
+    """Server state: the adapter and its layout."""
+
     layout: Layout
     shared: GlobalAdapter
 
@@ -41,13 +43,19 @@ class Server:
 @state_type("fedavg.Client", "fedray.methods.fedavg.OwnHead")
 @dataclass(frozen=True)
 class ClientState:
+    """Client state: the head, if it is private."""
+
     head: Vector | None
 
 
 @dataclass(frozen=True)
 class FedAvg:
-    """adapter: what is trained and averaged; `full` is the whole model.
-    weights: `examples` (n_k, the paper) or `uniform`."""
+    """One adapter for all clients, the mean of theirs.
+
+    Attributes:
+        adapter: what is trained and averaged; `full` is the whole model.
+        weights: `examples` (n_k, the paper) or `uniform`.
+    """
 
     lora: LoraSection
     reft: ReftSection

@@ -1,4 +1,4 @@
-"""FedHFT: masked adapters inside, clusters outside (arXiv 2510.14054).
+"""FedHFT: masked adapters at the inner level, clusters of clients at the outer level (arXiv 2510.14054).
 
 Inner level: client k sees W0 + Σ_j π_kj ΔW_j as its frozen weight and trains a fresh LoRA (B = 0) on top. Its
 capacity ratio ρ_k keeps the ⌈ρ_k d_out⌉ most important output rows of each target's B; only those travel. Per cluster
@@ -56,8 +56,14 @@ from fedray.types import Client, ClientId, Vector, state_type
 @state_type("fedhft.Server", "fedray.methods.fedhft.Server")
 @dataclass(frozen=True)
 class Server:
-    """deltas: ΔW_j per cluster. heads: one per cluster (none where the head is not shared). memberships: π_k of every
-    client, [J]. features: every client's latest update, by which it is clustered: its head [d], or B_k A_k."""
+    """Server state.
+
+    Attributes:
+        deltas: ΔW_j per cluster.
+        heads: one per cluster; none where the head is not shared.
+        memberships: π_k of every client, [J].
+        features: every client's latest update, by which it is clustered: its head [d], or B_k A_k.
+    """
 
     seed: int
     layout: Layout
@@ -70,8 +76,13 @@ class Server:
 
 @dataclass(frozen=True)
 class ClusterMixture:
-    """Downlink. rest: Σ_j π_kj ΔW_j as factors of rank downlink_rank (None in round 0, where it is zero);
-    head: Σ_j π_kj head_j; memberships: π_k, [J]."""
+    """Downlink: the clusters' states, weighted by the client's memberships.
+
+    Attributes:
+        rest: Σ_j π_kj ΔW_j as factors of rank downlink_rank; None in round 0, where it is zero.
+        head: Σ_j π_kj head_j.
+        memberships: π_k, [J].
+    """
 
     rest: Wire | None
     head: Wire | None
@@ -80,8 +91,13 @@ class ClusterMixture:
 
 @dataclass(frozen=True)
 class MaskedUpdate:
-    """Uplink. factors: per target A_k, then the kept rows of B_k; masks: per target which rows those are, as a bitset
-    (none where all are kept)."""
+    """Uplink.
+
+    Attributes:
+        factors: per target A_k, then the kept rows of B_k.
+        masks: per target which rows those are, as a bitset; None where all are kept.
+        head: the head, if it is shared.
+    """
 
     factors: Wire
     masks: npt.NDArray[np.uint8] | None
@@ -91,7 +107,12 @@ class MaskedUpdate:
 @state_type("fedhft.Client", "fedray.methods.fedhft.Own")
 @dataclass(frozen=True)
 class ClientState:
-    """Client state. previous: the factors of its last update, only where timing `pre` needs them; head: if private."""
+    """Client state.
+
+    Attributes:
+        previous: the factors of its last update, only where timing `pre` needs them.
+        head: the head, if it is private.
+    """
 
     previous: Vector | None
     head: Vector | None
@@ -99,16 +120,21 @@ class ClientState:
 
 @dataclass(frozen=True)
 class FedHft:
-    """clusters: J, or `auto` (by BIC, at most `max_clusters`).
-    warmup_rounds: 5 means that the first refit ends the sixth round.
-    timing: `post` masks after unmasked training, `pre` trains only the kept rows.
-    importance: `fisher` (default) or `energy`; under `pre` always `energy`.
-    normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
-    server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it to `server_rank` (default the LoRA's) each round;
-    rounds.parquet has the largest relative error of a round's truncation.
-    downlink_rank: default the client's own LoRA's.
-    features: what is clustered, default the head where it is shared, else B_k A_k.
-    wire: type of numbers on the wire. n_init: restarts of the mixture's fit.
+    """Masked LoRAs within soft clusters.
+
+    Attributes:
+        clusters: J, or `auto` (by BIC, at most `max_clusters`).
+        warmup_rounds: rounds before the first refit; 5 means that it ends the sixth round.
+        timing: `post` masks after unmasked training, `pre` trains only the kept rows.
+        importance: `fisher` (default) or `energy`; under `pre` always `energy`.
+        normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
+        server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it each round; rounds.parquet then has the
+            largest relative error of a round's truncation.
+        server_rank: rank of `rank_q`; default the LoRA's.
+        downlink_rank: default the rank of the client's own LoRA.
+        features: what is clustered; default the head where it is shared, else B_k A_k.
+        wire: type of the numbers that travel.
+        n_init: restarts of the mixture's fit.
     """
 
     lora: LoraSection
@@ -231,7 +257,8 @@ class FedHft:
     def _masks_before(
         self, targets: tuple[str, ...], downlink: Delta, previous: Delta, local: Local
     ) -> tuple[Mask, ...]:
-        """`pre`: the rows in which downlink and previous update have most energy; at random while both are zero."""
+        """Return the rows in which downlink and previous update have most energy, or random rows while both are zero
+        (timing `pre`)."""
         masks = []
         for index, module in enumerate(targets):
             known = concatenate([(1.0, delta[index]) for delta in (downlink, previous) if delta])
@@ -243,7 +270,8 @@ class FedHft:
         return tuple(masks)
 
     def _masks_after(self, targets: tuple[str, ...], trained: Delta, local: Local) -> tuple[Mask, ...]:
-        """`post`: the most important rows of what was trained. A client that keeps all rows needs no importance."""
+        """Return the most important rows of what was trained (timing `post`). A client that keeps all rows needs no
+        importance."""
         ratio = mask_ratio(local.client)
         if ratio == 1:
             return tuple(np.ones(delta.B.shape[0], bool) for delta in trained)
@@ -287,14 +315,18 @@ class FedHft:
         self, delta: Delta, factors: Sequence[Delta], pi: Vector, masks: Sequence[tuple[Mask, ...]]
     ) -> tuple[Delta, float]:
         """Return ΔW_j + ΔU_j per target, lossless or truncated as `server_state` says, and the largest relative error
-        that truncation made. pi: [cohort]"""
+        of a truncation.
+
+        Args:
+            pi: the cohort's memberships in this cluster, [cohort].
+        """
         grown: list[LowRank] = []
         error = 0.0
         for target, old in enumerate(delta):
             update = cluster_update(
                 [factor[target] for factor in factors], pi, [mask[target] for mask in masks], self.normalise
             )
-            if update.rank == 0:  # nobody in this cluster
+            if update.rank == 0:  # no client in this cluster
                 grown.append(old)
                 continue
             total = concatenate([(1.0, old), (1.0, update)])
@@ -306,7 +338,7 @@ class FedHft:
         return tuple(grown), error
 
     def _recluster(self, server: Server) -> Server:
-        """Outer level: refit the mixture on the latest updates and set π_k to the posteriors."""
+        """Refit the mixture on the latest updates and set π_k to the posteriors (the outer level)."""
         ids = sorted(server.features)
         if len(ids) < 2:
             return server

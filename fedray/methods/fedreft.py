@@ -1,6 +1,6 @@
 """FedReFT: federated representation fine-tuning with All-But-Me aggregation (arXiv 2508.20295).
 
-Client k keeps its own intervention φ_k. The driver builds from everybody else's latest φ_j the aggregate
+Client k keeps its own intervention φ_k. The driver builds from all other clients' latest φ_j the aggregate
 φ_{-k} = Agg({φ_j : j ≠ k}), and the client takes over a part λ_k of it before it trains again:
 φ_k ← (1 − λ_k) φ_k + λ_k φ_{-k}, with the rotations retracted to the Stiefel manifold.
 
@@ -36,8 +36,15 @@ from fedray.types import Client, ClientId, Vector, state_type
 @state_type("fedreft.Server", "fedray.methods.fedreft.Server")
 @dataclass(frozen=True)
 class Server:
-    """layout: of what is shared of φ. own: of what each client holds of that. initial: the φ that all start from.
-    latest: every φ_j that the driver holds, in the layout of `own`."""
+    """Server state.
+
+    Attributes:
+        layout: of the shared part of φ.
+        own: layout of what each client holds of that part.
+        initial: the φ from which all clients start.
+        latest: every φ_j that the driver holds, in the client's own layout.
+        head: the head, if it is shared.
+    """
 
     layout: Layout
     own: Mapping[ClientId, Layout]
@@ -48,8 +55,13 @@ class Server:
 
 @dataclass(frozen=True)
 class AllButMe:
-    """Downlink. others: the shared part of φ_{-k}, NaN where nobody else holds a layer's intervention; None while
-    nobody else has trained."""
+    """Downlink.
+
+    Attributes:
+        others: the shared part of φ_{-k}, NaN where no other client holds a layer's intervention; None while no other
+            client has trained.
+        head: the head, if it is shared.
+    """
 
     others: Vector | None
     head: Vector | None
@@ -57,7 +69,12 @@ class AllButMe:
 
 @dataclass(frozen=True)
 class SharedPart:
-    """Uplink: what `share` says of φ_k, and the head if it is shared."""
+    """Uplink.
+
+    Attributes:
+        phi: the part of φ_k that `share` names.
+        head: the head, if it is shared.
+    """
 
     phi: Vector
     head: Vector | None
@@ -66,7 +83,12 @@ class SharedPart:
 @state_type("fedreft.Client", "fedray.methods.fedreft.Own")
 @dataclass(frozen=True)
 class ClientState:
-    """Client state: the whole φ_k, and the head if it is private."""
+    """Client state.
+
+    Attributes:
+        phi: the whole φ_k.
+        head: the head, if it is private.
+    """
 
     phi: Vector
     head: Vector | None
@@ -74,10 +96,19 @@ class ClientState:
 
 @dataclass(frozen=True)
 class FedReft:
-    """aggregate: Agg of all but me. granularity: one aggregate over the whole φ, or one per layer.
-    mixing: `adaptive` chooses λ_k among `candidates`, `fixed` uses `lam` (0 never listens, 1 takes over all).
-    share: `full` (R, W, b), `rotation` (R), `source` (W, b); the rest stays local.
-    smoothing, tolerance, max_iterations: Weiszfeld's ε (relative to the points' scatter), stopping rule and cap.
+    """Interventions of each client's own, moved towards the aggregate of all others.
+
+    Attributes:
+        aggregate: the rule Agg.
+        granularity: one aggregate over the whole φ (`all`), or one per layer.
+        mixing: `adaptive` chooses λ_k among `candidates`, `fixed` uses `lam`.
+        lam: λ; 0 ignores the others, 1 replaces the shared part by theirs.
+        candidates: values of λ_k that are compared.
+        share: `full` (R, W, b), `rotation` (R), `source` (W, b); the rest stays local.
+        align: `procrustes` rotates the others' φ to the client's before they are aggregated.
+        smoothing: ε of the geometric median, relative to the points' scatter.
+        tolerance: stopping rule of the geometric median.
+        max_iterations: cap of its iterations.
     """
 
     reft: ReftSection

@@ -27,7 +27,7 @@ class SharedHead:
 @state_type("local.Client", "fedray.methods.local.OwnAdapter")
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps: its adapter, and its head unless that is shared or frozen."""
+    """Client state: the adapter, and the head unless it is shared or frozen."""
 
     adapter: Vector
     head: Vector | None
@@ -35,7 +35,11 @@ class ClientState:
 
 @dataclass(frozen=True)
 class LocalOnly:
-    """adapter: what the clients train. A shared head is private here: nothing is ever sent."""
+    """Training without communication; a shared head is private here.
+
+    Attributes:
+        adapter: what the clients train.
+    """
 
     lora: LoraSection
     reft: ReftSection

@@ -67,7 +67,7 @@ Averages = Literal["examples", "uniform"]
 """What clients count for in a weighted mean: their numbers of examples, or all the same.
 
 A method of whose updates `aggregate_train` takes nothing but that mean, over all who sent the same shapes, should say
-so with an attribute `averages`. Updates are then averaged where they arise, and do not travel one by one: see `Update`.
+so with an attribute `averages`. Updates are then averaged on the actors, and do not travel one by one: see `Update`.
 """
 
 Payload = TypeVar("Payload")
@@ -81,8 +81,10 @@ Uplink = TypeVar("Uplink")
 class Initial:
     """The common starting point, equal for every method of a comparison that has the same groups.
 
-    vectors: initial value of each of the adapter's groups, drawn from the seed (frozen second branches are zero).
-    layouts: what those vectors hold.
+    Attributes:
+        seed: the experiment's.
+        layouts: what the vectors hold.
+        vectors: initial value of each of the adapter's groups, drawn from the seed (frozen second branches are zero).
     """
 
     seed: int
@@ -96,10 +98,13 @@ class Initial:
 
 @dataclass(frozen=True)
 class Update(Generic[Payload]):
-    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink.
+    """The uplink of one client of the cohort; for a method that averages (`Averages`), the mean of a tier's clients.
 
-    Of a method that averages (`Averages`), one update stands for all clients of a tier: `client` is the first of them,
-    num_examples their sum, num_clients how many they are, and payload their weighted mean.
+    Attributes:
+        client: who sent it; for a mean, the first of its clients.
+        num_examples: training examples; for a mean, of all its clients.
+        payload: what was sent. Its arrays are exactly what accounting counts as uplink.
+        num_clients: clients that the update stands for.
     """
 
     client: Client
@@ -151,7 +156,7 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> ServerState: ...
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
-        """Return the private state of a client that has never trained (called on its first turn, on its actor)."""
+        """Return the private state of a client that has never trained. Called on an actor, before its first task."""
         ...
 
     def configure_train(self, server: ServerState, cohort: Sequence[Client]) -> Mapping[ClientId, Downlink]:
@@ -194,11 +199,11 @@ def needs(method: Any, option: str, condition: bool, remedy: str) -> None:
 
 
 def averages(method: AnyMethod) -> Averages | None:
-    """Return what clients count for in the method's mean; None where it needs every update: it does not say otherwise,
-    or a class derived from the one that says so has an `aggregate_train` of its own.
+    """Return what clients count for in the method's mean, or None if the method needs every update: it has no
+    `averages`, or a class derived from the one with `averages` has an `aggregate_train` of its own.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: `averages` has another value.
     """
     found: Averages | None = getattr(method, "averages", None)
     definers = [cls for cls in type(method).__mro__ if {"averages", "aggregate_train"} & vars(cls).keys()]

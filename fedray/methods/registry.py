@@ -22,7 +22,8 @@ SECTIONS = ("lora", "reft", "head")
 def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -> AnyMethod:
     """Return the method of one entry of `config.method`, its hyperparameters checked.
 
-    tier: on whose devices it trains; None: the whole method, as the driver has it.
+    Args:
+        tier: on whose devices it trains; None: the whole method, as the driver has it.
 
     Raises:
         ConfigError: unknown method or hyperparameter, wrong type or value, a class that cannot be imported or that
