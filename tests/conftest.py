@@ -113,13 +113,16 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    tags = dict(STATE_TYPES)
     yield tmp_path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-    STATE_TYPES.clear()
-    STATE_TYPES.update(tags)
+    own = {
+        name
+        for name, module in sys.modules.items()
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path))
+    }
+    for name in own:
+        del sys.modules[name]
+    for tag in [tag for tag, cls in STATE_TYPES.items() if cls.__module__ in own]:
+        del STATE_TYPES[tag]
 
 
 @pytest.fixture
