@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,4 +103,40 @@ def tiny() -> dict[str, Any]:
         },
         "lora": {"dropout": 0.1},
         "train": {"lr": 5e-3, "weight_decay": 0.1},
+    }
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder of a user who keeps classes of their own in it; what it adds to this process is undone."""
+    from fedray.types import STATE_TYPES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    own = {
+        name
+        for name, module in sys.modules.items()
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path))
+    }
+    for name in own:
+        del sys.modules[name]
+    for tag in [tag for tag, cls in STATE_TYPES.items() if cls.__module__ in own]:
+        del STATE_TYPES[tag]
+
+
+@pytest.fixture
+def smallest() -> dict[str, Any]:
+    """A run of two clients in this process, in a second or two."""
+    from tiny import tiny_bert
+
+    return {
+        "rounds": 2,
+        "method": "fedavg",
+        "model": tiny_bert(max_position_embeddings=64),
+        "data": {"source": "synthetic", "examples_per_client": 12, "max_length": 16},
+        "partition": {"kind": "by_file"},
+        "clients": {"count": 3},
+        "device": "cpu",
+        "runtime": "inline",
     }

@@ -29,7 +29,13 @@ EXTRA_DIMENSIONS = 2
 
 @dataclass(frozen=True)
 class Mixture:
-    """posteriors: [K, J], rows sum to one. bic: lower is better; minus infinity where all points coincide."""
+    """A fitted mixture.
+
+    Attributes:
+        posteriors: [K, J], rows sum to one.
+        bic: lower is better; minus infinity where all points coincide.
+        num_components: J.
+    """
 
     posteriors: Matrix
     bic: float
@@ -82,12 +88,18 @@ def fit_mixture(
 ) -> Mixture:
     """Return each client's posterior over the components of a Gaussian mixture.
 
-    embedding: [K, c] from `embed`. num_components: J, or `auto`: the J with the lowest BIC from 1 to max_components and
-    at most K / 3, as groups of one or two clients fit any noise. seed: of the starts. n_init: starts, best one kept.
+    Args:
+        embedding: [K, c] from `embed`.
+        num_components: J, or `auto`: the J with the lowest BIC from 1 to max_components and at most K / 3, as groups of
+            one or two clients fit any noise.
+        seed: of the starts.
+        n_init: number of starts, of which the best is kept.
+        max_components: largest J of `auto`.
 
-    Returns posteriors [K, J]; components are numbered in the order of their first clients. There are never more groups
-    than distinct points: further components stay empty (zero columns, at the end). If all points are identical every
-    client belongs to all J equally (`auto`: J = 1).
+    Returns:
+        Posteriors [K, J]; components are numbered in the order of their first clients. There are never more groups than
+        distinct points: further components stay empty (zero columns, at the end). If all points are identical every
+        client belongs to all J equally (`auto`: J = 1).
 
     Raises:
         ValueError: num_components, n_init or max_components below 1, or no clients.
@@ -108,9 +120,15 @@ def fit_mixture(
 def match_components(previous: Matrix, current: Matrix) -> Matrix:
     """Return `current` with its columns where the most similar previous ones are, so that cluster j stays cluster j.
 
-    previous: [K, J], current: [K, J'], memberships of the same clients. The one-to-one assignment with the largest
-    Σ_k previous[k, j] · current[k, j'] (Hungarian). Returns [K, max(J, J')]: of a larger J' the new clusters come last;
-    of a smaller one, clusters that are gone keep their column, all zero.
+    The assignment is the one-to-one one with the largest Σ_k previous[k, j] · current[k, j'] (Hungarian algorithm).
+
+    Args:
+        previous: memberships, [K, J].
+        current: memberships of the same clients, [K, J'].
+
+    Returns:
+        [K, max(J, J')]. New clusters of a larger J' come last; with a smaller J', clusters that are gone keep their
+        column, all zero.
 
     Raises:
         ValueError: the numbers of clients differ.
@@ -145,7 +163,7 @@ def _fit(x: Matrix, J: int, seed: int, n_init: int) -> Mixture:
 
 
 def _by_first_client(posteriors: Matrix) -> npt.NDArray[np.intp]:
-    """Return the components in the order of the first client that belongs most to each, those of nobody last: starts
+    """Return the components in the order of the first client that belongs most to each, empty ones last: starts
     that end in the same groups number them differently, and rounding decides which start wins."""
     mine = posteriors.argmax(axis=1)[:, None] == np.arange(posteriors.shape[1])
     first = np.where(mine.any(axis=0), mine.argmax(axis=0), len(posteriors))

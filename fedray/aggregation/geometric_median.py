@@ -36,14 +36,15 @@ from fedray.types import Vector
 
 @dataclass(frozen=True)
 class Weiszfeld:
-    """When an iterate has met a data point, and when it is done.
+    """When an iterate has met a data point, and when the iterations stop.
 
-    smoothing: a point at most smoothing · scale away counts as met. The scale is the median distance of the points
-        from their coordinate-wise median, which hostile points cannot inflate. Range 1e-8 to 1e-6: distances below 1e-8
-        drown in the rounding of the Gram matrix; 0 leaves only exact coincidence.
-    tolerance: stop when the slope of the sum of distances is at most tolerance times Σ_i w_i, its largest possible
-        value. The iterate is then about tolerance · scale from the median.
-    max_iterations: cap, after which the iterate is returned as it is. Ten are usual, some tens near a data point.
+    Attributes:
+        smoothing: a point at most smoothing · scale away counts as met. The scale is the median distance of the points
+            from their coordinate-wise median, which hostile points cannot inflate. Range 1e-8 to 1e-6: distances below
+            1e-8 drown in the rounding of the Gram matrix; 0 leaves only exact coincidence.
+        tolerance: the iterations stop when the slope of the sum of distances is at most tolerance times Σ_i w_i, its
+            largest possible value. The iterate is then about tolerance · scale from the median.
+        max_iterations: cap, after which the iterate is returned as it is. Ten are usual, some tens near a data point.
     """
 
     smoothing: float = 1e-7
@@ -60,9 +61,17 @@ def geometric_median(
 ) -> Vector:
     """Return the point with the least weighted sum of distances to `points`.
 
-    points: [n, d]. weights: [n], >= 0; None means equal weights. Returns [d], good to 1e-6 of the points' scale; where
-    a data point all but is the median, the sum of distances is flat and good to 1e-7. Two points of equal weight have
-    every point between them as a median: the iterates start, and stay, at their mean.
+    Two points of equal weight have every point between them as a median: the iterates start, and stay, at their mean.
+
+    Args:
+        points: [n, d].
+        weights: [n], >= 0; None means equal weights.
+        settings: when the iterations stop.
+        block: columns of `points` that are held in float64 at a time.
+
+    Returns:
+        [d], accurate to 1e-6 of the points' scale. Where a data point nearly is the median, the sum of distances is
+        flat and accurate to 1e-7.
 
     Raises:
         ValueError: no points, a point that is not finite, or weights that are negative or sum to zero.
@@ -76,11 +85,18 @@ def geometric_median(
 def leave_one_out_geometric_medians(points: Vector, settings: Weiszfeld = Weiszfeld(), block: int = BLOCK) -> Vector:
     """Return row k = the geometric median of all points but the k-th, all from one Gram matrix.
 
-    points: [K, d] with K >= 2. Returns [K, d]. With K <= 3 every row is the mean of the others (see above).
-    block: columns of `points` held in float64 at a time. Beyond blocks, about eight [K, K] float64 matrices are held.
+    Besides the blocks, about eight [K, K] float64 matrices are held.
+
+    Args:
+        points: [K, d] with K >= 2.
+        settings: when the iterations stop.
+        block: columns of `points` that are held in float64 at a time.
+
+    Returns:
+        [K, d]. With K <= 3 every row is the mean of the others, as for two points above.
 
     Raises:
-        ValueError: fewer than two points (nobody has others), or a point that is not finite.
+        ValueError: fewer than two points (no client has others), or a point that is not finite.
     """
     check_points(points, least=2)
     if len(points) <= 3:

@@ -18,7 +18,8 @@ from fedray.aggregation.points import Matrix
 from fedray.types import Vector, state_type
 
 MIN_MEMBERSHIP = 1e-3
-"""A row whose Σ_k π_k m_k[i] is below this is held by nobody: else a vanishing share would get a full-size update."""
+"""A row whose Σ_k π_k m_k[i] is below this counts as held by no client: otherwise a vanishing share would get
+a full-size update."""
 
 Normalise = Literal["membership", "count"]
 
@@ -26,7 +27,11 @@ Normalise = Literal["membership", "count"]
 @state_type("LowRank", "fedray.aggregation.low_rank.LowRank")
 @dataclass(frozen=True)
 class LowRank:
-    """The matrix B A. B: [d_out, q], A: [q, d_in], both float32; q = 0 is the zero matrix.
+    """The matrix B A.
+
+    Attributes:
+        B: float32 [d_out, q].
+        A: float32 [q, d_in]; q = 0 is the zero matrix.
 
     Raises:
         ValueError: the factors do not fit together.
@@ -62,7 +67,8 @@ class LowRank:
 def concatenate(terms: Sequence[tuple[float | npt.NDArray[np.floating], LowRank]]) -> LowRank:
     """Return Σ_k diag(w_k) B_k A_k, held with Σ_k q_k columns.
 
-    terms: (weight, x) pairs; a weight is a number or one number per output row [d_out]. Weights go into B.
+    Args:
+        terms: (weight, x) pairs; a weight is a number or one number per output row [d_out]. Weights go into B.
 
     Raises:
         ValueError: no terms, or terms of different shapes.
@@ -125,11 +131,14 @@ def cluster_update(
 ) -> LowRank:
     """Return FedHFT's ΔU_j for one target matrix: row i is Σ_k π_k m_k[i] (B_k A_k)[i,:] / N_i, and 0 where N_i is 0.
 
-    factors: one update per client of the cohort. memberships: π [K], client k's share in this cluster.
-    masks: m_k [d_out] per client, True where the client holds the row.
-    normalise: `membership`: N_i = Σ_k π_k m_k[i], below 1e-3 counted as 0; `count`: N_i = Σ_k m_k[i] (released code).
-
     Clients that contribute to no row add no columns: the update of an empty cluster has rank 0.
+
+    Args:
+        factors: one update per client of the cohort.
+        memberships: π [K], client k's share in this cluster.
+        masks: m_k [d_out] per client, True where the client holds the row.
+        normalise: `membership`: N_i = Σ_k π_k m_k[i], below 1e-3 counted as 0; `count`: N_i = Σ_k m_k[i] (released
+            code).
 
     Raises:
         ValueError: no factors, or numbers of factors, memberships and masks (or their rows) that do not agree.
@@ -151,7 +160,8 @@ def cluster_update(
 def gram(clients: Sequence[Sequence[LowRank]]) -> Matrix:
     """Return [K, K] in float64: G_kl = Σ_targets ⟨x_k, x_l⟩. Not centred: see `clustering.centre_gram`.
 
-    clients: for each client its updates, one per target matrix, in the same order; ranks may differ.
+    Args:
+        clients: for each client its updates, one per target matrix, in the same order; ranks may differ.
 
     Raises:
         ValueError: clients with different numbers of targets.

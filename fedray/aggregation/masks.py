@@ -29,7 +29,9 @@ def row_count(d_out: int, ratio: float) -> int:
 def top_rows(importance: npt.NDArray[np.floating], ratio: float) -> Mask:
     """Return the mask [d_out] of exactly `row_count` rows with the largest importance, ties to the lower index.
 
-    importance: [d_out], in any unit.
+    Args:
+        importance: [d_out], in any unit.
+        ratio: ρ_k.
 
     Raises:
         ValueError: an importance is NaN, or ratio is not in (0, 1].
@@ -52,7 +54,11 @@ def random_rows(d_out: int, ratio: float, rng: np.random.Generator) -> Mask:
 def energy(B: Vector, A: Vector) -> Matrix:
     """Return ‖(B A)_{i,:}‖² as [d_out] in float64: row importance in the authors' released code.
 
-    B: [d_out, q], A: [q, d_in]. Computed as the diagonal of B (A Aᵀ) Bᵀ, without forming B A.
+    It is the diagonal of B (A Aᵀ) Bᵀ, so B A is never formed.
+
+    Args:
+        B: [d_out, q].
+        A: [q, d_in].
 
     Raises:
         ValueError: the factors' ranks differ.

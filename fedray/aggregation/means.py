@@ -14,9 +14,14 @@ from fedray.types import Vector
 def weighted_mean(points: Vector, weights: npt.ArrayLike | None = None) -> Vector:
     """Return Σ_k w_k p_k / Σ_k w_k.
 
-    points: [K, d]. weights: [K], >= 0, in any unit (numbers of examples, say); None means equal weights. Returns [d].
+    Rows are added in the order given, so the result does not depend on the number of BLAS threads.
 
-    Added row by row in the order given, so the result does not depend on the number of BLAS threads.
+    Args:
+        points: [K, d].
+        weights: [K], >= 0, in any unit, such as numbers of examples; None means equal weights.
+
+    Returns:
+        [d].
 
     Raises:
         ValueError: no points, a point that is not finite, or weights that are negative or sum to zero.
@@ -31,10 +36,14 @@ def weighted_mean(points: Vector, weights: npt.ArrayLike | None = None) -> Vecto
 def leave_one_out_means(points: Vector) -> Vector:
     """Return row k = the unweighted mean of all points but the k-th, as (total − p_k) / (K − 1) in float64.
 
-    points: [K, d] with K >= 2. Returns [K, d].
+    Args:
+        points: [K, d] with K >= 2.
+
+    Returns:
+        [K, d].
 
     Raises:
-        ValueError: fewer than two points (nobody has others), or a point that is not finite.
+        ValueError: fewer than two points (no client has others), or a point that is not finite.
     """
     check_points(points, least=2)
     total = points.sum(axis=0, dtype=np.float64)

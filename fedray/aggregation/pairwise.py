@@ -1,7 +1,7 @@
-"""Weighted means whose bits do not depend on who takes them of what, or when.
+"""Weighted means whose bits do not depend on which process averages which points, or when.
 
 Leaf k of n has its place in a binary tree: leaves 2i and 2i + 1 are averaged, then their means in pairs, and so on; a
-leaf that does not come is empty, and a node without a sibling passes up as it is. Whoever holds two siblings may
+missing leaf is empty, and a node without a sibling passes up unchanged. Any process that holds two siblings may
 average them, so any split of the leaves among actors, in any order, gives the same float32 bits. Rounding errors grow
 with log2 n, as in pairwise summation (Higham, SIAM J. Sci. Comput. 14, 1993), and the mean of equal vectors is exact.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from fedray.types import Vector
 
 BLOCK = 65_536
-"""So many values are averaged at a time: their steps stay in the processor's cache."""
+"""Values that are averaged at a time: the intermediate steps stay in the processor's cache."""
 
 HALF = np.float32(0.5)
 
@@ -22,7 +22,10 @@ HALF = np.float32(0.5)
 class Node(NamedTuple):
     """The weighted mean of the leaves from place · 2^level on, at most 2^level of them.
 
-    weight: the sum of the leaves' weights. leaves: how many there were. own: whether the arrays may be written to.
+    Attributes:
+        weight: the sum of the leaves' weights.
+        leaves: number of leaves.
+        own: whether the arrays may be written to.
     """
 
     level: int
@@ -45,13 +48,13 @@ def leaf(position: int, weight: float, arrays: Sequence[Vector]) -> Node:
 
 
 class PairwiseMean:
-    """Averages nodes as soon as their siblings are there."""
+    """Averages nodes as soon as their siblings have been added."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[int, int], Node] = {}
 
     def add(self, node: Node) -> None:
-        """Take a node of whose leaves none was taken before.
+        """Add a node, none of whose leaves was added before.
 
         Raises:
             ValueError: its arrays have other shapes or types than those it is averaged with.
@@ -61,12 +64,12 @@ class PairwiseMean:
         self._nodes[node.level, node.place] = node
 
     def take(self) -> tuple[Node, ...]:
-        """Return the nodes that are left, to be added elsewhere, and begin anew."""
+        """Return the remaining nodes, to be added elsewhere, and forget them."""
         nodes, self._nodes = self._nodes.values(), {}
         return tuple(node._replace(own=False) for node in nodes)
 
     def total(self) -> Node | None:
-        """Return the mean of all leaves that came; None if none did. Nothing can be added afterwards.
+        """Return the mean of all added leaves; None if there are none. Nothing can be added afterwards.
 
         Raises:
             ValueError: all weights are zero.
@@ -85,7 +88,7 @@ def _parent(left: Node, right: Node) -> Node:
     if shapes != others:
         raise ValueError(f"shapes differ: {shapes} and {others}")
     weight, leaves = left.weight + right.weight, left.leaves + right.leaves
-    if not left.weight or not right.weight:  # what counts for nothing is not even rounded with
+    if not left.weight or not right.weight:  # a weight of zero must not even change the rounding
         counted = left if left.weight else right
         return counted._replace(level=left.level + 1, place=left.place // 2, leaves=leaves)
     share = right.weight / weight

@@ -1,4 +1,4 @@
-"""What a set of points must be, and how it is read in blocks of columns so that no float64 copy of it all exists.
+"""Checks of a set of points, and reading it in blocks of columns, so that no float64 copy of the whole exists.
 
 A point is one client's flat vector; K (or n) points are the rows of one float32 matrix [K, d].
 """
@@ -18,7 +18,7 @@ BLOCK = 4096
 
 
 def check_points(points: Vector, least: int) -> None:
-    """Refuse what no aggregation rule can use.
+    """Refuse points that no aggregation rule can use.
 
     Raises:
         ValueError: `points` is not [n, d] with n >= `least`, or a point holds NaN or infinity.

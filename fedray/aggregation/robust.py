@@ -15,7 +15,13 @@ from fedray.types import Vector
 def trimmed_mean(points: Vector, trim: float, block: int = BLOCK) -> Vector:
     """Return the mean of what remains in each coordinate.
 
-    points: [n, d]. trim: share left out at each end, 0 <= trim < 0.5; 0 is the mean. Returns [d].
+    Args:
+        points: [n, d].
+        trim: share left out at each end, 0 <= trim < 0.5; 0 is the mean.
+        block: columns that are sorted at a time.
+
+    Returns:
+        [d].
 
     Raises:
         ValueError: no points, a point that is not finite, or trim out of range.
@@ -32,13 +38,19 @@ def trimmed_mean(points: Vector, trim: float, block: int = BLOCK) -> Vector:
 def leave_one_out_trimmed_means(points: Vector, trim: float, block: int = BLOCK) -> Vector:
     """Return row k = the trimmed mean of all points but the k-th, from one sort.
 
-    points: [K, d] with K >= 2. trim: as above, of the K − 1 others: g = ⌊trim · (K − 1)⌋. Returns [K, d].
-
     With s the sorted column and S = s_g + … + s_{K−1−g}, leaving out a value below s_g moves the window up by one, so
     it loses s_g; above s_{K−1−g} it loses that; between them it loses the value itself: S − clip(x, s_g, s_{K−1−g}).
 
+    Args:
+        points: [K, d] with K >= 2.
+        trim: share of the K − 1 others that is left out at each end: g = ⌊trim · (K − 1)⌋.
+        block: columns that are sorted at a time.
+
+    Returns:
+        [K, d].
+
     Raises:
-        ValueError: fewer than two points (nobody has others), a point that is not finite, or trim out of range.
+        ValueError: fewer than two points (no client has others), a point that is not finite, or trim out of range.
     """
     check_points(points, least=2)
     n = len(points)

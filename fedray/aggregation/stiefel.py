@@ -1,4 +1,4 @@
-"""Back to orthonormal rows, and onto a common gauge: what averaging LoReFT's R needs (FedReFT, arXiv 2508.20295).
+"""Orthonormal rows restored, and a common gauge: what averaging LoReFT's R needs (FedReFT, arXiv 2508.20295).
 
 Averages and medians of matrices with orthonormal rows do not have orthonormal rows; the polar factor U Vᵀ of the
 singular value decomposition U S Vᵀ is the nearest matrix that does (Fan and Hoffman 1955). (Q R, Q W, Q b) is the same
@@ -15,8 +15,12 @@ from fedray.types import Vector
 def retract(matrix: Vector) -> Vector:
     """Return the nearest matrix with orthonormal rows, in the Frobenius norm.
 
-    matrix: [..., r, d] with r <= d. Returns the same shape, R Rᵀ = I to float32 rounding. Where the input has rank
-    below r the nearest matrix is not unique: one of them is returned, and its rows are orthonormal too.
+    Args:
+        matrix: [..., r, d] with r <= d.
+
+    Returns:
+        The same shape, R Rᵀ = I to float32 rounding. Where the input has rank below r the nearest matrix is not unique:
+        one of them is returned, and its rows are orthonormal too.
 
     Raises:
         ValueError: r > d, or a value is not finite.
@@ -29,8 +33,12 @@ def retract(matrix: Vector) -> Vector:
 def procrustes_rotation(source: Vector, target: Vector) -> Matrix:
     """Return the orthogonal Q that minimises ‖Q source − target‖_F.
 
-    source, target: [..., r, m], for LoReFT [R | W | b] side by side (m = 2d + 1) or R alone (m = d). Returns Q
-    [..., r, r] in float64; Q source is the aligned client: apply the same Q to its R, W and b.
+    Args:
+        source: [..., r, m], for LoReFT [R | W | b] side by side (m = 2d + 1) or R alone (m = d).
+        target: the same shape.
+
+    Returns:
+        Q [..., r, r] in float64. Q source is the aligned client: apply the same Q to its R, W and b.
 
     Raises:
         ValueError: the shapes differ, or a value is not finite.

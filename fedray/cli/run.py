@@ -28,7 +28,7 @@ def run(
     with reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.api import execute
-        from fedray.evaluation.metrics import default_metric
+        from fedray.evaluation.metrics import configured_metric
         from fedray.experiment.resume import resolve_run
         from fedray.results.memory_report import measured_table
         from fedray.results.report import LiveProgress, summary_table
@@ -36,13 +36,14 @@ def run(
         output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
         loaded, place = resolve_run(loaded, output, resume)
         console.print("reading data and model configuration ...", highlight=False)
+        metric = configured_metric(loaded.evaluation, loaded.task)
         try:
-            with LiveProgress(console, loaded.evaluation.metric or default_metric(loaded.task)) as progress:
+            with LiveProgress(console, metric) as progress:
                 result = execute(loaded, place, resume is not None, [progress])
         except KeyboardInterrupt:
             again = command_line("run", config, overrides, "--resume", str(place))
             fail(f"interrupted; to continue: {again}", 130)
-        console.print(summary_table(result.summaries))
+        console.print(summary_table(result.summaries, metric))
         console.print(measured_table(result.memory().to_dict("records")))
         console.print(f"results: {place}", highlight=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierC
 from fedray.config.data import DataConfig, RawRows
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
+from fedray.config.metric import Metric
 from fedray.config.model import ModelConfig
 from fedray.config.partition import NaturalClients, PartitionConfig, Shares
 from fedray.config.section import Section, describe
@@ -27,6 +28,7 @@ __all__ = [
     "LoraSection",
     "MethodConfig",
     "MethodSections",
+    "Metric",
     "ModelConfig",
     "NaturalClients",
     "OffloadConfig",

@@ -21,6 +21,10 @@ from fedray.errors import choices, nearest
 
 Entry = TypeVar("Entry")
 
+OPTION = "name"
+"""Key of entries that are the value of one field of a section. Other keys are fields of a section that is an entry itself,
+and messages name those."""
+
 
 class Registry(Generic[Entry]):
     """The entries of one kind.
@@ -109,14 +113,16 @@ class Registry(Generic[Entry]):
 
         Raises:
             Mistakes: a field is unknown, missing, or out of range.
+            ValueError: as `select`; or the fields contradict each other.
         """
         if isinstance(value, str):
             value = {self.key: value}
         if isinstance(value, Section) or not isinstance(value, Mapping):
             return value
         cls = self._selected(value)
-        given = {str(name): entry for name, entry in value.items()}
         own = _field_names(cls)
+        selectors = {self.key, "class"} - own
+        given = {str(name): entry for name, entry in value.items() if name not in selectors}
         mistakes: list[str] = []
         if rest := [name for name in given if name not in own]:
             entries = [self.find(name) for name in self.names]
@@ -129,6 +135,8 @@ class Registry(Generic[Entry]):
         try:
             section = cls.model_validate({name: entry for name, entry in given.items() if name in own})
         except ValidationError as error:
+            if self.key == OPTION and not mistakes and not any(entry["loc"] for entry in error.errors()):
+                raise ValueError("; ".join(describe(error, cls))) from None
             mistakes = [*describe(error, cls), *mistakes]
         if mistakes:
             raise Mistakes(mistakes)
@@ -144,6 +152,8 @@ class Registry(Generic[Entry]):
         try:
             cls = self.select(value)
         except ValueError as error:
+            if self.key == OPTION:
+                raise
             raise Mistakes([f"{field}: {error}"]) from error
         if cls is self.base and inspect.isabstract(cls):
             own = "or give the `class` (module.Class) of your own"

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedray.config.metric import MetricOption
 from fedray.config.section import Fraction, PositiveInt, Section
 
 
@@ -20,7 +21,8 @@ class LoraSection(Section):
 
 class ReftSection(Section):
     kind: Literal["loreft", "noreft", "direft", "nodireft"] = "loreft"
-    """Intervention; see METHODS: direft keeps R orthonormal (as pyreft), nodireft does not (as the ReFT paper)."""
+    """Intervention (Wu et al., arXiv 2404.03592): direft keeps R orthonormal as pyreft does, nodireft leaves it free as
+    the paper does."""
     rank: PositiveInt = 4
     """r."""
     layers: Literal["all"] | tuple[int, ...] = "all"
@@ -71,10 +73,9 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     every: Annotated[int, Field(ge=0)] = 1
     """Measure test accuracy before and after local training in every n-th round; 0: only at the end."""
-    metric: (
-        Literal["accuracy", "matthews", "pearson", "token_accuracy", "perplexity", "exact_match", "rouge_l"] | None
-    ) = None
-    """Default: accuracy (classification), pearson (regression), token_accuracy (causal_lm)."""
+    metric: MetricOption | None = None
+    """Name of a metric, or `class: module.Class` of your own with its fields. Default: accuracy (classification),
+    pearson (regression), token_accuracy (causal_lm)."""
     batch_size: PositiveInt = 32
     """Examples per batch."""
     max_new_tokens: PositiveInt = 32

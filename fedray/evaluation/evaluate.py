@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fedray.config import Metric
 from fedray.data.batches import batches
 from fedray.errors import ConfigError
 from fedray.evaluation.losses import Scored, prompts, score
-from fedray.evaluation.metrics import GENERATED, check_metric, metric_function, perplexity
+from fedray.evaluation.metrics import check_metric
 from fedray.types import Evaluation, Task
 
 Device = torch.device | str
@@ -37,7 +38,7 @@ def evaluate(
     model: nn.Module,
     table: pa.Table,
     task: Task,
-    metric: str,
+    metric: Metric,
     batch_size: int,
     pad_token_id: int,
     device: Device,
@@ -47,42 +48,44 @@ def evaluate(
     """Return the mean loss (per example; per answer token for causal_lm), the metric, and the number of examples.
 
     An empty table gives Evaluation(nan, nan, 0). The model's training mode is as before on return.
-    tokenizer, max_new_tokens: for exact_match and rouge_l, which compare greedily generated text with `answer`.
+
+    Args:
+        tokenizer: for a metric of texts, which compares greedily generated text with the column `answer`.
+        max_new_tokens: at most this many tokens are generated per example.
 
     Raises:
-        ConfigError: the metric is unknown, does not fit the task, or needs a tokenizer that was not given.
+        ConfigError: the metric does not fit the task, or needs a tokenizer that was not given.
     """
     check_metric(metric, task)
-    if metric in GENERATED and tokenizer is None:
+    if metric.reads == "texts" and tokenizer is None:
         raise ConfigError(
-            f"evaluation.metric: {metric!r} compares generated text and needs a tokenizer; none was given"
+            f"evaluation.metric: {metric.label!r} compares generated text and needs a tokenizer; none was given"
         )
     if table.num_rows == 0:
         return Evaluation(float("nan"), float("nan"), 0)
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
-        if tokenizer is None or metric not in GENERATED:
+        if tokenizer is None or metric.reads != "texts":
             return summarise(units, metric, table.num_rows)
         texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens)
-    value = metric_function(metric)(texts, table["answer"].to_pylist())
+    value = metric.compute(texts, table["answer"].to_pylist())
     return Evaluation(_mean(units.losses), value, table.num_rows)
 
 
 @dataclass(frozen=True)
 class Units:
-    """What was scored of a table, in the order in which it was: losses, predictions and labels, [units] each."""
+    """The scored units of a table, in the order in which they were scored; [units] each."""
 
     losses: npt.NDArray[np.float32]
     predictions: npt.NDArray[Any]
+    """Classes, tokens, or numbers."""
     labels: npt.NDArray[Any]
 
 
-def summarise(units: Units, metric: str, num_examples: int) -> Evaluation:
-    """Return the evaluation by a metric that is not of generated text."""
-    if metric == "perplexity":
-        value = perplexity(units.losses)
-    else:
-        value = metric_function(metric)(units.predictions, units.labels)
+def summarise(units: Units, metric: Metric, num_examples: int) -> Evaluation:
+    """Return the evaluation by a metric of losses or predictions."""
+    read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
+    value = metric.compute(*read)
     return Evaluation(_mean(units.losses), value, num_examples)
 
 
@@ -142,7 +145,7 @@ def _score_all(
 
 
 def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Longest first: a batch that does not fit into memory fails at once."""
+    """Return the order with the longest example first: a batch that does not fit into memory fails at once."""
     return np.argsort(-lengths(table), kind="stable")
 
 
@@ -154,7 +157,8 @@ def lengths(table: pa.Table) -> npt.NDArray[np.int64]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no autograd, and every parametrization (LoReFT's rotation) computed once for all batches."""
+    """Set evaluation mode without autograd, and compute every parametrization (LoReFT's rotation) once for all
+    batches."""
     was_training = model.training
     model.eval()
     try:

@@ -21,8 +21,13 @@ from fedray.types import IGNORED, Task
 
 @dataclass(frozen=True)
 class Scored:
-    """losses: float32 [units]. outputs: float32 logits [units, classes or vocabulary], or predictions [units]
-    (regression). labels: [units]."""
+    """The scored units of a batch.
+
+    Attributes:
+        losses: float32 [units].
+        outputs: float32 logits [units, classes or vocabulary], or predictions [units] (regression).
+        labels: [units].
+    """
 
     losses: torch.Tensor
     outputs: torch.Tensor
@@ -30,7 +35,11 @@ class Scored:
 
 
 def score(model: nn.Module, batch: Mapping[str, torch.Tensor], task: Task) -> Scored:
-    """Run the model on one batch (tensors of shape [examples, tokens]; labels as in `Shard`) and take its losses."""
+    """Return the losses of one batch.
+
+    Args:
+        batch: tensors of shape [examples, tokens]; labels as in `Shard`.
+    """
     if task == "causal_lm":
         scored = _predicts_answer(batch["labels"])
         logits = _logits_at(model, batch, scored).float()
@@ -65,7 +74,7 @@ def prompts(table: pa.Table) -> list[npt.NDArray[np.int32]]:
 
 
 def _rows(table: pa.Table, column: str) -> list[npt.NDArray[np.int32]]:
-    """A list column as one view per row; through one flat array, since Arrow scalars cost a microsecond per token."""
+    """Return a list column as one view per row, through one flat array: Arrow scalars cost a microsecond per token."""
     if table.num_rows == 0:
         return []
     lists = pa.concat_arrays(table[column].chunks)
@@ -73,12 +82,12 @@ def _rows(table: pa.Table, column: str) -> list[npt.NDArray[np.int32]]:
 
 
 def _predicts_answer(labels: torch.Tensor) -> torch.Tensor:
-    """True at [example, t] where the next token, t + 1, has a label."""
+    """Return True at [example, t] where the next token, t + 1, has a label."""
     return functional.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
 
 
 def _logits_at(model: nn.Module, batch: Mapping[str, torch.Tensor], where: torch.Tensor) -> torch.Tensor:
-    """Logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
+    """Return the logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
 
     The output layer gets only those positions: with a vocabulary of 128,000 tokens the logits of a whole batch are
     larger than the model, and the prompt's are never looked at.

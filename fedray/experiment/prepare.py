@@ -13,7 +13,7 @@ from fedray.config import Config, MethodConfig, ModelConfig
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
 from fedray.errors import ConfigError
-from fedray.evaluation.metrics import GENERATED, check_metric
+from fedray.evaluation.metrics import check_metric, configured_metric
 from fedray.experiment.population import make_clients
 from fedray.federation.participation import cohort_size
 from fedray.federation.rounds import Federation, Pool
@@ -96,8 +96,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     """
     check_precision(config)
     check_engines(config)
-    if config.evaluation.metric:
-        check_metric(config.evaluation.metric, config.task)
+    check_metric(configured_metric(config.evaluation, config.task), config.task)
     for entry in config.method:
         build_method(config, entry)
     tokenizer = load_tokenizer(config.model)
@@ -140,7 +139,8 @@ def _check_length(config: Config, positions: int | None) -> None:
     """Raises:
     ConfigError: the longest example, or what is generated after it, has more tokens than the model has positions.
     """
-    generated = config.evaluation.max_new_tokens if config.evaluation.metric in GENERATED else 0
+    generates = configured_metric(config.evaluation, config.task).reads == "texts"
+    generated = config.evaluation.max_new_tokens if generates else 0
     if positions is not None and config.data.max_length + generated > positions:
         after = f", and evaluation.max_new_tokens {generated} after it" if generated else ""
         raise ConfigError(

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from fedray.config import MethodConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.metrics import default_metric, higher_is_better
+from fedray.evaluation.metrics import configured_metric
 from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import Prepared
 from fedray.experiment.rows import Row, means, memory_row
@@ -51,8 +51,8 @@ def run_experiment(
 
 def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
-    metric = config.evaluation.metric or default_metric(config.task)
-    checkpoints = Checkpoints(folder.place, entry.key, config.checkpoint, higher_is_better(metric))
+    metric = configured_metric(config.evaluation, config.task)
+    checkpoints = Checkpoints(folder.place, entry.key, config.checkpoint, metric.higher_is_better)
     before = _restored(prepared, entry, checkpoints, folder)
     done = before.server_round if before else 0
     cohort = config.clients.per_round or len(prepared.clients)
@@ -93,11 +93,11 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         rounds=config.rounds,
         clients=len(prepared.clients),
         head=next(iter(prepared.costs[entry.key].values())).head,
-        metric_name=metric,
+        metric_name=metric.label,
         aggregated_mean=measured["aggregated_mean"],
         personalised_mean=measured["personalised_mean"],
         personalised_weighted_mean=measured["personalised_weighted_mean"],
-        personalised_worst=measured["personalised_min" if higher_is_better(metric) else "personalised_max"],
+        personalised_worst=measured["personalised_min" if metric.higher_is_better else "personalised_max"],
         trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
         **{name: totals[name] for name in TOTALS},
         wall_seconds=earlier + perf_counter() - started,

@@ -17,7 +17,7 @@ from fedray.adapters.heads import float_head, head_group, label_text_head
 from fedray.adapters.stacked import AdapterStack, CannotBatch
 from fedray.config import Config, TierConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.metrics import GENERATED
+from fedray.evaluation.metrics import configured_metric
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
@@ -67,7 +67,7 @@ class Worker:
         self.method = build_method(config, job.entry, job.tier)
         self._meter = self._metered(tier, resting)
         model = _load_model(job, tier, self.device)
-        generating = config.evaluation.metric in GENERATED
+        generating = configured_metric(config.evaluation, config.task).reads == "texts"
         texts = sections.head == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
         # The label texts are embedded before the adapter is attached: by the backbone alone.

@@ -9,7 +9,7 @@ from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
 from fedray.config import Head, LoraSection, ReftSection
-from fedray.methods import heads
+from fedray.methods.parts import heads
 
 AdapterKind = Literal["lora", "reft", "full"]
 

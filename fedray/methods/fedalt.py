@@ -4,13 +4,13 @@ Every target linear of client k computes y = W0 x + s α_L(x) B^L A^L x + s α_R
 (α_R, α_L) = softmax(G x). Unlike FedAvg, the aggregate never overwrites the individual LoRA: the driver sends
 A_k^R, B_k^R = mean of the others' A_j^L, B_j^L (factors averaged separately, unweighted), the client trains L and G.
 
-Choices: an absent client counts with its latest update; a client that never trained counts in nobody's rest of world;
+Choices: an absent client counts with its latest update; a client that has never trained counts in no rest of world;
 where tiers hold LoRAs of different rank, a component is averaged over those who hold it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import nn
@@ -19,21 +19,27 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora, draw_mixer
 from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
+from fedray.aggregation.rule import RULES, Rule, rule_among
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
-from fedray.methods import heads
-from fedray.methods.all_but_me import RuleName, all_but_me, rule
-from fedray.methods.capacity import gather, own_layout, scatter
-from fedray.methods.options import needs
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.parts import heads
+from fedray.methods.parts.all_but_me import all_but_me
+from fedray.methods.parts.capacity import gather, own_layout, scatter
+from fedray.methods.protocol import Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
 
 @state_type("fedalt.Server", "fedray.methods.fedalt.Server")
 @dataclass(frozen=True)
 class Server:
-    """latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in the layout of
-    `own`."""
+    """Server state.
+
+    Attributes:
+        layout: of the common LoRA.
+        own: layout of what each client holds of it.
+        latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in its own layout.
+        head: the head, if it is shared.
+    """
 
     layout: Layout
     own: Mapping[ClientId, Layout]
@@ -43,7 +49,12 @@ class Server:
 
 @dataclass(frozen=True)
 class RestOfWorld:
-    """Downlink. rest: (A_k^R, B_k^R), or None while nobody else has trained (it is zero then)."""
+    """Downlink.
+
+    Attributes:
+        rest: (A_k^R, B_k^R), or None while no other client has trained (it is zero then).
+        head: the head, if it is shared.
+    """
 
     rest: Vector | None
     head: Vector | None
@@ -59,8 +70,14 @@ class Individual:
 
 @state_type("fedalt.Client", "fedray.methods.fedalt.Own")
 @dataclass(frozen=True)
-class Own:
-    """Client state: individual LoRA, mixer G (None unless adaptive), and the head if it is private."""
+class ClientState:
+    """Client state.
+
+    Attributes:
+        lora: the individual LoRA.
+        mixer: G; None unless it is adaptive.
+        head: the head, if it is private.
+    """
 
     lora: Vector
     mixer: Vector | None
@@ -69,15 +86,20 @@ class Own:
 
 @dataclass(frozen=True)
 class FedAlt:
-    """rest: how the others' factors become the Rest-of-World LoRA; trim: share dropped at each end by `trimmed_mean`.
-    mixer: `adaptive` (G trained), `fixed` (`alpha` on L, 1 − alpha on R), `none` (both weights 1).
-    a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all; the
-    average of products stays close to the product of averages).
+    """An individual LoRA beside a frozen one of all others.
+
+    Attributes:
+        rest: rule that makes the Rest-of-World LoRA of the others' factors.
+        trim: share that `trimmed_mean` leaves out at each end.
+        mixer: `adaptive` (G trained), `fixed` (`alpha` on L, 1 − alpha on R), `none` (both weights 1).
+        alpha: weight of L under `fixed`.
+        a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all;
+            the average of products stays close to the product of averages).
     """
 
     lora: LoraSection
     head: Head = "shared"
-    rest: RuleName = "mean"
+    rest: Annotated[str | Rule, rule_among("mean", "geometric_median", "trimmed_mean")] = "mean"
     trim: float = 0.2
     mixer: Literal["adaptive", "fixed", "none"] = "adaptive"
     alpha: float = 0.5
@@ -103,26 +125,32 @@ class FedAlt:
         own = {client.id: own_layout(layout, client.capacity) for client in clients}
         return Server(layout, own, {}, heads.initial(self.head, initial.head())[0])
 
-    def init_client(self, initial: Initial, client: Client) -> Own:
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
         lora, mixer = initial.vectors["lora"], initial.vectors.get("mixer")
         if self.a_init == "independent":
             lora = draw_lora(initial.layouts["lora"], initial.seed, "init", client.id)
             if mixer is not None:
                 mixer = draw_mixer(initial.layouts["mixer"], initial.seed, "init", client.id)
-        return Own(lora, mixer, heads.initial(self.head, initial.head())[1])
+        return ClientState(lora, mixer, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
         latest = {id: scatter(server.layout, server.own[id], lora) for id, lora in server.latest.items()}
-        rest = all_but_me(latest, [client.id for client in cohort], rule(self.rest, trim=self.trim))
+        rest = all_but_me(latest, [client.id for client in cohort], self._rule())
         return {client.id: RestOfWorld(self._held(server, client, rest[client.id]), server.head) for client in cohort}
 
+    def _rule(self) -> Rule:
+        if isinstance(self.rest, Rule):
+            return self.rest
+        rule: Rule = RULES.parse({"name": self.rest, "trim": self.trim})
+        return rule
+
     def _held(self, server: Server, client: Client, rest: Vector | None) -> Vector | None:
-        """Return what the client can hold of its rest of world, zero where nobody else holds anything."""
+        """Return what the client can hold of its rest of world, zero where no other client holds a value."""
         return None if rest is None else np.nan_to_num(gather(server.layout, server.own[client.id], rest))
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: RestOfWorld, local: Local
-    ) -> tuple[Individual, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: RestOfWorld, local: Local
+    ) -> tuple[Individual, ClientState]:
         adapter.load("lora", client_state.lora)
         if client_state.mixer is not None:
             adapter.load("mixer", client_state.mixer)
@@ -133,10 +161,13 @@ class FedAlt:
         head_up, head_own = heads.read(self.head, adapter)
         lora = adapter.read("lora")
         mixer = None if client_state.mixer is None else adapter.read("mixer")
-        return Individual(lora, head_up), Own(lora, mixer, head_own)
+        return Individual(lora, head_up), ClientState(lora, mixer, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[Individual]]) -> tuple[Server, Metrics]:
         latest = {**server.latest, **{update.client.id: update.payload.lora for update in updates}}
         sent = [update.payload.head for update in updates]
         head = heads.average(server.head, sent, [update.num_examples for update in updates])
         return replace(server, latest=latest, head=head), {}
+
+
+ENTRY = FedAlt

@@ -1,4 +1,4 @@
-"""FedHFT: masked adapters inside, clusters outside (arXiv 2510.14054).
+"""FedHFT: masked adapters at the inner level, clusters of clients at the outer level (arXiv 2510.14054).
 
 Inner level: client k sees W0 + Σ_j π_kj ΔW_j as its frozen weight and trains a fresh LoRA (B = 0) on top. Its
 capacity ratio ρ_k keeps the ⌈ρ_k d_out⌉ most important output rows of each target's B; only those travel. Per cluster
@@ -44,12 +44,11 @@ from fedray.aggregation.masks import Mask, energy, random_rows, top_rows
 from fedray.aggregation.means import weighted_mean
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
-from fedray.methods import heads
-from fedray.methods.capacity import own_layout
-from fedray.methods.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
-from fedray.methods.options import needs
-from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
-from fedray.methods.wire import Wire, WireType, decode, encode
+from fedray.methods.parts import heads
+from fedray.methods.parts.capacity import own_layout
+from fedray.methods.parts.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
+from fedray.methods.parts.wire import Wire, WireType, decode, encode
+from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update, needs
 from fedray.randomness import keyed_seed
 from fedray.types import Client, ClientId, Vector, state_type
 
@@ -57,8 +56,14 @@ from fedray.types import Client, ClientId, Vector, state_type
 @state_type("fedhft.Server", "fedray.methods.fedhft.Server")
 @dataclass(frozen=True)
 class Server:
-    """deltas: ΔW_j per cluster. heads: one per cluster (none where the head is not shared). memberships: π_k of every
-    client, [J]. features: every client's latest update, by which it is clustered: its head [d], or B_k A_k."""
+    """Server state.
+
+    Attributes:
+        deltas: ΔW_j per cluster.
+        heads: one per cluster; none where the head is not shared.
+        memberships: π_k of every client, [J].
+        features: every client's latest update, by which it is clustered: its head [d], or B_k A_k.
+    """
 
     seed: int
     layout: Layout
@@ -70,9 +75,14 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Downlink. rest: Σ_j π_kj ΔW_j as factors of rank downlink_rank (None in round 0, where it is zero);
-    head: Σ_j π_kj head_j; memberships: π_k, [J]."""
+class ClusterMixture:
+    """Downlink: the clusters' states, weighted by the client's memberships.
+
+    Attributes:
+        rest: Σ_j π_kj ΔW_j as factors of rank downlink_rank; None in round 0, where it is zero.
+        head: Σ_j π_kj head_j.
+        memberships: π_k, [J].
+    """
 
     rest: Wire | None
     head: Wire | None
@@ -81,8 +91,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class MaskedUpdate:
-    """Uplink. factors: per target A_k, then the kept rows of B_k; masks: per target which rows those are, as a bitset
-    (none where all are kept)."""
+    """Uplink.
+
+    Attributes:
+        factors: per target A_k, then the kept rows of B_k.
+        masks: per target which rows those are, as a bitset; None where all are kept.
+        head: the head, if it is shared.
+    """
 
     factors: Wire
     masks: npt.NDArray[np.uint8] | None
@@ -91,8 +106,13 @@ class MaskedUpdate:
 
 @state_type("fedhft.Client", "fedray.methods.fedhft.Own")
 @dataclass(frozen=True)
-class Own:
-    """Client state. previous: the factors of its last update, only where timing `pre` needs them; head: if private."""
+class ClientState:
+    """Client state.
+
+    Attributes:
+        previous: the factors of its last update, only where timing `pre` needs them.
+        head: the head, if it is private.
+    """
 
     previous: Vector | None
     head: Vector | None
@@ -100,16 +120,21 @@ class Own:
 
 @dataclass(frozen=True)
 class FedHft:
-    """clusters: J, or `auto` (by BIC, at most `max_clusters`).
-    warmup_rounds: 5 means that the first refit ends the sixth round.
-    timing: `post` masks after unmasked training, `pre` trains only the kept rows.
-    importance: `fisher` (default) or `energy`; under `pre` always `energy`.
-    normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
-    server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it to `server_rank` (default the LoRA's) each round;
-    rounds.parquet has the largest relative error of a round's truncation.
-    downlink_rank: default the client's own LoRA's.
-    features: what is clustered, default the head where it is shared, else B_k A_k.
-    wire: type of numbers on the wire. n_init: restarts of the mixture's fit.
+    """Masked LoRAs within soft clusters.
+
+    Attributes:
+        clusters: J, or `auto` (by BIC, at most `max_clusters`).
+        warmup_rounds: rounds before the first refit; 5 means that it ends the sixth round.
+        timing: `post` masks after unmasked training, `pre` trains only the kept rows.
+        importance: `fisher` (default) or `energy`; under `pre` always `energy`.
+        normalise: by memberships (the paper) or by `count` (the released code; shrinks what a client sees to 1/J).
+        server_state: `full` grows ΔW_j losslessly, `rank_q` truncates it each round; rounds.parquet then has the
+            largest relative error of a round's truncation.
+        server_rank: rank of `rank_q`; default the LoRA's.
+        downlink_rank: default the rank of the client's own LoRA.
+        features: what is clustered; default the head where it is shared, else B_k A_k.
+        wire: type of the numbers that travel.
+        n_init: restarts of the mixture's fit.
     """
 
     lora: LoraSection
@@ -169,10 +194,10 @@ class FedHft:
             features={},
         )
 
-    def init_client(self, initial: Initial, client: Client) -> Own:
-        return Own(None, heads.initial(self.head, initial.head())[1])
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        return ClientState(None, heads.initial(self.head, initial.head())[1])
 
-    def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[Mixture]]:
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[ClusterMixture]]:
         alike: dict[tuple[bytes, int], list[ClientId]] = {}
         for client in cohort:
             rank = self.downlink_rank or client.capacity.get("lora_rank", self.lora.rank)
@@ -181,7 +206,7 @@ class FedHft:
             Broadcast(self._mixture(server, server.memberships[ids[0]], rank), ids) for (_, rank), ids in alike.items()
         ]
 
-    def _mixture(self, server: Server, pi: Vector, rank: int) -> Mixture:
+    def _mixture(self, server: Server, pi: Vector, rank: int) -> ClusterMixture:
         rest = None
         if server.server_round:
             mixed = [
@@ -192,11 +217,11 @@ class FedHft:
         head = None
         if server.heads:
             head = encode(np.einsum("j,jd->d", pi, np.stack(server.heads)).astype(np.float32), self.wire)
-        return Mixture(rest, head, pi)
+        return ClusterMixture(rest, head, pi)
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: Mixture, local: Local
-    ) -> tuple[MaskedUpdate, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: ClusterMixture, local: Local
+    ) -> tuple[MaskedUpdate, ClientState]:
         layout, rest_layout = adapter.whole_layout("lora"), adapter.layout("rest")
         rest = np.zeros(rest_layout.size, np.float32) if downlink.rest is None else decode(downlink.rest)
         fresh = draw_lora(layout, local.seed)
@@ -225,12 +250,13 @@ class FedHft:
         uplink = MaskedUpdate(
             encode(kept, self.wire), pack_masks(masks), None if head_up is None else encode(head_up, self.wire)
         )
-        return uplink, Own(join(receive(layout, kept, masks)) if self.timing == "pre" else None, head_own)
+        return uplink, ClientState(join(receive(layout, kept, masks)) if self.timing == "pre" else None, head_own)
 
     def _masks_before(
         self, targets: tuple[str, ...], downlink: Delta, previous: Delta, local: Local
     ) -> tuple[Mask, ...]:
-        """`pre`: the rows in which downlink and previous update have most energy; at random while both are zero."""
+        """Return the rows in which downlink and previous update have most energy, or random rows while both are zero
+        (timing `pre`)."""
         masks = []
         for index, module in enumerate(targets):
             known = concatenate([(1.0, delta[index]) for delta in (downlink, previous) if delta])
@@ -242,7 +268,8 @@ class FedHft:
         return tuple(masks)
 
     def _masks_after(self, targets: tuple[str, ...], trained: Delta, local: Local) -> tuple[Mask, ...]:
-        """`post`: the most important rows of what was trained. A client that keeps all rows needs no importance."""
+        """Return the most important rows of what was trained (timing `post`). A client that keeps all rows needs no
+        importance."""
         ratio = mask_ratio(local.client)
         if ratio == 1:
             return tuple(np.ones(delta.B.shape[0], bool) for delta in trained)
@@ -286,14 +313,18 @@ class FedHft:
         self, delta: Delta, factors: Sequence[Delta], pi: Vector, masks: Sequence[tuple[Mask, ...]]
     ) -> tuple[Delta, float]:
         """Return ΔW_j + ΔU_j per target, lossless or truncated as `server_state` says, and the largest relative error
-        that truncation made. pi: [cohort]"""
+        of a truncation.
+
+        Args:
+            pi: the cohort's memberships in this cluster, [cohort].
+        """
         grown: list[LowRank] = []
         error = 0.0
         for target, old in enumerate(delta):
             update = cluster_update(
                 [factor[target] for factor in factors], pi, [mask[target] for mask in masks], self.normalise
             )
-            if update.rank == 0:  # nobody in this cluster
+            if update.rank == 0:  # no client in this cluster
                 grown.append(old)
                 continue
             total = concatenate([(1.0, old), (1.0, update)])
@@ -305,7 +336,7 @@ class FedHft:
         return tuple(grown), error
 
     def _recluster(self, server: Server) -> Server:
-        """Outer level: refit the mixture on the latest updates and set π_k to the posteriors."""
+        """Refit the mixture on the latest updates and set π_k to the posteriors (the outer level)."""
         ids = sorted(server.features)
         if len(ids) < 2:
             return server
@@ -344,3 +375,6 @@ def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:
     if len(heads) == len(features):
         return centre_gram(gram_of(np.stack(heads)))
     return centre_gram(gram([feature for feature in features if not isinstance(feature, np.ndarray)]))
+
+
+ENTRY = FedHft

@@ -1,6 +1,6 @@
 """FedReFT: federated representation fine-tuning with All-But-Me aggregation (arXiv 2508.20295).
 
-Client k keeps its own intervention φ_k. The driver builds from everybody else's latest φ_j the aggregate
+Client k keeps its own intervention φ_k. The driver builds from all other clients' latest φ_j the aggregate
 φ_{-k} = Agg({φ_j : j ≠ k}), and the client takes over a part λ_k of it before it trains again:
 φ_k ← (1 − λ_k) φ_k + λ_k φ_{-k}, with the rotations retracted to the Stiefel manifold.
 
@@ -12,7 +12,7 @@ against global per client). Beyond the paper: `align: procrustes` removes LoReFT
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,29 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout, Part
 from fedray.adapters.reft import attach_reft
 from fedray.aggregation.geometric_median import Weiszfeld
+from fedray.aggregation.rule import RULES, Rule, rule_among
 from fedray.aggregation.stiefel import procrustes_rotation
 from fedray.config import Head, ReftSection
 from fedray.errors import ConfigError, TrainingError
-from fedray.methods import heads
-from fedray.methods.all_but_me import Rule, all_but_me, rule
-from fedray.methods.capacity import gather, own_layout, scatter
-from fedray.methods.options import needs
-from fedray.methods.protocol import Initial, Local, Metrics, Update
+from fedray.methods.parts import heads
+from fedray.methods.parts.all_but_me import all_but_me
+from fedray.methods.parts.capacity import gather, own_layout, scatter
+from fedray.methods.protocol import Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
 
 @state_type("fedreft.Server", "fedray.methods.fedreft.Server")
 @dataclass(frozen=True)
 class Server:
-    """layout: of what is shared of φ. own: of what each client holds of that. initial: the φ that all start from.
-    latest: every φ_j that the driver holds, in the layout of `own`."""
+    """Server state.
+
+    Attributes:
+        layout: of the shared part of φ.
+        own: layout of what each client holds of that part.
+        initial: the φ from which all clients start.
+        latest: every φ_j that the driver holds, in the client's own layout.
+        head: the head, if it is shared.
+    """
 
     layout: Layout
     own: Mapping[ClientId, Layout]
@@ -48,8 +55,13 @@ class Server:
 
 @dataclass(frozen=True)
 class AllButMe:
-    """Downlink. others: the shared part of φ_{-k}, NaN where nobody else holds a layer's intervention; None while
-    nobody else has trained."""
+    """Downlink.
+
+    Attributes:
+        others: the shared part of φ_{-k}, NaN where no other client holds a layer's intervention; None while no other
+            client has trained.
+        head: the head, if it is shared.
+    """
 
     others: Vector | None
     head: Vector | None
@@ -57,7 +69,12 @@ class AllButMe:
 
 @dataclass(frozen=True)
 class SharedPart:
-    """Uplink: what `share` says of φ_k, and the head if it is shared."""
+    """Uplink.
+
+    Attributes:
+        phi: the part of φ_k that `share` names.
+        head: the head, if it is shared.
+    """
 
     phi: Vector
     head: Vector | None
@@ -65,8 +82,13 @@ class SharedPart:
 
 @state_type("fedreft.Client", "fedray.methods.fedreft.Own")
 @dataclass(frozen=True)
-class Own:
-    """Client state: the whole φ_k, and the head if it is private."""
+class ClientState:
+    """Client state.
+
+    Attributes:
+        phi: the whole φ_k.
+        head: the head, if it is private.
+    """
 
     phi: Vector
     head: Vector | None
@@ -74,15 +96,24 @@ class Own:
 
 @dataclass(frozen=True)
 class FedReft:
-    """aggregate: Agg of all but me. granularity: one aggregate over the whole φ, or one per layer.
-    mixing: `adaptive` chooses λ_k among `candidates`, `fixed` uses `lam` (0 never listens, 1 takes over all).
-    share: `full` (R, W, b), `rotation` (R), `source` (W, b); the rest stays local.
-    smoothing, tolerance, max_iterations: Weiszfeld's ε (relative to the points' scatter), stopping rule and cap.
+    """Interventions of each client's own, moved towards the aggregate of all others.
+
+    Attributes:
+        aggregate: the rule Agg.
+        granularity: one aggregate over the whole φ (`all`), or one per layer.
+        mixing: `adaptive` chooses λ_k among `candidates`, `fixed` uses `lam`.
+        lam: λ; 0 ignores the others, 1 replaces the shared part by theirs.
+        candidates: values of λ_k that are compared.
+        share: `full` (R, W, b), `rotation` (R), `source` (W, b); the rest stays local.
+        align: `procrustes` rotates the others' φ to the client's before they are aggregated.
+        smoothing: ε of the geometric median, relative to the points' scatter.
+        tolerance: stopping rule of the geometric median.
+        max_iterations: cap of its iterations.
     """
 
     reft: ReftSection
     head: Head = "shared"
-    aggregate: Literal["geometric_median", "mean"] = "geometric_median"
+    aggregate: Annotated[str | Rule, rule_among("geometric_median", "mean")] = "geometric_median"
     granularity: Literal["all", "layer"] = "all"
     mixing: Literal["adaptive", "fixed"] = "adaptive"
     lam: float = 0.5
@@ -99,7 +130,7 @@ class FedReft:
             raise ConfigError(f"fedreft: lam and candidates must lie in [0, 1] and not be empty, got {outside}")
         needs(self, "lam", self.mixing == "fixed", "mixing: fixed")
         needs(self, "candidates", self.mixing == "adaptive", "mixing: adaptive")
-        self._weiszfeld()  # which checks its numbers
+        Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)  # checks the numbers
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = attach_reft(model, self.reft)
@@ -114,8 +145,8 @@ class FedReft:
         phi = initial.vectors["reft"][self._shared(initial.layouts["reft"])]
         return Server(layout, own, phi, {}, heads.initial(self.head, initial.head())[0])
 
-    def init_client(self, initial: Initial, client: Client) -> Own:
-        return Own(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        return ClientState(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, AllButMe]:
         wanted = [client.id for client in cohort]
@@ -130,8 +161,8 @@ class FedReft:
         return None if others is None else gather(server.layout, server.own[id], others)
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local
-    ) -> tuple[SharedPart, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: AllButMe, local: Local
+    ) -> tuple[SharedPart, ClientState]:
         shared = self._shared(adapter.layout("reft"))
         heads.load(self.head, adapter, downlink.head, client_state.head)
         phi, lam = client_state.phi, 0.0
@@ -143,7 +174,7 @@ class FedReft:
         local.train()
         head_up, head_own = heads.read(self.head, adapter)
         phi = adapter.read("reft")
-        return SharedPart(phi[shared], head_up), Own(phi, head_own)
+        return SharedPart(phi[shared], head_up), ClientState(phi, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[SharedPart]]) -> tuple[Server, Metrics]:
         latest = {**server.latest, **{update.client.id: update.payload.phi for update in updates}}
@@ -197,10 +228,11 @@ class FedReft:
         return ranges
 
     def _rule(self) -> Rule:
-        return rule(self.aggregate, self._weiszfeld())
-
-    def _weiszfeld(self) -> Weiszfeld:
-        return Weiszfeld(self.smoothing, self.tolerance, self.max_iterations)
+        if isinstance(self.aggregate, Rule):
+            return self.aggregate
+        options = {name: getattr(self, name) for name in ("smoothing", "tolerance", "max_iterations")}
+        rule: Rule = RULES.parse({"name": self.aggregate, **options})
+        return rule
 
     def _aligned(self, server: Server, me: ClientId) -> Vector | None:
         """Return φ_{-k} after rotating every other φ_j to its best fit with φ_k, at first the initial φ."""
@@ -242,3 +274,6 @@ def align(layout: Layout, phi: Vector, reference: Vector) -> Vector:
 def _stack(parts: tuple[Vector, ...]) -> Vector:
     """Return R, W, b side by side: [r, 2d + 1]."""
     return np.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+
+
+ENTRY = FedReft

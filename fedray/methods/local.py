@@ -1,7 +1,6 @@
-"""The two controls without which no comparison means anything.
+"""Local training without communication: every client trains an adapter and a head of its own.
 
-Local: no communication at all; every client trains its own adapter and head.
-HeadOnly: adapters are never sent, the task head is averaged (FedAvg). What a method gains over it is its adapter's.
+The control that shows what federation gains at all.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.config import Head, LoraSection, ReftSection
-from fedray.methods import adapters, heads
+from fedray.methods import adapters
+from fedray.methods.parts import heads
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
 from fedray.types import Client, Vector, state_type
 
@@ -26,8 +26,8 @@ class SharedHead:
 
 @state_type("local.Client", "fedray.methods.local.OwnAdapter")
 @dataclass(frozen=True)
-class OwnAdapter:
-    """What a client keeps: its adapter, and its head unless that is shared or frozen."""
+class ClientState:
+    """Client state: the adapter, and the head unless it is shared or frozen."""
 
     adapter: Vector
     head: Vector | None
@@ -35,7 +35,11 @@ class OwnAdapter:
 
 @dataclass(frozen=True)
 class LocalOnly:
-    """adapter: what the clients train. A shared head is private here: nothing is ever sent."""
+    """Training without communication; a shared head is private here.
+
+    Attributes:
+        adapter: what the clients train.
+    """
 
     lora: LoraSection
     reft: ReftSection
@@ -56,20 +60,20 @@ class LocalOnly:
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> SharedHead:
         return SharedHead(heads.initial(self.effective_head, initial.head())[0])
 
-    def init_client(self, initial: Initial, client: Client) -> OwnAdapter:
-        return OwnAdapter(initial.vectors[self.adapter], heads.initial(self.effective_head, initial.head())[1])
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        return ClientState(initial.vectors[self.adapter], heads.initial(self.effective_head, initial.head())[1])
 
     def configure_train(self, server: SharedHead, cohort: Sequence[Client]) -> Broadcast[SharedHead]:
         return Broadcast(server, [client.id for client in cohort])
 
     def train_client(
-        self, adapter: Adapter, client_state: OwnAdapter, downlink: SharedHead, local: Local
-    ) -> tuple[SharedHead, OwnAdapter]:
+        self, adapter: Adapter, client_state: ClientState, downlink: SharedHead, local: Local
+    ) -> tuple[SharedHead, ClientState]:
         adapter.load(self.adapter, client_state.adapter)
         heads.load(self.effective_head, adapter, downlink.head, client_state.head)
         local.train()
         shared, own = heads.read(self.effective_head, adapter)
-        return SharedHead(shared), OwnAdapter(adapter.read(self.adapter), own)
+        return SharedHead(shared), ClientState(adapter.read(self.adapter), own)
 
     def aggregate_train(
         self, server: SharedHead, updates: Sequence[Uploaded[SharedHead]]
@@ -78,15 +82,4 @@ class LocalOnly:
         return SharedHead(heads.average(server.head, sent, [update.num_examples for update in updates])), {}
 
 
-@dataclass(frozen=True)
-class HeadOnly(LocalOnly):
-    """adapter: what the clients train and keep. The head is shared whatever `head` says for the other methods."""
-
-    @property
-    def effective_head(self) -> Head:
-        return "shared"
-
-    def attach(self, model: nn.Module) -> Adapter:
-        adapter = super().attach(model)
-        heads.require_head("head_only", adapter)
-        return adapter
+ENTRY = LocalOnly

@@ -5,7 +5,7 @@ A method is a frozen dataclass whose fields are its hyperparameters. It may also
 It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
 
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
-with that tier's sections, and the server's functions on the whole one: `fedray.methods.capacity` translates.
+with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` translates.
 
 The smallest method, which federates how many examples the clients have and trains nothing:
 
@@ -49,6 +49,7 @@ The smallest method, which federates how many examples the clients have and trai
             return Total(server.examples + sum(update.payload.examples for update in updates)), {}
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
@@ -67,7 +68,7 @@ Averages = Literal["examples", "uniform"]
 """What clients count for in a weighted mean: their numbers of examples, or all the same.
 
 A method of whose updates `aggregate_train` takes nothing but that mean, over all who sent the same shapes, should say
-so with an attribute `averages`. Updates are then averaged where they arise, and do not travel one by one: see
+so with an attribute `averages`. Updates are then averaged on the actors, and do not travel one by one: see
 `TierMean`.
 """
 
@@ -82,8 +83,10 @@ Uplink = TypeVar("Uplink")
 class Initial:
     """The common starting point, equal for every method of a comparison that has the same groups.
 
-    vectors: initial value of each of the adapter's groups, drawn from the seed (frozen second branches are zero).
-    layouts: what those vectors hold.
+    Attributes:
+        seed: the experiment's.
+        layouts: what the vectors hold.
+        vectors: initial value of each of the adapter's groups, drawn from the seed (frozen second branches are zero).
     """
 
     seed: int
@@ -109,7 +112,13 @@ Downlinks = Broadcast[Payload] | Sequence[Broadcast[Payload]] | Mapping[ClientId
 
 @dataclass(frozen=True)
 class Update(Generic[Payload]):
-    """What one client of the cohort sent up. The arrays in `payload` are exactly what accounting counts as uplink."""
+    """The uplink of one client of the cohort.
+
+    Attributes:
+        client: who sent it.
+        num_examples: training examples of the client (n_k).
+        payload: what was sent. Its arrays are exactly what accounting counts as uplink.
+    """
 
     client: Client
     num_examples: int
@@ -191,7 +200,7 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> ServerState: ...
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
-        """Return the private state of a client that has never trained (called on its first turn, on its actor)."""
+        """Return the private state of a client that has never trained. Called on an actor, before its first task."""
         ...
 
     def configure_train(self, server: ServerState, cohort: Sequence[Client]) -> Downlinks[Downlink]:
@@ -216,12 +225,30 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
 AnyMethod = FederatedMethod[Any, Any, Any, Any]
 
 
-def averages(method: AnyMethod) -> Averages | None:
-    """Return what clients count for in the method's mean; None where it needs every update: it does not say otherwise,
-    or a class derived from the one that says so has an `aggregate_train` of its own.
+def needs(method: Any, option: str, condition: bool, remedy: str) -> None:
+    """Refuse a hyperparameter that was changed and would silently do nothing.
+
+    Args:
+        method: the dataclass.
+        option: name of the hyperparameter.
+        condition: whether it has an effect.
+        remedy: the setting that gives it one.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: it is not at its default, and has no effect.
+    """
+    (default,) = (field.default for field in dataclasses.fields(method) if field.name == option)
+    if not condition and getattr(method, option) != default:
+        name = type(method).__name__.lower()
+        raise ConfigError(f"{name}.{option}: has no effect without {remedy}; set that, or leave {option} out")
+
+
+def averages(method: AnyMethod) -> Averages | None:
+    """Return what clients count for in the method's mean, or None if the method needs every update: it has no
+    `averages`, or a class derived from the one with `averages` has an `aggregate_train` of its own.
+
+    Raises:
+        ConfigError: `averages` has another value.
     """
     found: Averages | None = getattr(method, "averages", None)
     definers = [cls for cls in type(method).__mro__ if {"averages", "aggregate_train"} & vars(cls).keys()]

@@ -1,4 +1,4 @@
-"""From a configuration's entry to a method: built-in names, or a class of the user's own."""
+"""From a configuration's entry to a method: a module of this package by its name, or a class of the user's own."""
 
 import dataclasses
 from typing import Any, get_args
@@ -6,24 +6,14 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from fedray.config import Config, MethodConfig, describe
-from fedray.config.registry import import_class
+from fedray.config.registry import Registry, import_class
 from fedray.errors import ConfigError, choices, nearest
 from fedray.methods.adapters import AdapterKind
-from fedray.methods.fedalt import FedAlt
-from fedray.methods.fedavg import FedAvg
-from fedray.methods.fedhft import FedHft
-from fedray.methods.fedreft import FedReft
-from fedray.methods.local import HeadOnly, LocalOnly
 from fedray.methods.protocol import AnyMethod, FederatedMethod
 
-METHODS: dict[str, type[Any]] = {
-    "local": LocalOnly,
-    "head_only": HeadOnly,
-    "fedavg": FedAvg,
-    "fedreft": FedReft,
-    "fedalt": FedAlt,
-    "fedhft": FedHft,
-}
+METHODS: Registry[Any] = Registry(
+    "method", "fedray.methods", object, others=("adapters", "parts", "protocol", "registry")
+)
 
 SECTIONS = ("lora", "reft", "head")
 """Fields that are filled from the configuration's sections where a method declares them."""
@@ -32,7 +22,8 @@ SECTIONS = ("lora", "reft", "head")
 def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -> AnyMethod:
     """Return the method of one entry of `config.method`, its hyperparameters checked.
 
-    tier: on whose devices it trains; None: the whole method, as the driver has it.
+    Args:
+        tier: on whose devices it trains; None: the whole method, as the driver has it.
 
     Raises:
         ConfigError: unknown method or hyperparameter, wrong type or value, a class that cannot be imported or that
@@ -78,21 +69,17 @@ def _check_effect(method: AnyMethod, entry: MethodConfig, where: str) -> None:
 
 
 def _find(entry: MethodConfig, where: str) -> type[Any]:
-    if entry.name is not None:
-        if entry.name not in METHODS:
-            raise ConfigError(f"{where}: unknown method{nearest(entry.name, METHODS)}; allowed: {choices(METHODS)}")
-        return METHODS[entry.name]
+    """Return the class of a built-in method, or the user's own; both must be complete."""
     try:
-        cls: Any = import_class(entry.class_ or "")
+        found: Any = METHODS.find(entry.name) if entry.name is not None else import_class(entry.class_ or "")
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    missing = [name for name in _FUNCTIONS if not callable(getattr(cls, name, None))]
-    if missing or not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
+    missing = [name for name in _FUNCTIONS if not callable(getattr(found, name, None))]
+    if missing or not dataclasses.is_dataclass(found) or not isinstance(found, type):
         raise ConfigError(
-            f"{where}: {entry.class_} must be a dataclass with the functions of fedray.methods.protocol."
+            f"{where}: {entry.name or entry.class_} must be a dataclass with the functions of fedray.methods.protocol."
             f"FederatedMethod; missing: {choices(missing) or '@dataclass(frozen=True)'}"
         )
-    found: type[Any] = cls
     return found
 
 

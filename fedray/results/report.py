@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fedray.config import Metric
 from fedray.data.shards import FederatedData
 from fedray.errors import choices
 from fedray.federation.events import Callback, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
@@ -38,11 +39,11 @@ def readable_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def percent(value: float | None, metric: str = "accuracy") -> str:
-    """Return an accuracy in percent, another metric as a plain number, and `-` for what was not measured."""
+def readable_metric(value: float | None, metric: Metric) -> str:
+    """Return a value of the metric as tables show it, and `-` for what was not measured."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if metric in ("matthews", "pearson", "perplexity") else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if metric.percent else f"{value:.3f}"
 
 
 PLAIN_EVERY_S = 2.0
@@ -70,7 +71,7 @@ class LiveProgress(LiveBars, Callback):
     """A bar per method on a terminal; elsewhere (job logs, pipes) a plain line per round, or every two seconds one of
     the latest round, with what was sent and when the method should end."""
 
-    def __init__(self, console: Console, metric: str):
+    def __init__(self, console: Console, metric: Metric):
         super().__init__(
             console,
             TextColumn("[bold]{task.description:<12}"),
@@ -103,7 +104,7 @@ class LiveProgress(LiveBars, Callback):
         at = "final pass" if event.final else f"round {round_number(event.server_round)}"
         scores = "no client took part" if event.train_loss is None else f"loss {event.train_loss:.3f}"
         if event.personalised is not None:
-            before, after = (percent(value, self._metric) for value in (event.aggregated, event.personalised))
+            before, after = (readable_metric(value, self._metric) for value in (event.aggregated, event.personalised))
             scores += f", aggregated {before}, personalised {after}"
         self._sent += event.uplink_bytes + event.downlink_bytes
         scores += f", {readable_bytes(self._sent)} sent"
@@ -137,11 +138,10 @@ def failure_line(event: TaskFailed) -> str:
     return f"{at}: {attempt.kind}{where}: {attempt.cause}; {attempt.action}"
 
 
-def summary_table(summaries: Sequence[Summary]) -> Table:
-    """Return the comparison: one row per method."""
-    metric = summaries[0].metric_name
+def summary_table(summaries: Sequence[Summary], metric: Metric) -> Table:
+    """Return the comparison by the metric that was measured: one row per method."""
     table = plain_table(
-        f"{metric} on each client's own test examples, after {summaries[0].rounds} rounds",
+        f"{metric.label} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
         ("personalised\nmean", "worst\nclient", "aggregated\nmean", "trainable\nparameters", "up", "down", "time"),
     )
@@ -149,9 +149,9 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
         table.add_row(
             entry.method,
             entry.head,
-            percent(entry.personalised_mean, metric),
-            percent(entry.personalised_worst, metric),
-            percent(entry.aggregated_mean, metric),
+            readable_metric(entry.personalised_mean, metric),
+            readable_metric(entry.personalised_worst, metric),
+            readable_metric(entry.aggregated_mean, metric),
             f"{entry.trainable_parameters:,}",
             readable_bytes(entry.uplink_bytes),
             readable_bytes(entry.downlink_bytes),

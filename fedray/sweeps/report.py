@@ -5,9 +5,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
-from fedray.evaluation.metrics import default_metric
+from fedray.evaluation.metrics import configured_metric
 from fedray.federation.events import Callback
-from fedray.results.report import LiveBars, percent, plain_table
+from fedray.results.report import LiveBars, plain_table, readable_metric
 from fedray.sweeps.result import SweepResult, TrialFinished, TrialResult, more_is_better
 from fedray.sweeps.space import readable_point, shown
 
@@ -61,7 +61,7 @@ def sweep_table(found: SweepResult) -> Table:
     def readable(value: float) -> str:
         config = found.trials[0].config
         accuracy = metric.startswith(("personalised", "aggregated"))
-        return percent(value, config.evaluation.metric or default_metric(config.task)) if accuracy else f"{value:.4g}"
+        return readable_metric(value, configured_metric(config.evaluation, config.task)) if accuracy else f"{value:.4g}"
 
     for row in table.head(SHOWN_ROWS).to_dict("records"):
         interval = "-" if row["finished"] < 2 else f"{readable(row['low'])} to {readable(row['high'])}"

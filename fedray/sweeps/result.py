@@ -13,7 +13,7 @@ from fedray.config import Config, SweepConfig, dump_yaml, load_sweep, parse_yaml
 from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
 from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError, StateError, choices
-from fedray.evaluation.metrics import default_metric, higher_is_better
+from fedray.evaluation.metrics import configured_metric
 from fedray.experiment.resume import differences
 from fedray.results.statistics import confidence_interval
 from fedray.storage.paths import StoragePath
@@ -60,7 +60,7 @@ def more_is_better(sweep: SweepConfig, config: Config) -> bool:
         return sweep.mode == "max"
     if not sweep.metric.startswith(("personalised", "aggregated")):  # losses, bytes, seconds
         return False
-    return higher_is_better(config.evaluation.metric or default_metric(config.task))
+    return configured_metric(config.evaluation, config.task).higher_is_better
 
 
 @dataclass(frozen=True)

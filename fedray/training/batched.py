@@ -29,7 +29,6 @@ from fedray.adapters.stacked import AdapterStack
 from fedray.data.batches import batches
 from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise
 from fedray.evaluation.losses import score
-from fedray.evaluation.metrics import GENERATED
 from fedray.training import loop
 from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.importance import check_examples, mean_importance, shift_gradients
@@ -124,7 +123,7 @@ def run_batched(
         tables = {slot: requests[slot].table for slot in slots}
         if isinstance(first, Importance):
             return importance_batched(stack, tables, training_context)
-        if training_context.metric in GENERATED:
+        if training_context.metric.reads == "texts":
             return {slot: _evaluate_alone(stack, slot, table, training_context) for slot, table in tables.items()}
         return evaluate_batched(stack, tables, training_context)
 

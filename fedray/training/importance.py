@@ -1,4 +1,4 @@
-"""Empirical Fisher information of the outputs of a LoRA's target layers (METHODS section 3, `importance: fisher`).
+"""Empirical Fisher information of the outputs of a LoRA's target layers (FedHFT, arXiv 2510.14054).
 
 With L_e the loss of training example e and y_e[t, i] a target layer's output at token t and dimension i,
 

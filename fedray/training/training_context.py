@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from fedray.config import EvaluationConfig, TrainConfig
+from fedray.config import EvaluationConfig, Metric, TrainConfig
 from fedray.evaluation.evaluate import Device, Tokenizer
-from fedray.evaluation.metrics import Metric, default_metric
+from fedray.evaluation.metrics import configured_metric
 from fedray.types import Task
 
 
@@ -12,7 +12,7 @@ from fedray.types import Task
 class TrainingContext:
     """What all clients of a run share.
 
-    tokenizer: only for metrics of generated text (exact_match, rouge_l).
+    tokenizer: only for metrics that read generated text.
     """
 
     task: Task
@@ -26,4 +26,4 @@ class TrainingContext:
     @property
     def metric(self) -> Metric:
         """What is measured: as configured, else the task's default."""
-        return self.evaluation.metric or default_metric(self.task)
+        return configured_metric(self.evaluation, self.task)

@@ -12,7 +12,7 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ReftSection
-from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
+from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter, Server
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Update, Uploaded
 from fedray.training.trainer import LocalTrainer
 from fedray.types import Client, Vector, state_type
@@ -80,7 +80,7 @@ class OneByOne(OwnWork):
 class WithState:
     """A client's state of FedAvg, and more."""
 
-    own: OwnHead
+    own: ClientState
     private: Vector
 
 
@@ -109,14 +109,14 @@ class StatefulFedAvg:
     def init_client(self, initial: Initial, client: Client) -> WithState:
         return WithState(self.fedavg.init_client(initial, client), np.zeros(self.state, np.float32))
 
-    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Sequence[Broadcast[Shared]]:
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> Sequence[Broadcast[GlobalAdapter]]:
         return self.fedavg.configure_train(server, cohort)
 
     def train_client(
-        self, adapter: Adapter, client_state: WithState, downlink: Shared, local: Local
-    ) -> tuple[Shared, WithState]:
+        self, adapter: Adapter, client_state: WithState, downlink: GlobalAdapter, local: Local
+    ) -> tuple[GlobalAdapter, WithState]:
         payload, own = self.fedavg.train_client(adapter, client_state.own, downlink, local)
         return payload, WithState(own, client_state.private + np.float32(1))
 
-    def aggregate_train(self, server: Server, updates: Sequence[Uploaded[Shared]]) -> tuple[Server, Metrics]:
+    def aggregate_train(self, server: Server, updates: Sequence[Uploaded[GlobalAdapter]]) -> tuple[Server, Metrics]:
         return self.fedavg.aggregate_train(server, updates)

@@ -19,7 +19,7 @@ import numpy as np
 
 import fedray
 from fedray.federation.update_checks import distances
-from fedray.methods.fedavg import FedAvg, Server, Shared
+from fedray.methods.fedavg import FedAvg, GlobalAdapter, Server
 from fedray.methods.protocol import Metrics, Update
 
 CLIENTS, EXAMPLES, SKEWS = 10, 64, (None, 1.0, 0.3)
@@ -30,7 +30,7 @@ VICTIM = "c9"
 class Watched(FedAvg):
     """FedAvg that tells by how many times the median distance the victim is away, and who is furthest of the others."""
 
-    def aggregate_train(self, server: Server, updates: Sequence[Update[Shared]]) -> tuple[Server, Metrics]:
+    def aggregate_train(self, server: Server, updates: Sequence[Update[GlobalAdapter]]) -> tuple[Server, Metrics]:
         found = {update.client.id: update.payload for update in updates}
         times = {id: times for id, (_, times) in distances(found).items()}
         hostile = times.pop(VICTIM, np.nan)  # of a few clients, as in the walk on shapes, nobody is compared

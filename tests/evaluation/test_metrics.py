@@ -5,19 +5,19 @@ import math
 import numpy as np
 import pytest
 
+from fedray.config import load_config
+from fedray.config.metric import METRICS
 from fedray.errors import ConfigError
-from fedray.evaluation.metrics import (
-    accuracy,
-    check_metric,
-    default_metric,
-    exact_match,
-    higher_is_better,
-    matthews,
-    metric_function,
-    pearson,
-    perplexity,
-    rouge_l,
-)
+from fedray.evaluation.metrics import check_metric, default_metric
+from fedray.evaluation.metrics.accuracy import Accuracy
+from fedray.evaluation.metrics.exact_match import ExactMatch
+from fedray.evaluation.metrics.matthews import Matthews
+from fedray.evaluation.metrics.pearson import Pearson
+from fedray.evaluation.metrics.perplexity import Perplexity
+from fedray.evaluation.metrics.rouge_l import RougeL
+
+accuracy, matthews, pearson = Accuracy().compute, Matthews().compute, Pearson().compute
+perplexity, exact_match, rouge_l = Perplexity().compute, ExactMatch().compute, RougeL().compute
 
 
 def test_accuracy_is_the_share_of_equal_entries():
@@ -93,8 +93,18 @@ def test_generated_texts_and_references_must_pair_up():
 
 
 def test_metrics_by_name():
-    assert metric_function("token_accuracy")(np.array([1, 2]), np.array([1, 3])) == 0.5
-    assert metric_function("rouge_l") is rouge_l
+    assert METRICS.names == (
+        "accuracy",
+        "exact_match",
+        "matthews",
+        "pearson",
+        "perplexity",
+        "rouge_l",
+        "token_accuracy",
+    )
+    assert METRICS.parse("token_accuracy").compute(np.array([1, 2]), np.array([1, 3])) == 0.5
+    assert METRICS.find("rouge_l") is RougeL
+    assert all(METRICS.find(name)().label == name for name in METRICS.names)
 
 
 @pytest.mark.parametrize(
@@ -102,21 +112,25 @@ def test_metrics_by_name():
     [("classification", "accuracy"), ("regression", "pearson"), ("causal_lm", "token_accuracy")],
 )
 def test_every_task_has_a_default_that_fits_it(task, default):
-    assert default_metric(task) == default
-    check_metric(default, task)
+    assert default_metric(task).label == default
+    check_metric(default_metric(task), task)
 
 
 def test_a_metric_that_does_not_fit_names_those_that_do():
     with pytest.raises(ConfigError, match=r"'rouge_l'.*'classification'.*accuracy, matthews"):
-        check_metric("rouge_l", "classification")
+        check_metric(RougeL(), "classification")
 
 
 def test_an_unknown_metric_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
-        check_metric("acuracy", "classification")
+        load_config({"method": "local", "data": {"source": "synthetic"}, "evaluation": {"metric": "acuracy"}})
 
 
 def test_only_perplexity_is_better_when_lower():
     names = ["accuracy", "matthews", "pearson", "token_accuracy", "exact_match", "rouge_l"]
-    assert all(higher_is_better(name) for name in names)
-    assert not higher_is_better("perplexity")
+    assert all(METRICS.find(name).higher_is_better for name in names)
+    assert not METRICS.find("perplexity").higher_is_better
+
+
+def test_correlations_and_perplexity_are_not_shown_in_percent():
+    assert [name for name in METRICS.names if not METRICS.find(name).percent] == ["matthews", "pearson", "perplexity"]

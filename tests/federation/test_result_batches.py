@@ -16,7 +16,7 @@ from fedray.errors import TrainingError
 from fedray.federation.failures import TaskFailure
 from fedray.federation.result_batches import ResultBatch, ResultBatcher, state_files
 from fedray.federation.tasks import ClientResult, ClientTask, Downlink, Keep, WorkerSetup
-from fedray.methods.fedavg import OwnHead, Shared
+from fedray.methods.fedavg import ClientState, GlobalAdapter
 from fedray.storage.paths import StoragePath
 from fedray.training.trainer import ClientReport
 from fedray.types import Client
@@ -41,9 +41,9 @@ class Plays:
         for task in group:
             client = task.client
             self.seen += (task.state,)
-            payload = Shared(SENT[client.index], None) if self.sent is None else self.sent
+            payload = GlobalAdapter(SENT[client.index], None) if self.sent is None else self.sent
             report = ClientReport(1, 0.0, 0.0, None, None, {})
-            state = OwnHead(np.full(3, client.index, np.float32))
+            state = ClientState(np.full(3, client.index, np.float32))
             adapter: Any = {"B": np.full(2, client.index)} if task.keep == "adapter" else None
             yield ClientResult(client, task.server_round, client.num_examples, payload, 8, 8, report, state, adapter)
 
@@ -98,7 +98,7 @@ def test_large_states_end_a_batch_too(tmp_path: Path) -> None:
     class Heavy(Plays):
         def __call__(self, group: Sequence[ClientTask]) -> Iterator[ClientResult]:
             for result in super().__call__(group):
-                yield replace(result, state=OwnHead(np.zeros(30_000, np.float32)))
+                yield replace(result, state=ClientState(np.zeros(30_000, np.float32)))
 
     batches = list(ResultBatcher(setup(tmp_path), Heavy()).serve(tasks([0], [1], [2]), 60))
     assert [ids(batch) for batch in batches] == [["c0"], ["c1"], ["c2"]]
@@ -157,8 +157,8 @@ def test_a_trial_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("payload", "error", "message"),
     [
-        (Shared(np.array([1, 2], np.int64), None), TypeError, "arrays of floats, not ndarray"),
-        (replace(Shared(SENT[0], None), head=3.5), TypeError, "head: .*arrays of floats, not float"),  # type: ignore[arg-type]
+        (GlobalAdapter(np.array([1, 2], np.int64), None), TypeError, "arrays of floats, not ndarray"),
+        (replace(GlobalAdapter(SENT[0], None), head=3.5), TypeError, "head: .*arrays of floats, not float"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_averaged_is_said(tmp_path: Path, payload: Any, error: type[Exception], message: str) -> None:
@@ -171,7 +171,7 @@ def test_one_clients_useless_update_is_kept_out_of_the_others_mean(tmp_path: Pat
         def __call__(self, group: Sequence[ClientTask]) -> Iterator[ClientResult]:
             for result in super().__call__(group):
                 bad = result.client.id == "c1"
-                payload = Shared(np.array([1, np.nan], np.float32), None) if bad else result.payload
+                payload = GlobalAdapter(np.array([1, np.nan], np.float32), None) if bad else result.payload
                 yield replace(result, payload=payload)
 
     the_setup = setup(tmp_path)

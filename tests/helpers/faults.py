@@ -10,11 +10,9 @@ import numpy as np
 
 from fedray.adapters.adapter import Adapter
 from fedray.errors import TrainingError
-from fedray.methods.fedavg import FedAvg, OwnHead, Server, Shared
+from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter
 from fedray.methods.protocol import Local
 from fedray.training.trainer import LocalTrainer
-
-__all__ = ["Faulty", "OwnHead", "Server", "Shared"]  # states are made of these
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class Faulty(FedAvg):
     marks: str = ""
 
     def train_client(
-        self, adapter: Adapter, client_state: OwnHead, downlink: Shared, local: Local
-    ) -> tuple[Shared, OwnHead]:
+        self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local
+    ) -> tuple[GlobalAdapter, ClientState]:
         if not self._goes_wrong(local):
             return super().train_client(adapter, client_state, downlink, local)
         if self.fault == "raise":

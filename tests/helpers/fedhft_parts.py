@@ -1,5 +1,6 @@
 """Servers and updates of FedHFT by hand, without a model: two targets of 4 x 3 with rank 2, and a head of 2 x 3."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,8 @@ import numpy as np
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.low_rank import LowRank
 from fedray.config import LoraSection
-from fedray.methods.factors import join, keep_rows, pack_masks
 from fedray.methods.fedhft import FedHft, MaskedUpdate, Server
+from fedray.methods.parts.factors import join, keep_rows, pack_masks
 from fedray.methods.protocol import Initial, Update
 from fedray.types import Client
 
@@ -18,6 +19,10 @@ TWO = Layout(
     (Slot("q", "A", (2, 3)), Slot("q", "B", (4, 2)), Slot("v", "A", (2, 3)), Slot("v", "B", (4, 2))),
 )
 HEAD = Layout((Slot("classifier.weight", "tensor", (2, 3)),))
+WIDTH, RANK = 16, 2
+"""Of the tiny BERT that the fixture `fedhft` trains, and of its LoRA."""
+TARGETS = [f"bert.encoder.layer.{block}.attention.self.{name}" for block in (0, 1) for name in ("query", "value")]
+"""That LoRA's targets."""
 IDS = "abcdefghijkl"
 
 
@@ -49,3 +54,9 @@ def update(
 
 def with_memberships(server: Server, *rows: Sequence[float]) -> Server:
     return replace(server, memberships={id: np.array(row, np.float32) for id, row in zip(IDS, rows, strict=False)})
+
+
+def largest_rows(importance: Any, ratio: float) -> list[int]:
+    """The ⌈ρ d_out⌉ most important rows, by sorting pairs."""
+    ranked = sorted(range(len(importance)), key=lambda i: (-importance[i], i))
+    return sorted(ranked[: math.ceil(ratio * len(importance))])

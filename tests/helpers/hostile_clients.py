@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedray.adapters.adapter import Adapter
-from fedray.methods.fedreft import AllButMe, FedReft, Own, Server, SharedPart
+from fedray.methods.fedreft import AllButMe, ClientState, FedReft, SharedPart
 from fedray.methods.protocol import Local
 from fedray.randomness import keyed_rng
 from fedray.training.trainer import LocalTrainer
-
-__all__ = ["Opposed", "Own", "Server", "SharedPart"]  # states are made of these
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class Opposed(FedReft):
     hostile: int = 0
 
     def train_client(
-        self, adapter: Adapter, client_state: Own, downlink: AllButMe, local: Local
-    ) -> tuple[SharedPart, Own]:
+        self, adapter: Adapter, client_state: ClientState, downlink: AllButMe, local: Local
+    ) -> tuple[SharedPart, ClientState]:
         sent, own = super().train_client(adapter, client_state, downlink, local)
         if not isinstance(local, LocalTrainer):  # the walk on shapes
             return sent, own

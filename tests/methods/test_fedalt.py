@@ -13,7 +13,7 @@ from torch import nn
 from fedray.adapters.dropout import dropout_mask
 from fedray.config import LoraSection
 from fedray.errors import ConfigError
-from fedray.methods.fedalt import FedAlt, Individual, Own, RestOfWorld
+from fedray.methods.fedalt import ClientState, FedAlt, Individual, RestOfWorld
 from fedray.models.backbone import load_backbone
 from fedray.randomness import keyed_rng, keyed_seed
 from fedray.storage.state_tree import num_bytes
@@ -187,7 +187,7 @@ def test_training_starts_from_ones_own_lora_and_mixer(method, paper, clients, ve
     (lora, rest), (mixer,) = spread(2, 28), spread(1, 16)
     head, adapter, seen = spread(1, 3)[0], vector_adapter(paper), {}
     local = fake_local(clients[0], adapter, training=lambda a: seen.update({name: a.read(name) for name in a.names}))
-    sent, own = method.train_client(adapter, Own(lora, mixer, None), RestOfWorld(rest, head), local)
+    sent, own = method.train_client(adapter, ClientState(lora, mixer, None), RestOfWorld(rest, head), local)
     for name, expected in {"lora": lora, "rest": rest, "mixer": mixer, "head": head}.items():
         assert np.array_equal(seen[name], expected)
     assert np.array_equal(sent.lora, lora)

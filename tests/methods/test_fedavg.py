@@ -6,7 +6,7 @@ from received import received
 from scipy.linalg import polar
 
 from fedray.config import LoraSection, ReftSection
-from fedray.methods.fedavg import FedAvg, OwnHead, Shared
+from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter
 
 
 def fedavg(**options):
@@ -16,7 +16,7 @@ def fedavg(**options):
 def test_weights_are_the_numbers_of_examples(paper, clients, spread, updates):
     """a to e have 1 to 5 examples: Σ k p_k / 15, adapter and head alike. What the server held before does not count."""
     method, points, heads = fedavg(), spread(5, 28), spread(5, 3)
-    payloads = [Shared(point, head) for point, head in zip(points, heads, strict=True)]
+    payloads = [GlobalAdapter(point, head) for point, head in zip(points, heads, strict=True)]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, payloads))
     for found, sent in ((server.shared.adapter, points), (server.shared.head, heads)):
         expected = (1 * sent[0] + 2 * sent[1] + 3 * sent[2] + 4 * sent[3] + 5 * sent[4]) / 15
@@ -25,7 +25,7 @@ def test_weights_are_the_numbers_of_examples(paper, clients, spread, updates):
 
 def test_uniform_weights(paper, clients, spread, updates):
     method, points, heads = fedavg(weights="uniform"), spread(5, 28), spread(5, 3)
-    payloads = [Shared(point, head) for point, head in zip(points, heads, strict=True)]
+    payloads = [GlobalAdapter(point, head) for point, head in zip(points, heads, strict=True)]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, payloads))
     np.testing.assert_allclose(server.shared.adapter, points.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(server.shared.head, heads.mean(axis=0), atol=1e-6)
@@ -34,7 +34,7 @@ def test_uniform_weights(paper, clients, spread, updates):
 def test_absent_clients_do_not_count(paper, clients, spread, updates):
     """All five train, then b (2 examples) and e (5) alone: (2 p_b + 5 p_e)/7. Where nobody comes, nothing changes."""
     method, points = fedavg(head="local"), spread(7, 28)
-    payloads = [Shared(point, None) for point in points]
+    payloads = [GlobalAdapter(point, None) for point in points]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients, payloads[:5]))
     server, _ = method.aggregate_train(server, updates([clients[1], clients[4]], payloads[5:]))
     np.testing.assert_allclose(server.shared.adapter, (2 * points[5] + 5 * points[6]) / 7, atol=1e-6)
@@ -60,7 +60,7 @@ def test_averaged_rotations_are_retracted(paper, clients, updates):
         else:
             b[...] = -a
     method = fedavg(adapter="reft", head="local")
-    payloads = [Shared(one, None), Shared(two, None)]
+    payloads = [GlobalAdapter(one, None), GlobalAdapter(two, None)]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients[:2], payloads))
     np.testing.assert_allclose(server.shared.adapter, expected, atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_all_receive_one_object_and_start_from_it(paper, clients, vector_adapter
     adapter.load("lora", spread(1, 28)[0])
     adapter.load("head", spread(1, 3)[0])
     local = fake_local(clients[0], adapter, lambda a: seen.update({name: a.read(name) for name in ("lora", "head")}))
-    sent, own = method.train_client(adapter, OwnHead(None), down["a"], local)
+    sent, own = method.train_client(adapter, ClientState(None), down["a"], local)
     for group in ("lora", "head"):
         assert np.array_equal(seen[group], paper.vectors[group])
     assert np.array_equal(sent.adapter, paper.vectors["lora"])

@@ -15,9 +15,9 @@ from fedray.adapters.draws import draw_lora
 from fedray.aggregation.masks import random_rows
 from fedray.config import LoraSection, load_config
 from fedray.experiment.prepare import prepare
-from fedray.methods.factors import join, keep_rows, split, unpack_masks
-from fedray.methods.fedhft import FedHft, Mixture, Own, mask_ratio
-from fedray.methods.wire import decode, encode
+from fedray.methods.fedhft import ClientState, ClusterMixture, FedHft, mask_ratio
+from fedray.methods.parts.factors import join, keep_rows, split, unpack_masks
+from fedray.methods.parts.wire import decode, encode
 from fedray.randomness import keyed_rng
 from fedray.storage.state_tree import arrays
 from fedray.training.engine import TorchEngine
@@ -405,14 +405,18 @@ class FakeLocal:
         pass
 
 
-def train_once(run: Run, hyperparameters: Mapping[str, Any], ratio: float, fisher: Any = None) -> tuple[Any, Any, Own]:
+def train_once(
+    run: Run, hyperparameters: Mapping[str, Any], ratio: float, fisher: Any = None
+) -> tuple[Any, Any, ClientState]:
     """Return what a client with that ratio trained (split), its masks, and its state."""
     layout = run.initial.layouts["lora"]
     trained = np.random.default_rng(8).normal(size=layout.size).astype(np.float32)
     method = FedHft(lora=LoraSection(rank=RANK), **hyperparameters)
     local = FakeLocal(Client("ann", 0, 5, capacity={"mask_ratio": ratio}), run.adapter, trained, fisher)
     head = encode(run.initial.vectors["head"], "float32")
-    payload, state = method.train_client(run.adapter, Own(None, None), Mixture(None, head, np.ones(1, "f4")), local)
+    payload, state = method.train_client(
+        run.adapter, ClientState(None, None), ClusterMixture(None, head, np.ones(1, "f4")), local
+    )
     masks = unpack_masks(layout, payload.masks)
     trained_deltas = split(layout, trained)
     assert np.array_equal(payload.factors, join(keep_rows(trained_deltas, masks)))

@@ -10,8 +10,8 @@ from fedhft_parts import IDS, TWO, initial_server, method, update
 from sklearn.metrics import adjusted_rand_score
 
 from fedray.aggregation.low_rank import LowRank
-from fedray.methods.factors import split
 from fedray.methods.fedhft import MaskedUpdate, Server, similarity
+from fedray.methods.parts.factors import split
 from fedray.methods.protocol import Update
 
 

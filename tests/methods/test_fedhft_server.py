@@ -11,10 +11,10 @@ from received import received
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.low_rank import LowRank, relative_error
 from fedray.errors import ConfigError
-from fedray.methods.factors import split
 from fedray.methods.fedhft import FedHft, MaskedUpdate, Server
+from fedray.methods.parts.factors import split
+from fedray.methods.parts.wire import decode
 from fedray.methods.protocol import Initial, Update
-from fedray.methods.wire import decode
 from fedray.storage.state_tree import arrays, num_bytes
 from fedray.types import Client
 

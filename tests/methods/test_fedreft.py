@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from fedray.config import ReftSection, load_config
 from fedray.errors import ConfigError, TrainingError
-from fedray.methods.fedreft import AllButMe, FedReft, Own, SharedPart
+from fedray.methods.fedreft import AllButMe, ClientState, FedReft, SharedPart
 from fedray.methods.registry import build_method
 
 PHI = 2 * 2 * (2 * 2 * 5 + 2)
@@ -107,7 +107,7 @@ def train_once(method, paper, clients, vector_adapter, fake_local, phi, others, 
     """Train client a once; return what went up, what stayed, and its side of the round."""
     adapter = vector_adapter(paper)
     local = fake_local(clients[0], adapter, **options)
-    sent, own = method.train_client(adapter, Own(phi, None), AllButMe(others, paper.head()), local)
+    sent, own = method.train_client(adapter, ClientState(phi, None), AllButMe(others, paper.head()), local)
     return sent, own, local
 
 
@@ -376,7 +376,7 @@ def test_every_client_starts_from_the_head_that_is_its_own_or_the_servers(
     local = fake_local(clients[0], adapter, lambda a: (seen.append(a.read("head")), a.load("head", a.read("head") + 1)))
     down = AllButMe(None, common if head == "shared" else None)
     sent, after = method.train_client(
-        adapter, Own(paper.vectors["reft"], own if head == "local" else None), down, local
+        adapter, ClientState(paper.vectors["reft"], own if head == "local" else None), down, local
     )
     assert np.array_equal(seen[0], common if head == "shared" else own)
     travels, stays = (sent.head, after.head) if head == "shared" else (after.head, sent.head)

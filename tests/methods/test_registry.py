@@ -1,8 +1,7 @@
 """From an entry of `method:` to a method, and everything that can be wrong with one."""
 
-import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from fedray.methods.fedalt import FedAlt
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import AnyMethod, averages
 from fedray.methods.registry import METHODS, build_method
-from fedray.types import STATE_TYPES
 
 
 def configure(method: Mapping[str, Any] | str, **changes: Any) -> Config:
@@ -45,10 +43,10 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
     return build_method(config, config.method[0])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.names)
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
-    fields = METHODS[name].__dataclass_fields__
+    fields = METHODS.find(name).__dataclass_fields__
     own = {section: {"rank": 3} for section in ("lora", "reft") if section in fields}
     assert own
     for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
@@ -59,7 +57,7 @@ def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     head = "shared" if name == "head_only" else "local"
     built: Any = build({"name": name, "head": head, **entry}, **{"lora.alpha": 7, "reft.dropout": 0.2})
-    assert type(built) is METHODS[name]
+    assert type(built) is METHODS.find(name)
     if "lora" in own:
         assert (built.lora.rank, built.lora.alpha) == (3, 7)
     if "reft" in own:
@@ -89,10 +87,19 @@ def refused(method: Mapping[str, Any] | str) -> str:
     [
         (
             "fedhtf",
-            "method 'fedhtf': unknown method (did you mean 'fedhft'?); "
-            "allowed: local, head_only, fedavg, fedreft, fedalt, fedhft",
+            "method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); "
+            "allowed: fedalt, fedavg, fedhft, fedreft, head_only, local",
         ),
-        ("zzz", "method 'zzz': unknown method; allowed: local, head_only, fedavg, fedreft, fedalt, fedhft"),
+        ("zzz", "method 'zzz': unknown method 'zzz'; allowed: fedalt, fedavg, fedhft, fedreft, head_only, local"),
+        (
+            {"name": "fedreft", "aggregate": "maen"},
+            "method 'fedreft': aggregate: unknown aggregation rule 'maen' (did you mean 'mean'?); "
+            "allowed: geometric_median, mean",
+        ),
+        (
+            {"name": "fedalt", "rest": 3},
+            "method 'fedalt': rest: expected the name of an aggregation rule, or a mapping with its `class`, got 3",
+        ),
         (
             {"name": "fedavg", "weight": "uniform"},
             "method 'fedavg': unknown hyperparameter 'weight' (did you mean 'weights'?); allowed: adapter, weights",
@@ -138,30 +145,18 @@ def test_mistakes_are_named(method: Mapping[str, Any] | str, message: str) -> No
 # ---------------------------------------------------------------- classes of the user's own
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder of somebody who keeps methods of his own in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    tags = dict(STATE_TYPES)
-    yield tmp_path
-    STATE_TYPES.clear()
-    STATE_TYPES.update(tags)
-
-
 def documented() -> str:
     """The method that fedray.methods.protocol shows."""
     assert protocol.__doc__ is not None
     return textwrap.dedent(protocol.__doc__.partition("trains nothing:\n")[2])
 
 
-def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
+def test_the_documented_method_runs_complete_rounds(own_folder: Path) -> None:
     """Three clients with 12 examples each: a quarter for testing leaves 9, and round(0.15 · 9) = 1 for validation
     leaves 8 to train on. Three rounds count 3 · 3 · 8 = 72, and the final pass adds none. Nothing is an array, so
     nothing counts as sent, and nothing is ever trained."""
-    (folder / "counting_methods.py").write_text(documented())
-    config = configure({"class": "counting_methods.Count"}, **{"data.cache_dir": str(folder / "cache")})
+    (own_folder / "counting_methods.py").write_text(documented())
+    config = configure({"class": "counting_methods.Count"}, **{"data.cache_dir": str(own_folder / "cache")})
     prepared = prepare(config)
     assert [client.num_examples for client in prepared.clients] == [8, 8, 8]
     entry, pool = config.method[0], LocalPool(prepared.data.shards)
@@ -169,16 +164,16 @@ def test_the_documented_method_runs_complete_rounds(folder: Path) -> None:
     federation = prepared.federation(entry, initial, pool)
     assert [len(done.results) for done in all_results(federation)] == [3, 3, 3, 3]
     assert federation.server.examples == 72
-    *_, finished = run_experiment(prepared, pool, folder / "run")
+    *_, finished = run_experiment(prepared, pool, own_folder / "run")
     assert isinstance(finished, MethodFinished)
     summary = finished.summary
     assert (summary.method, summary.head) == ("Count", "-")
     assert (summary.trainable_parameters, summary.uplink_bytes, summary.downlink_bytes) == (0, 0, 0)
 
 
-def test_a_class_has_hyperparameters_of_its_own(folder: Path) -> None:
+def test_a_class_has_hyperparameters_of_its_own(own_folder: Path) -> None:
     code = documented().replace("    lora: LoraSection\n", "    lora: LoraSection\n    step: int = 1\n")
-    (folder / "stepping.py").write_text(code)
+    (own_folder / "stepping.py").write_text(code)
     built: Any = build({"class": "stepping.Count", "step": 5, "lora": {"rank": 3}})
     assert (built.step, built.lora.rank) == (5, 3)
     assert "unknown hyperparameter 'stap' (did you mean 'step'?); allowed: step" in refused(
@@ -199,28 +194,28 @@ def test_a_class_has_hyperparameters_of_its_own(folder: Path) -> None:
         ("def Mine(): pass", "broken.Mine", "must be a dataclass with the functions of "),
     ],
 )
-def test_classes_that_are_not_there(folder: Path, code: str | None, name: str, message: str) -> None:
+def test_classes_that_are_not_there(own_folder: Path, code: str | None, name: str, message: str) -> None:
     if code is not None:
-        (folder / "broken.py").write_text(code)
+        (own_folder / "broken.py").write_text(code)
     with pytest.raises(ConfigError, match=f"^method 'Mine': .*{message}"):
         build({"class": name})
 
 
 @pytest.mark.parametrize("function", ["attach", "init_server", "configure_train", "aggregate_train"])
-def test_a_class_that_lacks_a_function(folder: Path, function: str) -> None:
-    (folder / "lacking.py").write_text(documented().replace(f"def {function}(", f"def {function}_("))
+def test_a_class_that_lacks_a_function(own_folder: Path, function: str) -> None:
+    (own_folder / "lacking.py").write_text(documented().replace(f"def {function}(", f"def {function}_("))
     assert refused({"class": "lacking.Count"}).endswith(f"missing: {function}")
 
 
-def test_a_class_that_is_no_dataclass(folder: Path) -> None:
-    (folder / "plain.py").write_text(documented().replace("@dataclass(frozen=True)\nclass Count", "class Count"))
+def test_a_class_that_is_no_dataclass(own_folder: Path) -> None:
+    (own_folder / "plain.py").write_text(documented().replace("@dataclass(frozen=True)\nclass Count", "class Count"))
     assert refused({"class": "plain.Count"}).endswith("missing: @dataclass(frozen=True)")
 
 
-def test_a_class_that_cannot_do_a_round_is_named_before_anything_starts(folder: Path) -> None:
+def test_a_class_that_cannot_do_a_round_is_named_before_anything_starts(own_folder: Path) -> None:
     code = documented().replace("return Total(local.client.num_examples), client_state", "return 1 / 0")
-    (folder / "failing.py").write_text(code)
-    config = configure({"class": "failing.Count"}, **{"data.cache_dir": str(folder / "cache")})
+    (own_folder / "failing.py").write_text(code)
+    config = configure({"class": "failing.Count"}, **{"data.cache_dir": str(own_folder / "cache")})
     with pytest.raises(ConfigError, match="^method 'Count' on tier 'default': fails in a round on shapes: Zero"):
         prepare(config)
 

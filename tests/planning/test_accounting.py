@@ -1,4 +1,4 @@
-"""What methods train and send, against formulas written here and the figures of the papers (METHODS, section 1)."""
+"""What methods train and send, against formulas written here and the figures of the papers."""
 
 import tracemalloc
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TasksFinished
 from fedray.results import report
 from fedray.results.report import LiveProgress
@@ -15,7 +16,7 @@ def lines(rounds: int, seconds_between: float, monkeypatch: pytest.MonkeyPatch) 
     now = 100.0
     monkeypatch.setattr(report, "monotonic", lambda: now)
     out = StringIO()
-    with LiveProgress(Console(file=out, width=140), "accuracy") as progress:
+    with LiveProgress(Console(file=out, width=140), Accuracy()) as progress:
         progress.on_event(MethodStarted("fedavg", rounds, 2 * rounds + 2))
         for server_round in range(rounds):
             now += seconds_between
@@ -36,7 +37,7 @@ def test_slow_rounds_have_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driver_that_was_started_again_begins_its_bar_anew() -> None:
     out = StringIO()
     summary = SimpleNamespace(method="b")
-    with LiveProgress(Console(file=out, width=140), "accuracy") as progress:
+    with LiveProgress(Console(file=out, width=140), Accuracy()) as progress:
         for method in ("a", "b", "b"):
             progress.on_event(MethodStarted(method, 1, 4, server_round=int(method == "b")))
             progress.on_event(RoundFinished(method, 0, False, None, None, 0.5, 5, 5, 0.1))

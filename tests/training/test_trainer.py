@@ -11,6 +11,7 @@ from fedray.adapters.reft import attach_reft
 from fedray.config import LoraSection, ReftSection
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
+from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.randomness import keyed_rng
 from fedray.types import Evaluation
 
@@ -19,9 +20,9 @@ def test_both_moments_are_measured_on_the_test_split(adapt, trainer, examples):
     adapter = adapt()
     local = trainer(adapter, epochs=3, measure=True)
     test = examples("classification", 6, sum(map(ord, "ann")) + 2)
-    before = evaluate(adapter.model, test, "classification", "accuracy", 4, 0, "cpu")
+    before = evaluate(adapter.model, test, "classification", Accuracy(), 4, 0, "cpu")
     local.train()
-    after = evaluate(adapter.model, test, "classification", "accuracy", 4, 0, "cpu")
+    after = evaluate(adapter.model, test, "classification", Accuracy(), 4, 0, "cpu")
     assert before != after
     assert (local.report.aggregated, local.report.personalised) == (before, after)
 
@@ -46,7 +47,7 @@ def test_evaluation_uses_the_split_and_the_values_loaded_now(adapt, trainer, exa
     local = trainer(adapter)
     validation = local.evaluate("validation")
     table = examples("classification", 4, sum(map(ord, "ann")) + 1)
-    assert validation == evaluate(adapter.model, table, "classification", "accuracy", 4, 0, "cpu")
+    assert validation == evaluate(adapter.model, table, "classification", Accuracy(), 4, 0, "cpu")
     adapter.load("lora", adapter.read("lora") * 2)
     assert local.evaluate("validation").loss != validation.loss
 

@@ -1,4 +1,4 @@
-"""Whether the task head is personal or shared decides accuracies, so every method treats it in the same, explicit way.
+"""The task head: whether it is personal or shared decides accuracies, so every method treats it in the same way.
 
 shared: averaged by the driver, weighted by num_examples (FedHFT: per cluster); local: trained and kept by the client;
 frozen_label_text: the embeddings of the label names, equal for all, neither trained nor sent.
@@ -31,7 +31,7 @@ def load(head: Head, adapter: Adapter, shared: Vector | None, own: Vector | None
 
 
 def read(head: Head, adapter: Adapter) -> tuple[Vector | None, Vector | None]:
-    """Return (what goes up, what stays with the client)."""
+    """Return (the head that is sent, the head that stays with the client)."""
     if "head" not in adapter.names or head == "frozen_label_text":
         return None, None
     vector = adapter.read("head")
@@ -44,7 +44,7 @@ def initial(head: Head, vector: Vector | None) -> tuple[Vector | None, Vector | 
 
 
 def average(previous: Vector | None, heads: Sequence[Vector | None], weights: Sequence[float]) -> Vector | None:
-    """Return the weighted mean of the heads that came, or the previous one if none came."""
+    """Return the weighted mean of the heads that were sent, or the previous one if there are none."""
     came = [(vector, weight) for vector, weight in zip(heads, weights, strict=True) if vector is not None]
     if not came:
         return previous
@@ -52,8 +52,10 @@ def average(previous: Vector | None, heads: Sequence[Vector | None], weights: Se
 
 
 def require_head(method: str, adapter: Adapter) -> None:
-    """Raises:
-    ConfigError: the model has no task head.
+    """Refuse a model without a task head.
+
+    Raises:
+        ConfigError: it has none.
     """
     if "head" not in adapter.names:
         raise ConfigError(f"method {method}: needs a task head; task `causal_lm` has none. Use `local` instead")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.methods.wire import decode, encode
+from fedray.methods.parts.wire import decode, encode
 
 
 def nearest_bfloat16(value):

@@ -2,7 +2,7 @@
 some layers. What a client holds has a layout of its own, whose values have places in the common vector.
 
 Zero-padding and truncating LoRA factors is HetLoRA's way (arXiv 2401.06432) for the cohort's common adapter; here a
-value counts only for those who hold it, so that a component that few clients train does not shrink towards zero.
+value counts only for the clients that hold it, so that a component that few clients train does not shrink towards zero.
 """
 
 from collections.abc import Sequence
@@ -78,9 +78,14 @@ def block_of(slot: Slot) -> int:
 def held_mean(
     common: Layout, previous: Vector, held: Sequence[tuple[Layout, Vector]], weights: Sequence[float]
 ) -> Vector:
-    """Return the weighted mean of each value over those who hold it; the previous one where nobody does. [common.size]
+    """Return the weighted mean of each value over the clients that hold it; the previous value where no
+    client does. [common.size]
 
-    held: each client's own layout and its values. weights: how much each counts.
+    Args:
+        common: layout of the whole vector.
+        previous: the vector before, [common.size].
+        held: each client's own layout and its values.
+        weights: how much each client counts.
     """
     if all(places(common, own) is None for own, _ in held):
         return weighted_mean(np.stack([vector for _, vector in held]), np.asarray(weights)) if held else previous

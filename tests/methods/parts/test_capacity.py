@@ -5,7 +5,7 @@ import pytest
 from received import received
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.methods.capacity import gather, held_mean, own_layout, places, scatter
+from fedray.methods.parts.capacity import gather, held_mean, own_layout, places, scatter
 
 LORA = Layout((Slot("q", "A", (3, 2)), Slot("q", "B", (2, 3)), Slot("head", "tensor", (4,))))
 """A is 0 to 5, B 6 to 11, the head 12 to 15."""

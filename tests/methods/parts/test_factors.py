@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.adapters.layout import Layout, Slot
-from fedray.methods.factors import join, keep_rows, pack_masks, receive, split, unpack_masks, zero
+from fedray.methods.parts.factors import join, keep_rows, pack_masks, receive, split, unpack_masks, zero
 
 
 def lora_layout(shapes, rank):

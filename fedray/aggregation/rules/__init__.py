@@ -1,0 +1,1 @@
+"""One file per aggregation rule: `fedray.aggregation.rule.RULES` finds a module by its name and takes its `ENTRY`."""

@@ -1,0 +1,75 @@
+"""What a metric is, and how a configuration names one: `accuracy`, or `{class: my_metric.MyMetric, ...its fields}`.
+
+The built-in metrics are the modules of `fedray.evaluation.metrics`, which are imported only when they are asked for.
+The smallest metric:
+
+    import numpy as np
+
+    from fedray.config import Metric
+
+    class ErrorRate(Metric):
+        tasks = ("classification",)
+        higher_is_better = False
+
+        def compute(self, predictions, labels):
+            return float(np.mean(predictions != labels))
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from fedray.config.option import Option
+from fedray.config.registry import Registry
+from fedray.types import Task
+
+Reads = Literal["predictions", "losses", "texts"]
+
+
+class Metric(Option):
+    """A number that tells how good a model is on one client's examples. Fields of a subclass are its options.
+
+    Attributes:
+        tasks: the tasks whose examples it can be computed from.
+        reads: what `compute` gets. `predictions`: predictions and labels of the scored units, [units] each. A unit is
+            an example, or for causal_lm an answer token. `losses`: the units' losses in nats, [units]. `texts`: the
+            generated and the reference texts, two sequences of strings.
+        higher_is_better: whether a larger value is the better one.
+        percent: whether tables show it in percent.
+    """
+
+    tasks: ClassVar[tuple[Task, ...]] = ()
+    reads: ClassVar[Reads] = "predictions"
+    higher_is_better: ClassVar[bool] = True
+    percent: ClassVar[bool] = True
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        return METRICS
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that could not be used.
+
+        Raises:
+            TypeError: it names no task, or one that does not exist; it reads something else than a metric can; it has
+                no `compute`.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        if not cls.tasks or not set(cls.tasks) <= set(get_args(Task)):
+            raise TypeError(f"{cls.__name__}.tasks: expected some of {get_args(Task)}, got {cls.tasks!r}")
+        if cls.reads not in get_args(Reads):
+            raise TypeError(f"{cls.__name__}.reads: expected one of {get_args(Reads)}, got {cls.reads!r}")
+        if cls.compute is Metric.compute:
+            raise TypeError(f"{cls.__name__}: has no function `compute`")
+
+    def compute(self, *args: Any, **kwargs: Any) -> float:
+        """Return the metric of what it reads: `compute(predictions, labels)`, `compute(losses)` or
+        `compute(generated, references)`. It is never called without an example."""
+        raise NotImplementedError
+
+
+METRICS = Registry("metric", "fedray.evaluation.metrics", Metric)
+
+MetricOption = Annotated[SerializeAsAny[Metric], BeforeValidator(METRICS.parse)]
+"""A metric as a field of a configuration."""
