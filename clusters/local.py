@@ -3,7 +3,8 @@
     python clusters/local.py up [--port 6399] [--dashboard-port 8275]
     python clusters/local.py down
 
-It has ports and a folder of its own, beside any other Ray on this machine, and `down` ends its processes only.
+It uses its own ports and its own folder, so it can run next to any other Ray on this machine. `down` ends only its
+processes.
 """
 
 import argparse
@@ -47,13 +48,13 @@ def up(port: int, dashboard_port: int) -> None:
         "RAY_AUTH_MODE": "token",
         "FEDRAY_STORAGE": os.getcwd(),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),  # pretend_nodes.py
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs begin with `python`
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs start with `python`
     }
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
     options = [
         f"--port={port}",
         f"--dashboard-port={dashboard_port}",
-        "--dashboard-agent-listen-port=0",  # any that is free: another Ray may have the usual one
+        "--dashboard-agent-listen-port=0",  # any free port, because another Ray may use the default one
         f"--temp-dir={FOLDER / 'ray'}",
         f"--autoscaling-config={file}",
         "--node-ip-address=127.0.0.1",
@@ -71,7 +72,7 @@ def up(port: int, dashboard_port: int) -> None:
 
 
 def down() -> None:
-    """End the head and everything that it started: its pretend nodes are processes of this machine."""
+    """End the head and everything that it started; its simulated nodes are processes of this machine."""
     ended = of_folder()
     if (pid := running()) is not None:
         head = psutil.Process(pid)
@@ -97,7 +98,7 @@ def of_folder() -> list[psutil.Process]:
 
 
 def running() -> int | None:
-    """Return the head's process number, if it runs: that of another process may be the same by now."""
+    """Return the head's process id if it runs. Another process may have the recorded id by now, so this checks."""
     try:
         pid = int(PID.read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Ray's pretend nodes, each with a folder of its own for the working directories of jobs.
+"""Ray's simulated nodes, each with its own folder for the working directories of jobs.
 
-Ray unpacks a job's working directory once per node and removes what was there before: nodes of one machine would take
-it away under each other's processes.
+Ray unpacks a job's working directory once per node and deletes the previous one. If the nodes of one machine shared a
+folder, each would delete the directory that the processes of the others use.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ SHARED = ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME
 
 
 class PretendNodes(FakeMultiNodeProvider):
-    """Nodes that exist in Ray's books only: processes of this machine."""
+    """Simulated nodes, which are processes of this machine."""
 
     _made = 0
 

@@ -1,10 +1,10 @@
-"""What each further client actor of a node takes, for a small and a large base model: its memory is mapped, not copied.
+"""Measure the memory of each further client actor on a node, for a small and a large base model that actors map.
 
     python jobs/benchmarks/actor_memory.py
 
-Prints the proportional set size (PSS) of all client actors in the second round, in MB, for one to three of them. PSS
-counts a page that n processes share as 1/n of it in each. Beside it stands what an actor holds of its own at its peak,
-as `fedray plan` predicts it: adapter, gradients, optimizer, activations. Five minutes, on Linux.
+Prints the proportional set size (PSS) of all client actors in the second round, in MB, for one to three actors. PSS
+counts 1/n of a page that n processes share in each of them. The last column is what `fedray plan` predicts for an
+actor's own memory at its peak: adapter, gradients, optimizer, activations. Takes five minutes, on Linux.
 """
 
 from itertools import pairwise
@@ -20,7 +20,7 @@ from fedray.experiment.prepare import prepare
 from fedray.federation.events import Callback, RoundFinished
 
 MODELS = {"3 million": (256, 4), "227 million": (1536, 8)}
-"""Hidden size and layers of a Llama decoder, by its parameters."""
+"""Hidden size and number of layers of a Llama decoder, by its number of parameters."""
 
 MOST_ACTORS = 3
 
@@ -44,7 +44,7 @@ def config(hidden: int, layers: int, actors: int) -> dict[str, Any]:
 
 
 def sizes() -> list[int]:
-    """Return the PSS of each client actor of this process's cluster, in bytes, without Ray's object store."""
+    """Return the PSS of each client actor in this process's cluster, in bytes, without Ray's object store."""
     found = []
     for process in psutil.Process().children(recursive=True):
         if "ray::ClientActor" in "".join(process.cmdline()):
@@ -55,7 +55,7 @@ def sizes() -> list[int]:
 
 
 def measured(settings: dict[str, Any]) -> float:
-    """Return what all client actors take together at the end of the second round, in MB."""
+    """Return the total memory of all client actors at the end of the second round, in MB."""
     found: list[int] = []
 
     class Sizes(Callback):
@@ -70,7 +70,7 @@ def measured(settings: dict[str, Any]) -> float:
 
 
 def own(settings: dict[str, Any]) -> float:
-    """Return what an actor holds at its peak beside its process and the base weights, as predicted, in MB."""
+    """Return the predicted peak memory of an actor without its process and the base weights, in MB."""
     prepared = prepare(load_config(settings))
     return prepared.footprint(prepared.config.method[0], "default").private(on_gpu=False) / 1e6
 

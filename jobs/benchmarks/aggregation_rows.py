@@ -1,4 +1,4 @@
-"""Rows A1 and A2: fedray.aggregation against the direct way, on one thread, in this process.
+"""Rows A1 and A2: fedray.aggregation against the direct computation, on one thread, in this process.
 
 python aggregation_rows.py A1|A2 full|quick RESULT
 """
@@ -19,7 +19,7 @@ from fedray.aggregation.low_rank import LowRank, cluster_update, truncate
 from fedray.aggregation.masks import random_rows
 
 SAMPLE = 10
-"""Separate runs that are timed; the others are taken to last as long."""
+"""Separate runs that are timed; the others are assumed to take as long."""
 
 Matrix = npt.NDArray[Any]
 Row = dict[str, Any]
@@ -32,10 +32,10 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def weiszfeld(points: Matrix, tolerance: float = 1e-7, most: int = 200) -> Matrix:
-    """Return the geometric median as anybody would compute it, with the stopping rule of `fedray.aggregation`."""
+    """Return the geometric median by plain Weiszfeld iteration, with the stopping rule of `fedray.aggregation`."""
     x: Matrix = points.mean(axis=0)
     for _ in range(most):
-        distances = [np.linalg.norm(point - x) for point in points]  # by rows, which stay in the cache
+        distances = [np.linalg.norm(point - x) for point in points]  # row by row, so that rows stay in the cache
         weights = (1 / np.maximum(distances, 1e-12)).astype(np.float32)
         target = weights @ points / weights.sum()
         slope = weights.sum() * np.linalg.norm(target - x)
@@ -46,7 +46,7 @@ def weiszfeld(points: Matrix, tolerance: float = 1e-7, most: int = 200) -> Matri
 
 
 def medians(count: int, d: int) -> Row:
-    """A1. Clients of very different spread, so that the mean is not the median."""
+    """Measure A1. The clients have very different spreads, so that the mean differs from the median."""
     rng = np.random.default_rng(0)
     points = rng.standard_normal((count, d), dtype=np.float32)
     points *= rng.lognormal(0, 1, (count, 1)).astype(np.float32)
@@ -56,12 +56,17 @@ def medians(count: int, d: int) -> Row:
     scale = float(np.median([np.linalg.norm(point) for point in points]))
     apart = max(float(np.linalg.norm(ours[k] - x)) / scale for k, (_, x) in zip(chosen, theirs, strict=True))
     direct = sum(second for second, _ in theirs) * count / len(theirs)
-    scaled = f"{len(theirs)} of {count} timed and scaled" if len(theirs) < count else "all timed"
-    return {"row": f"A1, K = {count}", "seconds": seconds, "direct": direct, "note": f"{scaled}; apart {apart:.0e}"}
+    scaled = f"{len(theirs)} of {count} timed, rest extrapolated" if len(theirs) < count else "all timed"
+    return {
+        "row": f"A1, K = {count}",
+        "seconds": seconds,
+        "direct": direct,
+        "note": f"{scaled}; largest distance {apart:.0e}",
+    }
 
 
 def factors(count: int, d: int, rank: int) -> Row:
-    """A2. Half of the rows masked; both ways end with `rank` balanced columns."""
+    """Measure A2. Half of the rows are masked; both computations end with `rank` balanced columns."""
     rng = np.random.default_rng(0)
     updates = [LowRank(*(rng.standard_normal(shape, dtype=np.float32) for shape in ((d, rank), (rank, d))))
                for _ in range(count)]  # fmt: skip
@@ -92,8 +97,8 @@ def factors(count: int, d: int, rank: int) -> Row:
         return float(np.linalg.norm(matrix - exact) / np.linalg.norm(exact))
 
     note = (
-        f"error of the sum {error(whole.dense()):.1e}, dense {error(total):.1e}; "
-        f"lost by rank {rank} {error(cut.dense()):.6f}, dense {error(b @ a):.6f}"
+        f"relative error of the sum {error(whole.dense()):.1e}, dense {error(total):.1e}; "
+        f"error at rank {rank} {error(cut.dense()):.6f}, dense {error(b @ a):.6f}"
     )
     return {"row": f"A2, K = {count}, {d} × {d}, r = {rank}", "seconds": seconds, "direct": direct, "note": note}
 

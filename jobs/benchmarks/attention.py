@@ -1,10 +1,11 @@
-"""Milliseconds of attention on one CPU thread: in float32, in bfloat16, and as a bfloat16 model is trained.
+"""Time attention on one CPU thread: in float32, in bfloat16, and as fedray trains a bfloat16 model.
 
     python jobs/benchmarks/attention.py
 
-Forward and backward together, and forward alone, by the length of the sequences; 2,048 tokens a batch, 8 heads of 64.
-The three alternate; printed are medians. In training the third converts to float32 and back at every length, so that
-one sees from where it should not: `fedray.models.attention.LONG`. One minute.
+Times forward and backward together, and forward alone, by sequence length, with 2,048 tokens per batch and 8 heads of
+64. The three variants are interleaved, and the program prints medians in milliseconds. In training, the third variant
+converts to float32 and back at every length, which shows the length from which converting does not pay:
+`fedray.models.attention.LONG`. Takes one minute.
 """
 
 import os

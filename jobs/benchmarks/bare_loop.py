@@ -1,8 +1,8 @@
-"""A row as a plain loop, without any framework: the floor that the hardware sets.
+"""A row as a plain loop without any framework: the lower bound that the hardware sets.
 
     python bare_loop.py WORKLOAD PROCESSES RESULT
 
-With more than one process, clients are dealt one by one to a pool, and payloads and states lie in shared memory.
+With more than one process, a pool distributes the clients, and payloads and states are in shared memory.
 """
 
 import sys
@@ -17,7 +17,7 @@ from workloads import Timeline, Workload, cohort
 
 
 class Process:
-    """What a process of the pool has. server: [d]. updates: [cohort, d]. states: [clients, state]."""
+    """The data of one process in the pool. server: [d]. updates: [cohort, d]. states: [clients, state]."""
 
     work: LocalWork
     server: Tensor

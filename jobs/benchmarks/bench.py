@@ -1,9 +1,9 @@
-"""The benchmark suite: every contender on every row, interleaved; writes a JSON file and a page.
+"""The benchmark suite: measures every contender on every row, interleaved, and writes a JSON file and a page.
 
     python jobs/benchmarks/bench.py [W0 W3 A1 ...] [--quick] [--repeats 3] [--contenders fedray flwr] [--output docs]
 
-A word chooses the row of that name, or else the rows that begin with it; rows that are not measured stay as the JSON
-file has them. With --quick everything is tiny and is written below .bench.
+A positional argument selects the row of that name, or else the rows that begin with it. Rows that are not measured keep
+their entries in the JSON file. With --quick everything is tiny, and the output goes to a folder below .bench.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from table import page
 from workloads import reliability_rows, rows
 
 WORK = ROOT / ".bench"
-"""Where peers' environments and the rows' files are."""
+"""Folder of the peers' environments and the rows' files."""
 
 
 def save(results: Mapping[str, Any], output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who takes part in which row, and how each is started."""
+"""The contenders of each row, and how each one starts."""
 
 import os
 import platform
@@ -18,7 +18,12 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Contender:
-    """command: of a workload, without the path of the result. paths: from where its program imports."""
+    """One framework or loop.
+
+    Attributes:
+        command: returns the command line for a workload, without the path of the result.
+        paths: folders from which its program imports.
+    """
 
     name: str
     command: Callable[[Workload], list[str]]
@@ -26,7 +31,11 @@ class Contender:
 
 
 def contenders(workload: Workload, work: Path) -> list[Contender]:
-    """Return a row's contenders in the page's order. work: folder of the peers' environments."""
+    """Return a row's contenders in the order of the page.
+
+    Args:
+        work: folder of the peers' environments.
+    """
     plain = [
         Contender("bare loop, 1 process", _program(lambda: sys.executable, "bare_loop.py", 1)),
         Contender("bare loop, 2 processes", _program(lambda: sys.executable, "bare_loop.py", WORKERS)),
@@ -43,13 +52,13 @@ def contenders(workload: Workload, work: Path) -> list[Contender]:
     ]
     if workload.row.startswith("S"):
         return ours
-    # Two processes of pfl would each know half of a client's history.
+    # With two processes, each process of pfl would know half of a client's history.
     return [*ours, *plain, flwr, *(pfl[:1] if workload.state else pfl)]
 
 
 def reliability_contenders(workload: Workload, work: Path) -> list[Contender]:
-    """Return who is asked what is lost (W5), and whether results are the same (W6): in W6 a process dies in those that
-    say so."""
+    """Return the contenders of W5 (lost updates) or W6 (equal results). In W6 a process dies in the contenders whose
+    name says so."""
     ours, theirs = _program(lambda: sys.executable, "with_fedray.py", 2), ("with_flwr.py", lambda: peer("flwr", work))
     if workload.row == "W5":
         return [
@@ -70,12 +79,12 @@ def reliability_contenders(workload: Workload, work: Path) -> list[Contender]:
 
 @cache
 def peer(name: str, work: Path) -> str:
-    """Return a peer's Python, its environment made first if need be."""
+    """Return a peer's Python; create its environment if necessary."""
     return str(environment(name, work, ROOT / "constraints.txt"))
 
 
 def place_versions(work: Path) -> dict[str, str]:
-    """Return the versions of what is compared; of the peers those that are installed already."""
+    """Return the versions of the compared packages; of the peers, those that are already installed."""
     found = {"python": platform.python_version(), **versions(sys.executable, ("torch", "transformers", "ray"))}
     for name in PEERS:
         python = work / name / "bin" / "python"
@@ -86,7 +95,7 @@ def place_versions(work: Path) -> dict[str, str]:
 
 
 def machine() -> str:
-    """Return the processor's name, and how many this process may use."""
+    """Return the number of cores that this process may use, the processor's name, and the memory."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     name = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,4 +1,4 @@
-"""The environments of fedray's peers: one each, made when it is first needed, with the torch that fedray runs on."""
+"""The environments of fedray's peers: one per peer, created on first use, with the same torch as fedray."""
 
 import hashlib
 import subprocess
@@ -11,14 +11,14 @@ from measure import Failed
 
 PEERS = {"flwr": ("flwr[simulation]>=1.41,<2",), "pfl": ("pfl[pytorch]>=0.6,<0.7",)}
 COMMON = ("torch", "transformers", "peft", "tokenizers", "safetensors")
-"""What a client's training runs on: of exactly the versions in constraints.txt everywhere."""
+"""Packages that local training uses; every environment has the versions in constraints.txt."""
 
 
 def environment(peer: str, root: Path, constraints: Path) -> Path:
-    """Return the Python of a peer's environment below `root`.
+    """Return the Python of a peer's environment below `root`; install the environment if necessary.
 
     Raises:
-        Failed: it cannot be installed, or its torch is another build.
+        Failed: the installation fails, or its torch is another build.
     """
     lines = constraints.read_text(encoding="utf-8").splitlines()
     wanted = [*PEERS[peer], *(line for line in lines if line.partition("==")[0] in COMMON)]
@@ -37,7 +37,7 @@ def environment(peer: str, root: Path, constraints: Path) -> Path:
 
 
 def versions(python: Path | str, names: Sequence[str]) -> dict[str, str]:
-    """Return the versions of packages in an environment; those that it does not have are left out."""
+    """Return the versions of packages in an environment, without the packages that it lacks."""
     code = (
         "import sys, importlib.metadata as m\n"
         "have = {d.name.lower() for d in m.distributions()}\n"

@@ -1,5 +1,5 @@
-"""Methods of a user's own, for rows in which no built-in method does the work: none of them calls `local.train()`, or
-a built-in one is wrapped to give every client more private state."""
+"""Custom methods for rows that no built-in method covers. They do not call `local.train()`, or they wrap a built-in
+method to give every client more private state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class OwnWork:
-    """FedAvg of what LocalWork does; the model that fedray loads for it has one tiny LoRA and is never run."""
+    """FedAvg of the results of LocalWork. The model that fedray loads for it has one tiny LoRA and never runs."""
 
     workload: str
     lora: LoraSection
@@ -53,7 +53,7 @@ class OwnWork:
         self, adapter: Adapter, client_state: Numbers, downlink: Numbers, local: Local
     ) -> tuple[Numbers, Numbers]:
         work = local_work(self.workload)
-        if isinstance(local, LocalTrainer):  # not when fedray walks through a round on shapes, before any actor starts
+        if isinstance(local, LocalTrainer):  # not in the dry run of a round on shapes, before any actor starts
             work.workload.kill_once(local.server_round)
         update = work.train(local.client.index, local.server_round, downlink.values)
         return Numbers(update), Numbers(client_state.values + np.float32(1))
@@ -65,7 +65,7 @@ class OwnWork:
 
 @dataclass(frozen=True)
 class OneByOne(OwnWork):
-    """As OwnWork; the server takes the mean itself, from every update."""
+    """Like OwnWork, but the server receives every update and computes the mean itself."""
 
     def aggregate_train(self, server: Numbers, updates: Sequence[Update[Numbers]]) -> tuple[Numbers, Metrics]:
         total = np.zeros_like(server.values)
@@ -78,7 +78,7 @@ class OneByOne(OwnWork):
 @state_type("benchmarks.WithState")
 @dataclass(frozen=True)
 class WithState:
-    """A client's state of FedAvg, and more."""
+    """FedAvg's client state, and further private state."""
 
     own: ClientState
     private: Vector
@@ -86,7 +86,7 @@ class WithState:
 
 @dataclass(frozen=True)
 class StatefulFedAvg:
-    """FedAvg whose clients also keep `state` numbers to themselves and change them in every round."""
+    """FedAvg whose clients also keep `state` private numbers and change them in every task."""
 
     state: int
     lora: LoraSection

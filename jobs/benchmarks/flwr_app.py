@@ -1,4 +1,4 @@
-"""The client's side of a row on flwr: a module, which every process imports once and which keeps its model."""
+"""The client side of a row on flwr: every process imports this module once, and the module keeps the model."""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict

@@ -1,14 +1,14 @@
-"""Seconds per client when several clients of one tier train in one step, against one by one.
+"""Time per client when several clients of one tier train in one step, compared with one by one.
 
     python jobs/benchmarks/fused.py [--profile WIDTH] [--precision bfloat16]
 
-A decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, LoRA of rank 8 on query and value, 8 AdamW
-steps on sequences of 32 tokens. All widths are timed one after another, three times; printed is the median of each, in
-CPU time of the only thread, its ratio to one by one in the same run, and how much of the rate at which the same thread
-multiplies two float32 matrices of 1,024 × 1,024 the task's matrix products alone would make in that time: with a base
-model in bfloat16 this may be more than all of it.
+The model is a decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, with LoRA of rank 8 on query
+and value; clients take 8 AdamW steps on sequences of 32 tokens. The widths are interleaved and timed three times. For
+each width the program prints the median CPU time per client on one thread, and the speed-up over one by one in the same
+run. It also prints the rate of the task's matrix products over the whole time, as a share of the rate at which the same
+thread multiplies two float32 matrices of 1,024 × 1,024. With a base model in bfloat16 that share can exceed 100 %.
 
-With --profile it prints instead where the time of WIDTH clients in one step goes, by torch's operations.
+With --profile it instead prints where the time of WIDTH clients in one step goes, by torch's operations.
 """
 
 import argparse
@@ -36,11 +36,11 @@ REPEATS = 3
 METHODS = ("fedavg", "fedalt")
 BATCHES = (1, 2, 8)
 OPERATIONS = 12
-"""How many a profile names."""
+"""Number of operations that a profile lists."""
 
 
 def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: Any) -> float:
-    """Return the time of one task of each of `width` clients, divided by them."""
+    """Return the time of one joint task of `width` clients, divided by `width`."""
     clients = prepared.clients[:width]
     downlinks = downlinks_of(federation.method.configure_train(federation.server, clients), clients)
     shards = prepared.data.shards
@@ -52,7 +52,7 @@ def seconds_per_client(prepared: Prepared, width: int, worker: Any, federation: 
 
 
 def matmul_rate() -> float:
-    """Return floating-point operations per second of CPU time."""
+    """Return the floating-point operations per second of CPU time of a large float32 product."""
     size, times = 1024, []
     one, other = torch.randn(2, size, size)
     for _ in range(25):
@@ -63,14 +63,14 @@ def matmul_rate() -> float:
 
 
 def matmul_operations(prepared: Prepared, worker: Any, federation: Any) -> dict[Any, int]:
-    """Return the floating-point operations of one client's task, by kind of matrix product."""
+    """Return the floating-point operations of one client task, by kind of matrix product."""
     with FlopCounterMode(display=False) as counter:
         seconds_per_client(prepared, 1, worker, federation)
     return dict(counter.get_flop_counts()["Global"])
 
 
 def workers(cache: str, precision: str) -> Iterator[tuple[str, Prepared, Any, Any]]:
-    """Yield a method and a batch size in words, what is prepared for them, a worker and the federation."""
+    """Yield a label (method and batch size), the prepared experiment, a worker and the federation."""
     for method in METHODS:
         for batch_size in BATCHES:
             changes = {"method": method, "train.batch_size": batch_size, "model.dtype": precision}
@@ -85,7 +85,7 @@ def workers(cache: str, precision: str) -> Iterator[tuple[str, Prepared, Any, An
 def compare(what: str, prepared: Prepared, worker: Any, federation: Any) -> None:
     operations = sum(matmul_operations(prepared, worker, federation).values())
     timed = [[seconds_per_client(prepared, w, worker, federation) for w in WIDTHS] for _ in range(REPEATS + 1)]
-    middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first time warms up
+    middle = [median(times) for times in zip(*timed[1:], strict=True)]  # the first repeat warms up
     rate = matmul_rate()
     shown = ", ".join(
         f"{w}: {1e3 * t:.1f} ms ({middle[0] / t:.2f}x, {operations / t / rate:.0%})"

@@ -1,9 +1,9 @@
-"""How a round's time grows with the clients, with what they send, and with the actors; fits the exponents.
+"""Measure how the time of a round grows with the clients, with the bytes they send, and with the actors; fit exponents.
 
     python jobs/benchmarks/growth.py [--quick] [--output docs]
 
-Writes growth.json, growth.svg and growth.md. Steps are null (1 is added to the payload), so that what grows is fedray's
-own; only the last sweep trains. About ten minutes.
+Writes growth.json, growth.svg and growth.md. Clients add 1 to the payload instead of training, so the growth is
+fedray's own overhead; only the last sweep trains. Takes about ten minutes.
 """
 
 import argparse
@@ -34,10 +34,10 @@ matplotlib.use("svg")
 from matplotlib import pyplot, ticker
 
 KB = 1000 // 4
-"""Numbers of a kilobyte."""
+"""float32 numbers per kilobyte."""
 
 Sweep = tuple[str, str, list[tuple[float, Workload, int]]]
-"""Name, what is varied, and for each value a workload and its workers."""
+"""Name, what varies, and for each value a workload and its number of workers."""
 
 
 def sweeps(quick: bool, files: Path) -> list[Sweep]:
@@ -47,25 +47,29 @@ def sweeps(quick: bool, files: Path) -> list[Sweep]:
     null = replace(null, clients=counts[-1], rounds=3 if quick else null.rounds)
     trained = replace(rows(quick, files)["W3s, batch 1"], rounds=3 if quick else 5)
     return [
-        ("averaged", "clients per round", [(n, replace(null, per_round=n), 2) for n in counts]),
-        ("each on its own", "clients per round", [(n, replace(null, per_round=n, each=True), 2) for n in counts]),
+        ("averaged by the actors", "clients per round", [(n, replace(null, per_round=n), 2) for n in counts]),
+        ("every update sent", "clients per round", [(n, replace(null, per_round=n, each=True), 2) for n in counts]),
         (
-            "averaged, 20 clients",
+            "averaged by the actors, 20 clients",
             "KB per client",
             [(kb, replace(null, clients=20, per_round=20, payload=kb * KB), 2) for kb in sizes],
         ),
         (
-            "each on its own, 20 clients",
+            "every update sent, 20 clients",
             "KB per client",
             [(kb, replace(null, clients=20, per_round=20, payload=kb * KB, each=True), 2) for kb in sizes],
         ),
-        ("null, 1,000 clients", "actors", [(n, replace(null, per_round=min(1000, counts[-1])), n) for n in (1, 2, 4)]),
+        (
+            "without training, 1,000 clients",
+            "actors",
+            [(n, replace(null, per_round=min(1000, counts[-1])), n) for n in (1, 2, 4)],
+        ),
         ("W3s, batch 1", "actors", [(n, trained, n) for n in (1, 2, 4)]),
     ]
 
 
 def round_seconds(workload: Workload, workers: int) -> list[float]:
-    """Return the seconds of every round but the first."""
+    """Return the seconds of every round except the first."""
     make_files(workload)
     ends: list[float] = []
 
@@ -88,7 +92,7 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
 
 
 def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return (seconds at 0, seconds per unit): the line with the least relative errors."""
+    """Fit a line by least squares of its relative errors; return (seconds at 0, seconds per unit)."""
     x, y = np.array(points).T
     fixed, each = np.linalg.lstsq(np.stack([np.ones_like(x), x], 1) / y[:, None], np.ones_like(y), rcond=None)[0]
     return float(fixed), float(each)
@@ -97,10 +101,14 @@ def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def page(found: Mapping[str, Any]) -> str:
     parts = [
         "# Growth\n",
-        "How long a round takes, against how many clients it has, what they send, and how many actors serve them: the",
-        "median over a run's rounds without the first one, with their range. The exponent is the slope of the",
-        "logarithms, the line the one with least relative errors. `python jobs/benchmarks/growth.py` writes this.\n",
-        f"Measured on {found['date']} on {found['machine']}; load of the machine {found['load']}.\n",
+        "The time of a round as a function of the number of clients, the bytes that each client sends, and the number",
+        "of actors. Times are medians over a run's rounds without the first one, with their range. The exponent is the",
+        "slope on logarithmic axes. The line has the least squared relative errors. The page is the output of",
+        "`python jobs/benchmarks/growth.py`.\n",
+        "Clients add 1 to the payload instead of training, except in the last table. *Averaged by the actors*: the",
+        "method needs only the mean, so actors send one array for many clients. *Every update sent*: the server",
+        "receives each client's update.\n",
+        f"Measured on {found['date']} on {found['machine']}; load average {found['load']}.\n",
         "![Seconds per round](growth.svg)\n",
     ]
     for sweep in found["sweeps"]:
@@ -109,13 +117,13 @@ def page(found: Mapping[str, Any]) -> str:
         parts += [
             f"## {sweep['varied'][0].upper()}{sweep['varied'][1:]}: {sweep['name']}\n",
             f"| {sweep['varied']} | {header} |\n|{'---|' * (len(sweep['points']) + 1)}\n| ms per round | {times} |\n",
-            f"Exponent {sweep['exponent']:.2f}, between the last two {sweep['last']:.2f}{line_of(sweep)}.\n",
+            f"Exponent {sweep['exponent']:.2f}, between the last two points {sweep['last']:.2f}{line_of(sweep)}.\n",
         ]
     return "\n".join(parts)
 
 
 def line_of(sweep: Mapping[str, Any]) -> str:
-    """Time falls with the actors: no line describes that."""
+    """Return the fitted line as text; empty for actors, because time falls with them and no line describes that."""
     if sweep["varied"] == "actors":
         return ""
     unit = sweep["varied"].split()[0].removesuffix("s")
@@ -147,7 +155,7 @@ def main() -> None:
     output = args.output or (ROOT / ".bench" / "quick" if args.quick else ROOT / "docs")
     output.mkdir(parents=True, exist_ok=True)
     os.environ.update({**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE)))})
-    start_ray(address="local", num_cpus=4, include_dashboard=False)  # four actors, whatever the machine has
+    start_ray(address="local", num_cpus=4, include_dashboard=False)  # room for four actors on any machine
     done: list[dict[str, Any]] = []
     loads = [os.getloadavg()[0]]
     for name, varied, cases in sweeps(args.quick, ROOT / ".bench" / ("files-quick" if args.quick else "files")):

@@ -1,9 +1,9 @@
-"""What `train.group_by_length` saves on real text of uneven length, in seconds of local training.
+"""Measure the local training time that `train.group_by_length` saves on real text of uneven length.
 
     python jobs/benchmarks/length_grouping.py [repeats]
 
-The text is docstrings of installed libraries, the model all-MiniLM-L6-v2 with LoRA. With and without alternate; every
-repeat's ratio is printed. Five minutes.
+The text is docstrings of installed libraries; the model is all-MiniLM-L6-v2 with LoRA. Runs with and without grouping
+alternate, and the program prints the ratio of every repeat. Takes five minutes.
 """
 
 import sys
@@ -37,7 +37,7 @@ def training_seconds(grouped: bool) -> float:
 
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    training_seconds(False)  # libraries load and data are tokenised
+    training_seconds(False)  # warm-up: loads libraries and tokenises the data
     ratios = []
     for _ in range(repeats):
         plain, grouped = training_seconds(False), training_seconds(True)

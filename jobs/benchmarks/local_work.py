@@ -1,5 +1,5 @@
-"""What one client does in one round, as a plain function of the payload: written once, used by every contender that
-leaves local training to its user."""
+"""The local work of one client in one round as a plain function of the payload. Every contender that leaves local
+training to its user calls it."""
 
 from functools import cache
 from json import loads
@@ -17,7 +17,7 @@ Vector = npt.NDArray[np.float32]
 
 
 class LocalWork:
-    """The heavy parts (base model, mapped data) are made once per process."""
+    """Local work with its expensive parts (base model, mapped data), which exist once per process."""
 
     def __init__(self, workload: Workload):
         torch.set_num_threads(1)
@@ -44,7 +44,7 @@ class LocalWork:
             start += parameter.numel()
 
     def train(self, client: int, server_round: int, vector: Vector) -> Vector:
-        """Return what the client sends back."""
+        """Return the payload that the client sends back."""
         if self.workload.kind == "null":
             return vector + np.float32(1)
         self.load(vector)
@@ -56,14 +56,14 @@ class LocalWork:
         return self.read()
 
     def batches(self, client: int, server_round: int) -> list[npt.NDArray[Any]]:
-        """Return the round's batches, in a new order."""
+        """Return the batches of this client and round, in a new order."""
         workload = self.workload
         order = np.random.default_rng([client, server_round]).permutation(workload.examples)
         cuts = [order[start : start + workload.batch] for start in range(0, workload.examples, workload.batch)]
         return [self.data[client][cut] for cut in cuts[: workload.steps]]
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a fresh one; every round begins with it."""
+        """Return a new optimizer; every client task starts with one."""
         if self.workload.kind == "cnn":
             return torch.optim.SGD(parameters, lr=self.workload.lr, fused=True)
         return torch.optim.AdamW(parameters, lr=self.workload.lr, weight_decay=0.0, fused=True)
@@ -78,7 +78,11 @@ class LocalWork:
 
 @cache
 def local_work(workload: str) -> LocalWork:
-    """Return the process's only one for this workload, given as JSON."""
+    """Return the process's single instance for this workload.
+
+    Args:
+        workload: as JSON.
+    """
     return LocalWork(Workload(**loads(workload)))
 
 
@@ -92,7 +96,11 @@ def cnn() -> nn.Module:
 
 
 def cnn_loss(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """images: uint8 [batch, 3, 32, 32]. The label of an image is its first number modulo 10."""
+    """Return the cross-entropy, where an image's label is its first value modulo 10.
+
+    Args:
+        images: uint8 [batch, 3, 32, 32].
+    """
     labels = images[:, 0, 0, 0].long() % 10
     return functional.cross_entropy(module(images.float() / 255), labels)
 

@@ -1,4 +1,4 @@
-"""One program as one measurement: run it alone, with one thread per process, and look at its whole process tree."""
+"""One program as one measurement: run it alone, with one thread per process, and measure its whole process tree."""
 
 import ctypes
 import json
@@ -25,20 +25,26 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Of every contender. RAY_ADDRESS is taken away: each starts a Ray of its own."""
+"""Environment of every contender. `measure` removes RAY_ADDRESS, because each contender starts its own Ray."""
 
 TIMEOUT_S = 3600.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
 class Failed(Exception):
-    """A contender ended without a result; the message has the end of its output."""
+    """A contender ended without a result; the message contains the end of its output."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """load: of the machine in the minute before. begun, ends: moments on the monotonic clock, as `started`.
-    sizes: (moment, bytes of PSS of the tree, of those the driver actor's); empty where memory was not looked at."""
+    """The result of one run.
+
+    Attributes:
+        load: load average of the machine over the minute before.
+        started, begun, ends: times on the monotonic clock: of the program's start, of the first round's start, and of
+            the end of every round.
+        sizes: (time, bytes of PSS of the process tree, of which the driver actor's); empty if memory was not measured.
+    """
 
     load: float
     started: float
@@ -57,7 +63,7 @@ class Measurement:
 
     @property
     def round_s(self) -> float:
-        """Mean of all rounds but the first."""
+        """Mean of all rounds except the first."""
         return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
     @property
@@ -65,18 +71,21 @@ class Measurement:
         return max(size for _, size, _ in self.sizes)
 
     def driver_bytes(self, share: float) -> int:
-        """Return what the driver actor had about when this share of the rounds had ended."""
+        """Return the driver actor's memory close to the time at which this share of the rounds had ended."""
         moment = self.ends[max(0, round(share * len(self.ends)) - 1)]
         alive = [size for size in self.sizes if size[2]]
         return min(alive, key=lambda size: abs(size[0] - moment))[2]
 
 
 def measure(command: Sequence[str], paths: Sequence[Path], memory_every_s: float | None) -> Measurement:
-    """Run `command RESULT` and return what it wrote there. paths: for its imports. memory_every_s: seconds between two
-    looks at the memory; None: none, so that nothing else runs.
+    """Run `command RESULT` and return what it wrote to RESULT.
+
+    Args:
+        paths: folders for its imports.
+        memory_every_s: seconds between two measurements of memory; None measures none, so that nothing else runs.
 
     Raises:
-        Failed: it ended with an error, took longer than an hour, or wrote nothing.
+        Failed: the program ended with an error, took longer than an hour, or wrote nothing.
     """
     _adopt_orphans()
     own = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, paths))}
@@ -104,7 +113,7 @@ def measure(command: Sequence[str], paths: Sequence[Path], memory_every_s: float
 
 
 def tree_bytes() -> tuple[int, int]:
-    """Return the PSS of all that runs below this process, and the driver actor's share. Shared pages count once."""
+    """Return the PSS of all descendants of this process, and of the driver actor. Shared pages count once."""
     total = driver = 0
     for child in psutil.Process().children(recursive=True):
         try:
@@ -112,13 +121,13 @@ def tree_bytes() -> tuple[int, int]:
             size = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
             total += size
             driver += size if "DriverActor" in " ".join(child.cmdline()) else 0
-        except (OSError, StopIteration, psutil.Error):  # it has just ended
+        except (OSError, StopIteration, psutil.Error):  # the process has just ended
             continue
     return total, driver
 
 
 def _adopt_orphans() -> None:
-    """Let descendants whose parent ends become this process's children, so that they are seen and ended."""
+    """Make this process the parent of orphaned descendants, so that it can measure and kill them."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -1,9 +1,9 @@
-"""Where the processor time of a row goes: milliseconds per client of every process, after the first round.
+"""Show where the processor time of a row goes: milliseconds per client and process, after the first round.
 
     python jobs/benchmarks/processor_time.py ROW WORKERS ROUNDS [bare]
 
-bare: the plain loop instead of fedray. What the processes take together, divided by the cores, is the least that a
-client can take; the rest of its time somebody waited.
+With `bare` it runs the plain loop instead of fedray. The total of all processes divided by the number of cores is a
+lower bound of the time per client; the rest is waiting.
 """
 
 import json
@@ -26,7 +26,7 @@ EVERY_S = 0.25
 
 
 class Seen(NamedTuple):
-    """What a process has taken so far. user, system: seconds. faults: pages it got without a disk."""
+    """What a process has used so far. user, system: seconds. faults: minor page faults."""
 
     name: str
     user: float
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 
 
 def look(program: psutil.Process) -> dict[int, Seen]:
-    """Return what each process of the tree has taken; those that end meanwhile are left out."""
+    """Return what each process of the tree has used, without processes that end meanwhile."""
     found = {}
     for process in (program, *program.children(recursive=True)):
         try:

@@ -1,4 +1,4 @@
-"""Rows measured: the contenders alternate, and what the JSON file keeps of it."""
+"""Measures rows, with all contenders interleaved, and returns their entries of the JSON file."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ MEMORY_ROUNDS = 2
 
 
 def measure_row(workload: Workload, chosen: Sequence[Contender], repeats: int) -> dict[str, Any]:
-    """Return the row's entry: a run of each contender for its memory, then `repeats` runs of each, alternating."""
+    """Return the row's entry: one run per contender for its memory, then `repeats` interleaved runs for its time."""
     make_files(workload)
     failed: dict[str, str] = {}
     memory: dict[str, Measurement] = {}
@@ -46,7 +46,7 @@ def measure_row(workload: Workload, chosen: Sequence[Contender], repeats: int) -
 
 
 def measure_kernels(which: str, quick: bool, repeats: int) -> dict[str, Any]:
-    """Return the entries of A1 or A2 by row; one run per repeat has both ways in it."""
+    """Return the entries of A1 or A2 by row; each repeat is one run that times both computations."""
     command = [sys.executable, str(HERE / "aggregation_rows.py"), which, "quick" if quick else "full"]
     runs = [measure(command, [ROOT, HERE], None) for _ in range(repeats)]
     found: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def measure_kernels(which: str, quick: bool, repeats: int) -> dict[str, Any]:
 
 
 def measure_reliability(workload: Workload, chosen: Sequence[Contender]) -> dict[str, Any]:
-    """Return the entry of W5 or W6: what each brought in every round, and a hash of what it ended with."""
+    """Return the entry of W5 or W6: each contender's number of updates per round, and a hash of its final state."""
     make_files(workload)
     found: dict[str, Any] = {}
     for contender in chosen:

@@ -1,10 +1,10 @@
-"""What it costs to give a live engine another client, against building an engine for it.
+"""Measure the cost of switching a live engine to another client, compared with building a new engine.
 
     python jobs/benchmarks/switching.py
 
-For every tier with DeepSpeed of jobs/three_tiers.yaml, with FedALT on all-MiniLM-L6-v2. One client's training comes
-first, so that moments exist; a switch is: read the adapter's values out, load another client's, fresh optimizer.
-Prints the median of 30 and its ratio to building the engine.
+The engines are those of the DeepSpeed tiers in jobs/three_tiers.yaml, with FedALT on all-MiniLM-L6-v2. One client
+trains first, so that moments exist. A switch reads the adapter's values, loads another client's and resets the
+optimizer. The program prints the median of 30 switches and its ratio to building the engine.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def timed_make_engine(*arguments: Any) -> Any:
 
 
 def switch(worker: worker_module.Worker) -> float:
-    """Return the seconds that it took."""
+    """Return the seconds that one switch takes."""
     adapter = worker.adapter
     others = {name: np.full(adapter.layout(name).size, 0.01, np.float32) for name in adapter.names}
     started = perf_counter()
@@ -49,7 +49,7 @@ prepared = prepare(load_config(CONFIG, {"method": ["fedalt"]}))
 table = max(prepared.data.shards.values(), key=lambda shard: shard.num_examples()).tables["train"]
 for tier, setup in prepared.worker_setups(prepared.config.method[0]).items():
     if prepared.config.clients.tier(tier).engine == "deepspeed":
-        for worker in (worker_module.Worker(), worker_module.Worker()):  # the first one also imports DeepSpeed
+        for worker in (worker_module.Worker(), worker_module.Worker()):  # the first worker also imports DeepSpeed
             worker.setup(setup)
         train_steps(worker.engine, table, "first", 0, worker.training_context)
         cost = median(switch(worker) for _ in range(30))

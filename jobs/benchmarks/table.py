@@ -1,4 +1,4 @@
-"""From measurements to the JSON file's entries, and from these to the page."""
+"""Turns measurements into entries of the JSON file, and these into the page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,19 @@ COLUMNS = (
 
 HEADER = """# Benchmarks
 
-`make bench` measures fedray, plain loops and its peers on the same work, one after another, and writes this page and
-`benchmarks.json` beside it; `make bench ARGS="W0 W3"` measures some rows and keeps the others,
-`make bench ARGS=--quick` goes through everything at tiny sizes and leaves this page alone.
+`make bench` measures fedray, plain loops and peer frameworks on the same work, one after another, and writes this page
+and [`benchmarks.json`](benchmarks.json). `make bench ARGS="W0 W3"` measures some rows and keeps the others.
+`make bench ARGS=--quick` runs everything at tiny sizes and does not touch this page.
 
-Every contender takes the same steps on the same shapes in float32, from the same files of base weights, tokens and
-images, with the same build of torch, one thread per process and two workers unless it says otherwise. Evaluation and
-telemetry are off. Repeats are interleaved; a figure is the median of the repeats with their range, a ratio is taken
-within a repeat. The first round and the start-up (until the first round begins, imports included) stand apart and are
-in no other figure. Memory is the peak PSS of the process tree over the first rounds, in a run of its own.
+All contenders take the same steps on the same shapes in float32. They read the same files of base weights, tokens and
+images, and use the same build of torch, one thread per process, and two workers unless a row says otherwise. Evaluation
+and telemetry are off. Repeats are interleaved. A figure is the median over the repeats, with their range; a ratio is
+computed within each repeat. The first round and the start-up (until the first round begins, imports included) have
+their own columns and enter no other figure. Memory is the peak PSS of the process tree over the first rounds, measured
+in a separate run.
 """
 
-NOTES = """## What a row is
+NOTES = """## What the rows are
 
 | row | work |
 |---|---|
@@ -39,28 +40,33 @@ NOTES = """## What a row is
 | W2 | a CNN of 1,626,442 parameters; 50 of 1,000 clients, 50 images of 32 × 32 × 3, 5 SGD steps of 10; 20 rounds |
 | W3 | a Llama decoder, 4 layers, d 256, vocabulary 2,000; LoRA r = 8 on query and value (32,768 parameters); 20 of \
 200 clients, 64 sequences of 64 tokens, 8 AdamW steps of 8; 20 rounds |
-| W3s | as W3 with 8 steps of one or two sequences of 32 tokens |
-| W4 | as W3, and every client keeps and changes 1 MB of its own |
-| W5 | as W0 with 20 of 100 clients in 5 rounds; in the second round the first client kills its worker |
-| W6 | as W2 with 20 clients in 3 rounds; two processes of the same configuration should end with the same numbers |
+| W3s | W3 with 8 steps of one or two sequences of 32 tokens |
+| W4 | W3 in which every client also keeps and changes 1 MB of private state |
+| W5 | W0 with 20 of 100 clients in 5 rounds; in the second round the first client kills its worker |
+| W6 | W2 with 20 clients in 3 rounds; two processes with the same configuration should end with the same numbers |
 | A1 | every client's geometric median of the others, d = 100,000, against one run of Weiszfeld's iteration per client |
-| A2 | masked cluster update and its best approximation of rank r, against forming and decomposing the dense matrix |
-| S1 | 10,000 clients with 300 KB of state each, 100 per round, 50 rounds: what the driver holds |
+| A2 | the masked cluster update and its best rank-r approximation, against forming and decomposing the dense matrix |
+| S1 | 10,000 clients with 300 KB of state each, 100 per round, 50 rounds: the driver's memory |
 
-What differs all the same: fedray's own `fedavg` trains W3, W3s and W4 (its loop checks that losses are finite, its
-accounting counts bytes), everybody else a loop of ten lines on peft's LoRA; fedray computes logits for the 63 tokens
-that are predicted, transformers' own loss for all 64. In W0, W1 and W2 fedray is given a method that does the common
-work itself and never calls fedray's training loop. fedray's actors take means where the updates arise, so that one
-array returns for some clients; the servers of the others get every update. Clients are drawn by each framework, so
-cohorts differ. pfl sends nothing between server and client: each process trains on its own copy of the model, and
-processes meet once per round. Its states of W4 lie in its only process. flwr's Ray starts while its server already
-runs: most of its start-up is in its first round. The plain loop's payloads and states lie in shared memory.
+Some differences remain:
+
+- fedray's own `fedavg` trains W3, W3s and W4. Its loop checks that losses are finite, and its accounting counts bytes.
+  All other contenders use a loop of ten lines on peft's LoRA. fedray computes logits for the 63 tokens that are
+  predicted, transformers' own loss for all 64.
+- In W0, W1 and W2, fedray runs a custom method that does the common work itself and never calls fedray's training loop.
+- fedray's actors compute means locally and return one array for several clients. The servers of the other frameworks
+  receive every update.
+- Each framework draws its own clients, so cohorts differ.
+- pfl sends nothing between server and client: each process trains its own copy of the model, and the processes
+  synchronise once per round. In W4 it runs in one process, which holds all states.
+- flwr's Ray starts after its server has started, so most of its start-up is in its first round.
+- The payloads and states of the plain loops are in shared memory.
 """
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some values, and their range."""
+    """The median and the range of some values."""
 
     middle: float
     low: float
@@ -77,10 +83,10 @@ class Spread:
 
 
 def entry(workload: Workload, timed: Sequence[Measurement], memory: Measurement | None) -> dict[str, Any]:
-    """Return what the JSON file keeps of a contender in a row.
+    """Return the entry of the JSON file for one contender in one row.
 
     Raises:
-        ValueError: it has not done the work.
+        ValueError: the contender has not done the work.
     """
     for measurement in (*timed, *([memory] if memory else [])):
         check(workload, measurement)
@@ -100,35 +106,41 @@ def entry(workload: Workload, timed: Sequence[Measurement], memory: Measurement 
 
 
 def check(workload: Workload, measurement: Measurement) -> None:
-    """Raises:
-    ValueError: rounds are missing, or the null step's payload is not the number of rounds.
+    """Check that a measurement did the row's work.
+
+    Raises:
+        ValueError: rounds are missing, or the payload of the null step does not equal the number of rounds.
     """
     value, rounds = measurement.facts["value"], len(measurement.ends)
-    # Not to the last bit: some take a mean of many as a sum of shares.
+    # Approximately: some contenders compute a mean as a sum of weighted parts.
     right = math.isfinite(value) and (workload.kind != "null" or math.isclose(value, rounds, rel_tol=1e-4))
     if not right or rounds < 2:
         raise ValueError(f"{workload.row}: {rounds} rounds ended with {value}; in a null step both are the same")
 
 
 def same_size(contenders: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether all send as many numbers."""
+    """Return whether all contenders send the same number of values."""
     return len({facts["numbers"] for found in contenders.values() for facts in found["facts"]}) <= 1
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Return the whole page. results: as the JSON file has it."""
+    """Return the whole page.
+
+    Args:
+        results: the content of the JSON file.
+    """
     rows, kernels = results.get("rows", {}), results.get("kernels", {})
     parts = [HEADER, *(_where(entry) for entry in _places(results))]
     if rows:
         parts.append(_table("Rounds", COLUMNS, [line for row in rows for line in _lines(row, rows[row])]))
     if kernels:
         lines = [_kernel_line(row, kernels[row]) for row in kernels]
-        parts.append(_table("Aggregation", ("row", "fedray, s", "directly, s", "times fedray's", ""), lines))
+        parts.append(_table("Aggregation", ("row", "fedray, s", "direct, s", "times fedray's", ""), lines))
     asked = results.get("reliability", {})
     if asked:
         lines = [line for row in asked for line in _reliability_lines(row, asked[row])]
-        columns = ("row", "contender", "updates per round", "of", "the end's SHA-256")
-        parts.append(_table("What is lost, and whether it is the same", columns, lines))
+        columns = ("row", "contender", "updates per round", "of", "final SHA-256")
+        parts.append(_table("Lost updates and reproducibility", columns, lines))
     flat = [line for row in rows for line in _driver_lines(row, rows[row])]
     if flat:
         parts.append(_table("The driver's memory", ("row", "MB after 20 %", "40 %", "60 %", "80 %", "100 %"), flat))
@@ -175,7 +187,7 @@ def _driver_lines(row: str, measured: Mapping[str, Any]) -> list[str]:
 
 
 def _places(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return where and when rows were measured, equal ones once, with their rows."""
+    """Return each place and date of measurement once, with its rows."""
     places: dict[str, dict[str, Any]] = {}
     for row, measured in {name: one for part in results.values() for name, one in part.items()}.items():
         place = measured["place"]
@@ -187,12 +199,12 @@ def _where(place: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
     return (
         f"{', '.join(place['rows'])}: measured on {place['date']} on {place['machine']}; {versions}; "
-        f"load of the machine when a repeat began: {place['load']}.\n"
+        f"load average at the start of a repeat: {place['load']}.\n"
     )
 
 
 def _short(value: float | None) -> str:
-    """Return three digits, or all before the point."""
+    """Return three significant digits, or all digits before the decimal point."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

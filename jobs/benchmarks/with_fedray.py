@@ -2,11 +2,11 @@
 
     python with_fedray.py WORKLOAD WORKERS [FUSE | driver-dies] RESULT
 
-FUSE: clients.fuse, how many clients are trained in one step. driver-dies: it is killed after the first round.
+FUSE is clients.fuse, the number of clients that train in one step. driver-dies kills the driver after the first round.
 
-Every run ends with a pass over all clients, which no peer has: it is left as soon as the last round is aggregated,
-after its checkpoint where there is one. A round lasts from the end of the one before to its own, as the caller sees it:
-writing its rows is part of it.
+Every fedray run ends with a final pass over all clients, which no peer has. The program therefore stops as soon as the
+last round is aggregated and its checkpoint, if there is one, is written. A round lasts from the end of the previous
+round to its own end, as the caller sees it, and includes writing its rows.
 """
 
 import json
@@ -31,7 +31,7 @@ class LastRoundEnded(Exception):
 
 
 def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") -> dict[str, Any]:
-    """Return the row's configuration; its run's data and caches lie below `folder`."""
+    """Return the row's configuration, with the run's data and caches below `folder`."""
     every_example = {"min_examples": 1, "validation_fraction": 0, "test_fraction": 0}
     common = {
         "rounds": workload.rounds,
@@ -72,7 +72,7 @@ def config(workload: Workload, workers: int, folder: Path, fuse: str = "off") ->
 
 
 def text_file(workload: Workload, folder: Path) -> Path:
-    """Write the row's tokens as the texts that the tokenizer `bytes` makes them of, unless it is done already."""
+    """Write the texts that the tokenizer `bytes` maps to the row's tokens, unless the file exists; return the file."""
     path = folder / f"{workload.data.stem}.parquet"
     if not path.exists():
         letters = np.load(workload.data)[:, :, 1:-1]

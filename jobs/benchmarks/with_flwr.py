@@ -1,4 +1,4 @@
-"""A row on flwr's simulation, with its FedAvg.
+"""A row on flwr's simulation, with flwr's FedAvg.
 
 python with_flwr.py WORKLOAD WORKERS RESULT
 """
@@ -45,7 +45,7 @@ def main(text: str, workers: str, result: str) -> None:
     def train(grid: Grid, context: Context) -> None:
         strategy = Timed(
             timeline,
-            fraction_train=1e-9,  # the minimum decides
+            fraction_train=1e-9,  # min_train_nodes decides
             fraction_evaluate=0.0,
             min_train_nodes=workload.per_round,
             min_available_nodes=workload.clients,

@@ -1,8 +1,8 @@
-"""A row on pfl: FederatedAveraging on a PyTorchModel, users made when they are drawn.
+"""A row on pfl: FederatedAveraging on a PyTorchModel, with users created when they are drawn.
 
     [torchrun --nproc-per-node 2] with_pfl.py WORKLOAD WORKERS RESULT
 
-What a client trains is the common LocalWork's module, loss, optimizer and batches; the loop over them is pfl's own.
+Module, loss, optimizer and batches come from the common LocalWork; the training loop is pfl's own.
 """
 
 import os
@@ -29,7 +29,7 @@ from workloads import Timeline, Workload
 
 
 class Module(nn.Module):
-    """A row's module with the two functions that pfl asks for; the first round's metrics cost nothing."""
+    """A row's module with the two functions that pfl requires; the first round's metrics cost nothing."""
 
     def __init__(self, work: LocalWork):
         super().__init__()

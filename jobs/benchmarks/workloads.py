@@ -1,6 +1,6 @@
-"""What every contender does, and the files from which all of them do it: the same tokens, images and base weights.
+"""The work of every row, and the files that all contenders read: the same tokens, images and base weights.
 
-Only numpy is imported here, and torch where it is needed: the peers' environments have no fedray.
+This module imports numpy only, and torch where it is needed, because the peers' environments have no fedray.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 BOS, EOS, LETTER_A = 257, 258, 97
-"""Of fedray's tokenizer `bytes`; contenders that do not tokenise read the same numbers from a file."""
+"""Token ids of fedray's tokenizer `bytes`; contenders that do not tokenise read the same ids from a file."""
 
 DECODER = {
     "model_type": "llama",
@@ -31,11 +31,15 @@ DECODER = {
 
 @dataclass(frozen=True)
 class Workload:
-    """One row. kind: `null` adds 1 to the payload; `cnn` and `lora` train it.
+    """One row.
 
-    payload, state: float32 numbers of the payload (kind null) and of each client's private state, to which 1 is added
-    in every round. each: whether fedray's server takes every update and not only their mean (kind null). examples: of
-    each client. steps: optimizer steps of a round, of `batch` examples each.
+    Attributes:
+        kind: `null` adds 1 to the payload; `cnn` and `lora` train it.
+        payload: float32 numbers of the payload (kind null).
+        state: float32 numbers of each client's private state, to which every task adds 1.
+        each: whether fedray's server receives every update instead of only their mean (kind null).
+        examples: examples of each client.
+        steps: optimizer steps of a task, with `batch` examples each.
     """
 
     row: str
@@ -65,12 +69,12 @@ class Workload:
 
     @property
     def data(self) -> Path:
-        """[clients, examples, ...]: tokens (int64) or images (uint8)."""
+        """File of tokens (int64) or images (uint8), [clients, examples, ...]."""
         shape = f"{self.clients}-{self.examples}" + (f"-{self.tokens}" if self.kind == "lora" else "")
         return self.path(f"{self.kind}-{shape}.npy")
 
     def kill_once(self, server_round: int) -> None:
-        """End this process as a crash would, if this is the moment."""
+        """Kill this process like a crash, once, in the second round of a row that requests it."""
         if self.dies and server_round == 1:
             try:
                 Path(self.dies, "died").touch(exist_ok=False)
@@ -86,7 +90,11 @@ class Workload:
 
 
 def rows(quick: bool, files: Path) -> dict[str, Workload]:
-    """Return all rows that clients train. quick: sizes at which everything is gone through in minutes."""
+    """Return all rows in which clients train.
+
+    Args:
+        quick: shrink all rows so that they take minutes.
+    """
     lora = Workload("W3", "lora", 200, 20, 20, examples=64, tokens=64, batch=8, steps=8, lr=1e-3)
     mb = 1_000_000 // 4
     every = [
@@ -107,7 +115,7 @@ def rows(quick: bool, files: Path) -> dict[str, Workload]:
 
 
 def reliability_rows(quick: bool, files: Path) -> dict[str, Workload]:
-    """Return the rows that ask what is lost, and whether the result is the same."""
+    """Return the rows that count lost updates (W5) and compare results (W6)."""
     found = {
         "W5": Workload("W5", "null", 100, 20, 5, payload=1024),
         "W6": Workload("W6", "cnn", 1000, 20, 3, examples=50, batch=10, steps=5),
@@ -131,7 +139,7 @@ def _quick(workload: Workload, decoder: str) -> Workload:
 
 
 def make_files(workload: Workload) -> None:
-    """Write what a row needs and is not there yet."""
+    """Write the files of a row that do not exist yet."""
     if workload.kind == "null" or workload.data.exists():
         return
     workload.data.parent.mkdir(parents=True, exist_ok=True)
@@ -157,13 +165,13 @@ def _make_base(workload: Workload) -> None:
 
 
 def cohort(workload: Workload, server_round: int) -> Sequence[int]:
-    """Return the clients of a round, for contenders that do not draw them themselves."""
+    """Return the clients of a round, for contenders without a sampler of their own."""
     rng = np.random.default_rng([7, server_round])
     return [int(client) for client in rng.choice(workload.clients, workload.per_round, replace=False)]
 
 
 class Timeline:
-    """When a contender's first round began and every round ended, on the clock that all processes share."""
+    """Records when a contender's first round began and every round ended, on the clock that all processes share."""
 
     def __init__(self, path: str):
         self._path = Path(path)
@@ -171,7 +179,11 @@ class Timeline:
         self._ends: list[float] = []
 
     def begin(self, at: float | None = None) -> None:
-        """at: a moment of `monotonic()`; default now. Later calls change nothing."""
+        """Record the start of the first round; later calls change nothing.
+
+        Args:
+            at: a time of `monotonic()`; default now.
+        """
         if self._begun is None:
             self._begun = monotonic() if at is None else at
 
@@ -179,5 +191,9 @@ class Timeline:
         self._ends.append(monotonic())
 
     def write(self, **facts: Any) -> None:
-        """facts: what shows that the work was done; see `table.check`."""
+        """Write the result.
+
+        Args:
+            facts: values that show that the work was done; see `table.check`.
+        """
         self._path.write_text(json.dumps({"begun": self._begun, "ends": self._ends, **facts}), encoding="utf-8")

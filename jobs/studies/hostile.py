@@ -1,4 +1,4 @@
-"""Clients that send the negative of everything they should, as methods of one's own."""
+"""Custom methods in which hostile clients send the negative of their updates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ def flipped(uplink: Any) -> Any:
 
 @dataclass(frozen=True)
 class FlippedFedReft(FedReft):
-    """hostile: how many clients, the first by id, flip the sign of what they send."""
+    """The first `hostile` clients by id flip the sign of their updates."""
 
     hostile: int = 2
 
@@ -27,7 +27,7 @@ class FlippedFedReft(FedReft):
 
 @dataclass(frozen=True)
 class FlippedFedAvg(FedAvg):
-    """hostile: how many clients, the first by id, flip the sign of what they send."""
+    """The first `hostile` clients by id flip the sign of their updates."""
 
     hostile: int = 2
 

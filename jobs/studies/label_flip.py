@@ -1,10 +1,10 @@
-"""One of ten clients has wrong labels: how far is what it sends from the median of the round, against the others?
+"""One of ten clients has wrong labels. How far is its update from the round's median, compared with the other updates?
 
     python jobs/studies/label_flip.py [seed]
 
-`update_checks.distance` keeps out who is further away than its bound. With clients that are alike a bound of 1.15 tells
-the wrong labels from the right ones; the less alike clients are, the less can be told. Reads ../shared/data/snips
-(CC0 1.0, not part of this project). Two minutes.
+`update_checks.distance` rejects updates that are further away than its bound. If the clients are similar, a bound of
+1.15 separates the wrong labels from the right ones; the less similar the clients are, the less the check can detect.
+Reads ../shared/data/snips (CC0 1.0, not part of this project). Takes two minutes.
 """
 
 import json
@@ -28,20 +28,22 @@ VICTIM = "c9"
 
 @dataclass(frozen=True)
 class Watched(FedAvg):
-    """FedAvg that tells by how many times the median distance the victim is away, and who is furthest of the others."""
+    """FedAvg that reports two multiples of the median distance: the victim's, and the largest of the others."""
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[GlobalAdapter]]) -> tuple[Server, Metrics]:
         found = {update.client.id: update.payload for update in updates}
         times = {id: times for id, (_, times) in distances(found).items()}
-        hostile = times.pop(VICTIM, np.nan)  # of a few clients, as in the walk on shapes, nobody is compared
+        hostile = times.pop(VICTIM, np.nan)  # absent for fewer than three clients, as in the dry run on shapes
         server, metrics = super().aggregate_train(server, updates)
         return server, {**metrics, "hostile": hostile, "furthest_honest": max(times.values(), default=np.nan)}
 
 
 def dealt(folder: Path, alpha: float | None, seed: int) -> dict[str, str]:
-    """Write each client's requests to a voice assistant, of seven intents; return the files.
+    """Write each client's examples (requests to a voice assistant, with seven intents) and return the files.
 
-    alpha: of the Dirichlet distribution from which a client draws its shares of intents; None: equal shares.
+    Args:
+        alpha: concentration of the Dirichlet distribution from which a client draws its shares of intents; None means
+            equal shares.
     """
     rows = [json.loads(line) for line in Path("../shared/data/snips/train.jsonl").read_text().splitlines()]
     rng = np.random.default_rng(seed)

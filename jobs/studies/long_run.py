@@ -1,10 +1,11 @@
-"""Whether anything grows in a long run: memory of the driver and the actors, the object store, open files, processes.
+"""Check whether anything grows in a long run: memory of driver and actors, object store, open files, processes.
 
     python jobs/studies/long_run.py [rounds] [clients] [method]
 
-Default: 300 rounds of 50 tiny clients with FedALT, which keeps a state per client. After every round all of the run's
-processes are looked at; a line is fitted from round 20 on. Printed is what it says of 100 rounds, its standard error,
-and the level it starts from. Growth is what is above three standard errors and above 1 % of the level.
+The default is 300 rounds of 50 tiny clients with FedALT, which keeps a state per client. The program measures all
+processes of the run after every round and fits a line from round 20 on. It prints the slope per 100 rounds, its
+standard error, and the level at round 20. A value grows if its slope per 100 rounds exceeds 1 % of the level, and its
+slope exceeds three standard errors.
 """
 
 import sys
@@ -42,7 +43,7 @@ CONFIG = {
 
 
 def look() -> dict[str, float]:
-    """Return megabytes and numbers of the run's processes by what they are."""
+    """Return memory in MB and counts for the processes of the run, by kind of process."""
     found: Counter[str] = Counter()
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
@@ -55,14 +56,14 @@ def look() -> dict[str, float]:
                 found[f"{name}, MB"] += process.memory_full_info().pss / 1e6
                 found[f"{name}, open files"] += process.num_fds()
         except psutil.Error:
-            continue  # it ended just now
+            continue  # the process has just ended
     total, free = ray.cluster_resources(), ray.available_resources()
     found["object store, MB"] = (total["object_store_memory"] - free.get("object_store_memory", 0)) / 1e6
     return dict(found)
 
 
 def fit(rounds: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """Return the slope per round, its standard error, and the value where the line begins."""
+    """Return the slope per round, its standard error, and the value at the start of the line."""
     design = np.stack([rounds - rounds[0], np.ones(len(rounds))], axis=1)
     (slope, start), *_ = np.linalg.lstsq(design, values, rcond=None)
     residual = values - design @ [slope, start]

@@ -1,9 +1,9 @@
-"""FedHFT on two planted groups of clients whose labels conflict: does clustering find them, what does it gain, what do
-masks cost, and is anything lost where there are no groups?
+"""FedHFT on two planted groups of clients whose labels conflict. Does clustering find the groups, how much does it
+gain, what do masks cost, and is anything lost if there are no groups?
 
     python jobs/studies/planted_groups.py [seed]
 
-Expected: adjusted Rand index >= 0.95, J = 2 at least 5 points over J = 1, ρ = 0.5 within 2 points of ρ = 1.
+Expected: adjusted Rand index >= 0.95, J = 2 at least 5 points above J = 1, ρ = 0.5 within 2 points of ρ = 1.
 """
 
 import sys

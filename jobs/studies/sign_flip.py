@@ -1,5 +1,5 @@
-"""All-But-Me with 8 clients of whom 30 % flip the sign of what they send: FedAvg < mean < geometric median is expected,
-and the median within a point of the mean where everybody is honest.
+"""All-But-Me with 8 clients of which 30 % flip the sign of their updates. Expected: FedAvg < mean < geometric median,
+and the median within one point of the mean if all clients are honest.
 
     python jobs/studies/sign_flip.py [seed] [section.key=value ...]
 

@@ -79,9 +79,7 @@ def test_ratios_are_taken_within_a_repeat() -> None:
     assert "| W0 | fedray | 2 (1–4) | 1 | 20 | 1 | 3 (2–2,500) | 1,234 |" in text
     assert "| W0 | peer | 4 (3–9) | 1.5 (1–9) | 20 | 1 | 3 (2–2,500) |  |" in text
     assert "| W0 | other | – | | | | | failed |" in text
-    assert (
-        "W0: measured on 2026-01-02 on 2 × CPU; torch 2; load of the machine when a repeat began: 0.0 to 0.1." in text
-    )
+    assert "W0: measured on 2026-01-02 on 2 × CPU; torch 2; load average at the start of a repeat: 0.0 to 0.1." in text
     row["contenders"] = {"fedray": found([1.0] * 3, 5), "peer": found([1.0] * 3, 6)}
     assert "| W0 (!) | peer |" in page({"rows": {"W0": row}, "kernels": {}})
 
