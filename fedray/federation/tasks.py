@@ -5,6 +5,7 @@ into the object store, a file) and then the value itself: whoever needs the valu
 (`dataclasses.replace`), and the record stays whole.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,11 +114,12 @@ def downlinks_of(sent: Downlinks[Any], cohort: Sequence[Client]) -> dict[ClientI
     else:
         broadcasts = [sent] if isinstance(sent, Broadcast) else list(sent)
     found: dict[ClientId, Downlink] = {}
-    twice: list[ClientId] = []
+    named: Counter[ClientId] = Counter()
     for key, broadcast in enumerate(broadcasts):
         downlink = Downlink(key, broadcast.payload, num_bytes(broadcast.payload))
-        twice += [client for client in broadcast.clients if client in found]
+        named.update(broadcast.clients)
         found |= dict.fromkeys(broadcast.clients, downlink)
+    twice = [client for client, number in named.items() if number > 1]
     lacking = [client.id for client in cohort if client.id not in found]
     if lacking or twice:
         what = f"sends nothing to {choices(lacking, 5)}" if lacking else f"sends twice to {choices(twice, 5)}"

@@ -28,7 +28,7 @@ from workloads import Workload, make_files, rows
 
 import fedray
 from fedray.federation.events import Callback, RoundFinished
-from fedray.runtime.driver import start_ray
+from fedray.runtime.session import start_ray
 
 matplotlib.use("svg")
 from matplotlib import pyplot, ticker

@@ -39,9 +39,9 @@ class Finds(LocalPool):
     def actors(self, tier: str) -> int:
         return self.size
 
-    def width_seconds(self, assignments: Any, downlinks: Any) -> dict[int, float]:
-        self.asked.append([assignment.client.id for assignment in assignments])
-        assert {assignment.client.id for assignment in assignments} <= set(downlinks)
+    def width_seconds(self, tasks: Any) -> dict[int, float]:
+        self.asked.append([task.client.id for task in tasks])
+        assert all(task.keep == "nothing" for task in tasks)
         return {1: 1.0} | {self.width: self.seconds}
 
 
