@@ -13,7 +13,7 @@ from fedray.adapters.context import ForwardContext
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.layout import Layout
 from fedray.errors import choices, nearest
-from fedray.types import Vector
+from fedray.types import Capacity, Vector
 
 if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
@@ -35,9 +35,9 @@ class TrainableGroup:
 class Adapter:
     """The adapter of one model.
 
-    Groups: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights), "reft" (interventions),
-    "head" (task head), "full" (every parameter of the base model); an adapter has those that its method attached.
-    Layouts and counts also work on a model on the meta device; `read` and `load` need values.
+    Groups of the built-in adapters: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights),
+    "reft" (interventions), "full" (every parameter of the base model), "head" (task head, of every adapter whose model
+    has one). Layouts and counts also work on a model on the meta device; `read` and `load` need values.
 
     Args:
         model: the model with the adapter's modules in it.
@@ -45,8 +45,9 @@ class Adapter:
         context: shared with the adapter's modules.
         targets: LoRA layers by their path in the model.
 
-    varying_rows: whether its method calls `set_rows` for every client, with as many rows each time; the method sets it
-    when it attaches the adapter, and who makes an engine lets those rows exist before.
+    Attributes:
+        fit_capacity: set by a method whose adapter has fewer parameters on a tier that holds less. It is called with
+            the adapter and the tier's capacity before an engine holds the parameters, whose shapes stay from then on.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Adapter:
     ):
         self.model = model
         self.targets: Mapping[str, BranchedLinear] = targets or {}
-        self.varying_rows = False
+        self.fit_capacity: Callable[[Adapter, Capacity], None] | None = None
         self._groups = {group.name: group for group in groups}
         self._whole = {group.name: group.layout for group in groups}
         self._context = context
@@ -117,6 +118,11 @@ class Adapter:
                 found[f"lora.{path}.B"] = whole
         return found
 
+    def fit(self, capacity: Capacity) -> None:
+        """Give the parameters the shapes that a tier of this capacity holds; see `fit_capacity`."""
+        if self.fit_capacity is not None:
+            self.fit_capacity(self, capacity)
+
     def bind(self, gathering: Gathering | None) -> None:
         """Let an engine hold the parameters, or (None) let go of them: no parameter is replaced meanwhile, and values
         are read and written in the engine's context."""
@@ -143,6 +149,10 @@ class Adapter:
                 if parameters:
                     found.append(TrainableGroup(group.name, parameters, decays))
         return found
+
+    def base_group(self) -> str | None:
+        """Return the first group of the base model's own parameters; None: everything but the head is inserted."""
+        return next((name for name, group in self._groups.items() if group.draw is None and name != "head"), None)
 
     def num_trainable(self) -> int:
         """Return how many parameters train."""
@@ -176,14 +186,13 @@ class Adapter:
         with self._gathered([layer.own_b for layer in self.targets.values()], True):
             replaced = [layer.set_rows(None if rows is None else rows[path]) for path, layer in self.targets.items()]
         if any(replaced):
-            self._groups["lora"] = Group(
-                "lora", (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
-            )
+            entries = (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
+            self._groups["lora"] = Group("lora", entries, self._groups["lora"].draw)
 
-    def mixer_mean(self) -> float | None:
-        """Return the mean α_L over layers and non-padding tokens of the forward passes in evaluation mode since the
-        last call; None if there were none, or there is no mixer."""
-        return self._context.take_mixer_mean()
+    def observed(self) -> dict[str, float]:
+        """Return, by name, the mean of what the adapter's modules observed in evaluation mode since the last call, over
+        modules and non-padding tokens (`ForwardContext.observe`)."""
+        return self._context.take_observed()
 
     def _gathered(self, parameters: Sequence[nn.Parameter], writing: bool) -> AbstractContextManager[Any]:
         return nullcontext() if self._gathering is None else self._gathering(parameters, writing)

@@ -173,7 +173,7 @@ class BranchedLinear(lora.Linear):
             return 1.0, 1.0
         weights = torch.softmax(self._linear("lora_mixer")(x).float(), dim=-1)
         if not self.training:
-            self._context.record_mixer(weights[..., 1])
+            self._context.observe("mixer_mean", weights[..., 1])
         return weights[..., :1], weights[..., 1:]
 
     def _scatter(self, y: Tensor) -> Tensor:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedray.types import Vector, state_type
 
-Part = Literal["A", "B", "R", "W", "b", "P", "G", "tensor"]
-"""A, B: LoRA factors. R, W, b: LoReFT's and DiReFT's rotation, source, bias. P: the free projection of NoReFT and
-NodiReFT. G: mixer. tensor: anything else."""
+Part = str
+"""Role of a tensor. A, B: LoRA factors, of which a tier may hold fewer components (`lora_rank`). R, W, b: LoReFT's and
+DiReFT's rotation, source, bias. P: the free projection of NoReFT and NodiReFT. G: mixer. tensor: anything else. An
+adapter kind may add parts of its own, under other names."""
 
 
 @state_type("Slot", "fedray.adapters.layout.Slot")

@@ -103,7 +103,7 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
         base.reft.update({f"{index}_{where}": intervention for where, intervention in own.items()})
         entries += [entry for where, module in own.items() for entry in _entries(f"{path}.{where}", module)]
         block.register_forward_hook(_edit(own, positions, context))
-    adapter = Adapter(model, [Group("reft", entries), *([head] if head else [])], context)
+    adapter = Adapter(model, [Group("reft", entries, draw_reft), *([head] if head else [])], context)
     adapter.set_trainable(*adapter.names)
     model.train(model.training)  # the new modules take over the model's mode
     if not is_meta(model):

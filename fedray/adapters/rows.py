@@ -1,9 +1,17 @@
 """Only some rows of a LoRA's B exist (FedHFT's masks)."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from fedray.aggregation.masks import row_count
+from fedray.types import Capacity
+
+if TYPE_CHECKING:
+    from fedray.adapters.adapter import Adapter
 
 
 def keep_rows(
@@ -25,3 +33,15 @@ def keep_rows(
         raise ValueError(f"rows: index {array[-1]}, but the layer has {d_out} rows")
     index = torch.as_tensor(array, dtype=torch.long, device=b.device)
     return whole.index_select(0, index), index
+
+
+def hold_rows(adapter: "Adapter", capacity: Capacity) -> None:
+    """Let only the first ⌈ρ · d_out⌉ rows of each B exist, with the values that they have; layout("lora") is new.
+
+    The `fit_capacity` of an adapter whose method sets as many rows for every client later (`Adapter.set_rows`).
+
+    Args:
+        capacity: ρ is its mask_ratio.
+    """
+    ratio = capacity.get("mask_ratio", 1.0)
+    adapter.set_rows({path: np.arange(row_count(layer.d_out, ratio)) for path, layer in adapter.targets.items()})

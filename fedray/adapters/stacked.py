@@ -141,14 +141,15 @@ class StackedAdapter(Adapter):
     """One member of a stack; its parameters are views of the stack's values."""
 
     def __init__(self, stack: AdapterStack, member: int):
-        whole, self._lane = stack.adapter, member
+        whole, self._member = stack.adapter, member
         self._own: dict[int, Entry] = {}
         for column in stack.columns:
             view = stack.values[member, column.start : column.stop].view(column.entry.parameter.shape).detach()
             view.requires_grad_(column.group is not None)
             self._own[id(column.entry.parameter)] = replace(column.entry, parameter=cast(nn.Parameter, view))
         groups = [
-            Group(group.name, (self._own[id(entry.parameter)] for entry in group.entries)) for group in whole.groups
+            Group(group.name, (self._own[id(entry.parameter)] for entry in group.entries), group.draw)
+            for group in whole.groups
         ]
         targets = {
             path: StackedLayer(stack, member, path, layer, self._own[id(layer.own_b)].parameter)
@@ -156,10 +157,10 @@ class StackedAdapter(Adapter):
         }
         super().__init__(whole.model, groups, whole.context, cast(Any, targets))
         self._whole = {name: whole.whole_layout(name) for name in whole.names}
-        self.varying_rows = whole.varying_rows
+        self.fit_capacity = whole.fit_capacity
 
-    def mixer_mean(self) -> float | None:
-        return self._context.take_mixer_mean(self._lane)
+    def observed(self) -> dict[str, float]:
+        return self._context.take_observed(self._member)
 
 
 class StackedLayer:
@@ -271,8 +272,9 @@ def _columns(adapter: Adapter) -> tuple[Column, ...]:
 
 def _uses(adapter: Adapter, column: dict[int, int]) -> "list[_Linear | _Intervention]":
     """Return who computes with the entries."""
-    if "full" in adapter.names:
-        raise CannotBatch("the whole model trains, so clients have no base model in common")
+    if (trained := adapter.base_group()) is not None:
+        what = "the whole model trains" if trained == "full" else f"{trained!r} trains the base model's own parameters"
+        raise CannotBatch(f"{what}, so clients have no base model in common")
     b_paths = {id(layer.own_b): path for path, layer in adapter.targets.items() if layer.rows is not None}
     found: list[_Linear | _Intervention] = []
     held: set[int] = set()

@@ -7,12 +7,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
+from fedray.adapters.draws import draw_head
 from fedray.adapters.heads import float_head, head_group, label_text_head
 from fedray.adapters.stacked import AdapterStack, CannotBatch
 from fedray.config import Config, TierConfig
@@ -217,19 +216,14 @@ def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
 
 
 def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
-    """Return the first values of the adapter's groups, drawn by seed; frozen second branches are zero. Layouts suffice:
-    the adapter may be that of a model on the meta device.
+    """Return the first values of the adapter's groups, as each group draws them by seed.
 
-    head: the first task head, where there is one.
+    Args:
+        adapter: may be that of a model on the meta device, unless a group's first values are the model's own.
+        head: the first task head, where there is one.
     """
     layouts = {name: adapter.layout(name) for name in adapter.names}
-    draws = {"lora": draw_lora, "mixer": draw_mixer, "reft": draw_reft}
-    vectors = {
-        name: draws[name](layout, seed) if name in draws else np.zeros(layout.size, np.float32)
-        for name, layout in layouts.items()
-    }
-    if "full" in layouts:
-        vectors["full"] = adapter.read("full")  # the model itself
+    vectors = {group.name: group.first_values(seed) for group in adapter.groups if group.name != "head"}
     return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})
 
 

@@ -1,24 +1,19 @@
-"""Which adapter a method without one of its own (local, head_only, fedavg) trains: LoRA, LoReFT, or the whole model."""
-
-from typing import Literal
+"""The adapter of a method without one of its own (local, head_only, fedavg): its kind's group, and the task head."""
 
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.full import attach_full
-from fedray.adapters.lora import attach_lora
-from fedray.adapters.reft import attach_reft
-from fedray.config import Head, LoraSection, ReftSection
+from fedray.adapters.kind import AdapterKind
+from fedray.adapters.kinds.lora import LoraKind
+from fedray.config import Head
 from fedray.methods import heads
 
-AdapterKind = Literal["lora", "reft", "full"]
+LORA = LoraKind()
+"""What is attached where `adapter` is left out."""
 
 
-def attach(model: nn.Module, kind: AdapterKind, lora: LoraSection, reft: ReftSection, head: Head) -> Adapter:
-    """Attach the adapter: the group `kind` and the head. Both train, unless the head is frozen."""
-    if kind == "full":
-        adapter = attach_full(model)
-    else:
-        adapter = attach_lora(model, lora) if kind == "lora" else attach_reft(model, reft)
-    adapter.set_trainable(*heads.trainable(head, adapter, kind))
+def attach(model: nn.Module, kind: AdapterKind, head: Head) -> Adapter:
+    """Attach the kind's adapter. Its group trains, and so does the head unless it is frozen."""
+    adapter = kind.attach(model)
+    adapter.set_trainable(*heads.trainable(head, adapter, kind.group))
     return adapter

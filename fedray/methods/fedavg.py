@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.kind import AdapterKind
 from fedray.adapters.layout import Layout
 from fedray.adapters.rotations import retract_rotations
-from fedray.config import Head, LoraSection, ReftSection
+from fedray.config import Head
 from fedray.methods import adapters, heads
 from fedray.methods.capacity import gather, held_mean, own_layout
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
@@ -48,10 +49,8 @@ class FedAvg:
     """adapter: what is trained and averaged; `full` is the whole model.
     weights: `examples` (n_k, the paper) or `uniform`."""
 
-    lora: LoraSection
-    reft: ReftSection
     head: Head = "shared"
-    adapter: adapters.AdapterKind = "lora"
+    adapter: AdapterKind = adapters.LORA
     weights: Averages = "examples"
 
     @property
@@ -59,11 +58,11 @@ class FedAvg:
         return self.weights
 
     def attach(self, model: nn.Module) -> Adapter:
-        return adapters.attach(model, self.adapter, self.lora, self.reft, self.head)
+        return adapters.attach(model, self.adapter, self.head)
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
         shared_head, _ = heads.initial(self.head, initial.head())
-        return Server(initial.layouts[self.adapter], Shared(initial.vectors[self.adapter], shared_head))
+        return Server(initial.layouts[self.adapter.group], Shared(initial.vectors[self.adapter.group], shared_head))
 
     def init_client(self, initial: Initial, client: Client) -> OwnHead:
         return OwnHead(heads.initial(self.head, initial.head())[1])
@@ -80,11 +79,11 @@ class FedAvg:
     def train_client(
         self, adapter: Adapter, client_state: OwnHead, downlink: Shared, local: Local
     ) -> tuple[Shared, OwnHead]:
-        adapter.load(self.adapter, downlink.adapter)
+        adapter.load(self.adapter.group, downlink.adapter)
         heads.load(self.head, adapter, downlink.head, client_state.head)
         local.train()
         shared, own = heads.read(self.head, adapter)
-        return Shared(adapter.read(self.adapter), shared), OwnHead(own)
+        return Shared(adapter.read(self.adapter.group), shared), OwnHead(own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Uploaded[Shared]]) -> tuple[Server, Metrics]:
         if not updates:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
-from fedray.config import Head, LoraSection, ReftSection
+from fedray.adapters.kind import AdapterKind
+from fedray.config import Head
 from fedray.methods import adapters, heads
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
 from fedray.types import Client, Vector, state_type
@@ -37,10 +38,8 @@ class OwnAdapter:
 class LocalOnly:
     """adapter: what the clients train. A shared head is private here: nothing is ever sent."""
 
-    lora: LoraSection
-    reft: ReftSection
     head: Head = "local"
-    adapter: adapters.AdapterKind = "lora"
+    adapter: AdapterKind = adapters.LORA
 
     @property
     def effective_head(self) -> Head:
@@ -51,13 +50,13 @@ class LocalOnly:
         return "examples"
 
     def attach(self, model: nn.Module) -> Adapter:
-        return adapters.attach(model, self.adapter, self.lora, self.reft, self.effective_head)
+        return adapters.attach(model, self.adapter, self.effective_head)
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> SharedHead:
         return SharedHead(heads.initial(self.effective_head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> OwnAdapter:
-        return OwnAdapter(initial.vectors[self.adapter], heads.initial(self.effective_head, initial.head())[1])
+        return OwnAdapter(initial.vectors[self.adapter.group], heads.initial(self.effective_head, initial.head())[1])
 
     def configure_train(self, server: SharedHead, cohort: Sequence[Client]) -> Broadcast[SharedHead]:
         return Broadcast(server, [client.id for client in cohort])
@@ -65,11 +64,11 @@ class LocalOnly:
     def train_client(
         self, adapter: Adapter, client_state: OwnAdapter, downlink: SharedHead, local: Local
     ) -> tuple[SharedHead, OwnAdapter]:
-        adapter.load(self.adapter, client_state.adapter)
+        adapter.load(self.adapter.group, client_state.adapter)
         heads.load(self.effective_head, adapter, downlink.head, client_state.head)
         local.train()
         shared, own = heads.read(self.effective_head, adapter)
-        return SharedHead(shared), OwnAdapter(adapter.read(self.adapter), own)
+        return SharedHead(shared), OwnAdapter(adapter.read(self.adapter.group), own)
 
     def aggregate_train(
         self, server: SharedHead, updates: Sequence[Uploaded[SharedHead]]

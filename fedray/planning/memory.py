@@ -18,7 +18,6 @@ from fedray.federation.worker import as_held, held_architecture, resolve_device
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
 from fedray.training.deepspeed_config import engine_config, zero_stage
-from fedray.training.engine import hold_rows
 from fedray.training.tracing import Traced, trace_evaluation, trace_step
 
 FLOAT32 = 4
@@ -95,7 +94,7 @@ def predict(
     base = [*model.parameters(), *model.buffers()]
     weights = _bytes(base)
     adapter = build_method(config, entry, tier).attach(model)
-    hold_rows(adapter, held)
+    adapter.fit(held.capacity)
     vectors = FLOAT32 * sum(adapter.layout(name).size for name in adapter.names)
     frozen = _bytes([tensor for tensor in base if not tensor.requires_grad])
     stage = zero_stage(held.offload)

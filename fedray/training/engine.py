@@ -6,11 +6,9 @@ An engine serves one adapter for as long as that lives; `begin` makes it as good
 import math
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from fedray.adapters.adapter import Adapter
-from fedray.aggregation.masks import row_count
 from fedray.config import TierConfig, TrainConfig
 from fedray.training.deepspeed import DeepSpeedEngine
 from fedray.training.optimizer import RoundOptimizer, Schedule
@@ -102,7 +100,7 @@ def make_engine(
 ) -> Engine:
     """Return the tier's engine for the adapter, which has its method's first values and trainable groups by now.
 
-    Where the method masks rows for every client, layout("lora") is new (`hold_rows`).
+    Where the method's adapter depends on the tier's capacity, its layouts are new (`Adapter.fit`).
 
     Args:
         train: with the tier's batch_size and accumulation.
@@ -110,17 +108,8 @@ def make_engine(
     Raises:
         ConfigError: the tier's `deepspeed` contradicts other settings, or the machine lacks what its `offload` needs.
     """
-    hold_rows(adapter, tier)
+    adapter.fit(tier.capacity)
     if tier.engine == "torch":
         half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
         return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0, process_group)
     return DeepSpeedEngine(adapter, train, tier.offload, tier.deepspeed, device)
-
-
-def hold_rows(adapter: Adapter, tier: TierConfig) -> None:
-    """Where the method masks rows for every client (`varying_rows`), let the first ⌈ρ · d_out⌉ rows of each B exist
-    from now on, with the values they have: an engine needs parameters that stay."""
-    if adapter.varying_rows:
-        adapter.set_rows(
-            {path: np.arange(row_count(layer.d_out, tier.mask_ratio)) for path, layer in adapter.targets.items()}
-        )

@@ -182,8 +182,7 @@ class LocalTrainer:
         self._recorded[name] = value
 
     def _measure_personalised(self) -> None:
-        self._work.adapter.mixer_mean()  # drops what earlier evaluations left there
+        self._work.adapter.observed()  # drops what earlier evaluations left there
         self._personalised = self.evaluate("test")
-        mixer_mean = self._work.adapter.mixer_mean()
-        if mixer_mean is not None:
-            self.record("mixer_mean", mixer_mean)
+        for name, mean in self._work.adapter.observed().items():
+            self.record(name, mean)

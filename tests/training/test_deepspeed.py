@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
+from fedray.adapters.rows import hold_rows
 from fedray.config import LoraSection, ReftSection, TrainConfig
 from fedray.config.clients import OffloadConfig, TierConfig
 from fedray.errors import ConfigError
@@ -58,7 +59,7 @@ def fedalt(backbone):
 def masked(backbone):
     adapter = attach_lora(backbone("classification"), LORA, rest_rank=3, rest_dropout=False)
     adapter.set_trainable("lora")
-    adapter.varying_rows = True
+    adapter.fit_capacity = hold_rows
     return adapter
 
 
@@ -115,7 +116,7 @@ def values(engine):
 
 def run(engine, examples, client="ann", num_examples=11, rows=ROWS):
     """One client's round from fresh values; returns what it started from, what it came to, and the losses."""
-    if engine.adapter.varying_rows:
+    if engine.adapter.fit_capacity is not None:
         engine.adapter.set_rows(dict.fromkeys(engine.adapter.targets, rows))
     for name, vector in start(engine, client).items():
         engine.adapter.load(name, vector)
