@@ -5,8 +5,9 @@ What can be checked from the text alone is checked here; what needs the data or 
 """
 
 from fedray.config.checkpoint import CheckpointConfig
-from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
+from fedray.config.clients import ClientsConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, ModelConfig, PartitionConfig
+from fedray.config.engine import EngineConfig, EngineMemory, Memory
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
 from fedray.config.section import Section, describe
@@ -20,13 +21,15 @@ __all__ = [
     "ClientsConfig",
     "Config",
     "DataConfig",
+    "EngineConfig",
+    "EngineMemory",
     "EvaluationConfig",
     "Head",
     "LoraSection",
+    "Memory",
     "MethodConfig",
     "MethodSections",
     "ModelConfig",
-    "OffloadConfig",
     "PartitionConfig",
     "Precision",
     "ReftSection",

@@ -25,12 +25,12 @@ from fedray.models.backbone import checkpoint_activations, load_backbone, meta_b
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
 from fedray.training.batched import EQUAL_PARTS, TIMED_STEPS, WIDTHS, BatchedBackend, run_batched, width_seconds
-from fedray.training.deepspeed import compile_extensions
-from fedray.training.engine import TorchEngine, make_engine
+from fedray.training.engine import make_engine
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
+from fedray.training.torch_engine import loss_scale
 from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
 from fedray.types import Vector
@@ -154,7 +154,7 @@ class Worker:
             self.training_context = training_context
 
     def _batched(self, tasks: Sequence[ClientTask]) -> list[ClientResult]:
-        if not isinstance(self.engine, TorchEngine):
+        if not self._job.config.clients.tier(self._job.tier).engine.batches_clients:
             raise CannotBatch("the engine is not plain torch")
         if self._process_group.size > 1:
             raise CannotBatch("several processes train one client")
@@ -164,7 +164,8 @@ class Worker:
         def piece(task: ClientTask) -> Callable[[BatchedBackend], ClientResult]:
             return lambda backend: self._named_run(task, backend)
 
-        return run_batched(self._stack, self.training_context, self.engine.loss_scale, [piece(task) for task in tasks])
+        scale = loss_scale(self.adapter.model)
+        return run_batched(self._stack, self.training_context, scale, [piece(task) for task in tasks])
 
     def _named_run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         """Of several clients, an error must say whose it is."""
@@ -198,8 +199,7 @@ class Worker:
 
         resting: what the process had before this method was built.
         """
-        if tier.engine == "deepspeed":
-            compile_extensions(tier.offload, self.device)
+        tier.engine.prepare_node(self.device)
         self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
         now = resting_memory()
         last: MemoryMeter | None = vars(self).get("_meter")
@@ -238,8 +238,7 @@ def _load_model(job: WorkerSetup, tier: TierConfig, device: str) -> PreTrainedMo
         section = section.model_copy(update={"dtype": tier.precision})
     if section.dtype == "float16" and device == "cpu":
         raise ConfigError(f"tier {job.tier!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
-    # ZeRO-3 moves parameters to the device one by one: the whole model may be larger than that.
-    place = device if tier.offload.params == "none" else "cpu"
+    place = "cpu" if tier.engine.weights_on_host else device
     cache = job.config.data.cache_dir
     return as_held(load_backbone(section, architecture, job.config.task, job.config.seed, place, cache), tier, device)
 

@@ -16,14 +16,15 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.rows import hold_rows
-from fedray.config import Config, LoraSection, TrainConfig, load_config
-from fedray.config.clients import OffloadConfig, TierConfig
+from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config
+from fedray.config.clients import TierConfig
 from fedray.experiment.outline import footprints_from_configuration
 from fedray.federation.worker import Worker, WorkerSetup
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
-from fedray.planning.memory import Footprint, Memory, held_by_engine
+from fedray.planning.memory import Footprint
 from fedray.training.engine import make_engine
+from fedray.training.engines.deepspeed import OffloadConfig
 from fedray.training.optimizer import Schedule
 
 SHAPE = {
@@ -144,7 +145,8 @@ def test_exactly_what_a_live_engine_holds(kind: str, stage: int | None, train: d
 
     counted = attach(kind, meta)
     counted.fit(tier.capacity)
-    device, offloaded = held_by_engine(counted, weights, section, tier)
+    held = tier.engine.memory(counted, weights, section)
+    device, offloaded = held.device, held.host
     expected = device.total + offloaded.total
     if stage == 2:  # ends with every backward pass
         expected -= 4 * engine._zero.reduce_bucket_size

@@ -15,16 +15,17 @@ from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
 from fedray.adapters.rows import hold_rows
 from fedray.config import LoraSection, ReftSection, TrainConfig
-from fedray.config.clients import OffloadConfig, TierConfig
+from fedray.config.clients import TierConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.evaluate import evaluate, generate
-from fedray.training import deepspeed as engines
-from fedray.training.deepspeed import DeepSpeedEngine
-from fedray.training.deepspeed_config import engine_config, zero_stage
-from fedray.training.engine import TorchEngine, make_engine
+from fedray.training import deepspeed_engine as engines
+from fedray.training.deepspeed_engine import DeepSpeedEngine
+from fedray.training.engine import make_engine
+from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero_stage
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import train_steps
 from fedray.training.optimizer import Schedule
+from fedray.training.torch_engine import TorchEngine
 from fedray.training.training_context import TrainingContext
 
 pytestmark = pytest.mark.timeout(1800)  # the first use on a machine builds DeepSpeed's extensions

@@ -28,9 +28,8 @@ from torch import distributed, nn
 
 from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.config import TrainConfig
-from fedray.config.clients import OffloadConfig
 from fedray.errors import ConfigError
-from fedray.training.deepspeed_config import engine_config, zero_stage
+from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero_stage
 from fedray.training.optimizer import Schedule, build_optimizer, decay_for_sgd, weight_decays
 from fedray.training.process_group import SINGLE_PROCESS
 

@@ -1,17 +1,112 @@
-"""The configuration of a DeepSpeed engine: what follows from a tier and the section `train`, and the user's own merged
-over it. Nothing here imports deepspeed, so that a configuration can be checked before anything starts."""
+"""`engine: deepspeed`: DeepSpeed with ZeRO-Offload, its settings and what it holds.
+
+DeepSpeed's own configuration follows from the tier and the section `train`, and the user's is merged over it. Nothing
+here imports deepspeed, so that a configuration can be checked before anything starts.
+"""
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
-from fedray.config import TrainConfig
-from fedray.config.clients import OffloadConfig
+from pydantic import Field, field_validator, model_validator
+
+from fedray.config import EngineConfig, EngineMemory, Memory, Section, TrainConfig
 from fedray.errors import ConfigError
 
 AUTO = "auto"
 """What configurations written for transformers' Trainer have where it fills in a value; here fedray does."""
+DEEPSPEED_MAX_LIVE = 10**9
+"""DeepSpeed's default of stage3_max_live_parameters."""
+
+
+class OffloadConfig(Section):
+    """What is kept off the device."""
+
+    optimizer: Literal["none", "cpu"] = "none"
+    """Where Adam's moments and step are computed and kept (ZeRO-2)."""
+    params: Literal["none", "cpu", "nvme"] = "none"
+    """Where all weights are kept between their uses; cpu and nvme include the optimizer (ZeRO-3)."""
+    path: str | None = None
+    """params: nvme: folder on the fast disk."""
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if self.params == "nvme" and not self.path:
+            raise ValueError("params: nvme needs `path`, a folder on the fast disk")
+        if self.path and self.params != "nvme":
+            raise ValueError(f"path: only params: nvme writes to a folder, got params: {self.params}")
+        return self
+
+
+class DeepSpeedConfig(EngineConfig):
+    """DeepSpeed; see `fedray.training.deepspeed_engine`."""
+
+    prepares_node: ClassVar[bool] = True
+
+    name: Literal["deepspeed"] = "deepspeed"
+    offload: OffloadConfig = OffloadConfig()
+    """`none`, or what is kept off the device."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """A configuration of DeepSpeed's own that is merged over fedray's."""
+
+    @field_validator("offload", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return {} if value == "none" else value
+
+    @property
+    def weights_on_host(self) -> bool:
+        """Stage 3 moves parameters to the device one by one: the whole model may be larger than that."""
+        return zero_stage(self.offload) == 3
+
+    def check(self, train: TrainConfig, where: str) -> None:
+        engine_config(train, self.offload, self.deepspeed, f"{where}.deepspeed")
+
+    def prepare_node(self, device: str) -> None:
+        from fedray.training.deepspeed_engine import compile_extensions
+
+        compile_extensions(self.offload, device)
+
+    def memory(self, adapter: Any, weights: int, train: TrainConfig) -> EngineMemory:
+        """Return what is held, by ZeRO stage.
+
+        Stage 3 brings weights to the device as they are used, and releases them when DeepSpeed's limit is reached: it
+        holds at most that many. `params: nvme` counts as `cpu`. The user's own `deepspeed` counts by its bucket sizes
+        and limits.
+        """
+        from fedray.training.memory import FLOAT32, inserted_bytes, optimizer_bytes, plain_memory, trained_bytes
+
+        groups, stage = adapter.trainable_groups(), zero_stage(self.offload)
+        if stage == 0:
+            return plain_memory(adapter, weights, optimizer_bytes(groups, train))
+        inserted, trained = inserted_bytes(adapter, weights), trained_bytes(groups)
+        zero: Mapping[str, Any] = engine_config(train, self.offload, self.deepspeed).get("zero_optimization", {})
+        bucket = FLOAT32 * int(zero.get("reduce_bucket_size", max(trained // FLOAT32, 16)))
+        if stage == 2:
+            flat = sum(_even(sum(p.numel() for p in group.parameters)) for group in groups) * FLOAT32
+            largest = max(p.nbytes for group in groups for p in group.parameters)
+            accumulated = trained if train.accumulation > 1 else 0
+            return EngineMemory(
+                Memory(weights, inserted + flat - trained, bucket + largest),
+                Memory(gradients=flat + largest + accumulated, optimizer=4 * flat),  # masters, a copy, two moments
+                moves_gradients=True,
+            )
+        limit = int(zero.get("stage3_max_live_parameters", DEEPSPEED_MAX_LIVE))
+        width = max(parameter.itemsize for parameter in adapter.model.parameters())
+        return EngineMemory(
+            Memory(weights=min(weights + inserted, limit * width), gradients=bucket),
+            Memory(weights, inserted, gradients=2 * trained, optimizer=3 * trained),  # masters, two moments
+            moves_gradients=True,
+        )
+
+    def build(self, adapter: Any, train: TrainConfig, device: str, process_group: Any) -> Any:
+        from fedray.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(adapter, train, self.offload, self.deepspeed, device)
+
+
+ENTRY = DeepSpeedConfig
 
 
 @dataclass(frozen=True)
@@ -112,3 +207,8 @@ def _put(into: dict[str, Any], key: str, value: Any) -> None:
 def _show(offload: OffloadConfig) -> str:
     set_fields = [f"{name}: {value}" for name, value in offload.model_dump().items() if value not in ("none", None)]
     return f"offload {{{', '.join(set_fields)}}}" if set_fields else "offload: none"
+
+
+def _even(count: int) -> int:
+    """DeepSpeed's flat buffers have even lengths."""
+    return count + count % 2
