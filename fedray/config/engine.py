@@ -174,7 +174,7 @@ def parse_tier_engine(tier: Mapping[str, Any], known: set[str]) -> dict[str, Any
     for name in beside:
         owners = [entry for entry in ENGINES.names if name in ENGINES.find(entry).model_fields]
         if not owners:
-            unknown[name] = beside[name]
+            unknown[name] = beside[name]  # refused by the tier
         elif section.get("name") in owners:
             section[name] = beside[name]
         elif not _is_default(ENGINES.find(owners[0]), name, beside[name]):
