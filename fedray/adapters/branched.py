@@ -126,7 +126,7 @@ class BranchedLinear(lora.Linear):
 
     @contextmanager
     def unscattered(self) -> Iterator[None]:
-        """Let B be taken for the whole one within: a fused pass scatters each member's rows itself."""
+        """Within, B counts as the whole one: a client batch scatters each member's rows itself."""
         rows, self._rows = self._rows, None
         try:
             yield

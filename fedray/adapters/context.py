@@ -19,11 +19,13 @@ from fedray.types import IGNORED
 class Batch:
     """The current forward pass.
 
-    shape: (examples, tokens) of this pass; in a decoding step with a key-value cache tokens is usually 1.
-    attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
-    labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
-    decoding: whether a key-value cache already holds earlier tokens.
-    real: boolean [examples], False at rows that only fill up a fused pass; None: there are none.
+    Args:
+        shape: (examples, tokens) of this pass; in a decoding step with a key-value cache tokens is usually 1.
+        attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
+        labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
+        decoding: whether a key-value cache already holds earlier tokens.
+        device: where the tokens are.
+        real: boolean [examples], False at padding rows of a client batch; None: there are none.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Batch:
 
     @cached_property
     def valid(self) -> Tensor:
-        """Boolean [examples, tokens]: True where a token is neither padding nor in a row that only fills up."""
+        """Boolean [examples, tokens]: True where a token is neither padding nor in a padding row."""
         if self.attention_mask is None:
             valid = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         else:

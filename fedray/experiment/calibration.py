@@ -11,7 +11,7 @@ from fedray.federation.participation import cohort_size, examples_trained
 from fedray.federation.result_batches import ResultBatch
 from fedray.federation.rounds import Federation, Pool
 from fedray.federation.tasks import ClientTask, downlinks_of
-from fedray.training.batched import WIDTHS, fastest_width
+from fedray.training.batch_width import WIDTHS, fastest_width
 from fedray.types import Client
 
 REPEATS = 3

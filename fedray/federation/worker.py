@@ -24,7 +24,8 @@ from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
-from fedray.training.batched import EQUAL_PARTS, TIMED_STEPS, WIDTHS, BatchedBackend, run_batched, width_seconds
+from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_time
+from fedray.training.batched import BatchedBackend, run_batched
 from fedray.training.engine import make_engine
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
@@ -138,7 +139,6 @@ class Worker:
             tasks: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are powers
                 of two, and widths that cut these into equal parts.
         """
-        widths = {*WIDTHS, *(math.ceil(len(tasks) / parts) for parts in EQUAL_PARTS)}
         training_context, train = self.training_context, self.training_context.train
         steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
         self.training_context = replace(training_context, train=train.model_copy(update={"max_steps": steps}))
@@ -147,7 +147,7 @@ class Worker:
             return self.train(tasks[start]) if stop - start == 1 else self._batched(tasks[start:stop])
 
         try:
-            return width_seconds(serve, len(tasks), sorted(widths))
+            return width_seconds(serve, len(tasks), widths_to_time(len(tasks)))
         except CannotBatch:
             return {1: math.inf}
         finally:
