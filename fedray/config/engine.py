@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from fedray.config.registry import Choice, Registry
 from fedray.config.section import Mistakes
 from fedray.config.training import TrainConfig
-from fedray.errors import ConfigError, choices
+from fedray.errors import ConfigError, choices, nearest
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,10 @@ def parse_tier_engine(tier: Mapping[str, Any], known: set[str]) -> dict[str, Any
     unknown: dict[str, Any] = {}
     for name in beside:
         owners = [entry for entry in ENGINES.names if name in ENGINES.find(entry).model_fields]
+        if not owners and (hint := nearest(name, _own_fields(section))):
+            raise Mistakes([f"{name}: unknown key{hint}"])
         if not owners:
-            unknown[name] = beside[name]  # refused by the tier
+            unknown[name] = beside[name]  # refused by the tier, which knows its own fields
         elif section.get("name") in owners:
             section[name] = beside[name]
         elif not _is_default(ENGINES.find(owners[0]), name, beside[name]):
@@ -203,6 +205,12 @@ def _section_of(raw: Any) -> dict[str, Any]:
     if isinstance(raw, Mapping) and (raw.get("name") or raw.get("class") or raw.get("class_")):
         return dict(raw)
     raise Mistakes([f"engine: got {raw!r}: expected {choices(ENGINES.names)}, or a mapping with `class`"])
+
+
+def _own_fields(section: Mapping[str, Any]) -> set[str]:
+    """Return the fields that a built-in engine adds; none for another name or a class."""
+    name = section.get("name")
+    return ENGINES.find(name).model_fields.keys() - EngineConfig.model_fields.keys() if name in ENGINES.names else set()
 
 
 def _is_default(engine: type[EngineConfig], name: str, value: Any) -> bool:

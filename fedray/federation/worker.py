@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -18,7 +18,7 @@ from fedray.config import Config, TierConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import GENERATED
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
-from fedray.methods.protocol import Initial
+from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
@@ -26,7 +26,7 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
 from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_time
 from fedray.training.batched import BatchedBackend, run_batched
-from fedray.training.engine import make_engine
+from fedray.training.engine import Engine, make_engine
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
@@ -37,6 +37,16 @@ from fedray.training.training_context import TrainingContext
 from fedray.types import Vector
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """The method that a worker serves, and what was made for it."""
+
+    method: AnyMethod
+    adapter: Adapter
+    engine: Engine
+    initial: Initial
 
 
 class Worker:
@@ -50,22 +60,22 @@ class Worker:
         keep_freed_memory()
         self._stack: AdapterStack | None = None
         self._told: set[str] = set()
+        self._served: _Served | None = None
+        self._meter: MemoryMeter | None = None
 
     def setup(self, job: WorkerSetup) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
-        if (last := vars(self).get("engine")) is not None:
-            last.close()
-        for name in ("engine", "adapter", "method", "_initial"):  # two base models at once may not fit
-            vars(self).pop(name, None)
-        self._stack = None
+        if self._served is not None:
+            self._served.engine.close()
+        self._served = self._stack = None  # before anything is loaded: two base models at once may not fit
         config, self._job = job.config, job
         set_threads(config.clients.threads)
         resting = resting_memory()
         tier = config.clients.tier(job.tier)
         self.device = resolve_device(config, tier)
         sections = config.section_for(job.entry, job.tier)
-        self.method = build_method(config, job.entry, job.tier)
-        self._meter = self._metered(tier, resting)
+        method = build_method(config, job.entry, job.tier)
+        self._meter = self._metered(method, tier, resting)
         model = _load_model(job, tier, self.device)
         generating = config.evaluation.metric in GENERATED
         texts = sections.head == "frozen_label_text" and config.task == "classification"
@@ -75,7 +85,7 @@ class Worker:
         reference = _load_model(job, TierConfig(share=1.0), self.device) if tier.precision is not None else model
         texts_head = label_text_head(reference, tokenizer, job.label_names) if texts else None
         head = first_head(reference, config.seed) if texts_head is None else texts_head
-        self.adapter = self.method.attach(model)
+        adapter = method.attach(model)
         self.training_context = TrainingContext(
             task=config.task,
             train=sections.train,
@@ -85,13 +95,41 @@ class Worker:
             device=self.device,
             tokenizer=tokenizer if generating else None,
         )
-        self._initial = draw_initial(self.adapter, config.seed, head)
-        for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
-            self.adapter.load(name, self._initial.vectors[name])
-        self.engine = make_engine(self.adapter, sections.train, tier, self.device, self._process_group)
+        initial = draw_initial(adapter, config.seed, head)
+        for name in adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
+            adapter.load(name, initial.vectors[name])
+        engine = make_engine(adapter, sections.train, tier, self.device, self._process_group)
+        self._served = _Served(method, adapter, engine, initial)
+
+    @property
+    def method(self) -> AnyMethod:
+        """The method that is served."""
+        return self._serving.method
+
+    @property
+    def adapter(self) -> Adapter:
+        """Its adapter, on this worker's base model."""
+        return self._serving.adapter
+
+    @property
+    def engine(self) -> Engine:
+        """What trains the adapter."""
+        return self._serving.engine
+
+    @property
+    def _initial(self) -> Initial:
+        return self._serving.initial
+
+    @property
+    def _serving(self) -> _Served:
+        if self._served is None:
+            raise RuntimeError("setup() comes first")
+        return self._served
 
     def memory(self) -> MemoryUse:
         """Return what this process took at most since `setup`."""
+        if self._meter is None:
+            raise RuntimeError("setup() comes first")
         return self._meter.read()
 
     def initial(self) -> Initial:
@@ -180,7 +218,8 @@ class Worker:
         trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, task.measure)
         before = self.method.init_client(self._initial, client) if task.state is None else task.state
         payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
-        self._meter.note()
+        if self._meter is not None:
+            self._meter.note()
         return ClientResult(
             client=client,
             server_round=task.server_round,
@@ -193,17 +232,17 @@ class Worker:
             adapter=backend.adapter.tensors() if task.keep == "adapter" else None,
         )
 
-    def _metered(self, tier: TierConfig, resting: int) -> MemoryMeter:
+    def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
         """Return a meter whose baseline is the bare process with all that was imported for this method and those before
         it. Memory that they freed and the allocator kept is not part of it: this method may use it again.
 
         resting: what the process had before this method was built.
         """
         tier.engine.prepare_node(self.device)
-        self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
+        method.attach(meta_backbone(self._job.architecture, self._job.config.task))
         now = resting_memory()
-        last: MemoryMeter | None = vars(self).get("_meter")
-        return MemoryMeter(self.device, now if last is None else last.baseline + max(now - resting, 0))
+        before = self._meter
+        return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
