@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 Ask = Callable[[Any], Any]
-"""Given a request, waits for its answer and rethreads it."""
+"""Given a request, waits for its answer and returns it."""
 
 
 class _Abandoned(BaseException):
@@ -28,11 +28,11 @@ def run_in_lockstep(
 
     Args:
         routines: each asks for work by calling its argument with a request.
-        serve: given the requests of some routines, all of one kind, by the routines' indices, rethreads their answers.
+        serve: given the requests of some routines, all of one kind, by the routines' indices, returns their answers.
         kinds: types of requests. Earlier kinds are served first, so that other routines can join those that wait for a
             later kind.
 
-    Rethreads:
+    Returns:
         What the routines return, in their order.
 
     Raises:
