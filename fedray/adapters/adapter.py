@@ -25,7 +25,13 @@ Gathering = Callable[[Sequence[nn.Parameter], bool], AbstractContextManager[Any]
 
 @dataclass(frozen=True)
 class TrainableGroup:
-    """Parameters that train together. weight_decay: whether weight decay may act on them (never on a raw rotation)."""
+    """Parameters that train together.
+
+    Attributes:
+        name: the group's.
+        parameters: in the order of the group's layout.
+        weight_decay: whether weight decay may act on them (never on a raw rotation).
+    """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
@@ -79,7 +85,11 @@ class Adapter:
         return self._context
 
     def layout(self, name: str) -> Layout:
-        """Return the layout of a group. Raises KeyError, naming the groups there are."""
+        """Return the layout of a group.
+
+        Raises:
+            KeyError: there is no such group; the message names those that there are.
+        """
         return self._group(name).layout
 
     def whole_layout(self, name: str) -> Layout:
@@ -124,12 +134,20 @@ class Adapter:
             self.fit_capacity(self, capacity)
 
     def bind(self, gathering: Gathering | None) -> None:
-        """Let an engine hold the parameters, or (None) let go of them: no parameter is replaced meanwhile, and values
-        are read and written in the engine's context."""
+        """Give the parameters to an engine. Until they are released, no parameter is replaced, and values are read and
+        written within the engine's context.
+
+        Args:
+            gathering: makes that context; None releases the parameters.
+        """
         self._gathering = gathering
 
     def set_trainable(self, *names: str) -> None:
-        """Let exactly these groups train. "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA)."""
+        """Train exactly the named groups.
+
+        Args:
+            names: of groups; "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA).
+        """
         chosen = {id(entry.parameter) for name in names for entry in self._selected(name)}
         for group in self._groups.values():
             for parameter in group.parameters():
@@ -164,8 +182,8 @@ class Adapter:
         self._context.dropout_key = key
 
     def set_rows(self, rows: Rows | None) -> None:
-        """Let only some rows of every B exist (FedHFT's `pre` masks): B becomes [m, r], its output is scattered into
-        d_out. The values of the kept rows stay; rows that come (back) are zero. None restores the whole B.
+        """Keep only some rows of every B (FedHFT's `pre` masks): B becomes [m, r], its output is scattered into d_out.
+        The values of the kept rows stay; rows that come (back) are zero. None restores the whole B.
 
         Where the number of rows changes, parameters and layout("lora") are new afterwards.
 

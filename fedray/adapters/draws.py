@@ -53,7 +53,7 @@ def draw_head(layout: Layout, kept: Vector, missing: Collection[str], seed: int,
 
     Args:
         kept: [layout.size], the values of the tensors that the checkpoint has.
-        missing: names of the parameters that it has not (`fedray.models.backbone.missing_head`).
+        missing: names of the parameters that it lacks (`fedray.models.backbone.missing_head`).
         std: the model configuration's initializer_range.
     """
     vector = kept.copy()

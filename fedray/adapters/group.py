@@ -16,7 +16,10 @@ from fedray.types import Vector
 class Entry:
     """One slot and the parameter that holds it.
 
-    decays: whether weight decay may act on the parameter.
+    Attributes:
+        slot: place and shape in the group's vector.
+        parameter: in the model.
+        decays: whether weight decay may act on the parameter.
     """
 
     slot: Slot

@@ -19,8 +19,13 @@ adapter kind may add parts of its own, under other names."""
 @state_type("Slot", "fedray.adapters.layout.Slot")
 @dataclass(frozen=True)
 class Slot:
-    """One tensor's place. `module` is the module's path in the backbone, `part` its role there; parts are known by
-    these two fields and never by a substring of a name."""
+    """One tensor's place in a vector. Tensors are known by module and part, never by a substring of a name.
+
+    Attributes:
+        module: the module's path in the backbone.
+        part: the tensor's role there.
+        shape: of the tensor.
+    """
 
     module: str
     part: Part
@@ -38,7 +43,7 @@ class Slot:
 @state_type("Layout", "fedray.adapters.layout.Layout")
 @dataclass(frozen=True)
 class Layout:
-    """Slots in the order in which they lie in the vector, without gaps."""
+    """The slots of a vector, in order and without gaps."""
 
     slots: tuple[Slot, ...]
 

@@ -42,7 +42,8 @@ class RotationEntry(Entry):
     """R, exchanged as itself; `parameter` is the raw tensor [d, r] of its parametrization, which never leaves, and on
     which weight decay must not act (its diagonal is rounded to integers: decay turns R into zeros).
 
-    rotate_layer: pyreft's, whose `weight` is Rᵀ.
+    Attributes:
+        rotate_layer: pyreft's, whose `weight` is Rᵀ.
     """
 
     rotate_layer: nn.Module | None = None

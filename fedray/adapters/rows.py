@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 def keep_rows(
     b: Tensor, existing: Tensor | None, rows: npt.NDArray[np.int64] | None, d_out: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the values of `rows` of a B of which only the `existing` ones exist (the others are zero), and `rows` as a
-    tensor. None means all rows.
+    """Return some rows of a B, and their indices as a tensor.
+
+    Args:
+        b: [m, r].
+        existing: indices of the m rows that exist, [m]; the others are zero. None: all.
+        rows: indices of the rows wanted; None: all.
+        d_out: rows of the whole B.
 
     Raises:
         ValueError: not sorted distinct indices below d_out.
@@ -36,7 +41,7 @@ def keep_rows(
 
 
 def hold_rows(adapter: "Adapter", capacity: Capacity) -> None:
-    """Let only the first ⌈ρ · d_out⌉ rows of each B exist, with the values that they have; layout("lora") is new.
+    """Keep only the first ⌈ρ · d_out⌉ rows of each B, with the values that they have; layout("lora") is new.
 
     The `fit_capacity` of an adapter whose method sets as many rows for every client later (`Adapter.set_rows`).
 

@@ -1,7 +1,7 @@
 """What moves the parameters: `loop` decides on batches, losses and draws, an engine on gradients and the optimizer.
 
 What an engine is configured with, and what is known of it before it is built, says its `fedray.config.EngineConfig`. An
-engine serves one adapter for as long as that lives; `begin` makes it as good as new for the next client's round.
+engine serves one adapter, and `begin` resets it for the next client's round.
 """
 
 from typing import Protocol
@@ -19,19 +19,30 @@ class Engine(Protocol):
     after the last `step`."""
 
     @property
-    def adapter(self) -> Adapter: ...
+    def adapter(self) -> Adapter:
+        """What is trained."""
+        ...
 
     @property
     def process_group(self) -> ProcessGroup:
-        """The processes that train together; this one may be alone."""
+        """The processes that train one client together; often a single one."""
         ...
 
     def begin(self, schedule: Schedule) -> None:
-        """Start a round from the adapter's current values, with a fresh optimizer."""
+        """Start a round from the adapter's current values, with a fresh optimizer.
+
+        Args:
+            schedule: `rates(groups, step)` gives the learning rates of every step.
+        """
         ...
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the loss's gradient. last: whether `step` follows, or another micro-batch of the same step."""
+        """Add the loss's gradient.
+
+        Args:
+            loss: scalar; the sum over a step's micro-batches is the step's mean loss.
+            last: whether `step` follows, or another micro-batch of the same step.
+        """
         ...
 
     def step(self) -> None:
@@ -43,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the adapter, which is not used any more."""
+        """Release the adapter, which is not used any more."""
         ...
 
 
@@ -59,7 +70,11 @@ def make_engine(
     Where the method's adapter depends on the tier's capacity, its layouts are new (`Adapter.fit`).
 
     Args:
+        adapter: on the worker's base model.
         train: with the tier's batch_size and accumulation.
+        tier: whose engine it is, and whose capacity the adapter must fit.
+        device: where steps are computed.
+        process_group: the processes that train one client together.
 
     Raises:
         ConfigError: the engine's settings contradict others, or the machine lacks what it needs.

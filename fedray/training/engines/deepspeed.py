@@ -111,7 +111,12 @@ ENTRY = DeepSpeedConfig
 
 @dataclass(frozen=True)
 class Fixed:
-    """A value that follows from another setting. source: which, as it stands in an error message."""
+    """A value that follows from another setting.
+
+    Attributes:
+        value: of DeepSpeed's key; None: the key must not be there.
+        source: the other setting, for error messages.
+    """
 
     value: Any
     source: str
@@ -130,6 +135,8 @@ def engine_config(
     """Return DeepSpeed's configuration. A pure function, for validation as well as for the engine.
 
     Args:
+        train: with the tier's batch_size and accumulation.
+        offload: what is kept off the device.
         raw: the user's own; merged in at any depth.
         where: the setting that holds `raw`, for messages, e.g. `clients.tiers.weak.deepspeed`.
 
