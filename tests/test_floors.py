@@ -32,7 +32,7 @@ ORDER = (
     {"api", "fedray"},
     {"cli", "__main__"},
 )
-ONLY_IN = {"ray": ("runtime/", "sweeps/", "cli/jobs_api.py"), "deepspeed": ("training/deepspeed.py",)}
+ONLY_IN = {"ray": ("runtime/", "sweeps/", "cli/jobs_api.py"), "deepspeed": ("training/deepspeed_engine.py",)}
 """Where a library may be imported: folders, or files."""
 NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed"}  # seconds of import that only their users should pay
 MOVING = {"api"}
@@ -164,12 +164,12 @@ def test_fedray_keeps_the_order_of_its_packages() -> None:
         (
             "training/loop.py",
             "def f():\n    from deepspeed import zero",
-            ["fedray/training/loop.py:2: imports deepspeed: only training/deepspeed.py may"],
+            ["fedray/training/loop.py:2: imports deepspeed: only training/deepspeed_engine.py may"],
         ),
         (
-            "training/deepspeed.py",
+            "training/deepspeed_engine.py",
             "try:\n    import deepspeed\nexcept ImportError:\n    pass",
-            ["fedray/training/deepspeed.py:2: imports deepspeed: import it inside the function that needs it"],
+            ["fedray/training/deepspeed_engine.py:2: imports deepspeed: import it inside the function that needs it"],
         ),
         (
             "adapters/reft.py",
@@ -188,7 +188,7 @@ def test_a_violation_is_found(path: str, source: str, expected: list[str]) -> No
     [
         ("runtime/driver.py", "import ray\nfrom fedray import methods\nfrom fedray.runtime.pool import ClientPool"),
         ("methods/mine.py", "from .parts import heads\nfrom fedray.adapters.layout import Layout\nimport rayleigh"),
-        ("training/deepspeed.py", "def f():\n    import deepspeed"),
+        ("training/deepspeed_engine.py", "def f():\n    import deepspeed"),
         ("adapters/reft.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pyreft"),
         ("adapters/reft.py", "async def f():\n    import pyreft"),
     ],

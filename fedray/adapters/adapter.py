@@ -13,7 +13,7 @@ from fedray.adapters.context import ForwardContext
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.layout import Layout
 from fedray.errors import choices, nearest
-from fedray.types import Vector
+from fedray.types import Capacity, Vector
 
 if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
@@ -25,7 +25,13 @@ Gathering = Callable[[Sequence[nn.Parameter], bool], AbstractContextManager[Any]
 
 @dataclass(frozen=True)
 class TrainableGroup:
-    """Parameters that train together. weight_decay: whether weight decay may act on them (never on a raw rotation)."""
+    """Parameters that train together.
+
+    Attributes:
+        name: the group's.
+        parameters: in the order of the group's layout.
+        weight_decay: whether weight decay may act on them (never on a raw rotation).
+    """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
@@ -35,9 +41,9 @@ class TrainableGroup:
 class Adapter:
     """The adapter of one model.
 
-    Groups: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights), "reft" (interventions),
-    "head" (task head), "full" (every parameter of the base model); an adapter has those that its method attached.
-    Layouts and counts also work on a model on the meta device; `read` and `load` need values.
+    Groups of the built-in adapters: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights),
+    "reft" (interventions), "full" (every parameter of the base model), "head" (task head, of every adapter whose model
+    has one). Layouts and counts also work on a model on the meta device; `read` and `load` need values.
 
     Args:
         model: the model with the adapter's modules in it.
@@ -45,8 +51,9 @@ class Adapter:
         context: shared with the adapter's modules.
         targets: LoRA layers by their path in the model.
 
-    varying_rows: whether its method calls `set_rows` for every client, with as many rows each time; the method sets it
-    when it attaches the adapter, and who makes an engine lets those rows exist before.
+    Attributes:
+        fit_capacity: set by a method whose adapter has fewer parameters on a tier that holds less. It is called with
+            the adapter and the tier's capacity before an engine holds the parameters, whose shapes stay from then on.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class Adapter:
     ):
         self.model = model
         self.targets: Mapping[str, BranchedLinear] = targets or {}
-        self.varying_rows = False
+        self.fit_capacity: Callable[[Adapter, Capacity], None] | None = None
         self._groups = {group.name: group for group in groups}
         self._whole = {group.name: group.layout for group in groups}
         self._context = context
@@ -78,7 +85,11 @@ class Adapter:
         return self._context
 
     def layout(self, name: str) -> Layout:
-        """Return the layout of a group. Raises KeyError, naming the groups there are."""
+        """Return the layout of a group.
+
+        Raises:
+            KeyError: there is no such group; the message names those that there are.
+        """
         return self._group(name).layout
 
     def whole_layout(self, name: str) -> Layout:
@@ -117,13 +128,26 @@ class Adapter:
                 found[f"lora.{path}.B"] = whole
         return found
 
+    def fit(self, capacity: Capacity) -> None:
+        """Give the parameters the shapes that a tier of this capacity holds; see `fit_capacity`."""
+        if self.fit_capacity is not None:
+            self.fit_capacity(self, capacity)
+
     def bind(self, gathering: Gathering | None) -> None:
-        """Let an engine hold the parameters, or (None) let go of them: no parameter is replaced meanwhile, and values
-        are read and written in the engine's context."""
+        """Give the parameters to an engine. Until they are released, no parameter is replaced, and values are read and
+        written within the engine's context.
+
+        Args:
+            gathering: makes that context; None releases the parameters.
+        """
         self._gathering = gathering
 
     def set_trainable(self, *names: str) -> None:
-        """Let exactly these groups train. "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA)."""
+        """Train exactly the named groups.
+
+        Args:
+            names: of groups; "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA).
+        """
         chosen = {id(entry.parameter) for name in names for entry in self._selected(name)}
         for group in self._groups.values():
             for parameter in group.parameters():
@@ -144,6 +168,10 @@ class Adapter:
                     found.append(TrainableGroup(group.name, parameters, decays))
         return found
 
+    def base_group(self) -> str | None:
+        """Return the first group of the base model's own parameters; None: everything but the head is inserted."""
+        return next((name for name, group in self._groups.items() if group.draw is None and name != "head"), None)
+
     def num_trainable(self) -> int:
         """Return how many parameters train."""
         entries = [entry for group in self._groups.values() for entry in group.entries]
@@ -154,8 +182,8 @@ class Adapter:
         self._context.dropout_key = key
 
     def set_rows(self, rows: Rows | None) -> None:
-        """Let only some rows of every B exist (FedHFT's `pre` masks): B becomes [m, r], its output is scattered into
-        d_out. The values of the kept rows stay; rows that come (back) are zero. None restores the whole B.
+        """Keep only some rows of every B (FedHFT's `pre` masks): B becomes [m, r], its output is scattered into d_out.
+        The values of the kept rows stay; rows that come (back) are zero. None restores the whole B.
 
         Where the number of rows changes, parameters and layout("lora") are new afterwards.
 
@@ -176,14 +204,13 @@ class Adapter:
         with self._gathered([layer.own_b for layer in self.targets.values()], True):
             replaced = [layer.set_rows(None if rows is None else rows[path]) for path, layer in self.targets.items()]
         if any(replaced):
-            self._groups["lora"] = Group(
-                "lora", (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
-            )
+            entries = (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
+            self._groups["lora"] = Group("lora", entries, self._groups["lora"].draw)
 
-    def mixer_mean(self) -> float | None:
-        """Return the mean α_L over layers and non-padding tokens of the forward passes in evaluation mode since the
-        last call; None if there were none, or there is no mixer."""
-        return self._context.take_mixer_mean()
+    def observed(self) -> dict[str, float]:
+        """Return, by name, the mean of what the adapter's modules observed in evaluation mode since the last call, over
+        modules and non-padding tokens (`ForwardContext.observe`)."""
+        return self._context.take_observed()
 
     def _gathered(self, parameters: Sequence[nn.Parameter], writing: bool) -> AbstractContextManager[Any]:
         return nullcontext() if self._gathering is None else self._gathering(parameters, writing)

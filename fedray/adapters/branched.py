@@ -55,7 +55,7 @@ class BranchedLinear(lora.Linear):
         rest_dropout: bool,
         mixer: Mixer,
     ) -> None:
-        """Add the second branch and the mixer; allocate everything with zeros, in float32, beside the base weight.
+        """Add the second branch and the mixer; allocate everything with zeros, in float32, on the base weight's device.
 
         Args:
             name: the layer's path, which keys its dropout.
@@ -83,7 +83,11 @@ class BranchedLinear(lora.Linear):
             layer.requires_grad_(False)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raises NotImplementedError: the base weight is shared between clients and never changes."""
+        """Refuse to merge.
+
+        Raises:
+            NotImplementedError: always; the base weight is shared between clients and never changes.
+        """
         raise NotImplementedError("the base weight is shared between clients; nothing is merged into it")
 
     @property
@@ -93,7 +97,7 @@ class BranchedLinear(lora.Linear):
 
     @property
     def rows(self) -> npt.NDArray[np.int64] | None:
-        """Which rows of B exist, None: all."""
+        """Indices of the rows of B that exist; None: all."""
         return None if self._rows is None else self._rows.cpu().numpy()
 
     @property
@@ -107,9 +111,10 @@ class BranchedLinear(lora.Linear):
         return cast(nn.Parameter, self._linear("lora_B").weight)
 
     def set_rows(self, rows: npt.NDArray[np.int64] | None) -> bool:
-        """Let only these rows of B exist (None: all); see `Adapter.set_rows`.
+        """Keep only these rows of B (None: all); see `Adapter.set_rows`.
 
-        Returns: whether B is a new parameter. With as many rows as before it is the same one, with other values.
+        Returns:
+            Whether B is a new parameter. With as many rows as before it is the same one, with other values.
 
         Raises:
             ValueError: not sorted distinct indices below d_out.
@@ -126,7 +131,7 @@ class BranchedLinear(lora.Linear):
 
     @contextmanager
     def unscattered(self) -> Iterator[None]:
-        """Let B be taken for the whole one within: a fused pass scatters each member's rows itself."""
+        """Within, treat B as the whole one: a client batch scatters each member's rows itself."""
         rows, self._rows = self._rows, None
         try:
             yield
@@ -173,7 +178,7 @@ class BranchedLinear(lora.Linear):
             return 1.0, 1.0
         weights = torch.softmax(self._linear("lora_mixer")(x).float(), dim=-1)
         if not self.training:
-            self._context.record_mixer(weights[..., 1])
+            self._context.observe("mixer_mean", weights[..., 1])
         return weights[..., :1], weights[..., 1:]
 
     def _scatter(self, y: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Whose examples a fused forward pass reads: several clients' batches, one after another, each on a member of its own.
+"""A client batch: the clients, its members, whose examples one forward pass reads together.
 
-All members have equally many rows and tokens in the pass, [members · rows, tokens, ...]: what a member's own batch
-lacks is filled up, and does not count.
+All members have equally many rows and tokens in the pass, [members · rows, tokens, ...]: smaller batches are padded,
+and padding does not count.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClientBatch:
-    """One pass.
+    """The members of one forward pass.
 
-    slots: each member's place among all that could have taken part.
-    shapes: each member's own (examples, tokens).
-    rows: examples of every member in the pass, at least its own.
-    keys: each member's dropout key; not needed when evaluating.
+    Attributes:
+        slots: each member's place in the stack of adapters (`fedray.adapters.stacked`).
+        shapes: each member's own (examples, tokens).
+        rows: rows of every member in the pass, at least its own examples.
+        device: where the pass is computed.
+        keys: each member's dropout key; not needed when evaluating.
     """
 
     slots: tuple[int, ...]
@@ -34,7 +36,7 @@ class ClientBatch:
 
     @cached_property
     def real(self) -> Tensor | None:
-        """Boolean [members · rows]: False at rows that only fill up; None where there are none."""
+        """Boolean [members · rows]: False at padding rows; None: there are none."""
         if all(rows == self.rows for rows, _ in self.shapes):
             return None
         place = torch.arange(self.rows)
@@ -43,8 +45,10 @@ class ClientBatch:
     def mask(self, x: Tensor, shapes: Sequence[Sequence[int]], draw: Callable[[int, Sequence[int]], Tensor]) -> Tensor:
         """Return a boolean mask of x's shape, drawn for every member in its own shape, False elsewhere.
 
-        x: [members · n, ..., d], each member's n rows together. shapes: each member's own, without d.
-        draw: a boolean tensor from a key and a shape.
+        Args:
+            x: [members · n, ..., d], each member's n rows together.
+            shapes: each member's own, without d.
+            draw: makes a boolean tensor from a key and a shape.
         """
         whole = torch.zeros((self.count, len(x) // self.count, *x.shape[1:]), dtype=torch.bool, device=x.device)
         for member, key, shape in zip(whole, self.keys, shapes, strict=True):
@@ -54,11 +58,12 @@ class ClientBatch:
 
 @dataclass(frozen=True)
 class Spread:
-    """Selected tokens, ragged over the members, as a rectangle.
+    """Selected tokens, of which members have unequal numbers, as a rectangle.
 
-    index: [members · n] into [members · rows · tokens], each member's together and filled up to the longest's n.
-    own: which of these are selected, in the order of the selection; None: all.
-    counts: how many each member selected.
+    Attributes:
+        index: [members · n] into [members · rows · tokens], each member's together and padded to the largest number n.
+        own: which of these are selected, in the order of the selection; None: all.
+        counts: how many tokens each member selected.
     """
 
     index: Tensor
@@ -67,8 +72,14 @@ class Spread:
 
 
 def spread(index: Tensor, members: ClientBatch, tokens: int) -> Spread:
-    """Lay a selection (ascending indices into [members · rows · tokens]) out as a rectangle. A member is filled up from
-    its own tokens: what is not finite on another must not reach it."""
+    """Lay a selection out as a rectangle. A member is padded with its own tokens: values that are not finite on another
+    member must not reach it.
+
+    Args:
+        index: ascending indices into [members · rows · tokens].
+        members: of the pass.
+        tokens: per row of the pass.
+    """
     if members.count == 1:
         return Spread(index, None, (len(index),))
     member = index // (members.rows * tokens)

@@ -19,11 +19,13 @@ from fedray.types import IGNORED
 class Batch:
     """The current forward pass.
 
-    shape: (examples, tokens) of this pass; in a decoding step with a key-value cache tokens is usually 1.
-    attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
-    labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
-    decoding: whether a key-value cache already holds earlier tokens.
-    real: boolean [examples], False at rows that only fill up a fused pass; None: there are none.
+    Args:
+        shape: (examples, tokens) of this pass; in a decoding step with a key-value cache tokens is usually 1.
+        attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
+        labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
+        decoding: whether a key-value cache already holds earlier tokens.
+        device: where the tokens are.
+        real: boolean [examples], False at padding rows of a client batch; None: there are none.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Batch:
 
     @cached_property
     def valid(self) -> Tensor:
-        """Boolean [examples, tokens]: True where a token is neither padding nor in a row that only fills up."""
+        """Boolean [examples, tokens]: True where a token is neither padding nor in a padding row."""
         if self.attention_mask is None:
             valid = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         else:
@@ -60,8 +62,8 @@ class Batch:
 
 
 class ForwardContext:
-    """Shared by every adapter module of one model: the current batch, the dropout key, the mixers' statistics, and in
-    fused passes whose rows these are.
+    """Shared by every adapter module of one model: the current batch, the dropout key, what modules
+    observe, and in client batches whose rows these are.
 
     Args:
         model: the whole model; a forward pre-hook on it fills `batch`.
@@ -71,7 +73,7 @@ class ForwardContext:
         self.batch: Batch | None = None
         self.dropout_key = 0
         self.client_batch: ClientBatch | None = None
-        self._mixer: dict[int, tuple[Tensor, Tensor]] = {}
+        self._observed: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
         self._signature = inspect.signature(model.forward)
         kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
         self._extra = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
@@ -97,19 +99,31 @@ class ForwardContext:
             real=None if self.client_batch is None else self.client_batch.real,
         )
 
-    def record_mixer(self, own_weight: Tensor) -> None:
-        """Add α_L, [examples, tokens], of one layer to the statistics; padding does not count."""
-        valid = self.batch.valid if self.batch is not None and self.batch.shape == tuple(own_weight.shape) else None
-        weights = own_weight.detach().double()
+    def observe(self, name: str, values: Tensor) -> None:
+        """Add values of one module to the mean that is recorded under a name; padding does not count.
+
+        Call it in evaluation mode only: what is observed there becomes a column of the client's row.
+
+        Args:
+            name: the column; modules that use the same name share one mean.
+            values: one number per token, [examples, tokens].
+        """
+        valid = self.batch.valid if self.batch is not None and self.batch.shape == tuple(values.shape) else None
+        numbers = values.detach().double()
         slots = (0,) if self.client_batch is None else self.client_batch.slots
-        counted = torch.ones_like(weights) if valid is None else valid.double()
-        sums = (weights * counted).reshape(len(slots), -1).sum(1)
+        counted = torch.ones_like(numbers) if valid is None else valid.double()
+        sums = (numbers * counted).reshape(len(slots), -1).sum(1)
         counts = counted.reshape(len(slots), -1).sum(1)
         for slot, added, count in zip(slots, sums, counts, strict=True):
-            before = self._mixer.get(slot)
-            self._mixer[slot] = (added, count) if before is None else (before[0] + added, before[1] + count)
+            of_slot = self._observed.setdefault(slot, {})
+            before = of_slot.get(name)
+            of_slot[name] = (added, count) if before is None else (before[0] + added, before[1] + count)
 
-    def take_mixer_mean(self, slot: int = 0) -> float | None:
-        """Return the mean α_L recorded since the last call, or None if there was none. slot: whose, in fused passes."""
-        recorded = self._mixer.pop(slot, None)
-        return float(recorded[0] / recorded[1]) if recorded is not None and recorded[1] > 0 else None
+    def take_observed(self, slot: int = 0) -> dict[str, float]:
+        """Return the means observed since the last call, by name.
+
+        Args:
+            slot: the member of a client batch whose means are meant.
+        """
+        found = self._observed.pop(slot, {})
+        return {name: float(total / count) for name, (total, count) in found.items() if count > 0}

@@ -30,6 +30,11 @@ def draw_mixer(layout: Layout, seed: int, purpose: str = "mixer", *key: Key) -> 
     return _filled(layout, lambda slot: _uniform(slot, slot.shape[-1], seed, purpose, *key))
 
 
+def draw_zeros(layout: Layout, seed: int) -> Vector:
+    """Return zeros."""
+    return np.zeros(layout.size, np.float32)
+
+
 def draw_reft(layout: Layout, seed: int, purpose: str = "reft", *key: Key) -> Vector:
     """Return R uniform on the Stiefel manifold, and W, b, P ~ U(−1/√d, 1/√d) as nn.Linear's."""
     widths = {slot.module: slot.shape[-1] for slot in layout.slots if slot.part == "W"}
@@ -48,7 +53,7 @@ def draw_head(layout: Layout, kept: Vector, missing: Collection[str], seed: int,
 
     Args:
         kept: [layout.size], the values of the tensors that the checkpoint has.
-        missing: names of the parameters that it has not (`fedray.models.backbone.missing_head`).
+        missing: names of the parameters that it lacks (`fedray.models.backbone.missing_head`).
         std: the model configuration's initializer_range.
     """
     vector = kept.copy()

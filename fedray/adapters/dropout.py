@@ -26,7 +26,7 @@ class KeyedDropout(nn.Module):
     Args:
         p: probability of dropping an element.
         name: name of the layer, unique within the model.
-        context: holds the key; whoever trains sets it anew for every micro-batch.
+        context: holds the key, which is set anew for every micro-batch.
     """
 
     def __init__(self, p: float, name: str, context: ForwardContext):
@@ -34,13 +34,19 @@ class KeyedDropout(nn.Module):
         self.p, self.name, self.context = p, name, context
 
     def forward(self, x: Tensor, shapes: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """shapes: in a fused pass, each member's own shape of x but for the last dimension; else (examples, tokens)."""
+        """Drop elements of x.
+
+        Args:
+            x: [..., d].
+            shapes: in a client batch, each member's own shape of x without d; default (examples, tokens).
+        """
         if not self.training or self.p == 0:
             return x
         return x * self._mask(x, shapes) / (1 - self.p)
 
     def _mask(self, x: Tensor, shapes: Sequence[Sequence[int]] | None) -> Tensor:
-        """In a fused pass every member's draw is as it would be alone: by its own key, in its own batch's shape."""
+        """Return the mask. In a client batch, every member's draw is as it would be alone: by its own key, in its own
+        batch's shape."""
         members = self.context.client_batch
         if members is None:
             return dropout_mask(self.context.dropout_key, self.name, x.shape, self.p, x.device)

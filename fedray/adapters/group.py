@@ -1,6 +1,6 @@
 """A named group of adapter parameters, and how it becomes one flat vector and back."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,10 @@ from fedray.types import Vector
 class Entry:
     """One slot and the parameter that holds it.
 
-    decays: whether weight decay may act on the parameter.
+    Attributes:
+        slot: place and shape in the group's vector.
+        parameter: in the model.
+        decays: whether weight decay may act on the parameter.
     """
 
     slot: Slot
@@ -32,16 +35,32 @@ class Entry:
         self.parameter.data.copy_(torch.from_numpy(tensor))
 
 
-class Group:
-    """Entries in the order of their layout."""
+Draw = Callable[[Layout, int], Vector]
+"""Draws the first values of a layout by seed: (layout, seed) -> [layout.size]."""
 
-    def __init__(self, name: str, entries: Iterable[Entry]):
+
+class Group:
+    """Parameters that are read and loaded as one vector, in the order of their layout.
+
+    Args:
+        name: unique within the adapter.
+        entries: the parameters, by slot.
+        draw: draws the first values, the same on every machine; None: the group's parameters are the base model's own,
+            and start from the values that the model has.
+    """
+
+    def __init__(self, name: str, entries: Iterable[Entry], draw: Draw | None = None):
         self.name = name
         self.entries = tuple(entries)
+        self.draw = draw
 
     @cached_property
     def layout(self) -> Layout:
         return Layout(tuple(entry.slot for entry in self.entries))
+
+    def first_values(self, seed: int) -> Vector:
+        """Return the values that a run starts from, [layout.size]."""
+        return self.read() if self.draw is None else self.draw(self.layout, seed)
 
     def read(self) -> Vector:
         """Return a copy of all values, [layout.size], float32."""

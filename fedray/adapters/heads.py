@@ -38,8 +38,8 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def float_head(model: nn.Module) -> None:
-    """Let the task head compute and be kept in float32, whatever the type of the base model: it is trained, and small
-    updates would be lost in half precision."""
+    """Convert the task head to float32, whatever the type of the base model: it is trained, and small updates would be
+    lost in half precision."""
 
     def widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(arg.float() if isinstance(arg, Tensor) else arg for arg in args)

@@ -4,23 +4,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedray.types import Vector, state_type
 
-Part = Literal["A", "B", "R", "W", "b", "P", "G", "tensor"]
-"""A, B: LoRA factors. R, W, b: LoReFT's and DiReFT's rotation, source, bias. P: the free projection of NoReFT and
-NodiReFT. G: mixer. tensor: anything else."""
+Part = str
+"""Role of a tensor. A, B: LoRA factors, of which a tier may hold fewer components (`lora_rank`). R, W, b: LoReFT's and
+DiReFT's rotation, source, bias. P: the free projection of NoReFT and NodiReFT. G: mixer. tensor: anything else. An
+adapter kind may add parts of its own, under other names."""
 
 
 @state_type("Slot", "fedray.adapters.layout.Slot")
 @dataclass(frozen=True)
 class Slot:
-    """One tensor's place. `module` is the module's path in the backbone, `part` its role there; parts are known by
-    these two fields and never by a substring of a name."""
+    """One tensor's place in a vector. Tensors are known by module and part, never by a substring of a name.
+
+    Attributes:
+        module: the module's path in the backbone.
+        part: the tensor's role there.
+        shape: of the tensor.
+    """
 
     module: str
     part: Part
@@ -38,7 +43,7 @@ class Slot:
 @state_type("Layout", "fedray.adapters.layout.Layout")
 @dataclass(frozen=True)
 class Layout:
-    """Slots in the order in which they lie in the vector, without gaps."""
+    """The slots of a vector, in order and without gaps."""
 
     slots: tuple[Slot, ...]
 

@@ -1,14 +1,14 @@
 """LoRA (arXiv 2106.09685) on peft's layers: an individual branch and, for FedALT and FedHFT, a frozen second one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
-from fedray.adapters.draws import draw_lora, draw_mixer
-from fedray.adapters.group import Group
+from fedray.adapters.draws import draw_lora, draw_mixer, draw_zeros
+from fedray.adapters.group import Draw, Entry, Group
 from fedray.adapters.heads import head_group, head_modules, is_meta
 from fedray.config import LoraSection
 from fedray.errors import ConfigError, choices, nearest
@@ -91,11 +91,16 @@ def attach_lora(
 
 
 def _groups(layers: "dict[str, BranchedLinear]", rest: bool, mixer: bool) -> list[Group]:
-    groups = [Group("lora", (entry for path, layer in layers.items() for entry in layer.own_entries(path)))]
+    def group(name: str, entries: "Callable[[BranchedLinear, str], Iterable[Entry]]", draw: Draw) -> Group:
+        return Group(name, (entry for path, layer in layers.items() for entry in entries(layer, path)), draw)
+
+    from fedray.adapters.branched import BranchedLinear
+
+    groups = [group("lora", BranchedLinear.own_entries, draw_lora)]
     if rest:
-        groups.append(Group("rest", (entry for path, layer in layers.items() for entry in layer.rest_entries(path))))
+        groups.append(group("rest", BranchedLinear.rest_entries, draw_zeros))
     if mixer:
-        groups.append(Group("mixer", (entry for path, layer in layers.items() for entry in layer.mixer_entries(path))))
+        groups.append(group("mixer", BranchedLinear.mixer_entries, draw_mixer))
     return groups
 
 

@@ -14,7 +14,11 @@ from fedray.adapters.context import Batch
 class Positions:
     """The first `prefix` and the last `suffix` tokens, or `everything`. Frozen, so that batches can cache by it.
 
-    tied: whether prefix and suffix share one intervention.
+    Attributes:
+        prefix: number of tokens from the start.
+        suffix: number of tokens from the end.
+        everything: whether all tokens are edited.
+        tied: whether prefix and suffix share one intervention.
     """
 
     prefix: int
@@ -51,7 +55,7 @@ def select(positions: Positions, batch: Batch) -> dict[str, Tensor]:
 
 
 def select_spread(positions: Positions, batch: Batch, members: ClientBatch) -> dict[str, Spread]:
-    """Return `select` laid out as a rectangle over the members of a fused pass."""
+    """Return `select` laid out as a rectangle over the members of a client batch."""
     if positions not in batch.spreads:
         batch.spreads[positions] = {
             where: spread(index, members, batch.shape[1]) for where, index in select(positions, batch).items()

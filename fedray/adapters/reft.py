@@ -42,7 +42,8 @@ class RotationEntry(Entry):
     """R, exchanged as itself; `parameter` is the raw tensor [d, r] of its parametrization, which never leaves, and on
     which weight decay must not act (its diagonal is rounded to integers: decay turns R into zeros).
 
-    rotate_layer: pyreft's, whose `weight` is Rᵀ.
+    Attributes:
+        rotate_layer: pyreft's, whose `weight` is Rᵀ.
     """
 
     rotate_layer: nn.Module | None = None
@@ -103,7 +104,7 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
         base.reft.update({f"{index}_{where}": intervention for where, intervention in own.items()})
         entries += [entry for where, module in own.items() for entry in _entries(f"{path}.{where}", module)]
         block.register_forward_hook(_edit(own, positions, context))
-    adapter = Adapter(model, [Group("reft", entries), *([head] if head else [])], context)
+    adapter = Adapter(model, [Group("reft", entries, draw_reft), *([head] if head else [])], context)
     adapter.set_trainable(*adapter.names)
     model.train(model.training)  # the new modules take over the model's mode
     if not is_meta(model):

@@ -1,5 +1,5 @@
-"""Many clients' adapters on one model: every parameter of the adapter is a stack with one slice per member, and a
-forward pass reads the members' examples together (`fedray.adapters.client_batch`).
+"""Several clients' adapters on one model: every parameter of the adapter is a stack with one slice per member of the
+client batch, and a forward pass reads all members' examples together (`fedray.adapters.client_batch`).
 
 The frozen base model sees one large batch; where the adapter acts, a batched matrix product gives every member's
 examples its own parameters. Nothing is inserted: while `AdapterStack.installed`, the adapter's linear layers and
@@ -31,9 +31,13 @@ class CannotBatch(Exception):
 
 @dataclass(frozen=True)
 class Column:
-    """Where one entry lies in a member's row of values.
+    """The place of one entry in a member's row of values.
 
-    group: index of its trainable group in `Adapter.trainable_groups`; None: it does not train.
+    Attributes:
+        entry: slot and parameter of the adapter itself.
+        group: index of its trainable group in `Adapter.trainable_groups`; None: it does not train.
+        start: index of its first value.
+        stop: index after its last value.
     """
 
     entry: Entry
@@ -43,10 +47,16 @@ class Column:
 
 
 class AdapterStack:
-    """The values of `members` adapters, each [size], at first all those of the adapter.
+    """The values of several adapters, at first all those of one adapter.
 
-    columns: of every entry, those that train first, group by group. trained: how many of the columns train.
-    values: [members, size].
+    Args:
+        adapter: the one that is attached to the model.
+        members: how many sets of values there are.
+
+    Attributes:
+        columns: one per entry of the adapter; those that train come first, group by group.
+        trained: how many of the columns train.
+        values: [members, size].
 
     Raises:
         CannotBatch: the adapter has parameters that no linear layer or intervention holds, or not in float32.
@@ -75,7 +85,7 @@ class AdapterStack:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Let the model compute with what `use` says."""
+        """Within, the model computes with the members that `use` names."""
         with ExitStack() as exits:
             for layer in self.adapter.targets.values():
                 exits.enter_context(layer.unscattered())
@@ -90,9 +100,12 @@ class AdapterStack:
                 self.adapter.context.client_batch = None
 
     def use(self, values: Tensor, slots: Sequence[int], training: bool) -> None:
-        """Let the following passes have these members.
+        """Choose the members of the following passes.
 
-        values: [members of the pass, size]; when training, views of it are what receives gradients.
+        Args:
+            values: [members of the pass, size]; when training, views of it receive gradients.
+            slots: the members' places in the stack.
+            training: whether gradients are needed.
         """
         with torch.no_grad():
             self._views = [
@@ -107,9 +120,12 @@ class AdapterStack:
             use.begin(training)
 
     def take_gradients(self) -> tuple[Tensor, npt.NDArray[np.bool_] | None]:
-        """Return and drop the gradients, [members of the pass, trained values], and where there were any, [members,
-        trained] (None: everywhere). A parameter that took no part in a member's step has no gradient, rather than a
-        zero one."""
+        """Return and drop the gradients.
+
+        Returns:
+            The gradients, [members of the pass, trained values], and which parameters have one, [members, trained];
+            None: all. A parameter that took no part in a member's step has no gradient, rather than a zero one.
+        """
         leaves = self._views[: self.trained]
         members = len(leaves[0])
         present = np.ones((members, self.trained), bool)
@@ -131,7 +147,12 @@ class AdapterStack:
         return self._views[column]
 
     def see(self, column: int, counts: Sequence[int]) -> None:
-        """Note on which members an entry acted: those that have tokens for it."""
+        """Record on which members an entry acted: those that have tokens for it.
+
+        Args:
+            column: the entry's.
+            counts: tokens per member.
+        """
         acted = np.array(counts) > 0
         before = self._seen.get(column)
         self._seen[column] = acted if before is None else before | acted
@@ -141,14 +162,15 @@ class StackedAdapter(Adapter):
     """One member of a stack; its parameters are views of the stack's values."""
 
     def __init__(self, stack: AdapterStack, member: int):
-        whole, self._lane = stack.adapter, member
+        whole, self._member = stack.adapter, member
         self._own: dict[int, Entry] = {}
         for column in stack.columns:
             view = stack.values[member, column.start : column.stop].view(column.entry.parameter.shape).detach()
             view.requires_grad_(column.group is not None)
             self._own[id(column.entry.parameter)] = replace(column.entry, parameter=cast(nn.Parameter, view))
         groups = [
-            Group(group.name, (self._own[id(entry.parameter)] for entry in group.entries)) for group in whole.groups
+            Group(group.name, (self._own[id(entry.parameter)] for entry in group.entries), group.draw)
+            for group in whole.groups
         ]
         targets = {
             path: StackedLayer(stack, member, path, layer, self._own[id(layer.own_b)].parameter)
@@ -156,14 +178,14 @@ class StackedAdapter(Adapter):
         }
         super().__init__(whole.model, groups, whole.context, cast(Any, targets))
         self._whole = {name: whole.whole_layout(name) for name in whole.names}
-        self.varying_rows = whole.varying_rows
+        self.fit_capacity = whole.fit_capacity
 
-    def mixer_mean(self) -> float | None:
-        return self._context.take_mixer_mean(self._lane)
+    def observed(self) -> dict[str, float]:
+        return self._context.take_observed(self._member)
 
 
 class StackedLayer:
-    """What an adapter needs of a `BranchedLinear`, for one member: its rows of B."""
+    """The part of a `BranchedLinear` that an adapter uses, for one member: its rows of B."""
 
     def __init__(self, stack: AdapterStack, member: int, path: str, layer: "BranchedLinear", own_b: nn.Parameter):
         self._rows = stack.rows[path][member] if path in stack.rows else None
@@ -190,7 +212,15 @@ class StackedLayer:
 
 
 class _Linear:
-    """A linear layer. rows: path of the LoRA layer whose B this is, where only some of its rows exist."""
+    """A linear layer that computes with stacks.
+
+    Args:
+        module: the layer itself.
+        weight: column of its weight.
+        bias: column of its bias, if it has one.
+        rows: path of the LoRA layer whose B this is, if only some of its rows exist.
+        d_out: rows of the whole weight.
+    """
 
     def __init__(self, module: nn.Linear, weight: int, bias: int | None, rows: str | None, d_out: int):
         self.module, self._weight, self._bias, self._rows, self._d_out = module, weight, bias, rows, d_out
@@ -211,9 +241,12 @@ class _Linear:
 
 
 class _Intervention:
-    """One of pyreft's: h + Pᵀ(W h + b − P h), or without − P h (DiReFT); P is R where it is a rotation.
+    """One of pyreft's interventions: h + Pᵀ(W h + b − P h), or without − P h (DiReFT); P is R if it is a rotation.
 
-    columns: of P, W and b. rotation: the entry of R.
+    Args:
+        module: pyreft's.
+        columns: of P, W and b.
+        rotation: the entry of R; None: P is free.
     """
 
     def __init__(self, module: nn.Module, columns: tuple[int, int, int], rotation: RotationEntry | None):
@@ -227,7 +260,7 @@ class _Intervention:
         self._kept, self._training = None, training
 
     def forward(self, hidden: Tensor, *, counts: Sequence[int]) -> Tensor:
-        """hidden: [members · n, d], of which every member has its `counts` own; returned in the same places."""
+        """Edit tokens: [members · n, d], of which the first `counts` of each member are its own."""
         projection, (source, bias) = self._projection(), (self.stack.view(column) for column in self._columns[1:])
         if self._training:
             for column in self._columns:
@@ -270,9 +303,14 @@ def _columns(adapter: Adapter) -> tuple[Column, ...]:
 
 
 def _uses(adapter: Adapter, column: dict[int, int]) -> "list[_Linear | _Intervention]":
-    """Return who computes with the entries."""
-    if "full" in adapter.names:
-        raise CannotBatch("the whole model trains, so clients have no base model in common")
+    """Return the modules that compute with the entries.
+
+    Raises:
+        CannotBatch: an entry belongs to neither a linear layer nor an intervention, or is not float32.
+    """
+    if (trained := adapter.base_group()) is not None:
+        what = "the whole model trains" if trained == "full" else f"{trained!r} trains the base model's own parameters"
+        raise CannotBatch(f"{what}, so clients have no base model in common")
     b_paths = {id(layer.own_b): path for path, layer in adapter.targets.items() if layer.rows is not None}
     found: list[_Linear | _Intervention] = []
     held: set[int] = set()

@@ -5,8 +5,9 @@ What can be checked from the text alone is checked here; what needs the data or 
 """
 
 from fedray.config.checkpoint import CheckpointConfig
-from fedray.config.clients import ClientsConfig, OffloadConfig, Precision, TierConfig
+from fedray.config.clients import ClientsConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, RawRows
+from fedray.config.engine import EngineConfig, EngineMemory, Memory
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping
 from fedray.config.metric import Metric
@@ -23,15 +24,17 @@ __all__ = [
     "ClientsConfig",
     "Config",
     "DataConfig",
+    "EngineConfig",
+    "EngineMemory",
     "EvaluationConfig",
     "Head",
     "LoraSection",
+    "Memory",
     "MethodConfig",
     "MethodSections",
     "Metric",
     "ModelConfig",
     "NaturalClients",
-    "OffloadConfig",
     "PartitionConfig",
     "Precision",
     "RawRows",

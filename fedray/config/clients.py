@@ -1,9 +1,20 @@
 """The section `clients`: how many there are, on what they run, and how strong they are."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from fedray.config.engine import EngineConfig, engines_with, parse_tier_engine
 from fedray.config.section import Fraction, PositiveInt, Section
 from fedray.errors import choices
 from fedray.types import Capacity
@@ -29,25 +40,6 @@ ROUNDING = 1e-6
 """Shares that differ from 1 by less than this are rounding."""
 
 
-class OffloadConfig(Section):
-    """What the engine `deepspeed` keeps off the device."""
-
-    optimizer: Literal["none", "cpu"] = "none"
-    """Where Adam's moments and step are computed and kept (ZeRO-2)."""
-    params: Literal["none", "cpu", "nvme"] = "none"
-    """Where all weights are kept between their uses; cpu and nvme include the optimizer (ZeRO-3)."""
-    path: str | None = None
-    """params: nvme: folder on the fast disk."""
-
-    @model_validator(mode="after")
-    def _path(self) -> Self:
-        if self.params == "nvme" and not self.path:
-            raise ValueError("params: nvme needs `path`, a folder on the fast disk")
-        if self.path and self.params != "nvme":
-            raise ValueError(f"path: only params: nvme writes to a folder, got params: {self.params}")
-        return self
-
-
 class TierConfig(Section):
     """One kind of device: what it can hold and how it is reached. What is left out is that of all clients."""
 
@@ -69,15 +61,13 @@ class TierConfig(Section):
     """Clients that are trained in one step; default: clients.fuse."""
     workers: PositiveInt = 1
     """Processes that train one client of this tier together, data-parallel on Ray Train, each with what the tier asks
-    for: a silo. An optimizer step has `workers` times as many examples. Above 1: engine torch."""
+    for: a silo. An optimizer step has `workers` times as many examples. Above 1: engine torch, or one of your own that
+    sums gradients over its process group."""
     precision: Precision | None = None
     """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32."""
-    engine: Literal["torch", "deepspeed"] = "torch"
-    """What moves the parameters."""
-    offload: OffloadConfig = OffloadConfig()
-    """deepspeed: `none`, or what is kept off the device."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """deepspeed: a configuration of DeepSpeed's own that is merged over fedray's."""
+    engine: SerializeAsAny[EngineConfig] = Field(default_factory=EngineConfig)  # filled in by `_engine`
+    """What moves the parameters: `torch` (default), `deepspeed`, or `{class: module.Class, ...}` of your own. The
+    fields of a built-in engine stand beside it: `offload` and `deepspeed`, for example."""
     activation_checkpointing: bool = False
     """Keep only the blocks' inputs for the backward pass and compute the rest again."""
     lora_rank: PositiveInt | None = None
@@ -85,7 +75,7 @@ class TierConfig(Section):
     mask_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """FedHFT's ρ: share of output rows that a client of this tier can hold."""
     reft_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    """ResultBatcher whose output is edited on this tier; default and superset: reft.layers."""
+    """Blocks whose output is edited on this tier; default and superset: reft.layers."""
     batch_size: PositiveInt | None = None
     """Examples per micro-batch; default train.batch_size."""
     accumulation: PositiveInt | None = None
@@ -111,13 +101,27 @@ class TierConfig(Section):
     @property
     def fuse_width(self) -> int:
         """How many clients are trained in one step; one by one, and `auto` before it is found, is 1."""
-        possible = self.engine == "torch" and self.workers == 1
-        return self.fuse if isinstance(self.fuse, int) and possible else 1
+        return self.fuse if isinstance(self.fuse, int) and self.batches_clients else 1
 
-    @field_validator("offload", mode="before")
+    @property
+    def batches_clients(self) -> bool:
+        """Whether several clients of the tier can be trained in one step."""
+        return self.engine.batches_clients and self.workers == 1
+
+    @model_validator(mode="before")
     @classmethod
-    def _none(cls, value: Any) -> Any:
-        return {} if value == "none" else value
+    def _engine(cls, value: Any) -> Any:
+        known = cls.model_fields.keys() - {"engine"}
+        return parse_tier_engine(value, known) if isinstance(value, Mapping) else value
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A built-in engine's fields beside its name, as in YAML."""
+        dumped: dict[str, Any] = handler(self)
+        flat: dict[str, Any] = {}
+        for name, value in dumped.items():
+            flat |= {"engine": value.pop("name"), **value} if name == "engine" and self.engine.name else {name: value}
+        return flat
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -125,14 +129,14 @@ class TierConfig(Section):
             raise ValueError("a tier needs either `share` or `clients` (a list of ids)")
         if named := sorted({"CPU", "GPU", "memory"} & set(self.resources)):
             raise ValueError(f"resources: {choices(named)} have fields of their own: num_cpus, num_gpus, memory")
-        if self.engine == "torch" and self.offload != OffloadConfig():
-            raise ValueError("offload: needs engine: deepspeed, got engine: torch")
-        if isinstance(self.fuse, int) and (self.engine == "deepspeed" or self.workers > 1):
-            raise ValueError(f"fuse: {self.fuse} clients in one step need engine: torch and workers: 1")
-        if self.engine == "deepspeed" and self.workers > 1:
-            raise ValueError(f"workers: {self.workers} processes train one client with engine: torch, got deepspeed")
-        if self.engine == "torch" and self.deepspeed:
-            raise ValueError("deepspeed: needs engine: deepspeed, got engine: torch")
+        if isinstance(self.fuse, int) and not self.batches_clients:
+            able = engines_with("batches_clients")
+            raise ValueError(f"fuse: {self.fuse} clients in one step need engine: {able} and workers: 1")
+        if self.workers > 1 and not self.engine.groups_processes:
+            able = engines_with("groups_processes")
+            raise ValueError(
+                f"workers: {self.workers} processes train one client with engine: {able}, got {self.engine.label}"
+            )
         return self
 
 

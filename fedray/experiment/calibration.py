@@ -11,7 +11,7 @@ from fedray.federation.participation import cohort_size, examples_trained
 from fedray.federation.result_batches import ResultBatch
 from fedray.federation.rounds import Federation, Pool
 from fedray.federation.tasks import ClientTask, downlinks_of
-from fedray.training.batched import WIDTHS, fastest_width
+from fedray.training.batch_width import WIDTHS, fastest_width
 from fedray.types import Client
 
 REPEATS = 3
@@ -35,7 +35,7 @@ def _changed(prepared: Prepared, clients: dict[str, Any]) -> Prepared:
 
 
 def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
-    """Return the section's fields. Only plain torch trains several clients in one step."""
+    """Return the section's fields; a tier whose engine cannot train several clients in one step gets `off`."""
     clients = prepared.config.clients
     federation = _first_federation(prepared, pool)
     found: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
         mine = sorted((c for c in prepared.clients if c.tier == name), key=lambda c: (-c.num_examples, c.id))
         if tier.fuse == "auto":
             width = 1
-            if tier.engine == "torch" and tier.workers == 1 and len(mine) > 1:
+            if tier.batches_clients and len(mine) > 1:
                 width = _width(prepared, pool, federation, mine)
             found[name] = width if width > 1 else "off"
     if not clients.tiers:
@@ -76,7 +76,7 @@ def _example_seconds(prepared: Prepared, pool: Pool) -> float:
     config = prepared.config
 
     def rank(client: Client) -> tuple[bool, int, str]:
-        return config.clients.tier(client.tier).engine == "torch", client.num_examples, client.id
+        return config.clients.tier(client.tier).engine.batches_clients, client.num_examples, client.id
 
     client = max(prepared.clients, key=rank)
     federation = _first_federation(prepared, pool)

@@ -25,7 +25,6 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.costs import TierCosts, costs
 from fedray.planning.memory import Footprint, Tokens, predict
 from fedray.storage.paths import StoragePath
-from fedray.training.deepspeed_config import engine_config
 from fedray.types import Client, Split
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
@@ -125,14 +124,12 @@ def check_precision(config: Config) -> None:
 
 def check_engines(config: Config) -> None:
     """Raises:
-    ConfigError: a tier's `deepspeed` contradicts other settings, or cannot do what a method's section `train` says.
+    ConfigError: a tier's engine cannot do what a method's section `train` says, or its settings contradict others.
     """
     for name in config.clients.tier_names:
-        tier = config.clients.tier(name)
-        if tier.engine == "deepspeed":
-            for entry in config.method:
-                train = config.section_for(entry, name).train
-                engine_config(train, tier.offload, tier.deepspeed, f"clients.tiers.{name}.deepspeed")
+        for entry in config.method:
+            train = config.section_for(entry, name).train
+            config.clients.tier(name).engine.check(train, f"clients.tiers.{name}")
 
 
 def _check_length(config: Config, positions: int | None) -> None:

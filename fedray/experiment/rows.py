@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fedray.config import ClientsConfig
+from fedray.config import ClientsConfig, Memory
 from fedray.federation.participation import device_seconds
 from fedray.federation.rounds import RoundResult
 from fedray.federation.tasks import ClientResult
 from fedray.planning.accounting import Cost
-from fedray.planning.memory import Footprint, Memory
+from fedray.planning.memory import Footprint
 from fedray.training.metering import MemoryUse
 from fedray.types import ClientId, Evaluation
 

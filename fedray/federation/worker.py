@@ -5,38 +5,48 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.draws import draw_head, draw_lora, draw_mixer, draw_reft
+from fedray.adapters.draws import draw_head
 from fedray.adapters.heads import float_head, head_group, label_text_head
 from fedray.adapters.stacked import AdapterStack, CannotBatch
 from fedray.config import Config, TierConfig
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import configured_metric
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
-from fedray.methods.protocol import Initial
+from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
-from fedray.training.batched import EQUAL_PARTS, TIMED_STEPS, WIDTHS, BatchedBackend, run_batched, width_seconds
-from fedray.training.deepspeed import compile_extensions
-from fedray.training.engine import TorchEngine, make_engine
+from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_time
+from fedray.training.batched import BatchedBackend, run_batched
+from fedray.training.engine import Engine, make_engine
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
+from fedray.training.torch_engine import loss_scale
 from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
 from fedray.types import Vector
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """The method that a worker serves, and what was made for it."""
+
+    method: AnyMethod
+    adapter: Adapter
+    engine: Engine
+    initial: Initial
 
 
 class Worker:
@@ -50,22 +60,22 @@ class Worker:
         keep_freed_memory()
         self._stack: AdapterStack | None = None
         self._told: set[str] = set()
+        self._served: _Served | None = None
+        self._meter: MemoryMeter | None = None
 
     def setup(self, job: WorkerSetup) -> None:
         """Map the base weights, attach the method's adapter, and forget the method before."""
-        if (last := vars(self).get("engine")) is not None:
-            last.close()
-        for name in ("engine", "adapter", "method", "_initial"):  # two base models at once may not fit
-            vars(self).pop(name, None)
-        self._stack = None
+        if self._served is not None:
+            self._served.engine.close()
+        self._served = self._stack = None  # before anything is loaded: two base models at once may not fit
         config, self._job = job.config, job
         set_threads(config.clients.threads)
         resting = resting_memory()
         tier = config.clients.tier(job.tier)
         self.device = resolve_device(config, tier)
         sections = config.section_for(job.entry, job.tier)
-        self.method = build_method(config, job.entry, job.tier)
-        self._meter = self._metered(tier, resting)
+        method = build_method(config, job.entry, job.tier)
+        self._meter = self._metered(method, tier, resting)
         model = _load_model(job, tier, self.device)
         generating = configured_metric(config.evaluation, config.task).reads == "texts"
         texts = sections.head == "frozen_label_text" and config.task == "classification"
@@ -75,7 +85,7 @@ class Worker:
         reference = _load_model(job, TierConfig(share=1.0), self.device) if tier.precision is not None else model
         texts_head = label_text_head(reference, tokenizer, job.label_names) if texts else None
         head = first_head(reference, config.seed) if texts_head is None else texts_head
-        self.adapter = self.method.attach(model)
+        adapter = method.attach(model)
         self.training_context = TrainingContext(
             task=config.task,
             train=sections.train,
@@ -85,13 +95,41 @@ class Worker:
             device=self.device,
             tokenizer=tokenizer if generating else None,
         )
-        self._initial = draw_initial(self.adapter, config.seed, head)
-        for name in self.adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
-            self.adapter.load(name, self._initial.vectors[name])
-        self.engine = make_engine(self.adapter, sections.train, tier, self.device, self._process_group)
+        initial = draw_initial(adapter, config.seed, head)
+        for name in adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
+            adapter.load(name, initial.vectors[name])
+        engine = make_engine(adapter, sections.train, tier, self.device, self._process_group)
+        self._served = _Served(method, adapter, engine, initial)
+
+    @property
+    def method(self) -> AnyMethod:
+        """The method that is served."""
+        return self._serving.method
+
+    @property
+    def adapter(self) -> Adapter:
+        """Its adapter, on this worker's base model."""
+        return self._serving.adapter
+
+    @property
+    def engine(self) -> Engine:
+        """What trains the adapter."""
+        return self._serving.engine
+
+    @property
+    def _initial(self) -> Initial:
+        return self._serving.initial
+
+    @property
+    def _serving(self) -> _Served:
+        if self._served is None:
+            raise RuntimeError("setup() comes first")
+        return self._served
 
     def memory(self) -> MemoryUse:
         """Return what this process took at most since `setup`."""
+        if self._meter is None:
+            raise RuntimeError("setup() comes first")
         return self._meter.read()
 
     def initial(self) -> Initial:
@@ -139,7 +177,6 @@ class Worker:
             tasks: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are powers
                 of two, and widths that cut these into equal parts.
         """
-        widths = {*WIDTHS, *(math.ceil(len(tasks) / parts) for parts in EQUAL_PARTS)}
         training_context, train = self.training_context, self.training_context.train
         steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
         self.training_context = replace(training_context, train=train.model_copy(update={"max_steps": steps}))
@@ -148,14 +185,14 @@ class Worker:
             return self.train(tasks[start]) if stop - start == 1 else self._batched(tasks[start:stop])
 
         try:
-            return width_seconds(serve, len(tasks), sorted(widths))
+            return width_seconds(serve, len(tasks), widths_to_time(len(tasks)))
         except CannotBatch:
             return {1: math.inf}
         finally:
             self.training_context = training_context
 
     def _batched(self, tasks: Sequence[ClientTask]) -> list[ClientResult]:
-        if not isinstance(self.engine, TorchEngine):
+        if not self._job.config.clients.tier(self._job.tier).engine.batches_clients:
             raise CannotBatch("the engine is not plain torch")
         if self._process_group.size > 1:
             raise CannotBatch("several processes train one client")
@@ -165,7 +202,8 @@ class Worker:
         def piece(task: ClientTask) -> Callable[[BatchedBackend], ClientResult]:
             return lambda backend: self._named_run(task, backend)
 
-        return run_batched(self._stack, self.training_context, self.engine.loss_scale, [piece(task) for task in tasks])
+        scale = loss_scale(self.adapter.model)
+        return run_batched(self._stack, self.training_context, scale, [piece(task) for task in tasks])
 
     def _named_run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         """Of several clients, an error must say whose it is."""
@@ -180,7 +218,8 @@ class Worker:
         trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, task.measure)
         before = self.method.init_client(self._initial, client) if task.state is None else task.state
         payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
-        self._meter.note()
+        if self._meter is not None:
+            self._meter.note()
         return ClientResult(
             client=client,
             server_round=task.server_round,
@@ -193,18 +232,17 @@ class Worker:
             adapter=backend.adapter.tensors() if task.keep == "adapter" else None,
         )
 
-    def _metered(self, tier: TierConfig, resting: int) -> MemoryMeter:
+    def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
         """Return a meter whose baseline is the bare process with all that was imported for this method and those before
         it. Memory that they freed and the allocator kept is not part of it: this method may use it again.
 
         resting: what the process had before this method was built.
         """
-        if tier.engine == "deepspeed":
-            compile_extensions(tier.offload, self.device)
-        self.method.attach(meta_backbone(self._job.architecture, self._job.config.task))
+        tier.engine.prepare_node(self.device)
+        method.attach(meta_backbone(self._job.architecture, self._job.config.task))
         now = resting_memory()
-        last: MemoryMeter | None = vars(self).get("_meter")
-        return MemoryMeter(self.device, now if last is None else last.baseline + max(now - resting, 0))
+        before = self._meter
+        return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
@@ -217,19 +255,14 @@ def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
 
 
 def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
-    """Return the first values of the adapter's groups, drawn by seed; frozen second branches are zero. Layouts suffice:
-    the adapter may be that of a model on the meta device.
+    """Return the first values of the adapter's groups, as each group draws them by seed.
 
-    head: the first task head, where there is one.
+    Args:
+        adapter: may be that of a model on the meta device, unless a group's first values are the model's own.
+        head: the first task head, where there is one.
     """
     layouts = {name: adapter.layout(name) for name in adapter.names}
-    draws = {"lora": draw_lora, "mixer": draw_mixer, "reft": draw_reft}
-    vectors = {
-        name: draws[name](layout, seed) if name in draws else np.zeros(layout.size, np.float32)
-        for name, layout in layouts.items()
-    }
-    if "full" in layouts:
-        vectors["full"] = adapter.read("full")  # the model itself
+    vectors = {group.name: group.first_values(seed) for group in adapter.groups if group.name != "head"}
     return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})
 
 
@@ -244,8 +277,7 @@ def _load_model(job: WorkerSetup, tier: TierConfig, device: str) -> PreTrainedMo
         section = section.model_copy(update={"dtype": tier.precision})
     if section.dtype == "float16" and device == "cpu":
         raise ConfigError(f"tier {job.tier!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
-    # ZeRO-3 moves parameters to the device one by one: the whole model may be larger than that.
-    place = device if tier.offload.params == "none" else "cpu"
+    place = "cpu" if tier.engine.weights_on_host else device
     cache = job.config.data.cache_dir
     return as_held(load_backbone(section, architecture, job.config.task, job.config.seed, place, cache), tier, device)
 

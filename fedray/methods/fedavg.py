@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.kind import AdapterKind
+from fedray.adapters.kinds.lora import LORA
 from fedray.adapters.layout import Layout
 from fedray.adapters.rotations import retract_rotations
-from fedray.config import Head, LoraSection, ReftSection
-from fedray.methods import adapters
+from fedray.config import Head
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, held_mean, own_layout
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
@@ -57,10 +58,8 @@ class FedAvg:
         weights: `examples` (n_k, the paper) or `uniform`.
     """
 
-    lora: LoraSection
-    reft: ReftSection
     head: Head = "shared"
-    adapter: adapters.AdapterKind = "lora"
+    adapter: AdapterKind = LORA
     weights: Averages = "examples"
 
     @property
@@ -68,11 +67,13 @@ class FedAvg:
         return self.weights
 
     def attach(self, model: nn.Module) -> Adapter:
-        return adapters.attach(model, self.adapter, self.lora, self.reft, self.head)
+        return heads.attach(model, self.adapter, self.head)
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
         shared_head, _ = heads.initial(self.head, initial.head())
-        return Server(initial.layouts[self.adapter], GlobalAdapter(initial.vectors[self.adapter], shared_head))
+        return Server(
+            initial.layouts[self.adapter.group], GlobalAdapter(initial.vectors[self.adapter.group], shared_head)
+        )
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         return ClientState(heads.initial(self.head, initial.head())[1])
@@ -89,11 +90,11 @@ class FedAvg:
     def train_client(
         self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local
     ) -> tuple[GlobalAdapter, ClientState]:
-        adapter.load(self.adapter, downlink.adapter)
+        adapter.load(self.adapter.group, downlink.adapter)
         heads.load(self.head, adapter, downlink.head, client_state.head)
         local.train()
         shared, own = heads.read(self.head, adapter)
-        return GlobalAdapter(adapter.read(self.adapter), shared), ClientState(own)
+        return GlobalAdapter(adapter.read(self.adapter.group), shared), ClientState(own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Uploaded[GlobalAdapter]]) -> tuple[Server, Metrics]:
         if not updates:

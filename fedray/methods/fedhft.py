@@ -29,6 +29,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora
 from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
+from fedray.adapters.rows import hold_rows
 from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
 from fedray.aggregation.low_rank import (
     MIN_MEMBERSHIP,
@@ -175,7 +176,7 @@ class FedHft:
         adapter = attach_lora(model, self.lora, rest_rank=rank, rest_dropout=False, mixer=None)
         if self.features == "head":
             heads.require_head("fedhft with features: head", adapter)
-        adapter.varying_rows = self.timing == "pre"
+        adapter.fit_capacity = hold_rows if self.timing == "pre" else None
         adapter.set_trainable(*heads.trainable(self.head, adapter, "lora"))
         return adapter
 

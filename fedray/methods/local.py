@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
-from fedray.config import Head, LoraSection, ReftSection
-from fedray.methods import adapters
+from fedray.adapters.kind import AdapterKind
+from fedray.adapters.kinds.lora import LORA
+from fedray.config import Head
 from fedray.methods.parts import heads
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
 from fedray.types import Client, Vector, state_type
@@ -41,10 +42,8 @@ class LocalOnly:
         adapter: what the clients train.
     """
 
-    lora: LoraSection
-    reft: ReftSection
     head: Head = "local"
-    adapter: adapters.AdapterKind = "lora"
+    adapter: AdapterKind = LORA
 
     @property
     def effective_head(self) -> Head:
@@ -55,13 +54,13 @@ class LocalOnly:
         return "examples"
 
     def attach(self, model: nn.Module) -> Adapter:
-        return adapters.attach(model, self.adapter, self.lora, self.reft, self.effective_head)
+        return heads.attach(model, self.adapter, self.effective_head)
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> SharedHead:
         return SharedHead(heads.initial(self.effective_head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
-        return ClientState(initial.vectors[self.adapter], heads.initial(self.effective_head, initial.head())[1])
+        return ClientState(initial.vectors[self.adapter.group], heads.initial(self.effective_head, initial.head())[1])
 
     def configure_train(self, server: SharedHead, cohort: Sequence[Client]) -> Broadcast[SharedHead]:
         return Broadcast(server, [client.id for client in cohort])
@@ -69,11 +68,11 @@ class LocalOnly:
     def train_client(
         self, adapter: Adapter, client_state: ClientState, downlink: SharedHead, local: Local
     ) -> tuple[SharedHead, ClientState]:
-        adapter.load(self.adapter, client_state.adapter)
+        adapter.load(self.adapter.group, client_state.adapter)
         heads.load(self.effective_head, adapter, downlink.head, client_state.head)
         local.train()
         shared, own = heads.read(self.effective_head, adapter)
-        return SharedHead(shared), ClientState(adapter.read(self.adapter), own)
+        return SharedHead(shared), ClientState(adapter.read(self.adapter.group), own)
 
     def aggregate_train(
         self, server: SharedHead, updates: Sequence[Uploaded[SharedHead]]

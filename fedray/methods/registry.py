@@ -1,19 +1,18 @@
 """From a configuration's entry to a method: a module of this package by its name, or a class of the user's own."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedray.config import Config, MethodConfig, describe
+from fedray.adapters.kind import AdapterKind, parse_kind
+from fedray.config import Config, MethodConfig, MethodSections, describe
 from fedray.config.registry import Registry, import_class
+from fedray.config.section import Mistakes
 from fedray.errors import ConfigError, choices, nearest
-from fedray.methods.adapters import AdapterKind
 from fedray.methods.protocol import AnyMethod, FederatedMethod
 
-METHODS: Registry[Any] = Registry(
-    "method", "fedray.methods", object, others=("adapters", "parts", "protocol", "registry")
-)
+METHODS: Registry[Any] = Registry("method", "fedray.methods", object, others=("parts", "protocol", "registry"))
 
 SECTIONS = ("lora", "reft", "head")
 """Fields that are filled from the configuration's sections where a method declares them."""
@@ -33,15 +32,18 @@ def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -
     cls = _find(entry, where)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     own = [name for name in fields if name not in SECTIONS]
+    kinds = [name for name in fields if get_type_hints(cls)[name] is AdapterKind]
     for name in entry.hyperparameters:
         if name not in own:
             raise ConfigError(f"{where}: unknown hyperparameter {name!r}{nearest(name, own)}; allowed: {choices(own)}")
     for name in ("lora", "reft"):
-        if getattr(entry, name) and name not in fields:
+        if getattr(entry, name) and name not in fields and not kinds:
             used = [section for section in SECTIONS if section in fields]
             raise ConfigError(f"{where}: has no use for the section {name!r}; it reads {choices(used)}")
     sections = config.section_for(entry, tier)
     filled = {name: getattr(sections, name) for name in SECTIONS if name in fields}
+    for name in kinds:
+        filled[name] = _kind(entry.hyperparameters.get(name, fields[name].default), sections, f"{where}: {name}")
     try:
         method: AnyMethod = TypeAdapter(cls).validate_python({**entry.hyperparameters, **filled})
     except ValidationError as error:
@@ -61,11 +63,29 @@ def _check_effect(method: AnyMethod, entry: MethodConfig, where: str) -> None:
     """
     adapter = getattr(method, "adapter", None)
     for name in ("lora", "reft"):
-        if getattr(entry, name) and adapter in get_args(AdapterKind) and adapter != name:
+        if getattr(entry, name) and isinstance(adapter, AdapterKind) and name not in type(adapter).model_fields:
             raise ConfigError(f"{where}: has no use for the section {name!r} without `adapter: {name}`")
     effective = getattr(method, "effective_head", entry.head)
     if entry.head is not None and effective != entry.head:
         raise ConfigError(f"{where}: head: {entry.head}: this method's head is always {effective!r}; leave it out")
+
+
+def _kind(value: Any, sections: MethodSections, where: str) -> AdapterKind:
+    """Return the adapter kind that a method's entry names, or its default one, with the sections that it declares.
+
+    Raises:
+        ConfigError: there is no such kind, or one of its fields is wrong.
+    """
+    default = isinstance(value, AdapterKind)
+    try:
+        kind = parse_kind(value.name if default else value, sections)
+    except Mistakes as error:
+        raise ConfigError("\n".join(f"{where}.{line}" for line in error.lines)) from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not isinstance(kind, AdapterKind):
+        raise ConfigError(f"{where}: expected the name of an adapter kind or a mapping with `class`, got {value!r}")
+    return kind
 
 
 def _find(entry: MethodConfig, where: str) -> type[Any]:

@@ -22,10 +22,10 @@ NAME = "sdpa_short_in_float32"
 
 
 def train_short_in_float32(model: PreTrainedModel) -> None:
-    """Let a bfloat16 model on a CPU that has torch's own attention take it in float32 where that is faster.
+    """Compute torch's own attention of a bfloat16 model on a CPU in float32 where that is faster.
 
-    Another model is left alone, and one whose code asks for the attention's name: sparse attention becomes dense where
-    transformers does not know the name.
+    Other models stay as they are, and so do models whose code compares the attention's name with `sdpa`: with another
+    name, sparse attention would become dense. transformers has no interface that tells; it reads sources as well.
     """
     plain = model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa"
     if not plain or any(_names_attention(module) for module in {type(part).__module__ for part in model.modules()}):
@@ -36,7 +36,7 @@ def train_short_in_float32(model: PreTrainedModel) -> None:
 
 @cache
 def _names_attention(module: str) -> bool:
-    """Return whether the code of a Python module, other than torch's, has the name of torch's attention in it, or
+    """Return whether the source of a Python module, other than torch's, contains the name of torch's attention, or
     cannot be read."""
     if module.split(".")[0] == "torch":
         return False
@@ -50,9 +50,17 @@ def _names_attention(module: str) -> bool:
 def short_in_float32(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """As transformers' function for `sdpa`; query [batch, heads, tokens, d], key and value the same or of fewer heads.
+    """Compute attention as transformers' function for `sdpa` does.
 
-    Returns: [batch, tokens, heads, d] of query's type, and None for the weights.
+    Args:
+        module: the attention layer.
+        query: [batch, heads, tokens, d].
+        key: as query, possibly of fewer heads.
+        value: as key.
+        attention_mask: boolean, or added to the scores.
+
+    Returns:
+        The output, [batch, tokens, heads, d] of query's type, and None for the weights.
     """
     dtype, tokens = query.dtype, query.shape[2]
     trained = any(part.requires_grad for part in (query, key, value))

@@ -116,7 +116,7 @@ def load_backbone(
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Let the model keep only its blocks' inputs while training, and compute the rest again in the backward pass.
+    """Make the model keep only its blocks' inputs while training, and compute the rest again in the backward pass.
 
     Raises:
         ConfigError: transformers cannot do that for this architecture.

@@ -1,4 +1,4 @@
-"""Lets whoever runs a model say which tokens are the prompt, without handing the model labels to take a loss on."""
+"""Which tokens of a batch are the prompt: known to the modules of a model without a loss being computed on labels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,13 @@ _LABELS: ContextVar[Tensor | None] = ContextVar("labels", default=None)
 
 @contextmanager
 def labelled(labels: Tensor) -> Iterator[None]:
-    """Let the forward passes within know the labels, [examples, tokens] with -100 at the prompt.
+    """Make labels known to the forward passes within.
 
     Interventions on a language model need them: `f1+l1` means the prompt's first and last token, and the answer would
-    count as prompt. Labels of another shape (classes) mean nothing to them and are ignored.
+    count as prompt. Labels of another shape (classes) are ignored.
+
+    Args:
+        labels: [examples, tokens], -100 at the prompt.
     """
     token = _LABELS.set(labels)
     try:

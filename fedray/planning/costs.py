@@ -55,10 +55,11 @@ def _cost_on(
     except ConfigError as error:
         raise ConfigError(f"clients.tiers.{tier}: {error}") from None
     precision = device.precision or config.model.dtype
-    if "full" in held.adapter.names and precision != "float32":
+    if (trained := held.adapter.base_group()) and precision != "float32":
+        what = "the whole model" if trained == "full" else f"the base model's parameters of the group {trained!r}"
         raise ConfigError(
-            f"method {entry.key!r} on tier {tier!r}: the whole model would train in {precision}, which loses most "
-            "updates; use float32"
+            f"method {entry.key!r} on tier {tier!r}: {what} would train in {precision}, which loses most updates; use "
+            "float32"
         )
     try:
         return method_cost(whole, held, mine, config.seed, validation_examples)

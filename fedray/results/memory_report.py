@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from fedray.config import Memory
 from fedray.planning.cluster_plan import Plan, Room
-from fedray.planning.memory import Memory
 from fedray.results.report import plain_table, readable_bytes, times, trains_all
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")

@@ -16,7 +16,7 @@ from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.tasks import WorkerSetup
 from fedray.planning.placement import Amounts, fits
-from fedray.runtime.client_actor import ClientActor, build_extensions
+from fedray.runtime.client_actor import ClientActor, prepare_node
 from fedray.runtime.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.runtime.messages import get
 from fedray.runtime.policies import Replacement
@@ -122,7 +122,7 @@ class ActorGroup:
         self._empty_since: dict[str, float] = {}
         self._replacement = Replacement()
         self._delayed: list[tuple[float, str]] = []  # when to start another actor of a tier
-        _build_extensions(clients, resources)
+        _prepare_nodes(clients, resources)
         self.handles: dict[str, list[ActorHandle]] = {tier: [] for tier in sizes}
         self._start_together(dict.fromkeys(sizes, 1) if elastic else sizes)
 
@@ -283,21 +283,22 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _build_extensions(clients: ClientsConfig, resources: Mapping[str, Amounts]) -> None:
-    """Build DeepSpeed's extensions on every node that tiers with this engine may use, all nodes at a time: it takes
-    minutes on a new machine, and the first client's task would take them. A node that joins later builds when its first
-    actor does.
+def _prepare_nodes(clients: ClientsConfig, resources: Mapping[str, Amounts]) -> None:
+    """Prepare every node that a tier may use for the tier's engine, all nodes in parallel.
+
+    Compiling extensions takes minutes on a new machine, and would delay the first client otherwise. A node that joins
+    later is prepared when its first actor starts.
 
     Raises:
-        ConfigError: a node lacks what they need.
+        ConfigError: a node lacks what an engine needs.
     """
-    building = [
-        build_extensions.options(
+    preparing = [
+        prepare_node.options(
             num_gpus=resources[tier]["GPU"],
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(clients.tier(tier).offload, resources[tier]["GPU"])
+        ).remote(clients.tier(tier).engine, resources[tier]["GPU"])
         for tier in resources
         for node in living()
-        if clients.tier(tier).engine == "deepspeed" and fits(resources[tier], node["Resources"])
+        if clients.tier(tier).engine.prepares_node and fits(resources[tier], node["Resources"])
     ]
-    get(building)
+    get(preparing)

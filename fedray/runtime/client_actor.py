@@ -7,13 +7,12 @@ from typing import Any
 import ray
 import torch
 
-from fedray.config.clients import OffloadConfig
+from fedray.config import EngineConfig
 from fedray.federation.result_batches import ResultBatcher
 from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
 from fedray.runtime.messages import Message, TaskBatch, resolve_tasks, to_message
-from fedray.training.deepspeed import compile_extensions
 from fedray.training.metering import MemoryUse, cap_gpu_memory
 from fedray.training.process_memory import freeze_heap
 
@@ -71,8 +70,12 @@ def location() -> str:
 
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process
-def build_extensions(offload: OffloadConfig, gpus: float) -> None:
-    """Build DeepSpeed's extensions on the node where this runs; see `compile_extensions`. gpus: as of ClientActor."""
+def prepare_node(engine: EngineConfig, gpus: float) -> None:
+    """Prepare the node where this runs for an engine (`EngineConfig.prepare_node`).
+
+    Args:
+        gpus: as of ClientActor.
+    """
     if gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    compile_extensions(offload, "cuda" if torch.cuda.is_available() else "cpu")
+    engine.prepare_node("cuda" if torch.cuda.is_available() else "cpu")

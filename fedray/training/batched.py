@@ -1,16 +1,15 @@
-"""Many clients in one step: clients of one tier share the frozen base model, so their batches go through it together
-and only the adapters are per client.
+"""Batched clients: several clients of one tier are trained in one step.
 
-Every client's batches, losses, draws, clipping, learning rates and optimizer are what they would be alone
+They share the frozen base model, so their batches go through it together, and only the adapters are per client. Every
+client's batches, losses, draws, clipping, learning rates and optimizer are what they would be alone
 (`fedray.training.loop`), so its result is the same up to float rounding. A method stays sequential code: it runs once
-per client, on threads that take turns (`fedray.training.lockstep`), and where all of them train or evaluate, that is
-done here for all at once.
+per client, each on a thread of its own (`fedray.training.lockstep`). Where all of them wait for training or an
+evaluation, that is computed here for all of them at once.
 
-In a pass every member has the rows and tokens of the largest batch. What a member's own lacks is filled up: tokens that
-the attention mask hides, and copies of a row whose loss counts nothing.
+The clients of a batch are its members. In a forward pass every member has the rows and tokens of the largest batch.
+Smaller ones are padded: with tokens that the attention mask hides, and with copies of a row whose loss has weight 0.
 """
 
-import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,18 +42,6 @@ from fedray.types import IGNORED, ClientId, Evaluation, Task
 Result = TypeVar("Result")
 Batch = dict[str, Tensor]
 
-WIDTHS = (1, 2, 4, 8, 16)
-"""Numbers of clients that are tried together."""
-EQUAL_PARTS = (1, 2, 3)
-"""Ten clients of an actor are worth trying in one step of ten, in two of five and three of four, not only in eight and
-two."""
-
-TIMED_STEPS = 3
-"""Optimizer steps of a client while widths are timed."""
-TIMED_REPEATS = 2
-CLEARLY = 0.95
-"""Share of the time of one by one below which training together is worth its memory."""
-
 
 @dataclass(frozen=True)
 class Train:
@@ -81,7 +68,12 @@ class Importance:
 
 @dataclass(frozen=True)
 class BatchedBackend:
-    """One client's place among those whose work is done together; `ClientBackend` of a trainer."""
+    """The `ClientBackend` of one client of a batch: it asks for work, which is then computed for all members.
+
+    Attributes:
+        adapter: the member's own values.
+        ask: waits for an answer to a `Train`, `Evaluate` or `Importance`.
+    """
 
     adapter: Adapter
     ask: Ask
@@ -105,14 +97,19 @@ def run_batched(
     loss_scale: float,
     clients: Sequence[Callable[[BatchedBackend], Result]],
 ) -> list[Result]:
-    """Run every client's code on a member of its own; return their results.
+    """Run the code of several clients, each as a member of the stack.
 
     Args:
-        stack: with at least as many members.
+        stack: has at least as many members as there are clients.
         loss_scale: as `TorchEngine`'s.
+        clients: each client's code, given its backend.
+
+    Returns:
+        What the clients return, in their order.
 
     Raises:
-        Whatever a client raises. CannotBatch: they can only be trained one by one.
+        CannotBatch: these clients can only be trained one by one.
+        Exception: whatever a client raises.
     """
 
     def serve(requests: Mapping[int, Any]) -> Mapping[int, Any]:
@@ -127,12 +124,12 @@ def run_batched(
             return {slot: _evaluate_alone(stack, slot, table, training_context) for slot, table in tables.items()}
         return evaluate_batched(stack, tables, training_context)
 
-    def on_lane(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
+    def as_member(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
         return lambda ask: client(BatchedBackend(stack.member(index), ask))
 
-    pieces = [on_lane(index, client) for index, client in enumerate(clients)]
+    routines = [as_member(index, client) for index, client in enumerate(clients)]
     with stack.installed():
-        return run_in_lockstep(pieces, serve, (Evaluate, Importance, Train))
+        return run_in_lockstep(routines, serve, (Evaluate, Importance, Train))
 
 
 def train_batched(
@@ -140,13 +137,17 @@ def train_batched(
 ) -> dict[int, tuple[list[float], float]]:
     """Train the stack's members on their tables, as `train_steps` would each alone.
 
-    Returns: per member the mean loss of every step, and its part of the seconds.
+    Args:
+        requests: by the member's place in the stack.
+
+    Returns:
+        Per member the mean loss of every step, and its share of the seconds.
 
     Raises:
-        TrainingError: as `train_steps`, of the first member in the order of the requests.
+        TrainingError: as `train_steps`, for the first member by its place.
     """
     numbers = {slot: total_steps(request.table.num_rows, training_context.train) for slot, request in requests.items()}
-    slots = sorted(requests, key=lambda slot: -numbers[slot])  # those that go on are always the first ones
+    slots = sorted(requests, key=lambda slot: -numbers[slot])  # members with most steps first: a prefix goes on
     asked = [requests[slot] for slot in slots]
     schedules = [Schedule(training_context.train, requests[slot].server_round, numbers[slot]) for slot in slots]
     values = stack.values[slots]
@@ -172,7 +173,7 @@ def train_batched(
         gradients, present = stack.take_gradients()
         optimizer.step(gradients if loss_scale == 1 else gradients.div_(loss_scale), index, present)
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == numbers[slots[0]]:
-            _look(pending, losses)
+            _collect(pending, losses)
             finite = optimizer.finite()
             for member in sorted(range(len(slots)), key=lambda member: slots[member]):
                 rates = schedules[member].rates(groups, len(losses[member]) - 1)
@@ -235,10 +236,13 @@ def _passes(
     order: Callable[[pa.Table], npt.NDArray[np.int64] | None],
     training_context: TrainingContext,
 ) -> "Iterator[tuple[list[int], Joined]]":
-    """Make the stack ready for one pass without training after another, until all members have read their tables; yield
-    who takes part in it, and their batches."""
+    """Prepare the stack for one evaluation pass after another, until all members have read their tables.
+
+    Yields:
+        The places of the members of the pass, and their joined batches.
+    """
     numbers = {slot: math.ceil(table.num_rows / batch_size) for slot, table in tables.items()}
-    slots = sorted(numbers, key=lambda slot: -numbers[slot])  # those that go on are always the first ones
+    slots = sorted(numbers, key=lambda slot: -numbers[slot])  # members with most steps first: a prefix goes on
     cut = [batches(tables[slot], batch_size, training_context.pad_token_id, order(tables[slot])) for slot in slots]
     values = stack.values[slots]
     members = 0
@@ -255,9 +259,13 @@ def _passes(
 
 @dataclass(frozen=True)
 class Joined:
-    """Several members' batches as one of [members · rows, tokens].
+    """Several members' batches as one.
 
-    shapes: each member's own (examples, tokens). units: of every row in the pass, for causal_lm its answer tokens.
+    Attributes:
+        batch: tensors of [members · rows, tokens] or [members · rows].
+        shapes: each member's own (examples, tokens).
+        rows: rows of every member in the pass.
+        units: what the loss counts in every row: 1, or for causal_lm its answer tokens; [members · rows].
     """
 
     batch: Batch
@@ -269,7 +277,11 @@ class Joined:
         return {name: tensor.to(device) for name, tensor in self.batch.items()}
 
     def weights(self, num_units: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return each unit's weight in its member's loss, 0 in rows that only fill up, and its member. [units]"""
+        """Return each unit's weight in its member's loss, 0 in padding rows, and its member, both [units].
+
+        Args:
+            num_units: units of each member's whole step.
+        """
         row = np.repeat(np.arange(len(self.units)), self.units)
         member = row // self.rows
         own = row % self.rows < np.array([rows for rows, _ in self.shapes])[member]
@@ -283,9 +295,9 @@ class Joined:
 
 
 def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
-    """Put the members' batches into one. A member without rows of its own is filled up with another's examples.
+    """Join the members' batches into one. A member without rows of its own is padded with another member's examples.
 
-    Row copies have no answer tokens for causal_lm, and count with weight 0 otherwise.
+    Padding rows have no answer tokens for causal_lm, and weight 0 otherwise.
     """
     shapes = tuple((part["input_ids"].shape[0], part["input_ids"].shape[1]) for part in parts)
     rows, tokens = max(rows for rows, _ in shapes), max(tokens for _, tokens in shapes)
@@ -308,64 +320,6 @@ def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
     return Joined(batch, shapes, rows, units)
 
 
-def width_seconds(
-    serve: Callable[[int, int], object],
-    number: int,
-    widths: Sequence[int] = WIDTHS,
-    clock: Callable[[], float] = perf_counter,
-) -> dict[int, float]:
-    """Return the seconds in which all clients are served, by how many are served together; always with 1.
-
-    Every width serves all clients, so that all do the same work, in turn. A width that does not fit into the device's
-    memory ends the search, as do those above it.
-
-    Args:
-        serve: trains the clients from one index up to another together.
-        number: of clients.
-    """
-    possible = [width for width in sorted({1, *widths}) if width <= number]
-    for place, width in enumerate(possible):
-        try:
-            serve(0, width)  # the first time allocates
-        except torch.OutOfMemoryError:
-            if width == 1:
-                raise
-            possible = possible[:place]
-            break
-    seconds = dict.fromkeys(possible, math.inf)
-    for _ in range(TIMED_REPEATS):
-        for width in possible:
-            started = clock()
-            for start in range(0, number, width):
-                serve(start, min(start + width, number))
-            seconds[width] = min(seconds[width], clock() - started)
-    return seconds
-
-
-def fastest_width(seconds: Mapping[int, float], cohort: int, actors: int) -> int:
-    """Return how many of a tier's clients are best trained together: 1, unless another number is clearly faster.
-
-    A round lasts until its busiest actor has finished, and groups are not split: of 20 clients in groups of 8, one of
-    two actors has 12. Clients are taken to be equal.
-
-    Args:
-        seconds: in which an actor trains the same clients, by how many are trained together (`width_seconds`).
-        cohort: clients of the tier in a round.
-        actors: that serve the tier.
-    """
-    rounds = {width: taken * _busiest(cohort, actors, width) for width, taken in seconds.items()}
-    best = min(rounds, key=lambda width: rounds[width])
-    return best if rounds[best] < CLEARLY * rounds[1] else 1
-
-
-def _busiest(cohort: int, actors: int, width: int) -> int:
-    """Return how many clients the busiest actor has, where groups go to whoever has fewest."""
-    loads = [0] * actors
-    for start in range(0, cohort, width):
-        heapq.heapreplace(loads, loads[0] + min(width, cohort - start))
-    return max(loads)
-
-
 def _backward(
     stack: AdapterStack,
     slots: Sequence[int],
@@ -375,12 +329,12 @@ def _backward(
     training_context: TrainingContext,
     loss_scale: float,
 ) -> Tensor:
-    """Leave the step's gradients in the stack's parameters; return every member's mean loss, [members]."""
+    """Compute one step's gradients of every member, into the stack; return every member's mean loss, [members]."""
     taken = [next(step) for step in steps]
     context = stack.adapter.context
     total = torch.zeros(len(taken), device=training_context.device)
     for micro in range(max(len(step.micro_batches) for step in taken)):
-        parts = [step.micro_batches.get(micro) or _none_of(step) for step in taken]
+        parts = [step.micro_batches.get(micro) or _empty_batch(step) for step in taken]
         joined = join(parts, training_context.task, training_context.pad_token_id)
         keys = [dropout_key(training_context, request.client, request.server_round, index, micro) for request in asked]
         context.client_batch = ClientBatch(
@@ -396,13 +350,14 @@ def _backward(
     return total
 
 
-def _none_of(step: Step) -> Batch:
-    """A member whose step has fewer micro-batches than others' takes part without examples."""
+def _empty_batch(step: Step) -> Batch:
+    """Return a batch without examples, for a member whose step has fewer micro-batches than others'."""
     return {name: tensor[:0] for name, tensor in step.micro_batches[0].items()}
 
 
-def _look(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
-    """Move the steps' losses, [members that took it] each, to the members'; the host waits for the device once."""
+def _collect(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
+    """Append the pending steps' losses, each [members that took the step], to the members' lists. The host waits for
+    the device once."""
     numbers = iter(torch.cat(pending).tolist())
     for step in pending:
         for member in range(len(step)):

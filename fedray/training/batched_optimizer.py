@@ -42,9 +42,10 @@ class BatchedOptimizer:
     def step(self, gradients: Tensor, index: int, present: npt.NDArray[np.bool_] | None) -> None:
         """Move the first members.
 
-        gradients: [members that go on, trained size]; overwritten.
-        index: number of steps before this one.
-        present: which parameters have a gradient, [members, parameters]; None: all. Those without one do not move.
+        Args:
+            gradients: [members that go on, trained size]; overwritten.
+            index: number of steps before this one.
+            present: which parameters have a gradient, [members, parameters]; None: all. Others do not move.
         """
         members = len(gradients)
         if self._train.clip is not None:

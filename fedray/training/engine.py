@@ -1,23 +1,17 @@
 """What moves the parameters: `loop` decides on batches, losses and draws, an engine on gradients and the optimizer.
 
-An engine serves one adapter for as long as that lives; `begin` makes it as good as new for the next client's round.
+What an engine is configured with, and what is known of it before it is built, says its `fedray.config.EngineConfig`. An
+engine serves one adapter, and `begin` resets it for the next client's round.
 """
 
-import math
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from fedray.adapters.adapter import Adapter
-from fedray.aggregation.masks import row_count
 from fedray.config import TierConfig, TrainConfig
-from fedray.training.deepspeed import DeepSpeedEngine
-from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.optimizer import Schedule
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
-
-FLOAT16_LOSS_SCALE = 1024.0
-"""Constant, so that no step is skipped and a client's result depends on nobody before it."""
 
 
 class Engine(Protocol):
@@ -25,19 +19,30 @@ class Engine(Protocol):
     after the last `step`."""
 
     @property
-    def adapter(self) -> Adapter: ...
+    def adapter(self) -> Adapter:
+        """What is trained."""
+        ...
 
     @property
     def process_group(self) -> ProcessGroup:
-        """The processes that train together; this one may be alone."""
+        """The processes that train one client together; often a single one."""
         ...
 
     def begin(self, schedule: Schedule) -> None:
-        """Start a round from the adapter's current values, with a fresh optimizer."""
+        """Start a round from the adapter's current values, with a fresh optimizer.
+
+        Args:
+            schedule: `rates(groups, step)` gives the learning rates of every step.
+        """
         ...
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the loss's gradient. last: whether `step` follows, or another micro-batch of the same step."""
+        """Add the loss's gradient.
+
+        Args:
+            loss: scalar; the sum over a step's micro-batches is the step's mean loss.
+            last: whether `step` follows, or another micro-batch of the same step.
+        """
         ...
 
     def step(self) -> None:
@@ -49,48 +54,8 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the adapter, which is not used any more."""
+        """Release the adapter, which is not used any more."""
         ...
-
-
-class TorchEngine:
-    """Plain torch.
-
-    loss_scale: gradients are computed of the loss times this, and divided by it before they are clipped: those that
-    pass through a float16 model would vanish otherwise.
-    process_group: whose gradients are added up before each step.
-    """
-
-    def __init__(self, adapter: Adapter, loss_scale: float = 1.0, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
-        self.adapter = adapter
-        self.process_group = process_group
-        self.loss_scale = loss_scale
-        self._optimizer: RoundOptimizer | None = None
-
-    def begin(self, schedule: Schedule) -> None:
-        self._optimizer = RoundOptimizer(self.adapter.trainable_groups(), schedule)
-
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
-
-    def step(self) -> None:
-        optimizer = self._begun()
-        self.process_group.sum_gradients(optimizer.parameters)
-        if self.loss_scale != 1:
-            torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self.loss_scale)
-        optimizer.step()
-
-    def finite(self) -> bool:
-        largest = torch._foreach_norm(self._begun().parameters, math.inf)
-        return bool(torch.stack(largest).isfinite().all())
-
-    def close(self) -> None:
-        self._optimizer = None
-
-    def _begun(self) -> RoundOptimizer:
-        if self._optimizer is None:
-            raise RuntimeError("begin() comes first")
-        return self._optimizer
 
 
 def make_engine(
@@ -102,25 +67,18 @@ def make_engine(
 ) -> Engine:
     """Return the tier's engine for the adapter, which has its method's first values and trainable groups by now.
 
-    Where the method masks rows for every client, layout("lora") is new (`hold_rows`).
+    Where the method's adapter depends on the tier's capacity, its layouts are new (`Adapter.fit`).
 
     Args:
+        adapter: on the worker's base model.
         train: with the tier's batch_size and accumulation.
+        tier: whose engine it is, and whose capacity the adapter must fit.
+        device: where steps are computed.
+        process_group: the processes that train one client together.
 
     Raises:
-        ConfigError: the tier's `deepspeed` contradicts other settings, or the machine lacks what its `offload` needs.
+        ConfigError: the engine's settings contradict others, or the machine lacks what it needs.
     """
-    hold_rows(adapter, tier)
-    if tier.engine == "torch":
-        half = any(parameter.dtype == torch.float16 for parameter in adapter.model.parameters())
-        return TorchEngine(adapter, FLOAT16_LOSS_SCALE if half else 1.0, process_group)
-    return DeepSpeedEngine(adapter, train, tier.offload, tier.deepspeed, device)
-
-
-def hold_rows(adapter: Adapter, tier: TierConfig) -> None:
-    """Where the method masks rows for every client (`varying_rows`), let the first ⌈ρ · d_out⌉ rows of each B exist
-    from now on, with the values they have: an engine needs parameters that stay."""
-    if adapter.varying_rows:
-        adapter.set_rows(
-            {path: np.arange(row_count(layer.d_out, tier.mask_ratio)) for path, layer in adapter.targets.items()}
-        )
+    adapter.fit(tier.capacity)
+    engine: Engine = tier.engine.build(adapter, train, str(device), process_group)
+    return engine

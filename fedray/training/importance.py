@@ -1,4 +1,4 @@
-"""Empirical Fisher information of the outputs of a LoRA's target layers (FedHFT, arXiv 2510.14054).
+"""Empirical Fisher information of the outputs of a LoRA's target layers (FedHFT's `importance: fisher`).
 
 With L_e the loss of training example e and y_e[t, i] a target layer's output at token t and dimension i,
 
@@ -47,8 +47,10 @@ def fisher_importance(
 
 
 def check_examples(tables: Iterable[pa.Table]) -> None:
-    """Raises:
-    TrainingError: a table is empty.
+    """Check that every table has examples.
+
+    Raises:
+        TrainingError: a table is empty.
     """
     if any(table.num_rows == 0 for table in tables):
         raise TrainingError("importance: the Fisher information is a mean over training examples, and there are none")

@@ -1,8 +1,7 @@
-"""Several pieces of sequential code, each of which asks for work now and then, so that what they ask for can be done
-together.
+"""Runs several pieces of sequential code, the routines, so that the work they ask for is computed together.
 
-Each piece runs on a thread of its own, strictly alone: exactly one thread runs at any moment, in an order that follows
-from the pieces' indices alone. When all that still run wait for an answer, those who asked for the same kind of work
+Each routine runs on a thread of its own, but exactly one thread runs at any moment, in an order that follows from the
+routines' indices alone. When all routines that still run wait for an answer, those that asked for the same kind of work
 are served together.
 """
 
@@ -13,52 +12,57 @@ from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 Ask = Callable[[Any], Any]
-"""Given a request, wait for its answer."""
+"""Given a request, waits for its answer and returns it."""
 
 
 class _Abandoned(BaseException):
-    """Unwinds a piece that nobody waits for any more."""
+    """Unwinds a routine whose result is not needed any more."""
 
 
 def run_in_lockstep(
-    pieces: Sequence[Callable[[Ask], Result]],
+    routines: Sequence[Callable[[Ask], Result]],
     serve: Callable[[Mapping[int, Any]], Mapping[int, Any]],
     kinds: Sequence[type],
 ) -> list[Result]:
-    """Return what the pieces return.
+    """Run the routines to their ends.
 
     Args:
-        serve: given the requests of some pieces, all of one kind, by the pieces' indices, returns their answers.
-        kinds: types of requests. Earlier kinds are served first: those who wait for a later one are joined by others.
+        routines: each asks for work by calling its argument with a request.
+        serve: given the requests of some routines, all of one kind, by the routines' indices, returns their answers.
+        kinds: types of requests. Earlier kinds are served first, so that other routines can join those that wait for a
+            later kind.
+
+    Returns:
+        What the routines return, in their order.
 
     Raises:
-        Whatever a piece or `serve` raises; the other pieces are then abandoned where they wait.
+        Exception: whatever a routine or `serve` raises; the other routines are then unwound where they wait.
     """
-    turns = [_Turn(piece) for piece in pieces]
+    running = [_Routine(routine) for routine in routines]
     waiting: dict[int, Any] = {}
     try:
-        answers: Mapping[int, Any] = dict.fromkeys(range(len(turns)))
+        answers: Mapping[int, Any] = dict.fromkeys(range(len(running)))
         while answers:
             for index in sorted(answers):
                 waiting.pop(index, None)
-                if not turns[index].resume(answers[index]):
-                    waiting[index] = turns[index].request
+                if not running[index].resume(answers[index]):
+                    waiting[index] = running[index].request
             kind = next((kind for kind in kinds if any(isinstance(asked, kind) for asked in waiting.values())), None)
             if kind is None and waiting:
                 raise TypeError(f"requests of unknown kinds: {waiting}")
             chosen = {index: waiting[index] for index in sorted(waiting) if isinstance(waiting[index], kind or object)}
             answers = serve(chosen) if chosen else {}
     finally:
-        for turn in turns:
-            turn.abandon()
-    return [turn.result for turn in turns]
+        for routine in running:
+            routine.abandon()
+    return [routine.result for routine in running]
 
 
-class _Turn(Generic[Result]):
-    """One piece on its thread."""
+class _Routine(Generic[Result]):
+    """One routine on its thread."""
 
-    def __init__(self, piece: Callable[[Ask], Result]) -> None:
-        self._piece = piece
+    def __init__(self, routine: Callable[[Ask], Result]) -> None:
+        self._routine = routine
         self._answers: SimpleQueue[Any] = SimpleQueue()
         self._pauses: SimpleQueue[None] = SimpleQueue()
         self._error: BaseException | None = None
@@ -68,7 +72,7 @@ class _Turn(Generic[Result]):
         self.result: Result
 
     def resume(self, answer: Any) -> bool:
-        """Let the piece run until it asks for something or ends; return whether it ended. Raises what it raised."""
+        """Let the routine run until it asks for something or ends; return whether it ended. Raises what it raised."""
         if self._thread is None:
             self._thread = Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -80,7 +84,7 @@ class _Turn(Generic[Result]):
         return hasattr(self, "result")
 
     def abandon(self) -> None:
-        """Unwind the piece, if it waits, and wait for its thread to end."""
+        """Unwind the routine, if it waits, and wait for its thread to end."""
         if self._thread is not None:
             self._abandoned = True
             self._answers.put(None)
@@ -88,7 +92,7 @@ class _Turn(Generic[Result]):
 
     def _run(self) -> None:
         try:
-            self.result = self._piece(self._ask)
+            self.result = self._routine(self._ask)
         except _Abandoned:
             pass
         except BaseException as error:
@@ -101,6 +105,6 @@ class _Turn(Generic[Result]):
             self.request = request
             self._pauses.put(None)
             answer = self._answers.get()
-        if self._abandoned:  # also a piece that cleans up while it is unwound
+        if self._abandoned:  # also a routine that cleans up while it is unwound
             raise _Abandoned
         return answer

@@ -3,7 +3,7 @@
 The client's training examples are shuffled anew for every epoch (by similar length, if that is asked for) and cut into
 micro-batches of `batch_size`; `accumulation` of those make one optimizer step (the last step of an epoch may have
 fewer). The gradient of a step is that of the mean loss over all its units (examples; answer tokens for causal_lm),
-exactly as of one large batch. The processes of a process_group take turns with a step's micro-batches.
+exactly as of one large batch. The processes of a process group share a step's micro-batches.
 """
 
 import math
@@ -28,18 +28,21 @@ from fedray.training.training_context import TrainingContext
 from fedray.types import ClientId
 
 CHECK_EVERY = 50
-"""Steps between looks at the losses; a look makes the host wait for the device."""
-
+"""Steps between checks of the losses; a check makes the host wait for the device."""
 
 GROUPED_STEPS = 8
-"""With `train.group_by_length`, so many steps' examples are sorted together: enough for steps of little padding, few
-enough that an example meets others in the next epoch."""
+"""Steps whose examples are sorted together with `train.group_by_length`: enough for steps of little padding, few enough
+that an example is batched with others in the next epoch."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: this process's micro-batches by their index in the step, and the number of units over which
-    the loss of all of them is the mean."""
+    """One optimizer step.
+
+    Attributes:
+        micro_batches: this process's, by their index in the step.
+        num_units: number of units over which the loss of all micro-batches is the mean.
+    """
 
     micro_batches: dict[int, dict[str, torch.Tensor]]
     num_units: int
@@ -113,7 +116,11 @@ def grouped_by_length(order: Indices, lengths: Indices, step: int, rng: np.rando
     """Return the order with rows of similar length together: sorted by length within runs of `GROUPED_STEPS` steps, cut
     into steps, and these shuffled; a last step that is not full stays the last.
 
-    order: rows. lengths: of all rows. step: rows of an optimizer step.
+    Args:
+        order: rows.
+        lengths: of all rows.
+        step: rows of an optimizer step.
+        rng: shuffles the steps.
     """
     runs = [order[start : start + GROUPED_STEPS * step] for start in range(0, len(order), GROUPED_STEPS * step)]
     ordered = [run[np.argsort(-lengths[run], kind="stable")] for run in runs]
@@ -145,7 +152,11 @@ def _backward(
 def check_finite(
     losses: list[float], values_finite: bool, rates: list[float], client: ClientId, server_round: int
 ) -> None:
-    """A loss can be finite while its gradient is not, so the trained values are looked at, too."""
+    """Check the losses, and the trained values, too: a loss can be finite while its gradient is not.
+
+    Raises:
+        TrainingError: a loss or a trained value is not finite.
+    """
     finite = [math.isfinite(loss) for loss in losses]
     if all(finite) and values_finite:
         return

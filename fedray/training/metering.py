@@ -17,16 +17,21 @@ CUDA_CONTEXT = 600_000_000
 """Bytes of a GPU that every process takes before its first tensor (context, kernels, cuBLAS); an allowance."""
 
 NOTE_EVERY_S = 2.0
-"""Seconds between looks at the host's peak."""
+"""Seconds between readings of the host's peak."""
 PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """device: cuda or cpu. device_peak: the most that torch had allocated on the GPU; None on a CPU. host_peak: the
-    most that the process had of the host's memory, its part of what it shares (PSS) and nothing of Ray's object store,
-    and host_baseline: what it has without its method's model, but with all that is imported. Bytes, since the method
-    was set up."""
+    """Memory of one process since its method was set up, in bytes.
+
+    Attributes:
+        device: cuda or cpu.
+        device_peak: the most that torch had allocated on the GPU; None on a CPU.
+        host_peak: the most that the process had of the host's memory: its part of what it shares (PSS), and nothing of
+            Ray's object store.
+        host_baseline: what it has without its method's model, but with all that is imported.
+    """
 
     device: str
     device_peak: int | None
@@ -35,12 +40,14 @@ class MemoryUse:
 
 
 class MemoryMeter:
-    """Starts anew when made.
+    """Measures a process's memory from the meter's creation on.
 
-    `note` is called at the end of every turn. Later is too late: results are written into Ray's object store, whose
-    pages in this process cannot be told from those of the peak, and make it look smaller.
+    `note` is called at the end of every client task. Later would be too late: results are written into Ray's object
+    store, whose pages in this process cannot be told from those of the peak, and make it look smaller.
 
-    baseline: bytes that the process has without its method; None: what it has now.
+    Args:
+        device: cuda or cpu.
+        baseline: bytes that the process has without its method; None: what it has now.
     """
 
     def __init__(self, device: str, baseline: int | None = None) -> None:
@@ -53,13 +60,16 @@ class MemoryMeter:
         self._noted = -NOTE_EVERY_S
 
     def note(self) -> None:
-        """Take note of the host's peak since the last note; that costs some milliseconds, so it is done now and then:
-        the system remembers the peak meanwhile."""
+        """Record the host's peak since the last record.
+
+        Reading it takes some milliseconds, so it is read every few seconds only: the system keeps the peak meanwhile.
+        """
         if monotonic() - self._noted >= NOTE_EVERY_S:
             self._note()
             self._noted = monotonic()
 
     def read(self) -> MemoryUse:
+        """Return the peaks so far."""
         self._note()
         peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
         return MemoryUse(self.device, peak, self._host_peak, self.baseline)
@@ -76,16 +86,17 @@ def host_peak() -> int:
 
 
 def resting_memory() -> int:
-    """Give the system what was freed, as far as only glibc can, and return the process's PSS then, in bytes."""
+    """Return freed memory to the system (with glibc only), then return the process's PSS in bytes."""
     if (trim := c_function("malloc_trim")) is not None:
         trim(0)
     return _proportional()
 
 
 def cap_gpu_memory(share: float) -> None:
-    """Let this process take no more than its share of its GPU, so that actors on one GPU never take each other's.
+    """Limit this process to its share of its GPU, so that actors on one GPU never take each other's.
 
-    share: of one GPU; nothing is capped where it is 0, a whole one or more, or there is no GPU.
+    Args:
+        share: of one GPU; nothing is limited if it is 0, or 1 or more, or if there is no GPU.
     """
     if 0 < share < 1 and torch.cuda.is_available():
         context = CUDA_CONTEXT / torch.cuda.get_device_properties(0).total_memory
@@ -93,7 +104,7 @@ def cap_gpu_memory(share: float) -> None:
 
 
 def _proportional() -> int:
-    """Without shared memory: Ray's object store is mapped into every process, and has its own share of the node."""
+    """Return PSS without shared memory: Ray's object store is mapped into every process, and is counted separately."""
     fields = _fields(PROCESS / "smaps_rollup")
     return fields["Pss"] - fields.get("Pss_Shmem", 0)
 

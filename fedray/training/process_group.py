@@ -1,7 +1,7 @@
-"""Processes that train one client together, data-parallel: every one runs the same code on the same values, takes its
-share of each step's micro-batches, and moves its parameters by the sum of all gradients.
+"""A process group: the processes that train one client together, data-parallel.
 
-A process that is alone is a process_group of one; nothing below communicates then.
+Every process runs the same code on the same values, takes its share of each step's micro-batches, and moves its
+parameters by the sum of all gradients. A single process is a group of one, in which nothing is exchanged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,19 @@ Value = TypeVar("Value")
 
 
 class ProcessLost(RuntimeError):
-    """An exchange with the process_group failed: another process is gone, or has left its round with an error of its
+    """An exchange within the process group failed: another process died, or left its round with an error of its
     own."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place in it. Of a process_group of more than one, torch's default process group is the members.
+    """This process's place in its group. With more than one process, torch's default process group is the same one.
 
-    rank: 0 to size - 1. size: number of processes. What exchanges something raises ProcessLost where it cannot.
+    Methods that exchange something raise ProcessLost if they cannot.
+
+    Attributes:
+        rank: 0 to size - 1.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -35,15 +39,18 @@ class ProcessGroup:
         return index % self.size == self.rank
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of all members' tensors, which are of one shape; the argument may be changed."""
+        """Return the sum of all processes' tensors, which have one shape; the argument may be changed."""
         if self.size > 1:
             with _exchanging():
                 distributed.all_reduce(values)
         return values
 
     def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Give every member the sum of all gradients. A parameter that is without gradient everywhere stays so, as it
-        would in one process: the optimizer leaves it alone."""
+        """Replace every process's gradients by the sum of all processes' gradients.
+
+        A parameter without a gradient in every process keeps none, as in a single process: the optimizer does not move
+        it.
+        """
         if self.size == 1:
             return
         first = parameters[0]
@@ -55,7 +62,7 @@ class ProcessGroup:
             parameter.grad = gradient.view_as(parameter) if held else None
 
     def from_first(self, compute: Callable[[], Value]) -> Value:
-        """Return what the first member computed; the others wait for it, and then agree to the last bit."""
+        """Return what the first process computes. The others wait for it, so that all agree to the last bit."""
         if self.size == 1:
             return compute()
         box = [compute() if self.rank == 0 else None]

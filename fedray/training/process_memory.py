@@ -1,5 +1,5 @@
-"""Memory that is used again and again: Python's garbage collector is kept away from what never becomes garbage, and
-the C library from giving back what the next step takes again."""
+"""Memory that is reused: the garbage collector skips what never becomes garbage, and the C library keeps what the next
+step allocates again."""
 
 import ctypes
 import gc
@@ -10,16 +10,16 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """glibc's numbers of what `mallopt` sets (malloc.h)."""
 
 KEPT_BYTES = 1 << 30
-"""So much may lie free at the end of the main heap."""
+"""Free bytes that may remain at the end of the main heap."""
 LARGEST_KEPT = 1 << 25
-"""ResultBatcher of more bytes are given back all the same: glibc's own limit."""
+"""Blocks of more bytes are returned to the system all the same: glibc's own limit."""
 
 
 def freeze_heap() -> None:
-    """Collect what is garbage, and leave everything else out of all later collections.
+    """Collect garbage, and exclude everything else from all later collections.
 
-    What torch and its kin import are a million objects that live as long as the process, and a collection that a
-    thousand clients' messages set off would go through all of them.
+    torch and similar libraries import a million objects that live as long as the process, and every collection that
+    messages trigger would visit all of them.
     """
     gc.unfreeze()  # of an earlier call, some may be garbage by now
     gc.collect()
@@ -27,12 +27,12 @@ def freeze_heap() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory that is freed for whoever needs it next.
+    """Make the C library keep freed memory for later allocations of this process.
 
-    A training step frees what it has allocated. glibc gives it back to the system by and by, and the next step takes it
-    again, 4 KB a page fault, which costs more than writing to them. Afterwards the process keeps what its largest step
-    took. Nothing is done where the environment says what to keep (`MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`,
-    `GLIBC_TUNABLES`), or for another C library.
+    A training step frees what it has allocated. By default, glibc returns it to the system, and the next step allocates
+    it again with a page fault per 4 KB, which takes longer than writing to it. With this setting, the process keeps
+    what its largest step took. Nothing is changed if the environment says what to keep (`MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`), or for another C library.
     """
     told = any(f"MALLOC_{name}_THRESHOLD_" in os.environ for name in ("TRIM", "MMAP"))
     if told or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -43,7 +43,7 @@ def keep_freed_memory() -> None:
 
 
 def c_function(name: str) -> Any:
-    """Return a function of this process's C library; None where it has none of that name."""
+    """Return a function of this process's C library; None: it has none of that name."""
     try:
         return getattr(ctypes.CDLL(None), name, None)
     except (OSError, TypeError):  # nothing is linked dynamically; Windows

@@ -5,6 +5,6 @@ from threadpoolctl import threadpool_limits
 
 
 def set_threads(threads: int) -> None:
-    """Let torch and numpy's linear algebra use exactly `threads` threads per operation in this process."""
+    """Make torch and numpy's linear algebra use exactly `threads` threads per operation in this process."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)

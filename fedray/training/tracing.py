@@ -30,8 +30,12 @@ LARGEST_COMPUTED = 1_000_000
 
 @dataclass(frozen=True)
 class Traced:
-    """Bytes beyond parameters and buffers. activations: the peak of what is no gradient of a parameter. peak: of both
-    together, which is less than their sum: gradients come as activations go."""
+    """Bytes beyond parameters and buffers.
+
+    Attributes:
+        activations: the peak of everything but the parameters' gradients.
+        peak: the peak with gradients, which is less than the sum: gradients arise while activations are released.
+    """
 
     activations: int
     peak: int
@@ -44,8 +48,10 @@ def trace_step(model: nn.Module, task: Task, examples: int, tokens: int) -> Trac
     No token is padding, and causal_lm has a loss at every token, which is the most that there can be.
 
     Args:
-        model: on the meta device, with the adapter and with what trains chosen; of no use afterwards.
-        tokens: of every example.
+        model: on the meta device, with the adapter and with what trains chosen; it cannot be used afterwards.
+        task: decides the loss.
+        examples: per micro-batch.
+        tokens: per example.
     """
     return _trace(model, task, examples, tokens, training=True)
 
@@ -79,7 +85,7 @@ def _batch(task: Task, examples: int, tokens: int) -> dict[str, Tensor]:
 
 
 def _materialise(model: nn.Module) -> Sequence[nn.Parameter]:
-    """Replace what lies on the meta device by fake tensors of a CPU, in place; tied parameters stay tied."""
+    """Replace tensors on the meta device by fake tensors of a CPU, in place; tied parameters stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -1,4 +1,4 @@
-"""One client in one round: trains, evaluates, and reports. Implements `Local` of the methods floor.
+"""One client in one round: trains, evaluates, and reports. Implements `fedray.methods.protocol.Local`.
 
 Every draw is keyed by (seed, purpose, round, client), so a client's result does not depend on who trained before.
 """
@@ -28,8 +28,16 @@ from fedray.types import Client, ClientId, Evaluation, Split
 class ClientReport:
     """What one client's round is recorded with.
 
-    train_loss: mean over the optimizer steps (nan before training). seconds: local training, without evaluation.
-    aggregated, personalised: test split right before and right after training; None where not measured.
+    Attributes:
+        client: its id.
+        server_round: counts from 0.
+        num_examples: training examples.
+        steps: optimizer steps taken.
+        train_loss: mean over the optimizer steps (nan before training).
+        seconds: of local training, without evaluation.
+        aggregated: test split right before training; None: not measured.
+        personalised: test split right after training; None: not measured.
+        recorded: further columns of the client's row, by name.
     """
 
     steps: int
@@ -41,8 +49,8 @@ class ClientReport:
 
 
 class ClientBackend(Protocol):
-    """Who computes a client's training and evaluations: an engine for it alone (`EngineBackend`), or for several
-    together."""
+    """Computes a client's training and evaluations: with an engine (`EngineBackend`), or as part of a client batch
+    (`fedray.training.batched`)."""
 
     @property
     def adapter(self) -> Adapter:
@@ -53,9 +61,13 @@ class ClientBackend(Protocol):
         """Train the adapter's trainable groups; return the mean loss of every step, and the seconds it took."""
         ...
 
-    def evaluate(self, table: pa.Table) -> Evaluation: ...
+    def evaluate(self, table: pa.Table) -> Evaluation:
+        """Evaluate the adapter as it is loaded now."""
+        ...
 
-    def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]: ...
+    def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the Fisher information of each target layer's outputs over the examples, by module path."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,15 @@ def evaluate_client(adapter: Adapter, table: pa.Table, training_context: Trainin
 
 
 class LocalTrainer:
-    """Trains, evaluates and reports for one client in one round; made anew for each.
+    """Trains, evaluates and reports for one client in one round.
 
-    measure: whether `train` evaluates the test split before and after training.
+    Args:
+        work: computes training and evaluations.
+        shard: the client's examples.
+        client: whose round it is.
+        server_round: counts from 0.
+        training_context: what all clients share.
+        measure: whether `train` evaluates the test split before and after training.
     """
 
     def __init__(
@@ -136,6 +154,7 @@ class LocalTrainer:
 
     @property
     def report(self) -> ClientReport:
+        """What has been trained, measured and recorded so far."""
         return ClientReport(
             steps=len(self._losses),
             train_loss=float(np.mean(self._losses)) if self._losses else float("nan"),
@@ -182,8 +201,7 @@ class LocalTrainer:
         self._recorded[name] = value
 
     def _measure_personalised(self) -> None:
-        self._work.adapter.mixer_mean()  # drops what earlier evaluations left there
+        self._work.adapter.observed()  # drops what earlier evaluations left there
         self._personalised = self.evaluate("test")
-        mixer_mean = self._work.adapter.mixer_mean()
-        if mixer_mean is not None:
-            self.record("mixer_mean", mixer_mean)
+        for name, mean in self._work.adapter.observed().items():
+            self.record(name, mean)

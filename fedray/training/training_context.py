@@ -12,7 +12,14 @@ from fedray.types import Task
 class TrainingContext:
     """What all clients of a run share.
 
-    tokenizer: only for metrics that read generated text.
+    Attributes:
+        task: decides loss and metrics.
+        train: with the tier's batch_size and accumulation.
+        seed: keys every draw.
+        pad_token_id: fills up batches.
+        evaluation: the configuration's section.
+        device: where steps are computed.
+        tokenizer: only for metrics that read generated text.
     """
 
     task: Task

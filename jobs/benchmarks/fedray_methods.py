@@ -10,6 +10,7 @@ from local_work import local_work
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ReftSection
 from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter, Server
@@ -98,7 +99,7 @@ class StatefulFedAvg:
 
     @cached_property
     def fedavg(self) -> FedAvg:
-        return FedAvg(self.lora, self.reft)
+        return FedAvg(adapter=LoraKind(lora=self.lora))
 
     def attach(self, model: nn.Module) -> Adapter:
         return self.fedavg.attach(model)

@@ -48,7 +48,7 @@ worker_module.make_engine = timed_make_engine
 prepared = prepare(load_config(CONFIG, {"method": ["fedalt"]}))
 table = max(prepared.data.shards.values(), key=lambda shard: shard.num_examples()).tables["train"]
 for tier, setup in prepared.worker_setups(prepared.config.method[0]).items():
-    if prepared.config.clients.tier(tier).engine == "deepspeed":
+    if prepared.config.clients.tier(tier).engine.name == "deepspeed":
         for worker in (worker_module.Worker(), worker_module.Worker()):  # the first worker also imports DeepSpeed
             worker.setup(setup)
         train_steps(worker.engine, table, "first", 0, worker.training_context)

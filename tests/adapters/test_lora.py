@@ -258,10 +258,10 @@ def test_mixer_mean_is_over_tokens_that_are_not_padding(make: Make, batch: Batch
     adapter = attach_lora(make("bert"), SECTION, rest_rank=2, mixer="adaptive")
     fill(adapter)
     inputs = {path: watch(adapter, path) for path in adapter.targets}
-    assert adapter.mixer_mean() is None
+    assert adapter.observed() == {}
     adapter.model.train()
     adapter.model(**batch)
-    assert adapter.mixer_mean() is None
+    assert adapter.observed() == {}
     adapter.model.eval()
     for seen in inputs.values():
         seen.clear()
@@ -269,9 +269,9 @@ def test_mixer_mean_is_over_tokens_that_are_not_padding(make: Make, batch: Batch
     weights, real = tensors(adapter, "mixer"), batch["attention_mask"].bool()
     values = [torch.softmax(seen[0][0] @ weights[f"{path}.G"].T, -1)[real][:, 1] for path, seen in inputs.items()]
     padded = [torch.softmax(seen[0][0] @ weights[f"{path}.G"].T, -1)[..., 1] for path, seen in inputs.items()]
-    assert adapter.mixer_mean() == pytest.approx(float(torch.cat(values).double().mean()), abs=1e-6)
+    assert adapter.observed()["mixer_mean"] == pytest.approx(float(torch.cat(values).double().mean()), abs=1e-6)
     assert abs(float(torch.cat(values).mean()) - float(torch.stack(padded).mean())) > 1e-3
-    assert adapter.mixer_mean() is None
+    assert adapter.observed() == {}
 
 
 def test_what_trains_is_chosen_by_name(make: Make) -> None:

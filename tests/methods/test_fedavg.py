@@ -1,16 +1,20 @@
 """FedAvg: the weighted mean by hand, on LoRA and on LoReFT, whose averaged rotations must be rotations again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from received import received
 from scipy.linalg import polar
 
+from fedray.adapters.kinds.lora import LoraKind
+from fedray.adapters.kinds.reft import ReftKind
 from fedray.config import LoraSection, ReftSection
 from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter
 
 
 def fedavg(**options):
-    return FedAvg(LoraSection(rank=2), ReftSection(rank=2), **options)
+    return FedAvg(adapter=LoraKind(lora=LoraSection(rank=2)), **options)
 
 
 def test_weights_are_the_numbers_of_examples(paper, clients, spread, updates):
@@ -59,7 +63,7 @@ def test_averaged_rotations_are_retracted(paper, clients, updates):
             mean[...] = (np.eye(2) + 2 * j) / np.sqrt(5) @ a
         else:
             b[...] = -a
-    method = fedavg(adapter="reft", head="local")
+    method = replace(fedavg(head="local"), adapter=ReftKind(reft=ReftSection(rank=2)))
     payloads = [GlobalAdapter(one, None), GlobalAdapter(two, None)]
     server, _ = method.aggregate_train(method.init_server(paper, clients), updates(clients[:2], payloads))
     np.testing.assert_allclose(server.shared.adapter, expected, atol=1e-6)

@@ -20,7 +20,7 @@ from fedray.methods.parts.factors import join, keep_rows, split, unpack_masks
 from fedray.methods.parts.wire import decode, encode
 from fedray.randomness import keyed_rng
 from fedray.storage.state_tree import arrays
-from fedray.training.engine import TorchEngine
+from fedray.training.torch_engine import TorchEngine
 from fedray.training.trainer import EngineBackend, LocalTrainer
 from fedray.types import Client, Evaluation
 

@@ -8,8 +8,8 @@ from fedray.adapters.lora import attach_lora
 from fedray.errors import ConfigError
 from fedray.models.backbone import load_backbone
 from fedray.storage.state_tree import sha256
-from fedray.training.engine import TorchEngine
 from fedray.training.loop import train_steps
+from fedray.training.torch_engine import TorchEngine
 
 METHODS = [
     {"name": "local"},

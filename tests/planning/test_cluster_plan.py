@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from fedray.config import load_config
+from fedray.config import Memory, load_config
 from fedray.errors import ConfigError
 from fedray.planning.accounting import Cost
 from fedray.planning.cluster_plan import PROCESS, Cluster, Plan, parse_bytes, parse_node, plans, rooms, this_machine
-from fedray.planning.memory import Footprint, Memory
+from fedray.planning.memory import Footprint
 from fedray.training.metering import CUDA_CONTEXT
 
 COST = Cost(1, 2, 1, 1, 4, 4, "-")

@@ -15,14 +15,16 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
-from fedray.config import Config, LoraSection, TrainConfig, load_config
-from fedray.config.clients import OffloadConfig, TierConfig
+from fedray.adapters.rows import hold_rows
+from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config
+from fedray.config.clients import TierConfig
 from fedray.experiment.outline import footprints_from_configuration
 from fedray.federation.worker import Worker, WorkerSetup
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
-from fedray.planning.memory import Footprint, Memory, held_by_engine
-from fedray.training.engine import hold_rows, make_engine
+from fedray.planning.memory import Footprint
+from fedray.training.engine import make_engine
+from fedray.training.engines.deepspeed import OffloadConfig
 from fedray.training.optimizer import Schedule
 
 SHAPE = {
@@ -82,7 +84,7 @@ def attach(kind: str, model: nn.Module) -> Adapter:
     if kind == "full":
         return attach_full(model)
     adapter = attach_lora(model, LoraSection(rank=3, alpha=4.0), rest_rank=2, mixer="adaptive")
-    adapter.varying_rows = kind == "masked"
+    adapter.fit_capacity = hold_rows if kind == "masked" else None
     return adapter
 
 
@@ -142,8 +144,9 @@ def test_exactly_what_a_live_engine_holds(kind: str, stage: int | None, train: d
     engine.close()
 
     counted = attach(kind, meta)
-    hold_rows(counted, tier)
-    device, offloaded = held_by_engine(counted, weights, section, tier)
+    counted.fit(tier.capacity)
+    held = tier.engine.memory(counted, weights, section)
+    device, offloaded = held.device, held.host
     expected = device.total + offloaded.total
     if stage == 2:  # ends with every backward pass
         expected -= 4 * engine._zero.reduce_bucket_size

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedray.adapters.lora import attach_lora
 from fedray.config import EvaluationConfig, LoraSection, TrainConfig
 from fedray.data.shards import Shard
-from fedray.training.engine import TorchEngine
+from fedray.training.torch_engine import TorchEngine
 from fedray.training.trainer import EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
 from fedray.types import Client

@@ -1,4 +1,4 @@
-"""ClientBatch against the same clients trained one by one, and what must not happen between members."""
+"""Batched clients against the same clients trained one by one, and what must not happen between members."""
 
 import threading
 
@@ -11,11 +11,9 @@ from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
 from fedray.adapters.stacked import AdapterStack, CannotBatch
-from fedray.config import LoraSection, ReftSection, TrainConfig
+from fedray.config import LoraSection, ReftSection
 from fedray.errors import TrainingError
-from fedray.training.batched import fastest_width, join, run_batched, width_seconds
-from fedray.training.batched_optimizer import BatchedOptimizer
-from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.batched import join, run_batched
 from fedray.training.trainer import LocalTrainer
 
 TASKS = ["classification", "regression", "causal_lm"]
@@ -86,7 +84,7 @@ def locals_of(trainer):
     ],
     ids=["adamw", "sgd"],
 )
-def test_lanes_are_as_alone(adapt, locals_of, task, train):
+def test_batched_clients_are_as_alone(adapt, locals_of, task, train):
     """Dropout acts, members end at different steps, last batches are short, dee has a single example."""
     adapter = adapt(task, dropout=0.3)
     locals_ = locals_of(adapter, task, measure=True, server_round=2, lr=0.01, round_decay=0.9, **train)
@@ -139,7 +137,7 @@ def test_interventions_with_short_batches(backbone, locals_of, task):
 
 
 def test_rows_that_fill_up_are_copies_without_answers():
-    """ClientBatch of 1, 0 and 2 rows: attention over nothing is never asked of a model."""
+    """Members of 1, 0 and 2 rows: attention over nothing is never asked of a model."""
 
     def part(ids, labels):
         tokens = torch.tensor(ids, dtype=torch.long).reshape(len(ids), -1)
@@ -220,7 +218,7 @@ def batch_of():
 
 
 @pytest.mark.parametrize("bad", ["ann", "cid"])
-def test_a_lane_that_is_not_finite_names_its_client(adapt, locals_of, bad):
+def test_a_member_that_is_not_finite_names_its_client(adapt, locals_of, bad):
     """Its values make the first loss infinite; the other members' threads end, too."""
     adapter = adapt()
     locals_ = locals_of(adapter)
@@ -235,7 +233,7 @@ def test_a_lane_that_is_not_finite_names_its_client(adapt, locals_of, bad):
     compare(fused(adapter, good, values), alone(adapter, locals_of(adapter), {**values, bad: values["bob"]}), values)
 
 
-def test_what_is_not_finite_stays_on_its_lane(adapt, locals_of, monkeypatch):
+def test_what_is_not_finite_stays_with_its_member(adapt, locals_of, monkeypatch):
     """Without the check, ann's NaN would show in bob's values if anything mixed members."""
     monkeypatch.setattr("fedray.training.loop.check_finite", lambda *_: None)
     adapter = adapt(dropout=0.2)
@@ -249,7 +247,7 @@ def test_what_is_not_finite_stays_on_its_lane(adapt, locals_of, monkeypatch):
     compare(others, expected, values)
 
 
-def test_interventions_keep_what_is_not_finite_on_its_lane(backbone, locals_of, monkeypatch):
+def test_interventions_keep_what_is_not_finite_with_its_member(backbone, locals_of, monkeypatch):
     """`all` edits unequally many tokens per member, so that the shorter ones are filled up."""
     monkeypatch.setattr("fedray.training.loop.check_finite", lambda *_: None)
     adapter = attach_reft(backbone("classification"), ReftSection(rank=2, kind="nodireft", positions="all"), seed=1)
@@ -268,7 +266,7 @@ def test_a_client_without_examples_is_named(adapt, locals_of):
         fused(adapter, locals_, {name: first_values(adapter, name) for name in locals_})
 
 
-def test_rows_are_a_lanes_own(adapt):
+def test_rows_are_a_members_own(adapt):
     """Rows 1, 2 exist; on member 1 row 5 comes instead of row 1: it is zero, and row 2 stays."""
     adapter = adapt()
     adapter.set_rows({path: np.array([1, 2]) for path in adapter.targets})
@@ -286,8 +284,8 @@ def test_rows_are_a_lanes_own(adapt):
         stack.member(0).set_rows({path: np.array([3]) for path in adapter.targets})
 
 
-def test_importance_of_lanes_is_as_alone(adapt, locals_of):
-    """ClientBatch with unequal examples, the last batches short."""
+def test_importance_of_batched_clients_is_as_alone(adapt, locals_of):
+    """Batched clients with unequal examples, the last batches short."""
     adapter = adapt("causal_lm")
     locals_ = locals_of(adapter, "causal_lm", batch_size=2)
     values = {name: first_values(adapter, name) for name in locals_}
@@ -330,101 +328,3 @@ def test_a_head_with_a_normalisation_layer_cannot_be_stacked(backbone):
     model.norm = torch.nn.LayerNorm(16)
     with pytest.raises(CannotBatch, match="norm.weight"):
         AdapterStack(attach_lora(model, LoraSection(rank=2)), 2)
-
-
-@pytest.mark.parametrize(
-    "train",
-    [
-        {"weight_decay": 0.2, "clip": 0.7, "schedule": "linear", "head_lr": 0.03},
-        {"optimizer": "sgd", "momentum": 0.6, "weight_decay": 0.2, "clip": None},
-    ],
-    ids=["adamw", "sgd"],
-)
-def test_optimizers_of_lanes_are_single_ones(adapt, train):
-    """ClientBatch of 4, 3 and 3 steps; in the second step member 0 has no gradient for one parameter, in the third
-    member 1 for another: a parameter's moments and its count of steps then stay."""
-    config = TrainConfig(lr=0.05, **train)
-    numbers, missing = [4, 3, 3], {(1, 0): 1, (2, 1): 4}
-    adapter = adapt()
-    groups = adapter.trainable_groups()
-    sizes = [parameter.numel() for group in groups for parameter in group.parameters]
-    generator = torch.Generator().manual_seed(1)
-    start = torch.randn(3, sum(sizes), generator=generator)
-    schedules = [Schedule(config, 0, number) for number in numbers]
-    gradients = torch.randn(4, 3, sum(sizes), generator=generator)
-
-    together = start.clone()
-    members = BatchedOptimizer(groups, together, schedules)
-    for step in range(4):
-        live = sum(number > step for number in numbers)
-        present = np.ones((live, len(sizes)), bool)
-        given = gradients[step, :live].clone()
-        for member in range(live):
-            if (step, member) in missing:
-                present[member, missing[step, member]] = False
-                given[member].split(sizes)[missing[step, member]].zero_()
-        members.step(given, step, None if present.all() else present)
-
-    for member, number in enumerate(numbers):
-        parameters = [parameter for group in groups for parameter in group.parameters]
-        for parameter, value in zip(parameters, start[member].split(sizes), strict=True):
-            parameter.data.copy_(value.view_as(parameter))
-        single = RoundOptimizer(groups, schedules[member])
-        for step in range(number):
-            for index, (parameter, gradient) in enumerate(
-                zip(parameters, gradients[step, member].split(sizes), strict=True)
-            ):
-                parameter.grad = None if missing.get((step, member)) == index else gradient.view_as(parameter).clone()
-            single.step()
-        expected = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-        torch.testing.assert_close(together[member], expected, rtol=1e-5, atol=1e-6)
-        assert (expected - start[member]).norm() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("cost", "best"),
-    [
-        (lambda width: 1, 8),  # a group costs the same, however many are in it
-        (lambda width: width, 1),  # nothing is gained
-        (lambda width: 0.97 * width if width == 4 else width, 1),  # not clearly faster
-        (lambda width: width if width != 4 else 2, 4),
-    ],
-)
-def test_the_fastest_width(cost, best):
-    """By a clock that only `serve` moves: 12 clients, groups of 8 leave one of 4."""
-    now, served = [0.0], []
-
-    def serve(start, stop):
-        served.append((start, stop))
-        now[0] += cost(stop - start)
-
-    assert fastest_width(width_seconds(serve, 12, (2, 4, 8, 16), clock=lambda: now[0]), 12, 1) == best
-    assert served[:4] == [(0, 1), (0, 2), (0, 4), (0, 8)]
-    assert served.count((8, 12)) == 2 * 2  # widths 4 and 8, timed twice each
-
-
-def test_a_width_beyond_the_memory_ends_the_search():
-    now = [0.0]
-
-    def serve(start, stop):
-        if stop - start > 2:
-            raise torch.OutOfMemoryError
-        now[0] += 1
-
-    assert width_seconds(serve, 12, (2, 4, 8), clock=lambda: now[0]) == {1: 12, 2: 6}
-
-
-@pytest.mark.parametrize(
-    ("cohort", "actors", "of_eight", "best"),
-    [
-        (20, 1, 0.8, 8),  # one actor trains them all
-        (20, 2, 0.8, 5),  # 8 + 4 clients of 0.8 are 9.6; 5 + 5 of 0.9 are 9; alone 10
-        (20, 2, 0.7, 8),  # 8.4
-        (16, 2, 0.8, 8),  # an equal part for each
-        (20, 20, 0.8, 1),  # one for each: nobody to train with
-        (3, 2, 0.8, 1),  # 2 + 1 alone are 2, three in one step 2.4
-    ],
-)
-def test_the_busiest_actor_decides(cohort, actors, of_eight, best):
-    """Seconds per client by width, the same for any number of them."""
-    assert fastest_width({1: 1.0, 5: 0.9, 8: of_eight}, cohort, actors) == best

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import distributed
 
-from fedray.training.engine import TorchEngine
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup, ProcessLost
+from fedray.training.torch_engine import TorchEngine
 from fedray.training.trainer import EngineBackend, LocalTrainer
 
 

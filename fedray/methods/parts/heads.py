@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+from torch import nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.kind import AdapterKind
 from fedray.aggregation.means import weighted_mean
 from fedray.config import Head
 from fedray.errors import ConfigError
@@ -59,3 +61,11 @@ def require_head(method: str, adapter: Adapter) -> None:
     """
     if "head" not in adapter.names:
         raise ConfigError(f"method {method}: needs a task head; task `causal_lm` has none. Use `local` instead")
+
+
+def attach(model: nn.Module, kind: AdapterKind, head: Head) -> Adapter:
+    """Attach the adapter of a method that has none of its own: its kind's group trains, and so does the head unless it
+    is frozen."""
+    adapter = kind.attach(model)
+    adapter.set_trainable(*trainable(head, adapter, kind.group))
+    return adapter

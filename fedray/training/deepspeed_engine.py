@@ -7,8 +7,8 @@ The frozen base is float32 or bfloat16, the adapter float32, and DeepSpeed's own
 cast the adapter, too. In stages 0 and 2 the base weights stay where they are, on a CPU in the node's shared file. Stage
 3 copies every parameter into memory of its own (`ds_tensor`), one after another: each actor has its private base.
 
-Only this file imports deepspeed, and only where an engine is built: the import takes seconds. What is reached into
-here without an interface is marked as DeepSpeed's; setup.cfg keeps its version below the next minor one.
+Only this file imports deepspeed, and only when an engine is built: the import takes seconds. Internals that are used
+without a public interface are marked as DeepSpeed's; setup.cfg keeps its version below the next minor one.
 """
 
 import logging
@@ -28,9 +28,8 @@ from torch import distributed, nn
 
 from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.config import TrainConfig
-from fedray.config.clients import OffloadConfig
 from fedray.errors import ConfigError
-from fedray.training.deepspeed_config import engine_config, zero_stage
+from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero_stage
 from fedray.training.optimizer import Schedule, build_optimizer, decay_for_sgd, weight_decays
 from fedray.training.process_group import SINGLE_PROCESS
 
@@ -48,7 +47,9 @@ class DeepSpeedEngine:
     Args:
         adapter: with what is to train already chosen; the engine holds its parameters from now on.
         train: of this tier.
+        offload: what is kept off the device.
         raw: the user's own DeepSpeed configuration; see `engine_config`.
+        device: cuda or cpu.
 
     Raises:
         ConfigError: `raw` contradicts other settings, this machine lacks what the offload needs, or something other
@@ -145,7 +146,7 @@ class DeepSpeedEngine:
         return not self._skipped and bool(torch.stack(largest).isfinite().all())
 
     def close(self) -> None:
-        """Let go of the model. In stage 3 it cannot be used any more: its parameters stay partitioned."""
+        """Release the model. After stage 3 it cannot be used any more: its parameters stay partitioned."""
         from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
         self._engine.destroy()
@@ -266,7 +267,7 @@ def _await_other_build(lock: Path) -> None:
 
 
 class _ninja_on_path(nullcontext[None]):
-    """torch calls `ninja`, which pip installs beside python: in a virtual environment that may be on no path."""
+    """Puts python's folder into PATH: torch calls `ninja`, which pip installs there in a virtual environment."""
 
     def __enter__(self) -> None:
         if shutil.which("ninja") is None:

@@ -1,0 +1,64 @@
+"""What an adapter kind is: what a method without an adapter of its own inserts into the base model and trains.
+
+A kind is a frozen section of the configuration (`adapter: lora`, or `adapter: {class: my_kind.MyKind, width: 4}`). It
+may declare the fields `lora` (LoraSection) and `reft` (ReftSection), which are then filled from the configuration's
+sections, with what a tier can hold; all other fields are its own. It says which group of parameters it trains and
+attaches an adapter with that group.
+
+Clients train in one step (`clients.fuse`) if all of the adapter's parameters belong to linear layers or interventions
+(`fedray.adapters.stacked`), and one by one otherwise.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.config import MethodSections
+from fedray.config.registry import Choice, Registry
+
+SECTIONS = ("lora", "reft")
+"""Fields that are filled from the configuration's sections where a kind declares them."""
+
+
+class AdapterKind(Choice):
+    """Base class of all adapter kinds.
+
+    Attributes:
+        group: name of the group of parameters that is trained and, depending on the method, sent.
+    """
+
+    group: ClassVar[str]
+
+    def attach(self, model: nn.Module) -> Adapter:
+        """Insert the adapter into a model, in place, and freeze everything else.
+
+        Args:
+            model: a transformers model, also on the meta device, where layouts and counts are all that is needed.
+
+        Returns:
+            The adapter, with the group `group` and, where the model has a task head, the group "head".
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define attach(model)")
+
+
+ADAPTER_KINDS: Registry[AdapterKind] = Registry("adapter kind", "fedray.adapters.kinds", AdapterKind)
+
+
+def parse_kind(value: Any, sections: MethodSections) -> Any:
+    """Return the checked kind that a value of the configuration describes.
+
+    Args:
+        value: the name of a kind, or a mapping with `name` or `class` and the kind's own fields.
+        sections: fill the fields `lora` and `reft` of kinds that declare them.
+
+    Raises:
+        ValueError: there is no such kind, its class is no kind, or (`Mistakes`) a field is wrong.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        return value
+    declared = [name for name in SECTIONS if name in ADAPTER_KINDS.select(value).model_fields]
+    return ADAPTER_KINDS.parse({**value, **{name: getattr(sections, name) for name in declared}})

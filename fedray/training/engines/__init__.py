@@ -1,0 +1,1 @@
+"""The engines' configurations, one per file: what `engine` of a tier names (`fedray.config.engine`)."""

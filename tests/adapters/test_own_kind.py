@@ -1,0 +1,137 @@
+"""An adapter kind of a user's own, from a file outside the package: run, refused, and its memory predicted."""
+
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_bert
+
+import fedray
+from fedray.config import load_config
+from fedray.errors import ConfigError
+from fedray.experiment.prepare import prepare
+
+KIND = '''
+"""BitFit (arXiv 2106.10199): the biases of the base model's linear layers train, and nothing else."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.context import ForwardContext
+from fedray.adapters.group import Entry, Group
+from fedray.adapters.heads import head_group
+from fedray.adapters.kind import AdapterKind
+from fedray.adapters.layout import Slot
+from fedray.errors import ConfigError
+
+
+class BiasKind(AdapterKind):
+    group: ClassVar[str] = "bias"
+
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers; default all."""
+
+    def attach(self, model: nn.Module) -> Adapter:
+        model.requires_grad_(False)
+        head = head_group(model)
+        apart = {id(parameter) for parameter in head.parameters()} if head else set()
+        entries = [
+            Entry(Slot(path, "bias", tuple(layer.bias.shape)), layer.bias, decays=False)
+            for path, layer in model.named_modules()
+            if isinstance(layer, nn.Linear) and layer.bias is not None and id(layer.bias) not in apart
+            if not self.targets or path.rpartition(".")[2] in self.targets
+        ]
+        if not entries:
+            raise ConfigError(f"adapter.targets: the model has no linear layers with a bias among {self.targets}")
+        # Without `draw`, the group starts from the model's own values.
+        groups = [Group(self.group, entries), *([head] if head else [])]
+        return Adapter(model, groups, ForwardContext(model))
+
+
+class NoKind:
+    pass
+'''
+
+
+@pytest.fixture(autouse=True)
+def _file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "my_kind.py").write_text(textwrap.dedent(KIND))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_kind", None)
+
+
+def experiment(adapter: Any, method: str = "fedavg", **changes: Any) -> dict[str, Any]:
+    return {
+        "rounds": 2,
+        "method": {"name": method, "adapter": adapter},
+        "model": tiny_bert(hidden_size=32, num_hidden_layers=2, intermediate_size=64),
+        "data": {"source": "synthetic", "examples_per_client": 16, "max_length": 16},
+        "partition": {"kind": "by_file"},
+        "clients": {"count": 3},
+        "train": {"lr": 0.05},
+        "device": "cpu",
+        **changes,
+    }
+
+
+BIASES = {"class": "my_kind.BiasKind", "targets": ["query", "value"]}
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local", "head_only"])
+def test_it_trains(method: str, tmp_path: Path) -> None:
+    """Two layers with 32 biases of query and value each; clients that were to be batched are trained one by one."""
+    experiments = experiment(BIASES, method, clients={"count": 3, "fuse": 3})
+    run = fedray.run(experiments, runtime="inline", output=tmp_path / "run")
+    assert run.clients()["train_loss"].notna().all()
+    prepared = prepare(load_config(experiments))
+    (cost,) = prepared.costs[method].values()
+    assert cost.trainable == 2 * 2 * 32 + 33 * len(prepared.data.label_names)
+
+
+def test_its_memory_is_predicted() -> None:
+    """Nothing is inserted; gradients of 128 biases and of the head, two moments each and a step per tensor."""
+    config = load_config(experiment(BIASES))
+    prepared = prepare(config)
+    found = prepared.footprint(config.method[0], "default").device
+    head = 4 * len(prepared.data.label_names) * 33
+    assert found.adapter == 0
+    assert found.gradients == 4 * 128 + head
+    assert found.optimizer == 2 * found.gradients + 4 * (4 + 2)
+    assert found.activations > 0
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({**BIASES, "tragets": ["key"]}, "method 'fedavg': adapter.tragets: unknown key (did you mean 'targets'?)"),
+        ({**BIASES, "targets": 3}, "method 'fedavg': adapter.targets: got 3: "),
+        ({"class": "my_kind.NoKind"}, "my_kind.NoKind must be a class derived from fedray.adapters.kind.AdapterKind"),
+        ({"class": "my_kind.Missing"}, "adapter: class 'my_kind.Missing' cannot be imported: AttributeError"),
+        ("loar", "method 'fedavg': adapter: unknown adapter kind 'loar' (did you mean 'lora'?); allowed: full, lora"),
+        (3, "method 'fedavg': adapter: expected the name of an adapter kind or a mapping with `class`, got 3"),
+        ({**BIASES, "targets": ["querry"]}, "adapter.targets: the model has no linear layers with a bias among"),
+    ],
+)
+def test_mistakes_are_named(adapter: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(load_config(experiment(adapter)))
+    assert message in str(caught.value)
+
+
+def test_a_section_that_the_kind_does_not_read_is_refused() -> None:
+    changed = experiment(BIASES)
+    changed["method"]["lora"] = {"rank": 2}
+    with pytest.raises(ConfigError, match=r"has no use for the section 'lora' without `adapter: lora`"):
+        prepare(load_config(changed))
+
+
+def test_the_base_models_own_parameters_do_not_train_in_half_precision() -> None:
+    tiers = {"weak": {"share": 1.0, "precision": "bfloat16"}}
+    with pytest.raises(ConfigError, match="parameters of the group 'bias' would train in bfloat16, which loses most"):
+        prepare(load_config(experiment(BIASES, clients={"count": 3, "tiers": tiers})))
