@@ -318,7 +318,7 @@ def test_the_lock_goes_whatever_happens_to_the_tables(
     """A disk that fails is not told again; everything else is."""
     folder = RunFolder(StoragePath.of(tmp_path), run.config)
     with monkeypatch.context() as broken:
-        broken.setattr(Table, "settle", Mock(side_effect=error))
+        broken.setattr(Table, "compact", Mock(side_effect=error))
         with nullcontext() if error is StateError else pytest.raises(error):
             folder.close()
     RunFolder(StoragePath.of(tmp_path), run.config, resume=True).close()
