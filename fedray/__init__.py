@@ -20,8 +20,8 @@ _PLACES = {
     "Config": "config",
     "load_config": "config",
     "state_type": "types",
-    "sweep": "sweeps",
-    "SweepResult": "trials",
+    "sweep": "sweeps.run",
+    "SweepResult": "sweeps.trials",
 }
 
 

@@ -77,7 +77,7 @@ def test_data_are_loaded_once(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted in the actor that loads them. (Base weights: `tests/models/test_backbone.py`.)"""
-    from fedray import sweeps as module
+    from fedray.sweeps import run as module
 
     loads: list[int] = []
     shelf = module.DatasetCache
