@@ -2,6 +2,7 @@
 # (constraints.txt) when it is missing; later calls reuse it.
 #
 #   make test ARGS="-k config"            further words for the program that is run
+#   make test ARGS="-n 0 -k config"       in one process, as a debugger needs it
 #   make quickstart PYTHON=python3.12     the interpreter for a new .venv; default: the first supported one of python3.11,
 #                                         python3.12 and python3
 SHELL := /bin/bash
@@ -18,14 +19,17 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 quickstart: $(INSTALLED)
 	$(BIN)/fedray run jobs/quickstart.yaml $(ARGS)
 
+# A process for each of up to four cores; tests/conftest.py says which tests stay together.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-fuzz: $(INSTALLED)
-	$(BIN)/python -m pytest tests/fuzz --fuzz-cases 10000 $(ARGS)
+	$(PYTEST) tests/fuzz --fuzz-cases 10000 $(ARGS)
 
 # Some hours (ARGS="--rounds 6": about two); its peers are installed below .bench first. ARGS=--quick: tiny sizes.
 bench: $(INSTALLED)

@@ -28,8 +28,29 @@ settings.register_profile("fedray", deadline=None, derandomize=True)
 settings.load_profile("fedray")
 
 
+STARTS_RAY = {"cluster", "own_cluster"}
+"""Fixtures of tests that start Ray."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-cases", type=int, default=1_000, help="cases of every fuzz test")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divide the tests into groups for `--dist loadgroup`: a group runs in one process.
+
+    All tests that start Ray form one group, so that one cluster serves them and never two clusters run at once. The
+    tests of a file that share a fixture of the module form another, so that the fixture is made once. Every other test
+    runs wherever there is time.
+    """
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        if STARTS_RAY & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "module" in {found[-1].scope for found in item._fixtureinfo.name2fixturedefs.values()}:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -71,39 +92,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def own_cluster() -> None:
+    """Requested by tests whose subprocesses start a Ray cluster: they join the group of those that use `cluster`."""
+
+
 @pytest.fixture
 def tiny() -> dict[str, Any]:
-    """An experiment of seconds: every method, two tiers, a random BERT."""
-    from tiny import tiny_bert
+    """See `tiny_experiment`."""
+    from tiny import tiny_experiment
 
-    return {
-        "name": "tiny",
-        "seed": 3,
-        "rounds": 2,
-        "method": [
-            "local",
-            "head_only",
-            "fedavg",
-            {"name": "fedavg", "label": "fedavg-reft", "adapter": "reft"},
-            "fedreft",
-            "fedalt",
-            {"name": "fedhft", "warmup_rounds": 1},
-            {"name": "fedhft", "label": "fedhft-pre", "timing": "pre", "warmup_rounds": 1},
-        ],
-        "model": tiny_bert(hidden_size=32, num_hidden_layers=2, intermediate_size=64),
-        "data": {"source": "synthetic", "examples_per_client": 24, "max_length": 32},
-        "partition": {"kind": "by_file"},
-        "clients": {
-            "count": 4,
-            "per_round": 3,
-            "tiers": {
-                "strong": {"share": 0.5},
-                "weak": {"share": 0.5, "mask_ratio": 0.5, "lora_rank": 4, "reft_layers": [1]},
-            },
-        },
-        "lora": {"dropout": 0.1},
-        "train": {"lr": 5e-3, "weight_decay": 0.1},
-    }
+    return tiny_experiment()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_python_page(tmp_path: Path) -> None:
+def test_the_examples_of_the_python_page(own_cluster: None, tmp_path: Path) -> None:
     """In a process and a folder of their own: they start Ray, write below `runs`, and write a method's file."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "doctest", str(ROOT / "docs" / "python.md")]
@@ -49,7 +49,7 @@ def test_the_commands_of_the_readme_are_understood() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_readmes_way_to_a_cluster() -> None:
+def test_the_readmes_way_to_a_cluster(own_cluster: None) -> None:
     """From the start of the local cluster over a federation and a sweep to its end, as they stand in the README."""
     section = README.split("## On a cluster")[1].split("\n## ")[0]
     lines = [line.replace(".venv/bin/", f"{Path(sys.executable).parent}/") for line in commands(section)]

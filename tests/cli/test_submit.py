@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def head(environment: dict[str, str]) -> Iterator[None]:
+def head(environment: dict[str, str], own_cluster: None) -> Iterator[None]:
     """`python clusters/local.py up` and `down`."""
     script = [sys.executable, str(ROOT / "clusters" / "local.py")]
     options = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD)]

@@ -132,7 +132,7 @@ def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
     monkeypatch.setattr(tables, "SMALL_ROWS", 2)
     monkeypatch.setattr(tables, "PART", 0.3)  # rows of some rounds lie beside each table
     with monkeypatch.context() as killed:  # nobody puts the tables into one file
-        killed.setattr(tables.Table, "settle", lambda table: None)
+        killed.setattr(tables.Table, "compact", lambda table: None)
         interrupted(config, tmp_path / "run", kind, number)
     if (kind, number) == (RoundFinished, 2):
         assert (tmp_path / "run" / "clients-000000006.parquet").is_file()

@@ -53,6 +53,7 @@ def test_a_driver_that_dies_is_started_again(
     config: dict[str, Any], whole: RunResult, cluster: None, tmp_path: Path
 ) -> None:
     begun = []
+    config["clients"]["actors"] = 1
     for event in events(prepare(load_config(config)), tmp_path / "run"):
         if isinstance(event, MethodStarted):
             begun.append(event.server_round)
@@ -77,7 +78,7 @@ def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster:
 
 
 @pytest.mark.slow
-def test_what_is_put_beside_its_caller_is_there() -> None:
+def test_what_is_put_beside_its_caller_is_there(own_cluster: None) -> None:
     """A driver on another node would be lost with that one."""
     done = subprocess.run([sys.executable, str(HELPERS / "on_callers_node.py")], check=True, capture_output=True)
     assert int(done.stdout.split()[-1]) == 6
@@ -85,7 +86,7 @@ def test_what_is_put_beside_its_caller_is_there() -> None:
 
 @pytest.mark.slow
 def test_a_node_that_disappears_costs_nothing_but_time(
-    config: dict[str, Any], whole: RunResult, tmp_path: Path
+    config: dict[str, Any], whole: RunResult, own_cluster: None, tmp_path: Path
 ) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
@@ -108,7 +109,9 @@ def _session(process: psutil.Process) -> int:
         return -1
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_no_process(config: dict[str, Any], whole: RunResult, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_checkpoint_and_no_process(
+    config: dict[str, Any], whole: RunResult, own_cluster: None, tmp_path: Path
+) -> None:
     file, run = tmp_path / "config.json", tmp_path / "run"
     file.write_text(json.dumps(config))
     command = [sys.executable, "-c", "from fedray.cli.app import main; main()", "run", str(file), "--output", str(run)]

@@ -1,15 +1,16 @@
 """What a run leaves behind from round to round: no reference, no object, no file that nobody needs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import pytest
 from ray._private.worker import global_worker
 from round_result import result_of
+from tiny import tiny_experiment
 
 from fedray.config import load_config
-from fedray.experiment.prepare import prepare
+from fedray.experiment.prepare import Prepared, prepare
 from fedray.federation.local_pool import LocalPool
 from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import StoragePath
@@ -32,22 +33,37 @@ def lasting(known: set[bytes]) -> set[bytes]:
     return new
 
 
-@pytest.mark.parametrize("method", ["fedavg", "fedalt"])
-def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_task_batches(
-    tiny: dict[str, Any], cluster: None, tmp_path: Path, method: str
-) -> None:
-    """Of fedavg, actors return means; of fedalt every update, and each client keeps a state."""
+METHODS = ["fedavg", "fedalt"]
+"""Of fedavg, actors return means; of fedalt every update, and each client keeps a state."""
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
     clients = {"count": 9, "per_round": 7, "actors": 2, "num_cpus": 0.5}
-    config = load_config({**tiny, "method": method, "rounds": ROUNDS, "clients": clients, "evaluation": {"every": 0}})
-    prepared = prepare(config)
+    changes = {"method": METHODS, "rounds": ROUNDS, "clients": clients, "evaluation": {"every": 0}}
+    return prepare(load_config({**tiny_experiment(), **changes}))
+
+
+@pytest.fixture(scope="module")
+def pools(prepared: Prepared, cluster: None) -> Iterator[dict[str, ClientPool | LocalPool]]:
+    """One of each kind, made ready for one method after the other."""
     shards = prepared.data.shards
-    pools = {"ray": ClientPool(config.clients, shards, {"default": 7}), "inline": LocalPool(shards)}
+    on_ray = ClientPool(prepared.config.clients, shards, {"default": 7})
+    yield {"ray": on_ray, "inline": LocalPool(shards)}
+    on_ray.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_chunks(
+    prepared: Prepared, pools: dict[str, ClientPool | LocalPool], tmp_path: Path, method: str
+) -> None:
+    entry = prepared.config.method[METHODS.index(method)]
     hashes = {}
     for name, pool in pools.items():
         states = tmp_path / name / "states" / method
         states.mkdir(parents=True)
-        initial = pool.setup(prepared.worker_setups(config.method[0], StoragePath.of(tmp_path / name)))
-        federation = prepared.federation(config.method[0], initial, pool)
+        initial = pool.setup(prepared.worker_setups(entry, StoragePath.of(tmp_path / name)))
+        federation = prepared.federation(entry, initial, pool)
         known = references()
         for _ in range(ROUNDS):
             pool.forget(result_of(federation.round()).replaced)  # as the experiment does once the round is recorded
@@ -56,6 +72,5 @@ def test_rounds_leave_nothing_behind_and_bits_do_not_depend_on_task_batches(
             assert bool(kept) == (method == "fedalt")
         assert not lasting(known)
         hashes[name] = sha256(federation.states())
-    pools["ray"].close()  # type: ignore[attr-defined]
     assert federation.server_round == ROUNDS
     assert hashes["ray"] == hashes["inline"]

@@ -51,13 +51,13 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
         told.append(event)
         actors.update(client_actors())
 
-    space = {"method": ["fedavg", "fedalt"], "train.lr": [*LR, 1e30], "seed": [3, 4]}
+    space = {"method": ["fedavg", "fedalt"], "train.lr": [LR[1], 1e30], "seed": [3, 4]}
     found = fedray.sweep(base, space, output=tmp_path / "sweep", max_concurrent=2, callbacks=[Calling(on_event)])
 
     table = found.to_pandas()
-    assert table.status.tolist() == (["finished"] * 4 + ["failed"] * 2) * 2
+    assert table.status.tolist() == (["finished"] * 2 + ["failed"] * 2) * 2
     assert table.error.str.contains("loss").tolist() == [status == "failed" for status in table.status]
-    for trial in found.trials[:8:7]:
+    for trial in found.trials[:6:5]:
         alone = fedray.run(trial.config, runtime="inline", output=tmp_path / trial.id)
         mine = RunResult.load(found.folder(trial))
         assert mine.summaries[0].state_sha256 == alone.summaries[0].state_sha256
@@ -67,9 +67,9 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
     assert {event.server_round + 1 for event in told if isinstance(event, RoundFinished)} == {1}, (
         "the last is told with the end"
     )
-    assert len(actors) == 2, "twelve trials, two client actors"
+    assert len(actors) == 2, "eight trials, two client actors"
     assert client_actors() == set(), "none outlives the sweep"
-    assert len(found.over_seeds()) == 4
+    assert len(found.over_seeds()) == 2
     assert pd.read_parquet(tmp_path / "sweep" / "trials.parquet").shape == table.shape
     assert found.best is not None
     best = fedray.load_config(tmp_path / "sweep" / "best.yaml")
@@ -81,7 +81,7 @@ def test_data_are_loaded_once(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted in the actor that loads them. (Base weights: `tests/models/test_backbone.py`.)"""
-    from fedray import sweeps as module
+    from fedray.sweeps import run as module
 
     loads: list[int] = []
     shelf = module.DatasetCache
