@@ -21,7 +21,7 @@ from fedray.methods.registry import build_method
 from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import safe_name
 from fedray.storage.state_tree import float_arrays, num_bytes, save_tensors, with_arrays
-from fedray.types import ClientId
+from fedray.types import ClientId, round_number
 
 BATCH_SECONDS = 0.1
 BATCH_CLIENTS = 256
@@ -138,7 +138,8 @@ class ResultBatcher:
             collected.means.add(leaf(task.position, weight, arrays))
         except ValueError as error:
             raise TrainingError(
-                f"client {task.client.id!r}, round {task.server_round}: its update cannot be averaged: {error}"
+                f"client {task.client.id!r}, round {round_number(task.server_round)}: "
+                f"its update cannot be averaged: {error}"
             ) from error
         if collected.structure is not None:
             return collected.structure

@@ -1,29 +1,24 @@
 """One frozen base model and one adapter, serving many virtual clients one after another. Plain Python: `ClientActor`
-is this class as a Ray actor, and the inline runtime calls it directly."""
+is this class as a Ray actor, and `LocalPool` calls it directly."""
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
-
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.draws import draw_head
-from fedray.adapters.heads import float_head, head_group, label_text_head
+from fedray.adapters.heads import label_text_head
 from fedray.adapters.stacked import AdapterStack, CannotBatch
-from fedray.config import Config, TierConfig
-from fedray.errors import ConfigError
+from fedray.config import TierConfig
 from fedray.evaluation.metrics import configured_metric
+from fedray.federation.initial import draw_initial, first_head
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
-from fedray.models.attention import train_short_in_float32
-from fedray.models.backbone import checkpoint_activations, load_backbone, meta_backbone, missing_head
+from fedray.models.backbone import meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
+from fedray.training.base_model import load_base_model, resolve_device
 from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_time
 from fedray.training.batched import BatchedBackend, run_batched
 from fedray.training.engine import Engine, make_engine
@@ -34,7 +29,7 @@ from fedray.training.threads import set_threads
 from fedray.training.torch_engine import loss_scale
 from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
-from fedray.types import Vector
+from fedray.types import round_number
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +45,10 @@ class _Served:
 
 
 class Worker:
-    """Serves one method at a time; `setup` again for the next one.
+    """Serves one method at a time; `setup` prepares for the next one.
 
-    process_group: the processes that train with this one, if its clients are silos of several.
+    Args:
+        process_group: the processes that train with this one, if its clients are silos of several.
     """
 
     def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -63,40 +59,43 @@ class Worker:
         self._served: _Served | None = None
         self._meter: MemoryMeter | None = None
 
-    def setup(self, job: WorkerSetup) -> None:
-        """Map the base weights, attach the method's adapter, and forget the method before."""
+    def setup(self, setup: WorkerSetup) -> None:
+        """Load the base weights, attach the method's adapter, and forget the method before."""
         if self._served is not None:
             self._served.engine.close()
         self._served = self._stack = None  # before anything is loaded: two base models at once may not fit
-        config, self._job = job.config, job
+        config, self._setup = setup.config, setup
         set_threads(config.clients.threads)
         resting = resting_memory()
-        tier = config.clients.tier(job.tier)
+        tier = config.clients.tier(setup.tier)
         self.device = resolve_device(config, tier)
-        sections = config.section_for(job.entry, job.tier)
-        method = build_method(config, job.entry, job.tier)
+        sections = config.section_for(setup.entry, setup.tier)
+        method = build_method(config, setup.entry, setup.tier)
         self._meter = self._metered(method, tier, resting)
-        model = _load_model(job, tier, self.device)
+        model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
         generating = configured_metric(config.evaluation, config.task).reads == "texts"
         texts = sections.head == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
-        # The label texts are embedded before the adapter is attached: by the backbone alone.
-        # And by the one of the common type: a tier's own precision would give its clients another head.
-        reference = _load_model(job, TierConfig(share=1.0), self.device) if tier.precision is not None else model
-        texts_head = label_text_head(reference, tokenizer, job.label_names) if texts else None
+        # The first head is that of the backbone alone, before the adapter is attached, and in the common precision: a
+        # tier's own precision would give its clients another head.
+        reference = model
+        if tier.precision is not None:
+            common = TierConfig(share=1.0)
+            reference = load_base_model(config, setup.architecture, setup.tier, common, self.device)
+        texts_head = label_text_head(reference, tokenizer, setup.label_names) if texts else None
         head = first_head(reference, config.seed) if texts_head is None else texts_head
         adapter = method.attach(model)
         self.training_context = TrainingContext(
             task=config.task,
             train=sections.train,
             seed=config.seed,
-            pad_token_id=job.pad_token_id,
+            pad_token_id=setup.pad_token_id,
             evaluation=config.evaluation,
             device=self.device,
             tokenizer=tokenizer if generating else None,
         )
         initial = draw_initial(adapter, config.seed, head)
-        for name in adapter.names:  # methods load what they train; what is frozen for all stays as loaded here
+        for name in adapter.names:  # methods load what they train; groups that are frozen for all stay as loaded here
             adapter.load(name, initial.vectors[name])
         engine = make_engine(adapter, sections.train, tier, self.device, self._process_group)
         self._served = _Served(method, adapter, engine, initial)
@@ -134,14 +133,14 @@ class Worker:
 
     def initial(self) -> Initial:
         """Return the common starting point, whatever part of it this tier holds; the same on every worker."""
-        job = self._job
-        method = build_method(job.config, job.entry)
+        setup = self._setup
+        method = build_method(setup.config, setup.entry)
         if method == self.method:
             return self._initial
-        whole = method.attach(meta_backbone(job.architecture, job.config.task))
+        whole = method.attach(meta_backbone(setup.architecture, setup.config.task))
         if {name: whole.layout(name) for name in whole.names} == self._initial.layouts:
             return self._initial
-        return draw_initial(whole, job.config.seed, self._initial.head())
+        return draw_initial(whole, setup.config.seed, self._initial.head())
 
     def train(self, task: ClientTask) -> ClientResult:
         """Run one client's task.
@@ -165,7 +164,7 @@ class Worker:
         except CannotBatch as reason:
             if str(reason) not in self._told:
                 self._told.add(str(reason))
-                log.warning("tier %s: clients are trained one by one: %s", self._job.tier, reason)
+                log.warning("tier %s: clients are trained one by one: %s", self._setup.tier, reason)
         for task in tasks:
             yield self.train(task)
 
@@ -192,7 +191,7 @@ class Worker:
             self.training_context = training_context
 
     def _batched(self, tasks: Sequence[ClientTask]) -> list[ClientResult]:
-        if not self._job.config.clients.tier(self._job.tier).engine.batches_clients:
+        if not self._setup.config.clients.tier(self._setup.tier).engine.batches_clients:
             raise CannotBatch("the engine is not plain torch")
         if self._process_group.size > 1:
             raise CannotBatch("several processes train one client")
@@ -206,11 +205,11 @@ class Worker:
         return run_batched(self._stack, self.training_context, scale, [piece(task) for task in tasks])
 
     def _named_run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
-        """Of several clients, an error must say whose it is."""
+        """Run a task; an error says which of several clients it belongs to."""
         try:
             return self._run(task, backend)
         except Exception as error:
-            error.add_note(f"client {task.client.id!r}, round {task.server_round}")
+            error.add_note(f"client {task.client.id!r}, round {round_number(task.server_round)}")
             raise
 
     def _run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
@@ -236,78 +235,11 @@ class Worker:
         """Return a meter whose baseline is the bare process with all that was imported for this method and those before
         it. Memory that they freed and the allocator kept is not part of it: this method may use it again.
 
-        resting: what the process had before this method was built.
+        Args:
+            resting: what the process had before this method was built.
         """
         tier.engine.prepare_node(self.device)
-        method.attach(meta_backbone(self._job.architecture, self._job.config.task))
+        method.attach(meta_backbone(self._setup.architecture, self._setup.config.task))
         now = resting_memory()
         before = self._meter
         return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))
-
-
-def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
-    """Return the model's own task head with what its checkpoint lacked drawn; None where it has none."""
-    head = head_group(model)
-    if head is None:
-        return None
-    std = getattr(model.config, "initializer_range", 0.02)
-    return draw_head(head.layout, head.read(), missing_head(model), seed, std)
-
-
-def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
-    """Return the first values of the adapter's groups, as each group draws them by seed.
-
-    Args:
-        adapter: may be that of a model on the meta device, unless a group's first values are the model's own.
-        head: the first task head, where there is one.
-    """
-    layouts = {name: adapter.layout(name) for name in adapter.names}
-    vectors = {group.name: group.first_values(seed) for group in adapter.groups if group.name != "head"}
-    return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})
-
-
-def _load_model(job: WorkerSetup, tier: TierConfig, device: str) -> PreTrainedModel:
-    """Return the frozen base model as the tier's devices hold it.
-
-    Raises:
-        ConfigError: float16 where there is no GPU, or checkpointing that the model does not support.
-    """
-    section, architecture = job.config.model, held_architecture(job.architecture, tier)
-    if tier.precision is not None:
-        section = section.model_copy(update={"dtype": tier.precision})
-    if section.dtype == "float16" and device == "cpu":
-        raise ConfigError(f"tier {job.tier!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
-    place = "cpu" if tier.engine.weights_on_host else device
-    cache = job.config.data.cache_dir
-    return as_held(load_backbone(section, architecture, job.config.task, job.config.seed, place, cache), tier, device)
-
-
-def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:
-    """Return the architecture with the type in which the tier's devices hold the base weights."""
-    held = copy.deepcopy(architecture)
-    if tier.precision is not None:
-        held.dtype = getattr(torch, tier.precision)
-    return held
-
-
-def as_held(model: PreTrainedModel, tier: TierConfig, device: str) -> PreTrainedModel:
-    """Return the base model, changed in place, as the tier's devices compute with it.
-
-    device: cuda or cpu, where they compute.
-
-    Raises:
-        ConfigError: checkpointing that the model does not support.
-    """
-    float_head(model)
-    if device == "cpu":
-        train_short_in_float32(model)
-    if tier.activation_checkpointing:
-        checkpoint_activations(model)
-    return model
-
-
-def resolve_device(config: Config, tier: TierConfig) -> str:
-    """Return cuda or cpu; `auto` means cuda where this process has a GPU and its clients are not told to do without."""
-    if config.device != "auto":
-        return config.device
-    return "cuda" if tier.num_gpus != 0 and torch.cuda.is_available() else "cpu"

@@ -11,9 +11,9 @@ from transformers import PretrainedConfig
 from fedray.adapters.adapter import Adapter
 from fedray.config import Config, Memory, MethodConfig, TrainConfig
 from fedray.errors import ConfigError
-from fedray.federation.worker import as_held, held_architecture, resolve_device
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
+from fedray.training.base_model import as_held, held_architecture, resolve_device
 from fedray.training.memory import FLOAT32, optimizer_bytes, tensor_bytes, trained_bytes
 from fedray.training.tracing import Traced, trace_evaluation, trace_step
 

@@ -25,7 +25,7 @@ from fedray.training.engine import Engine
 from fedray.training.optimizer import Schedule
 from fedray.training.process_group import ProcessGroup
 from fedray.training.training_context import TrainingContext
-from fedray.types import ClientId
+from fedray.types import ClientId, round_number
 
 CHECK_EVERY = 50
 """Steps between checks of the losses; a check makes the host wait for the device."""
@@ -106,7 +106,7 @@ def steps(
             step_units = int(sum(units[cut].sum() for cut in step))
             if step_units == 0:
                 raise TrainingError(
-                    f"client {client!r}, round {server_round}: a step's examples have no answer tokens; "
+                    f"client {client!r}, round {round_number(server_round)}: a step's examples have no answer tokens; "
                     "check data.answer, or raise data.max_length"
                 )
             yield Step({index: next(micro_batches) for index in indices}, step_units)
@@ -164,6 +164,6 @@ def check_finite(
     what = "the loss is" if False in finite else "the loss is finite, but the trained values are"
     shown = ", ".join(f"{rate:.3g}" for rate in sorted(set(rates)))
     raise TrainingError(
-        f"client {client!r}, round {server_round}, step {step}: {what} not finite "
+        f"client {client!r}, round {round_number(server_round)}, step {step}: {what} not finite "
         f"(learning rate {shown}); lower train.lr, or set train.clip"
     )

@@ -21,7 +21,7 @@ from fedray.training.engine import Engine
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import train_steps
 from fedray.training.training_context import TrainingContext
-from fedray.types import Client, ClientId, Evaluation, Split
+from fedray.types import Client, ClientId, Evaluation, Split, round_number
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,9 @@ class LocalTrainer:
                 "or lower partition.validation_fraction and partition.test_fraction"
             )
         if self._losses:
-            raise TrainingError(f"client {self.client.id!r}: train() was called twice in round {self.server_round}")
+            raise TrainingError(
+                f"client {self.client.id!r}: train() was called twice in round {round_number(self.server_round)}"
+            )
         if self._measure:
             self._aggregated = self.evaluate("test")
         table = self._shard.tables["train"]

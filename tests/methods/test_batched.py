@@ -176,7 +176,7 @@ def test_a_method_that_fails_for_one_client_names_it(start, monkeypatch):
     threads = threading.active_count()
     with pytest.raises(ValueError, match="not finite") as caught:
         together(run.worker, tasks)
-    assert caught.value.__notes__ == [f"client {IDS[1]!r}, round 0"]
+    assert caught.value.__notes__ == [f"client {IDS[1]!r}, round 1"]
     assert threading.active_count() == threads
     expected = [run.worker.train(task) for task in run.tasks(IDS, measure=True)]
     agree(together(run.worker, run.tasks(IDS, measure=True)), expected)
@@ -184,7 +184,7 @@ def test_a_method_that_fails_for_one_client_names_it(start, monkeypatch):
 
 def test_a_loss_that_is_not_finite_names_client_and_round(start):
     run = start("fedavg", train__lr=1e30, train__clip=None)
-    with pytest.raises(TrainingError, match=f"client '{IDS[0]}', round 0, step 1: the loss is not finite"):
+    with pytest.raises(TrainingError, match=f"client '{IDS[0]}', round 1, step 1: the loss is not finite"):
         together(run.worker, run.tasks(IDS))
 
 

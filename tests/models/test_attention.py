@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fedray.config import TierConfig
-from fedray.federation.worker import as_held
 from fedray.models.attention import LONG, NAME, short_in_float32, train_short_in_float32
+from fedray.training.base_model import as_held
 from tests.models.test_backbone import FAMILIES, drawn_model
 
 TOKENS = 12

@@ -19,7 +19,8 @@ from fedray.adapters.rows import hold_rows
 from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config
 from fedray.config.clients import TierConfig
 from fedray.experiment.outline import footprints_from_configuration
-from fedray.federation.worker import Worker, WorkerSetup
+from fedray.federation.tasks import WorkerSetup
+from fedray.federation.worker import Worker
 from fedray.methods.fedavg import FedAvg
 from fedray.models.backbone import architecture, meta_backbone
 from fedray.planning.memory import Footprint
@@ -261,15 +262,16 @@ MEASURED = """
 import json, sys
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
-from fedray.federation.worker import ClientTask, Worker
+from fedray.federation.tasks import ClientTask, downlinks_of
+from fedray.federation.worker import Worker
 
 config = load_config(json.loads(sys.argv[1]))
 prepared, (entry,) = prepare(config), config.method
 worker, client = Worker(), prepared.clients[0]
 worker.setup(prepared.worker_setups(entry)["default"])
 federation = prepared.federation(entry, worker.initial(), None)
-downlink = federation.method.configure_train(federation.server, [client])[client.id]
-worker.train(ClientTask(client, 0, True), downlink, None, prepared.data.shards[client.id])
+downlink = downlinks_of(federation.method.configure_train(federation.server, [client]), [client])[client.id]
+worker.train(ClientTask(client, 0, downlink, True, shard=prepared.data.shards[client.id]))
 use = worker.memory()
 print(json.dumps([prepared.footprint(entry, "default").host(False), use.host_peak - use.host_baseline]))
 """

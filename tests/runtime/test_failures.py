@@ -78,7 +78,7 @@ def test_a_fault_that_stays_ends_the_run_and_is_named(
     with pytest.raises(error) as raised:
         fedray.run({**config, "method": [faulty(fault, tmp_path)]}, output=tmp_path / "run")
     if error is ClientFailure:
-        assert f"client {VICTIM}: failed 2 times in round 0" in str(raised.value)
+        assert f"client {VICTIM}: failed 2 times in round 1" in str(raised.value)
         assert ("in train_client" in str(raised.value)) == (fault == "raise")
     else:
         assert str(raised.value) == "its loss is nan"

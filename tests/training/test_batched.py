@@ -226,7 +226,7 @@ def test_a_member_that_is_not_finite_names_its_client(adapt, locals_of, bad):
     values[bad]["head"][:] = 1e38
     values[bad]["lora"][:] = 1e30
     threads = threading.active_count()
-    with pytest.raises(TrainingError, match=rf"client '{bad}', round 0, step 0: the loss is not finite"):
+    with pytest.raises(TrainingError, match=rf"client '{bad}', round 1, step 0: the loss is not finite"):
         fused(adapter, locals_, values)
     assert threading.active_count() == threads
     good = {name: local for name, local in locals_of(adapter).items() if name != bad}

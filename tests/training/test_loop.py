@@ -238,7 +238,7 @@ def test_max_steps_ends_a_round(adapt, trainer):
 def test_a_loss_that_is_not_finite_names_client_round_step_and_rate(adapt, trainer):
     """The first step moves every value by about 1e30, which the second forward pass cannot bear."""
     adapter = adapt()
-    with pytest.raises(TrainingError, match=r"'ann', round 7, step 1: the loss is not finite \(learning rate 1e\+30\)"):
+    with pytest.raises(TrainingError, match=r"'ann', round 8, step 1: the loss is not finite \(learning rate 1e\+30\)"):
         trainer(adapter, server_round=7, lr=1e30).train()
 
 

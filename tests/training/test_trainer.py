@@ -75,7 +75,7 @@ def test_a_client_without_training_examples_is_an_error(adapt, trainer):
 def test_training_twice_is_an_error(adapt, trainer):
     local = trainer(adapt())
     local.train()
-    with pytest.raises(TrainingError, match="'ann': train\\(\\) was called twice in round 0"):
+    with pytest.raises(TrainingError, match="'ann': train\\(\\) was called twice in round 1"):
         local.train()
 
 

@@ -1,0 +1,31 @@
+"""The common starting point of a method's clients."""
+
+from transformers import PreTrainedModel
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.draws import draw_head
+from fedray.adapters.heads import head_group
+from fedray.methods.protocol import Initial
+from fedray.models.backbone import missing_head
+from fedray.types import Vector
+
+
+def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
+    """Return the model's own task head with what its checkpoint lacked drawn; None where it has none."""
+    head = head_group(model)
+    if head is None:
+        return None
+    std = getattr(model.config, "initializer_range", 0.02)
+    return draw_head(head.layout, head.read(), missing_head(model), seed, std)
+
+
+def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
+    """Return the first values of the adapter's groups, as each group draws them by seed.
+
+    Args:
+        adapter: may be that of a model on the meta device, unless a group's first values are the model's own.
+        head: the first task head, where there is one.
+    """
+    layouts = {name: adapter.layout(name) for name in adapter.names}
+    vectors = {group.name: group.first_values(seed) for group in adapter.groups if group.name != "head"}
+    return Initial(seed, layouts, vectors if head is None else vectors | {"head": head})

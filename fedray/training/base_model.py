@@ -1,0 +1,68 @@
+"""The frozen base model as the devices of a tier hold it."""
+
+import copy
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fedray.adapters.heads import float_head
+from fedray.config import Config, TierConfig
+from fedray.errors import ConfigError
+from fedray.models.attention import train_short_in_float32
+from fedray.models.backbone import checkpoint_activations, load_backbone
+
+
+def load_base_model(
+    config: Config, architecture: PretrainedConfig, tier_name: str, tier: TierConfig, device: str
+) -> PreTrainedModel:
+    """Return the frozen base model with its weights, as the tier's devices hold it.
+
+    Args:
+        architecture: from `fedray.models.backbone.architecture`.
+        tier_name: for messages.
+        device: cuda or cpu, where the tier computes.
+
+    Raises:
+        ConfigError: float16 without a GPU, weights that cannot be loaded, or checkpointing that the model does not
+            support.
+    """
+    section, held = config.model, held_architecture(architecture, tier)
+    if tier.precision is not None:
+        section = section.model_copy(update={"dtype": tier.precision})
+    if section.dtype == "float16" and device == "cpu":
+        raise ConfigError(f"tier {tier_name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
+    place = "cpu" if tier.engine.weights_on_host else device
+    model = load_backbone(section, held, config.task, config.seed, place, config.data.cache_dir)
+    return as_held(model, tier, device)
+
+
+def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:
+    """Return the architecture with the type in which the tier's devices hold the base weights."""
+    held = copy.deepcopy(architecture)
+    if tier.precision is not None:
+        held.dtype = getattr(torch, tier.precision)
+    return held
+
+
+def as_held(model: PreTrainedModel, tier: TierConfig, device: str) -> PreTrainedModel:
+    """Return the base model, changed in place, as the tier's devices compute with it.
+
+    Args:
+        device: cuda or cpu, where they compute.
+
+    Raises:
+        ConfigError: checkpointing that the model does not support.
+    """
+    float_head(model)
+    if device == "cpu":
+        train_short_in_float32(model)
+    if tier.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def resolve_device(config: Config, tier: TierConfig) -> str:
+    """Return cuda or cpu; `auto` means cuda if this process has a GPU and the tier may use one."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if tier.num_gpus != 0 and torch.cuda.is_available() else "cpu"
