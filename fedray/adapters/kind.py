@@ -16,13 +16,14 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.config import MethodSections
-from fedray.config.registry import Choice, Registry
+from fedray.config.option import Option
+from fedray.config.registry import Registry
 
 SECTIONS = ("lora", "reft")
 """Fields that are filled from the configuration's sections where a kind declares them."""
 
 
-class AdapterKind(Choice):
+class AdapterKind(Option):
     """Base class of all adapter kinds.
 
     Attributes:
@@ -30,6 +31,10 @@ class AdapterKind(Choice):
     """
 
     group: ClassVar[str]
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        return ADAPTER_KINDS
 
     def attach(self, model: nn.Module) -> Adapter:
         """Insert the adapter into a model, in place, and freeze everything else.
@@ -43,7 +48,7 @@ class AdapterKind(Choice):
         raise NotImplementedError(f"{type(self).__name__} must define attach(model)")
 
 
-ADAPTER_KINDS: Registry[AdapterKind] = Registry("adapter kind", "fedray.adapters.kinds", AdapterKind)
+ADAPTER_KINDS = Registry("adapter kind", "fedray.adapters.kinds", AdapterKind)
 
 
 def parse_kind(value: Any, sections: MethodSections) -> Any:

@@ -120,7 +120,10 @@ class TierConfig(Section):
         dumped: dict[str, Any] = handler(self)
         flat: dict[str, Any] = {}
         for name, value in dumped.items():
-            flat |= {"engine": value.pop("name"), **value} if name == "engine" and self.engine.name else {name: value}
+            if name == "engine" and isinstance(value, dict) and "name" in value:
+                flat |= {name: value["name"], **{field: value[field] for field in type(self.engine).model_fields}}
+            else:
+                flat[name] = value
         return flat
 
     @model_validator(mode="after")

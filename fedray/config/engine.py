@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedray.config.registry import Choice, Registry
+from fedray.config.option import Option
+from fedray.config.registry import Registry
 from fedray.config.section import Mistakes
 from fedray.config.training import TrainConfig
 from fedray.errors import ConfigError, choices, nearest
@@ -62,7 +63,7 @@ class EngineMemory:
     moves_gradients: bool = False
 
 
-class EngineConfig(Choice):
+class EngineConfig(Option):
     """Base class of every engine's configuration.
 
     Attributes:
@@ -77,6 +78,10 @@ class EngineConfig(Choice):
     batches_clients: ClassVar[bool] = False
     groups_processes: ClassVar[bool] = False
     prepares_node: ClassVar[bool] = False
+
+    @classmethod
+    def registry(cls) -> Registry[Any]:
+        return ENGINES
 
     @property
     def weights_on_host(self) -> bool:
@@ -137,13 +142,8 @@ class EngineConfig(Choice):
         """
         raise NotImplementedError(f"{type(self).__name__} must define build(adapter, train, device, process_group)")
 
-    @property
-    def label(self) -> str:
-        """The engine's name, or its class."""
-        return self.name or self.class_ or type(self).__name__
 
-
-ENGINES: Registry[EngineConfig] = Registry("engine", "fedray.training.engines", EngineConfig)
+ENGINES = Registry("engine", "fedray.training.engines", EngineConfig)
 
 
 def engines_with(ability: str) -> str:
@@ -199,10 +199,10 @@ def _section_of(raw: Any) -> dict[str, Any]:
         Mistakes: the value describes no engine.
     """
     if isinstance(raw, EngineConfig):
-        return raw.model_dump(by_alias=True)
+        raw = raw.model_dump()
     if isinstance(raw, str):
         return {"name": raw}
-    if isinstance(raw, Mapping) and (raw.get("name") or raw.get("class") or raw.get("class_")):
+    if isinstance(raw, Mapping) and (raw.get("name") or raw.get("class")):
         return dict(raw)
     raise Mistakes([f"engine: got {raw!r}: expected {choices(ENGINES.names)}, or a mapping with `class`"])
 
@@ -210,7 +210,7 @@ def _section_of(raw: Any) -> dict[str, Any]:
 def _own_fields(section: Mapping[str, Any]) -> set[str]:
     """Return the fields that a built-in engine adds; none for another name or a class."""
     name = section.get("name")
-    return ENGINES.find(name).model_fields.keys() - EngineConfig.model_fields.keys() if name in ENGINES.names else set()
+    return set(ENGINES.find(name).model_fields) if name in ENGINES.names else set()
 
 
 def _is_default(engine: type[EngineConfig], name: str, value: Any) -> bool:
@@ -219,6 +219,5 @@ def _is_default(engine: type[EngineConfig], name: str, value: Any) -> bool:
     Raises:
         Mistakes: the value does not fit the field.
     """
-    default: Any = ENGINES.parse({"name": engine.model_fields["name"].default})
-    given = ENGINES.parse({"name": engine.model_fields["name"].default, name: value})
-    return bool(getattr(given, name) == getattr(default, name))
+    given = ENGINES.parse({"name": engine.name, name: value})
+    return bool(getattr(given, name) == getattr(ENGINES.parse(engine.name), name))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import ValidationError
 
 from fedray.config.section import Mistakes, Section, describe
 from fedray.errors import choices, nearest
@@ -180,33 +180,6 @@ def _mistakes(name: str, value: Any, entries: Iterable[Any]) -> list[str]:
             return []
         found = found or mistakes
     return found
-
-
-class Choice(Section):
-    """Base class of sections that a registry with the key `name` selects.
-
-    Built-in entries declare `name` as a Literal of their own name. A class of a user's own is known by its path, which
-    is filled in where an instance is made in Python, so that a dumped configuration can be read back.
-    """
-
-    name: str | None = None
-    """Name of a built-in entry."""
-    class_: str | None = Field(default=None, alias="class")
-    """`module.Class` of an entry of your own."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and cls.model_fields["name"].default is None and not value.get("class_"):
-            return {"class": f"{cls.__module__}.{cls.__qualname__}", **value}
-        return value
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = handler(self)
-        return {
-            key: value for key, value in dumped.items() if value is not None or key not in ("name", "class", "class_")
-        }
 
 
 def _field_names(cls: Any) -> set[str]:

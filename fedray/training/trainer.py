@@ -29,9 +29,6 @@ class ClientReport:
     """What one client's round is recorded with.
 
     Attributes:
-        client: its id.
-        server_round: counts from 0.
-        num_examples: training examples.
         steps: optimizer steps taken.
         train_loss: mean over the optimizer steps (nan before training).
         seconds: of local training, without evaluation.

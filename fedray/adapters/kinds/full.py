@@ -1,6 +1,6 @@
 """`adapter: full`: full fine-tuning."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
@@ -12,8 +12,8 @@ from fedray.adapters.kind import AdapterKind
 class FullKind(AdapterKind):
     """Every parameter of the base model."""
 
+    name: ClassVar[str] = "full"
     group: ClassVar[str] = "full"
-    name: Literal["full"] = "full"
 
     def attach(self, model: nn.Module) -> Adapter:
         return attach_full(model)

@@ -1,6 +1,6 @@
 """`adapter: lora`: LoRA on linear layers."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
@@ -13,9 +13,10 @@ from fedray.config import LoraSection
 class LoraKind(AdapterKind):
     """LoRA on linear layers."""
 
+    name: ClassVar[str] = "lora"
     group: ClassVar[str] = "lora"
-    name: Literal["lora"] = "lora"
     lora: LoraSection = LoraSection()
+    """The configuration's section `lora`."""
 
     def attach(self, model: nn.Module) -> Adapter:
         return attach_lora(model, self.lora)

@@ -1,6 +1,6 @@
 """`adapter: reft`: representation fine-tuning: interventions on the blocks' outputs."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
@@ -13,9 +13,10 @@ from fedray.config import ReftSection
 class ReftKind(AdapterKind):
     """Representation fine-tuning: interventions on the blocks' outputs."""
 
+    name: ClassVar[str] = "reft"
     group: ClassVar[str] = "reft"
-    name: Literal["reft"] = "reft"
     reft: ReftSection = ReftSection()
+    """The configuration's section `reft`."""
 
     def attach(self, model: nn.Module) -> Adapter:
         return attach_reft(model, self.reft)

@@ -42,9 +42,9 @@ class OffloadConfig(Section):
 class DeepSpeedConfig(EngineConfig):
     """DeepSpeed; see `fedray.training.deepspeed_engine`."""
 
+    name: ClassVar[str] = "deepspeed"
     prepares_node: ClassVar[bool] = True
 
-    name: Literal["deepspeed"] = "deepspeed"
     offload: OffloadConfig = OffloadConfig()
     """`none`, or what is kept off the device."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)

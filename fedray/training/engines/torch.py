@@ -1,6 +1,6 @@
 """`engine: torch`: plain torch, everything on the device."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from fedray.config import EngineConfig, EngineMemory, TrainConfig
 
@@ -8,10 +8,9 @@ from fedray.config import EngineConfig, EngineMemory, TrainConfig
 class TorchConfig(EngineConfig):
     """Plain torch; see `fedray.training.torch_engine`."""
 
+    name: ClassVar[str] = "torch"
     batches_clients: ClassVar[bool] = True
     groups_processes: ClassVar[bool] = True
-
-    name: Literal["torch"] = "torch"
 
     def memory(self, adapter: Any, weights: int, train: TrainConfig) -> EngineMemory:
         from fedray.training.memory import optimizer_bytes, plain_memory
