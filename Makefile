@@ -3,6 +3,7 @@
 #
 #   make test ARGS="-k config"            further words for the program that is run
 #   make test ARGS="-n 0 -k config"       in one process, as a debugger needs it
+#   make test ARGS='-m "not slow and not ray"'
 #   make quickstart PYTHON=python3.12     the interpreter for a new .venv; default: the first supported one of python3.11,
 #                                         python3.12 and python3
 SHELL := /bin/bash
