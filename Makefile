@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/fedray run jobs/quickstart.yaml $(ARGS)
 
 # A process for each of up to four cores; tests/conftest.py says which tests stay together.
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow" $(ARGS)

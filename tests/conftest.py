@@ -40,9 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start Ray, and divide all into groups for `--dist loadgroup`: a group runs in one process.
 
-    The tests that start Ray form one group, so that one cluster serves them and never two clusters run at once. The
-    tests of a file that share a fixture of the module form another, so that the fixture is made once. Every other test
-    runs wherever there is time.
+    The tests that start Ray form one group, so that one cluster serves them and never two clusters run at once; it is
+    the longest, and comes first. The tests of a file that share a fixture of the module form another, so that the
+    fixture is made once. Every other test runs wherever there is time.
     """
     for item in items:
         if not isinstance(item, pytest.Function):
@@ -52,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             _join(item, "ray")
         elif "module" in {found[-1].scope for found in item._fixtureinfo.name2fixturedefs.values()}:
             _join(item, item.nodeid.partition("::")[0])
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (not item.nodeid.endswith("@ray"), "@" not in item.nodeid.rpartition("]")[2]))
 
 
 def _join(item: pytest.Function, group: str) -> None:
