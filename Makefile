@@ -3,6 +3,7 @@
 #
 #   make test ARGS="-k config"            further words for the program that is run
 #   make test ARGS="-n 0 -k config"       in one process, as a debugger needs it
+#   make test ARGS='-m "not slow and not ray"'
 #   make quickstart PYTHON=python3.12     the interpreter for a new .venv; default: the first supported one of python3.11,
 #                                         python3.12 and python3
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/fedray run jobs/quickstart.yaml $(ARGS)
 
 # A process for each of up to four cores; tests/conftest.py says which tests stay together.
-PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow" $(ARGS)

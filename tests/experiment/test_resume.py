@@ -166,13 +166,13 @@ def test_tables_are_one_file_each_when_a_method_or_the_run_ends(
 
 
 def test_every_method_however_often_its_run_ends(config: dict[str, Any], tmp_path: Path) -> None:
-    """Two rounds at a time."""
+    """After two rounds, and then after every third one, so that each method ends at another place."""
     config = {**config, "method": METHODS}
     whole = fedray.run(config, output=tmp_path / "whole")
     interrupted(config, tmp_path / "run", RoundFinished, 1)
     for _ in range(4 * len(METHODS)):
         try:
-            found = fedray.run(config, resume=tmp_path / "run", callbacks=[Calling(stop_at(RoundFinished, 1))])
+            found = fedray.run(config, resume=tmp_path / "run", callbacks=[Calling(stop_at(RoundFinished, 2))])
             break
         except Stop:
             continue
@@ -300,7 +300,7 @@ def test_a_broken_checkpoint_costs_a_round_and_is_told(
     assert "00002: server.safetensors has" in found.events().cause[0]
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.7])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(config: dict[str, Any], whole: RunResult, tmp_path: Path, seconds: float) -> None:
     """SIGKILL so long after the first round ended."""
     file, run = tmp_path / "config.yaml", tmp_path / "run"
