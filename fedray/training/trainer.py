@@ -165,8 +165,14 @@ class LocalTrainer:
         """Train the adapter's trainable groups; with `measure`, evaluate the test split before and after.
 
         Raises:
-            TrainingError: no training examples, a second call, or a loss or a parameter that is not finite.
+            TrainingError: no training examples, nothing to train, a second call, or a loss or a parameter that is not
+                finite.
         """
+        if self._work.adapter.num_trainable() == 0:
+            raise TrainingError(
+                f"client {self.client.id!r}: the adapter has no trainable group; the method's attach() must call "
+                "set_trainable() with what trains"
+            )
         if self._shard.num_examples() == 0:
             raise TrainingError(
                 f"client {self.client.id!r} has no training examples; raise partition.min_examples, "

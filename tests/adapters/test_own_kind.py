@@ -1,12 +1,12 @@
 """An adapter kind of a user's own, from a file outside the package: run, refused, and its memory predicted."""
 
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import EXAMPLES
 from tiny import tiny_bert
 
 import fedray
@@ -14,53 +14,10 @@ from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
 
-KIND = '''
-"""BitFit (arXiv 2106.10199): the biases of the base model's linear layers train, and nothing else."""
-
-from typing import ClassVar
-
-from torch import nn
-
-from fedray.adapters.adapter import Adapter
-from fedray.adapters.context import ForwardContext
-from fedray.adapters.group import Entry, Group
-from fedray.adapters.heads import head_group
-from fedray.adapters.kind import AdapterKind
-from fedray.adapters.layout import Slot
-from fedray.errors import ConfigError
-
-
-class BiasKind(AdapterKind):
-    group: ClassVar[str] = "bias"
-
-    targets: tuple[str, ...] = ()
-    """Names of the linear layers; default all."""
-
-    def attach(self, model: nn.Module) -> Adapter:
-        model.requires_grad_(False)
-        head = head_group(model)
-        apart = {id(parameter) for parameter in head.parameters()} if head else set()
-        entries = [
-            Entry(Slot(path, "bias", tuple(layer.bias.shape)), layer.bias, decays=False)
-            for path, layer in model.named_modules()
-            if isinstance(layer, nn.Linear) and layer.bias is not None and id(layer.bias) not in apart
-            if not self.targets or path.rpartition(".")[2] in self.targets
-        ]
-        if not entries:
-            raise ConfigError(f"adapter.targets: the model has no linear layers with a bias among {self.targets}")
-        # Without `draw`, the group starts from the model's own values.
-        groups = [Group(self.group, entries), *([head] if head else [])]
-        return Adapter(model, groups, ForwardContext(model))
-
-
-class NoKind:
-    pass
-'''
-
 
 @pytest.fixture(autouse=True)
 def _file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "my_kind.py").write_text(textwrap.dedent(KIND))
+    (tmp_path / "my_kind.py").write_text(EXAMPLES["my_kind.py"] + "\n\nclass NoKind:\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     sys.modules.pop("my_kind", None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import EXAMPLES
 
 import fedray
 from fedray.aggregation.rule import RULES, Rule
@@ -15,27 +16,11 @@ from fedray.config.registry import import_class
 from fedray.errors import ConfigError
 from fedray.methods.registry import build_method
 
-QUANTILE = '''
-import numpy as np
-
-from fedray.aggregation.rule import Rule
-
-
-class Quantile(Rule):
-    """The quantile of each coordinate."""
-
-    q: float = 0.5
-    """0.5 is the median."""
-
-    def everybody(self, points):
-        return np.quantile(points, self.q, axis=0).astype(np.float32)
-'''
-
 
 @pytest.fixture
 def own(own_folder: Path, smallest: dict[str, Any]) -> dict[str, Any]:
     """A configuration beside `my_rule.py`."""
-    (own_folder / "my_rule.py").write_text(QUANTILE)
+    (own_folder / "my_rule.py").write_text(EXAMPLES["my_rule.py"])
     return smallest
 
 
@@ -83,7 +68,7 @@ def test_a_builtin_rule_with_its_own_fields() -> None:
     [
         (
             {"class": "my_rule.Quantile", "p": 0.1},
-            "^method 'fedalt': rest.p: unknown key; allowed: q$",
+            "^method 'fedalt': rest.p: unknown key; allowed: q; with another `name`: ",
         ),
         ({"class": "my_rule.Quantile", "q": "half"}, "^method 'fedalt': rest.q: got 'half': "),
         ({"class": "my_rule.Quantil"}, "^method 'fedalt': rest: class 'my_rule.Quantil' cannot be imported"),
@@ -101,7 +86,7 @@ def test_mistakes_are_named(own: dict[str, Any], rule: Any, message: str) -> Non
 
 
 def test_a_class_without_the_function_is_refused(own: dict[str, Any], own_folder: Path) -> None:
-    (own_folder / "broken_rule.py").write_text(QUANTILE.replace("def everybody", "def all"))
+    (own_folder / "broken_rule.py").write_text(EXAMPLES["my_rule.py"].replace("def everybody", "def all"))
     config = load_config(own, {"method": {"name": "fedalt", "rest": {"class": "broken_rule.Quantile"}}})
     with pytest.raises(ConfigError, match="TypeError: Quantile: has no function `everybody`"):
         build_method(config, config.method[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import EXAMPLES
 from small_config import message_of
 from tiny import tiny_bert
 
@@ -15,50 +16,6 @@ from fedray.data.load import load_federated_data
 from fedray.errors import DataError
 from fedray.models.tokenizer import byte_tokenizer
 from fedray.sweeps.shared import _data_key
-
-SOURCE = '''"""A folder with a text file per class, one example per line."""
-
-from collections.abc import Iterator
-from pathlib import Path
-
-from fedray.config import DataConfig, RawRows
-from fedray.errors import DataError
-
-
-class TextFolder(DataConfig):
-    folder: str
-    """Folder with the .txt files; the name of a file is the class of its lines."""
-
-    def load(self, task: str, seed: int, num_clients: int | None) -> Iterator[RawRows]:
-        paths = sorted(Path(self.folder).glob("*.txt"))
-        if not paths:
-            raise DataError(f"data.folder: no .txt file in {self.folder}")
-        for path in paths:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            yield RawRows(str(path), {"text": lines, "label": [path.stem] * len(lines)}, unit="line")
-'''
-
-PARTITIONER = '''"""Clients that differ in the length of their texts."""
-
-from typing import Annotated
-
-import numpy as np
-from pydantic import Field
-
-from fedray.config import PartitionConfig, Shares
-
-
-class ByLength(PartitionConfig):
-    overlap: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the examples of every length that all clients get evenly."""
-
-    def assign(self, examples, train, num_clients, rng):
-        count = self.required_count(num_clients)
-        lengths = np.array([len(text) for text in examples.field("text")])
-        edges = np.quantile(lengths[train], np.linspace(0, 1, count + 1)[1:-1])
-        bands = np.digitize(lengths, edges)  # 0, the shortest texts, to count - 1
-        return Shares(bands, (1 - self.overlap) * np.eye(count) + self.overlap / count)
-'''
 
 NATURAL = """
 from fedray.config import NaturalClients, PartitionConfig
@@ -74,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with both files and forty lines of each of two classes; line i has i + 6 characters."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    files = {"my_source": SOURCE, "my_partition": PARTITIONER, "my_natural": NATURAL}
+    files = {"my_source": EXAMPLES["my_source.py"], "my_partition": EXAMPLES["my_partition.py"], "my_natural": NATURAL}
     for name, code in files.items():
         (tmp_path / f"{name}.py").write_text(code)
     for name in ("green", "white"):
@@ -162,7 +119,9 @@ def test_trials_of_a_sweep_share_data_only_where_the_own_fields_agree(folder: Pa
     ],
 )
 def test_shares_that_cannot_be_are_refused(folder: Path, shares: str, message: str) -> None:
-    code = PARTITIONER.replace("bands, (1 - self.overlap) * np.eye(count) + self.overlap / count", shares)
+    code = EXAMPLES["my_partition.py"].replace(
+        "bands, (1 - self.overlap) * np.eye(count) + self.overlap / count", shares
+    )
     (folder / "my_partition.py").write_text(code)
     with pytest.raises(DataError, match=message):
         load_federated_data(load_config(experiment()), byte_tokenizer())

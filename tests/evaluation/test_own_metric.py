@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import EXAMPLES
 
 import fedray
 from fedray.config import dump_yaml, load_config, to_mapping
@@ -14,32 +15,11 @@ from fedray.errors import ConfigError
 from fedray.evaluation.metrics.rouge_l import RougeL
 from fedray.experiment.prepare import prepare
 
-ERROR_RATE = '''
-import numpy as np
-
-from fedray.config import Metric
-
-
-class ErrorRate(Metric):
-    """Share of wrong predictions; those of class 0 weigh more or less."""
-
-    tasks = ("classification",)
-    higher_is_better = False
-    percent = False
-
-    weight: float = 1.0
-    """What an example of class 0 counts."""
-
-    def compute(self, predictions, labels):
-        weights = np.where(labels == 0, self.weight, 1.0)
-        return float(np.average(predictions != labels, weights=weights))
-'''
-
 
 @pytest.fixture
 def own(own_folder: Path, smallest: dict[str, Any]) -> dict[str, Any]:
     """A configuration beside `my_metric.py`."""
-    (own_folder / "my_metric.py").write_text(ERROR_RATE)
+    (own_folder / "my_metric.py").write_text(EXAMPLES["my_metric.py"])
     return smallest
 
 
@@ -89,7 +69,9 @@ def test_an_instance_is_a_value_of_the_configuration(own: dict[str, Any]) -> Non
 
 
 def test_a_name_of_its_own_is_shown(own: dict[str, Any], own_folder: Path) -> None:
-    (own_folder / "named_metric.py").write_text(ERROR_RATE.replace("    tasks =", '    name = "wrong"\n    tasks ='))
+    (own_folder / "named_metric.py").write_text(
+        EXAMPLES["my_metric.py"].replace("    tasks =", '    name = "wrong"\n    tasks =')
+    )
     config = load_config(own, {"evaluation.metric": {"class": "named_metric.ErrorRate"}})
     assert config.evaluation.metric is not None
     assert config.evaluation.metric.label == "wrong"
@@ -131,13 +113,13 @@ def test_mistakes_are_named(own: dict[str, Any], metric: Any, message: str) -> N
 def test_a_class_that_cannot_be_used(
     own: dict[str, Any], own_folder: Path, before: str, after: str, message: str
 ) -> None:
-    (own_folder / "broken_metric.py").write_text(ERROR_RATE.replace(before, after))
+    (own_folder / "broken_metric.py").write_text(EXAMPLES["my_metric.py"].replace(before, after))
     with pytest.raises(ConfigError, match=f"evaluation.metric: class .* cannot be imported: TypeError: {message}"):
         load_config(own, {"evaluation.metric": {"class": "broken_metric.ErrorRate"}})
 
 
 def test_it_must_fit_the_task(own: dict[str, Any], own_folder: Path) -> None:
-    (own_folder / "other_task.py").write_text(ERROR_RATE.replace("classification", "regression"))
+    (own_folder / "other_task.py").write_text(EXAMPLES["my_metric.py"].replace("classification", "regression"))
     config = load_config(own, {"evaluation.metric": {"class": "other_task.ErrorRate"}})
     with pytest.raises(ConfigError, match="'ErrorRate' cannot be computed for the task 'classification'; allowed: acc"):
         prepare(config)

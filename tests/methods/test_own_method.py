@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import EXAMPLES
 
 import fedray
 from fedray.config import load_config
@@ -51,6 +52,17 @@ def test_it_runs_beside_builtin_methods(own: dict[str, Any]) -> None:
     assert result["Smoothed"].state_sha256 != result["none"].state_sha256
     rounds = result.rounds().query("method == 'Smoothed' and phase == 'train'")
     assert rounds["kept"].tolist() == [0.5, 0.5]
+
+
+def test_the_documentations_method_has_fedavg_as_its_special_case(own: dict[str, Any], own_folder: Path) -> None:
+    """Momentum 0, up to the order in which updates are averaged; with momentum, the second round is another."""
+    (own_folder / "momentum.py").write_text(EXAMPLES["my_method.py"])
+    methods = ["fedavg", *({"class": "momentum.FedAvgM", "label": str(m), "momentum": m} for m in (0.0, 0.9))]
+    result = fedray.run(own, method=methods, output="run")
+    losses = result.clients().pivot_table(index=["server_round", "client"], columns="method", values="train_loss")
+    assert losses["0.0"].to_numpy() == pytest.approx(losses["fedavg"].to_numpy(), rel=1e-5)
+    assert (losses["0.9"].to_numpy() == pytest.approx(losses["fedavg"].to_numpy(), rel=1e-5)) is False
+    assert result["0.9"].uplink_bytes == result["fedavg"].uplink_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import EXAMPLES
 from tiny import tiny_bert
 
 import fedray
@@ -15,69 +16,6 @@ from fedray.config import dump_yaml, load_config
 from fedray.config.yaml import parse_yaml
 from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
-
-ENGINE = '''
-"""Stochastic gradient descent with a factor on the learning rate: its configuration and the engine itself."""
-
-from typing import Annotated, Any
-
-from pydantic import Field
-
-from fedray.config import EngineConfig, EngineMemory, TrainConfig
-from fedray.errors import ConfigError
-
-
-class MyEngineConfig(EngineConfig):
-    """What can be said of the engine before it is built; torch is imported only where it is built."""
-
-    factor: Annotated[float, Field(gt=0)] = 1.0
-    """Every learning rate is multiplied by this."""
-
-    def check(self, train: TrainConfig, where: str) -> None:
-        if train.optimizer != "sgd":
-            raise ConfigError(f"{where}.engine: needs train.optimizer: sgd, got {train.optimizer}")
-
-    def memory(self, adapter: Any, weights: int, train: TrainConfig) -> EngineMemory:
-        from fedray.training.memory import plain_memory
-
-        return plain_memory(adapter, weights, optimizer=0)
-
-    def build(self, adapter: Any, train: TrainConfig, device: str, process_group: Any) -> Any:
-        return MyEngine(adapter, self.factor, process_group)
-
-
-class MyEngine:
-    """θ ← θ − factor · lr · ∂L/∂θ."""
-
-    def __init__(self, adapter: Any, factor: float, process_group: Any) -> None:
-        self.adapter, self.process_group = adapter, process_group
-        self._factor, self._steps = factor, 0
-
-    def begin(self, schedule: Any) -> None:
-        self._schedule, self._steps = schedule, 0
-        self._groups = self.adapter.trainable_groups()
-
-    def backward(self, loss: Any, last: bool) -> None:
-        loss.backward()
-
-    def step(self) -> None:
-        import torch
-
-        rates = self._schedule.rates(self._groups, self._steps)
-        self._steps += 1
-        with torch.no_grad():
-            for group, rate in zip(self._groups, rates, strict=True):
-                for parameter in group.parameters:
-                    if parameter.grad is not None:
-                        parameter -= self._factor * rate * parameter.grad
-                        parameter.grad = None
-
-    def finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for group in self._groups for p in group.parameters)
-
-    def close(self) -> None:
-        self._groups = []
-'''
 
 SILENT = """
 from my_engine import MyEngineConfig
@@ -96,7 +34,7 @@ class NoEngine:
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "my_engine.py").write_text(textwrap.dedent(ENGINE))
+    (tmp_path / "my_engine.py").write_text(EXAMPLES["my_engine.py"])
     (tmp_path / "silent_engine.py").write_text(textwrap.dedent(SILENT))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield

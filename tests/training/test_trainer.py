@@ -72,6 +72,13 @@ def test_a_client_without_training_examples_is_an_error(adapt, trainer):
         trainer(adapt(), num_examples=0).train()
 
 
+def test_an_adapter_of_which_nothing_trains_is_an_error(adapt, trainer):
+    adapter = adapt()
+    adapter.set_trainable()
+    with pytest.raises(TrainingError, match=r"'ann': the adapter has no trainable group; the method's attach\(\) must"):
+        trainer(adapter).train()
+
+
 def test_training_twice_is_an_error(adapt, trainer):
     local = trainer(adapt())
     local.train()
