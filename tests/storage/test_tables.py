@@ -227,7 +227,7 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"clients-000000032\.parquet: cannot be read: "):
         read_table(StoragePath.of(tmp_path), "clients")
     beside.unlink()
-    with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* of the 34 rows before its own there are 32"):
+    with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* only 32 of the 34 rows before its own exist"):
         Table(StoragePath.of(tmp_path), "clients").load()
 
 
