@@ -1,8 +1,8 @@
-"""How many client actors of each tier fit on a cluster's nodes, and how they are dealt to the tiers.
+"""How many client actors fit on a cluster's nodes, and how many of them each tier gets.
 
 Amounts are counted in ten-thousandths, as Ray counts them: four actors of 0.25 GPUs fill one GPU exactly. A fraction of
-a GPU lies on one GPU: two of them hold four actors of 0.4, not five. Of a tier whose clients are silos, an actor is
-several workers, each with what the tier asks for; they may lie on several nodes.
+a GPU is always on one GPU: two GPUs hold four actors of 0.4, not five. In a tier whose clients are silos, an actor is
+several workers, each with the resources that the tier requests; they may run on several nodes.
 """
 
 import copy
@@ -14,17 +14,18 @@ Amounts = Mapping[str, float]
 """Resources by name: CPU, GPU, memory (bytes), and any other."""
 
 UNIT = 10_000
+"""Parts of a resource that are counted."""
 
 ALONE: Mapping[str, int] = {}
-"""No tier's actors are several workers."""
+"""Workers per actor by tier if every actor is a single process."""
 
 
 def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amounts]) -> dict[str, dict[str, float]]:
-    """Return what one actor (or worker of a silo) of each tier asks for.
+    """Return what one actor (or worker of a silo) of each tier requests.
 
-    Where `num_cpus` is left out it is 1, or an equal share of the CPUs where there are fewer of them than tiers.
-    GPUs that were not asked for are dealt later (`allot_with_gpus`), when the number of actors is known; only the
-    workers of a silo take whole ones, if there are that many.
+    If `num_cpus` is left out, it is 1, or an equal share of the CPUs if there are fewer of them than tiers. GPUs that
+    the configuration does not mention are shared out later (`allot_with_gpus`), when the number of actors is known;
+    only the workers of a silo get a whole GPU each, if there are enough.
     """
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
@@ -39,14 +40,15 @@ def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amoun
 
 
 def fits(asked: Amounts, node: Amounts) -> bool:
-    """Return whether one actor has room on an otherwise empty node."""
+    """Return whether one actor fits on an otherwise empty node."""
     return _Room(node).place(asked)
 
 
 def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE) -> bool:
-    """Return whether one actor of every tier has room at the same time.
+    """Return whether one actor of every tier fits at the same time.
 
-    workers: of tiers whose actors are several.
+    Args:
+        workers: processes per actor, by tier; 1 if a tier is missing.
     """
     rooms = [_Room(node) for node in nodes]
     return all(_place(asked[name], rooms, workers.get(name, 1)) for name in _largest_first(asked))
@@ -59,11 +61,16 @@ def allot(
     nodes: Sequence[Amounts],
     workers: Mapping[str, int] = ALONE,
 ) -> dict[str, int]:
-    """Return the number of actors of each tier: at least one; then up to the fixed numbers, and then one after another
-    to the tier with the most clients per actor, as long as one of the nodes has room.
+    """Return the number of actors of each tier.
 
-    most: the clients of each tier that a round can have; more actors would idle. nodes: those included that can be
-    added. workers: as in `fit_together`.
+    Each tier gets at least one; tiers with a fixed number then get up to that many; the others then get one more each
+    time they have the most clients per actor, as long as a node has room.
+
+    Args:
+        most: by tier, the most clients that a round can have; more actors would idle.
+        fixed: by tier, the configured number of actors, if any.
+        nodes: resources of each node, including nodes that can be added.
+        workers: processes per actor, by tier.
     """
     rooms = [_Room(node) for node in nodes]
     sizes = dict.fromkeys(asked, 1)
@@ -88,7 +95,8 @@ def allot_shared(
     sharers: int,
     workers: Mapping[str, int] = ALONE,
 ) -> dict[str, int]:
-    """Return what each of several equal pools may have, as `allot`: so many that all pools find room together."""
+    """Return the number of actors of each tier that each of `sharers` equal pools may have, so that all pools fit
+    together. The other arguments are those of `allot`."""
     sizes = {name: fixed[name] or 1 for name in asked}
     growing = {name for name in asked if not fixed[name]}
     while growing:
@@ -108,7 +116,11 @@ def fit_times(
     nodes: Sequence[Amounts],
     workers: Mapping[str, int] = ALONE,
 ) -> bool:
-    """Return whether so many actors of each tier have room at the same time, so many times."""
+    """Return whether `times` copies of a pool fit at the same time.
+
+    Args:
+        sizes: actors of each tier in one pool.
+    """
     each = [(f"{name} {i}", name) for name in asked for i in range(times * sizes[name])]
     return fit_together(
         {key: asked[name] for key, name in each}, nodes, {key: workers.get(name, 1) for key, name in each}
@@ -123,8 +135,9 @@ def allot_with_gpus(
     sharing: Collection[str],
     workers: Mapping[str, int] = ALONE,
 ) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
-    """Return the number of actors of each tier and what each asks for, with equal parts of the GPUs that others leave
-    for the tiers in `sharing`: the largest parts of which all of them find room."""
+    """Return the number of actors of each tier and what each requests. The tiers in `sharing` get equal shares of the
+    GPUs that the others leave free: the largest shares with which all actors fit. The other arguments are those of
+    `allot`."""
     least = {name: {**asked[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in asked}
     if sharing and fit_together(least, nodes, workers):
         sizes = allot(least, most, fixed, nodes, workers)
@@ -142,7 +155,7 @@ def _largest_first(asked: Mapping[str, Amounts]) -> list[str]:
 
 
 class _Room:
-    """What is left of a node."""
+    """The free resources of a node."""
 
     def __init__(self, node: Amounts) -> None:
         self._free = {name: _units(amount) for name, amount in node.items() if name != "GPU"}
@@ -150,7 +163,7 @@ class _Room:
         self._gpus = [UNIT] * whole + [part] * (part > 0)
 
     def place(self, asked: Amounts) -> bool:
-        """Take an actor's room, if there is all of it; return whether there was."""
+        """Reserve an actor's resources if the node has all of them; return whether it has."""
         wanted = {name: _units(amount) for name, amount in asked.items() if amount and name != "GPU"}
         gpus = self._fullest(_units(asked.get("GPU", 0.0)))
         if gpus is None or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
@@ -162,11 +175,12 @@ class _Room:
         return True
 
     def left(self) -> tuple[int, int]:
-        """GPUs and CPUs that are free: actors without GPU leave those nodes alone."""
+        """Return the free GPUs and CPUs. Actors without a GPU go to nodes with few free GPUs first."""
         return sum(self._gpus), self._free.get("CPU", 0)
 
     def _fullest(self, wanted: int) -> dict[int, int] | None:
-        """Return what to take of which GPU: whole ones, or a part of the fullest that has it; None: no room."""
+        """Return the amount to take from each GPU: whole GPUs, or a share of the fullest GPU that has it free; None if
+        the node has no room."""
         if wanted >= UNIT:
             whole = [index for index, free in enumerate(self._gpus) if free == UNIT][: wanted // UNIT]
             return dict.fromkeys(whole, UNIT) if len(whole) * UNIT == wanted else None
@@ -177,7 +191,7 @@ class _Room:
 
 
 def _place(asked: Amounts, rooms: list[_Room], workers: int = 1) -> bool:
-    """Take one actor's room, each worker's on the fullest node that has it; return whether there was room for all."""
+    """Place one actor, each of its workers on the fullest node that has room; return whether all of them fit."""
     if workers > 1:
         tried = copy.deepcopy(rooms)
         placed = all(_place(asked, tried) for _ in range(workers))

@@ -250,9 +250,7 @@ def test_what_is_generated_needs_positions_too(configure: Callable[..., Any], fi
     """40 tokens of prompt and answer and 32 generated ones are 72; the model reads 64."""
     changes = files("ab", "ab", "ab") | {"task": "causal_lm", "data__prompt": "{text}", "data__answer": "{label}"}
     prepare(configure(**changes, data__max_length=32, evaluation__metric="exact_match"))
-    with pytest.raises(
-        ConfigError, match=r"^data.max_length: 40, and evaluation.max_new_tokens 32 after it, but .* 64 t"
-    ):
+    with pytest.raises(ConfigError, match=r"^data.max_length: 40, plus evaluation.max_new_tokens: 32, but .* 64 t"):
         prepare(configure(**changes, data__max_length=40, evaluation__metric="exact_match"))
 
 

@@ -195,7 +195,7 @@ def test_a_finished_run_gets_more_rounds(config: dict[str, Any], whole: RunResul
     fedray.run({**config, "rounds": 1}, output=tmp_path / "run")
     assert_same(fedray.run(config, resume=tmp_path / "run"), whole)
     assert_same(fedray.run(config, resume=tmp_path / "run"), whole)
-    with pytest.raises(ConfigError, match=r"rounds: 2, but fedavg-reft of .* has 3 already"):
+    with pytest.raises(ConfigError, match=r"rounds: 2, but fedavg-reft of .* already has 3"):
         fedray.run({**config, "rounds": 2}, resume=tmp_path / "run")
 
 
