@@ -29,8 +29,8 @@ def make_client(config: ClientsConfig, id: ClientId, index: int, num_examples: i
 
 
 def _assign_tiers(config: ClientsConfig, ids: Sequence[ClientId], seed: int) -> dict[ClientId, str]:
-    """Return each client's tier. Clients that no tier lists are shuffled by seed and split by the tiers' shares, rounded
-    by largest remainders."""
+    """Return each client's tier. Clients that no tier lists are shuffled by seed and split by the tiers' shares, which
+    are rounded by largest remainders."""
     if not config.tiers:
         return dict.fromkeys(ids, "default")
     listed = {id: name for name, tier in config.tiers.items() for id in tier.clients}

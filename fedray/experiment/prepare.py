@@ -163,10 +163,10 @@ def _check_length(config: Config, positions: int | None) -> None:
 
 
 def split_labels(config: Config) -> tuple[ModelConfig, int | None]:
-    """Return the model's section without `num_labels`, which transformers derives from the class names, and that number.
+    """Separate `num_labels` from the model's section: transformers derives it from the class names.
 
     Returns:
-        The section and the number; None if the configuration does not give it.
+        The section without the number, and the number; None if the configuration does not give it.
 
     Raises:
         ConfigError: the number is not an integer of at least 2.

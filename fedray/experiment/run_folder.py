@@ -125,7 +125,7 @@ class RunFolder:
         (self.place / "states" / method).make_folder()
 
     def record(self, method: str, done: RoundResult) -> Row:
-        """Append a round (or the final pass) and its clients to their tables, and write both; return the round's row."""
+        """Append a round (or the final pass) and its clients to the tables, and write both; return the round's row."""
         phase = "final" if done.final else "train"
         simulated = client_seconds(self._config.clients, done)
         row = {"method": method, "phase": phase, **round_row(done, simulated)}

@@ -274,8 +274,8 @@ def test_without_checkpoints_nothing_is_continued_and_nothing_lost(config: dict[
         ("rounds.parquet", lambda blob: blob[:-9], "rounds.parquet: cannot be read"),
         ("clients.parquet", lambda blob: b"", "clients.parquet: cannot be read"),
         ("config.yaml", lambda blob: blob[:40], "config"),
-        ("summary.json", lambda blob: blob[:-9], "summary.json: is no summary of a run"),
-        ("summary.json", lambda blob: b'[{"method": "fedavg-reft"}]', "summary.json: is no summary of a run"),
+        ("summary.json", lambda blob: blob[:-9], "summary.json: is not a summary of a run"),
+        ("summary.json", lambda blob: b'[{"method": "fedavg-reft"}]', "summary.json: is not a summary of a run"),
     ],
 )
 def test_a_damaged_file_is_named(
