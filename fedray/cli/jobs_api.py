@@ -175,9 +175,7 @@ def packed(working_dir: Path, folder: Path, needed: str) -> Path:
     with ZipFile(package) as opened:
         files = sorted(opened.infolist(), key=lambda info: -info.compress_size)
     if needed not in {info.filename for info in files}:
-        raise ConfigError(
-            f"{needed}: is not sent with the job: .gitignore or .rayignore excludes it; move it elsewhere"
-        )
+        raise ConfigError(f"{needed}: is not sent with the job: .gitignore or .rayignore excludes it; move the file")
     if (size := package.stat().st_size) > LARGEST_PACKAGE:
         names = "".join(f"\n  {readable_bytes(info.compress_size)}  {info.filename}" for info in files[:5])
         raise ConfigError(
