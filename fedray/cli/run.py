@@ -60,12 +60,12 @@ def sweep(
     with reported():
         from fedray.config import load_sweep
 
-        asked = load_sweep(config, parse_overrides(overrides or []))
+        loaded = load_sweep(config, parse_overrides(overrides or []))
         from fedray.sweeps.report import SweepProgress, sweep_table
         from fedray.sweeps.run import resolve_sweep, run_trials
 
         output, resume = _resumed_if_there(output, resume, or_resume, "sweep.yaml")
-        found = resolve_sweep(asked, output, resume)
+        found = resolve_sweep(loaded, output, resume)
         console.print(f"{len(found.trials)} trials", highlight=False)
         try:
             with SweepProgress(console, found) as progress:

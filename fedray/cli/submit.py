@@ -45,9 +45,9 @@ def submit(
 
         values = parse_overrides(overrides or [])
         if is_sweep(config):
-            asked = load_sweep(config, values)
-            trials_of(asked)
-            name, storage = asked.name, load_config(asked.base).storage_path
+            sweep = load_sweep(config, values)
+            trials_of(sweep)
+            name, storage = sweep.name, load_config(sweep.base).storage_path
         else:
             loaded = load_config(config, values)
             name, storage = loaded.name, loaded.storage_path

@@ -67,8 +67,8 @@ def _width(prepared: Prepared, pool: Pool, federation: Federation, mine: Sequenc
     Args:
         mine: the tier's clients, the largest first.
     """
-    everybody = len(prepared.clients)
-    cohort = math.ceil(cohort_size(prepared.config.clients, everybody) * len(mine) / everybody)  # on average
+    total = len(prepared.clients)
+    cohort = math.ceil(cohort_size(prepared.config.clients, total) * len(mine) / total)  # on average
     actors = pool.actors(mine[0].tier)
     share = math.ceil(cohort / actors)
     timed = math.ceil(share / math.ceil(share / max(WIDTHS)))

@@ -109,8 +109,10 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     tokenizer = load_tokenizer(config.model)
     data = load(config, tokenizer)
     clients = make_clients(config.clients, data.shards, config.seed)
-    if (asked := config.clients.per_round) and asked > len(clients):
-        raise ConfigError(f"clients.per_round: {asked} clients per round, but the data has only {len(clients)} clients")
+    if (per_round := config.clients.per_round) and per_round > len(clients):
+        raise ConfigError(
+            f"clients.per_round: {per_round} clients per round, but the data has only {len(clients)} clients"
+        )
     model, num_labels = split_labels(config)
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")

@@ -57,7 +57,7 @@ class Worker:
         self._process_group = process_group
         keep_freed_memory()
         self._stack: AdapterStack | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._served: _Served | None = None
         self._meter: MemoryMeter | None = None
 
@@ -166,8 +166,8 @@ class Worker:
                 yield from self._batched(tasks)
                 return
         except CannotBatch as reason:
-            if str(reason) not in self._told:
-                self._told.add(str(reason))
+            if str(reason) not in self._warned:
+                self._warned.add(str(reason))
                 log.warning("tier %s: clients are trained one by one: %s", self._setup.tier, reason)
         for task in tasks:
             yield self.train(task)

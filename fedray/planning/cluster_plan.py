@@ -106,9 +106,9 @@ def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]
     given memory have enough.
     """
     tiers = list(dict.fromkeys(plan.tier for plan in made))
-    asked = requests(clients, tiers, nodes)
+    requested = requests(clients, tiers, nodes)
     for plan in made:
-        amounts = asked[plan.tier]
+        amounts = requested[plan.tier]
         amounts["GPU"] = max(amounts["GPU"], plan.gpu)
         amounts["memory"] = max(amounts["memory"], float(plan.host))
     shared = max(0 if plan.on_gpu else plan.footprint.shared for plan in made)
@@ -116,10 +116,10 @@ def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]
     too_large = {plan.tier for plan in made if plan.gpu > 1}
     workers = {name: clients.tier(name).workers for name in tiers}
     together = dict.fromkeys(tiers, 0)
-    if not too_large and fit_together(asked, left, workers):
-        together = allot(asked, _clients(clients, tiers), dict.fromkeys(tiers), left, workers=workers)
-    alone = {name: 0 if name in too_large else _alone(name, asked, left, workers) for name in tiers}
-    return [Room(name, asked[name], alone[name], together[name]) for name in tiers]
+    if not too_large and fit_together(requested, left, workers):
+        together = allot(requested, _clients(clients, tiers), dict.fromkeys(tiers), left, workers=workers)
+    alone = {name: 0 if name in too_large else _alone(name, requested, left, workers) for name in tiers}
+    return [Room(name, requested[name], alone[name], together[name]) for name in tiers]
 
 
 def this_machine() -> Cluster:
@@ -181,8 +181,8 @@ def _clients(clients: ClientsConfig, tiers: Sequence[str]) -> dict[str, int]:
     return {name: max(1, int(UNBOUNDED * share)) for name, share in shares.items()}
 
 
-def _alone(tier: str, asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> int:
-    only = {tier: asked[tier]}
+def _alone(tier: str, requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> int:
+    only = {tier: requested[tier]}
     if not fit_together(only, nodes, workers):
         return 0
     return allot(only, {tier: UNBOUNDED}, {tier: None}, nodes, workers=workers)[tier]

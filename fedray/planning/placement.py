@@ -30,32 +30,34 @@ def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amoun
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     fair = min(1.0, int(UNIT * cpus / sum(clients.tier(name).workers for name in tiers)) / UNIT) or 1.0
-    asked = {}
+    requested = {}
     for name in tiers:
         tier = clients.tier(name)
         whole = float(tier.num_gpus is None and 1 < tier.workers <= gpus)
         amounts = {"CPU": fair if tier.num_cpus is None else tier.num_cpus, "GPU": tier.num_gpus or whole}
-        asked[name] = {**amounts, "memory": float(tier.memory or 0), **tier.resources}
-    return asked
+        requested[name] = {**amounts, "memory": float(tier.memory or 0), **tier.resources}
+    return requested
 
 
-def fits(asked: Amounts, node: Amounts) -> bool:
+def fits(requested: Amounts, node: Amounts) -> bool:
     """Return whether one actor fits on an otherwise empty node."""
-    return _Room(node).place(asked)
+    return _Room(node).place(requested)
 
 
-def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE) -> bool:
+def fit_together(
+    requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE
+) -> bool:
     """Return whether one actor of every tier fits at the same time.
 
     Args:
         workers: processes per actor, by tier; 1 if a tier is missing.
     """
     rooms = [_Room(node) for node in nodes]
-    return all(_place(asked[name], rooms, workers.get(name, 1)) for name in _largest_first(asked))
+    return all(_place(requested[name], rooms, workers.get(name, 1)) for name in _largest_first(requested))
 
 
 def allot(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
@@ -73,14 +75,14 @@ def allot(
         workers: processes per actor, by tier.
     """
     rooms = [_Room(node) for node in nodes]
-    sizes = dict.fromkeys(asked, 1)
-    for name in _largest_first(asked):
-        _place(asked[name], rooms, workers.get(name, 1))
-    wanted = {name: most[name] if fixed[name] is None else fixed[name] or 1 for name in asked}
-    for growing in ({name for name in asked if fixed[name]}, {name for name in asked if not fixed[name]}):
+    sizes = dict.fromkeys(requested, 1)
+    for name in _largest_first(requested):
+        _place(requested[name], rooms, workers.get(name, 1))
+    wanted = {name: most[name] if fixed[name] is None else fixed[name] or 1 for name in requested}
+    for growing in ({name for name in requested if fixed[name]}, {name for name in requested if not fixed[name]}):
         while growing:
             name = max(growing, key=lambda name: (most[name] / sizes[name], name))
-            if sizes[name] < wanted[name] and _place(asked[name], rooms, workers.get(name, 1)):
+            if sizes[name] < wanted[name] and _place(requested[name], rooms, workers.get(name, 1)):
                 sizes[name] += 1
             else:
                 growing.remove(name)
@@ -88,7 +90,7 @@ def allot(
 
 
 def allot_shared(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
@@ -97,12 +99,12 @@ def allot_shared(
 ) -> dict[str, int]:
     """Return the number of actors of each tier that each of `sharers` equal pools may have, so that all pools fit
     together. The other arguments are those of `allot`."""
-    sizes = {name: fixed[name] or 1 for name in asked}
-    growing = {name for name in asked if not fixed[name]}
+    sizes = {name: fixed[name] or 1 for name in requested}
+    growing = {name for name in requested if not fixed[name]}
     while growing:
         name = max(growing, key=lambda name: (most[name] / sizes[name], name))
         larger = {**sizes, name: sizes[name] + 1}
-        if sizes[name] < most[name] and fit_times(asked, larger, sharers, nodes, workers):
+        if sizes[name] < most[name] and fit_times(requested, larger, sharers, nodes, workers):
             sizes = larger
         else:
             growing.remove(name)
@@ -110,7 +112,7 @@ def allot_shared(
 
 
 def fit_times(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     sizes: Mapping[str, int],
     times: int,
     nodes: Sequence[Amounts],
@@ -121,14 +123,14 @@ def fit_times(
     Args:
         sizes: actors of each tier in one pool.
     """
-    each = [(f"{name} {i}", name) for name in asked for i in range(times * sizes[name])]
+    each = [(f"{name} {i}", name) for name in requested for i in range(times * sizes[name])]
     return fit_together(
-        {key: asked[name] for key, name in each}, nodes, {key: workers.get(name, 1) for key, name in each}
+        {key: requested[name] for key, name in each}, nodes, {key: workers.get(name, 1) for key, name in each}
     )
 
 
 def allot_with_gpus(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
@@ -138,20 +140,20 @@ def allot_with_gpus(
     """Return the number of actors of each tier and what each requests. The tiers in `sharing` get equal shares of the
     GPUs that the others leave free: the largest shares with which all actors fit. The other arguments are those of
     `allot`."""
-    least = {name: {**asked[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in asked}
+    least = {name: {**requested[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in requested}
     if sharing and fit_together(least, nodes, workers):
         sizes = allot(least, most, fixed, nodes, workers)
         for part in range(1, sum(sizes.values()) + 1):
             shared = int(UNIT / part) / UNIT
-            final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in asked}
+            final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in requested}
             if fit_together(final, nodes, workers) and allot(final, most, fixed, nodes, workers) == sizes:
                 return sizes, final
-    plain = {name: dict(amounts) for name, amounts in asked.items()}
+    plain = {name: dict(amounts) for name, amounts in requested.items()}
     return allot(plain, most, fixed, nodes, workers), plain
 
 
-def _largest_first(asked: Mapping[str, Amounts]) -> list[str]:
-    return sorted(asked, key=lambda name: [-asked[name].get(kind, 0.0) for kind in ("GPU", "CPU", "memory")])
+def _largest_first(requested: Mapping[str, Amounts]) -> list[str]:
+    return sorted(requested, key=lambda name: [-requested[name].get(kind, 0.0) for kind in ("GPU", "CPU", "memory")])
 
 
 class _Room:
@@ -162,10 +164,10 @@ class _Room:
         whole, part = divmod(_units(node.get("GPU", 0.0)), UNIT)
         self._gpus = [UNIT] * whole + [part] * (part > 0)
 
-    def place(self, asked: Amounts) -> bool:
+    def place(self, requested: Amounts) -> bool:
         """Reserve an actor's resources if the node has all of them; return whether it has."""
-        wanted = {name: _units(amount) for name, amount in asked.items() if amount and name != "GPU"}
-        gpus = self._fullest(_units(asked.get("GPU", 0.0)))
+        wanted = {name: _units(amount) for name, amount in requested.items() if amount and name != "GPU"}
+        gpus = self._fullest(_units(requested.get("GPU", 0.0)))
         if gpus is None or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
             return False
         for name, amount in wanted.items():
@@ -190,14 +192,14 @@ class _Room:
         return {min(able)[1]: wanted}
 
 
-def _place(asked: Amounts, rooms: list[_Room], workers: int = 1) -> bool:
+def _place(requested: Amounts, rooms: list[_Room], workers: int = 1) -> bool:
     """Place one actor, each of its workers on the fullest node that has room; return whether all of them fit."""
     if workers > 1:
         tried = copy.deepcopy(rooms)
-        placed = all(_place(asked, tried) for _ in range(workers))
+        placed = all(_place(requested, tried) for _ in range(workers))
         rooms[:] = tried if placed else rooms
         return placed
-    return any(room.place(asked) for room in sorted(rooms, key=_Room.left))
+    return any(room.place(requested) for room in sorted(rooms, key=_Room.left))
 
 
 def _units(amount: float) -> int:

@@ -82,12 +82,12 @@ class LiveProgress(LiveBars, Callback):
         self._metric = metric
         self._tasks: dict[str, TaskID] = {}
         self._sent = 0
-        self._told = 0.0
+        self._printed = 0.0
 
     def on_method_started(self, event: MethodStarted) -> None:
         if event.method in self._tasks:  # the driver died, and the method starts again
             self._bars.remove_task(self._tasks[event.method])
-        self._sent, self._told = 0, 0.0
+        self._sent, self._printed = 0, 0.0
         self._tasks[event.method] = self._bars.add_task(
             event.method, total=event.tasks, completed=event.tasks_done, at="starting", scores=""
         )
@@ -109,8 +109,8 @@ class LiveProgress(LiveBars, Callback):
         self._sent += event.uplink_bytes + event.downlink_bytes
         scores += f", {readable_bytes(self._sent)} sent"
         self._bars.update(self._tasks[event.method], at=at, scores=scores)
-        if event.final or monotonic() - self._told >= PLAIN_EVERY_S:
-            self._told = monotonic()
+        if event.final or monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = monotonic()
             self._plain(f"{event.method}: {at}: {scores}, {event.seconds:.1f} s{self._end_of(event.method)}")
 
     def on_method_finished(self, event: MethodFinished) -> None:

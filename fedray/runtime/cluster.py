@@ -64,21 +64,21 @@ def _autoscaling_state() -> Any:
     return reply.autoscaling_state
 
 
-def check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
+def check_room(requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
     """Check that every actor could start, on a cluster without an autoscaler.
 
     Raises:
         ConfigError: an actor fits on no node, or the cluster has no room for one actor of every tier at a time.
     """
-    for tier, amounts in asked.items():
+    for tier, amounts in requested.items():
         if not any(fits(amounts, node) for node in nodes):
             raise ConfigError(
                 f"clients: an actor of tier {tier!r} fits on no node: it asks for {readable(amounts)}; the cluster's "
                 f"nodes have {'; '.join(sorted({readable(node) for node in nodes}))}"
             )
-    if not fit_together(asked, nodes, workers):
+    if not fit_together(requested, nodes, workers):
         times = {tier: f"{number} workers of " if number > 1 else "" for tier, number in workers.items()}
-        wanted = "; ".join(f"{tier}: {times[tier]}{readable(amounts)}" for tier, amounts in asked.items())
+        wanted = "; ".join(f"{tier}: {times[tier]}{readable(amounts)}" for tier, amounts in requested.items())
         raise ConfigError(
             f"clients.tiers: the cluster has no room for one actor of every tier at a time ({wanted}): it has "
             f"{readable(total_of(nodes))}; lower num_cpus or num_gpus (they may be fractions)"

@@ -22,7 +22,7 @@ from fedray.storage.paths import StoragePath
 SMALL_ROWS = 10_000
 """A table of up to this many rows is always one file, which is written in a few milliseconds."""
 PART = 8
-MOST_BESIDE = 64
+MAX_SIDE_FILES = 64
 """A large table's file is rewritten once 1 / PART of its rows have been added, or once it has this many side files."""
 
 READ_TRIES = 3
@@ -47,7 +47,7 @@ class Table:
         self._folder, self._name, self._durable, self._arranged = folder, name, durable, arranged
         self._rows = pa.table({})
         self._in_file = 0
-        self._beside: list[StoragePath] = []
+        self._side_files: list[StoragePath] = []
 
     def load(self) -> None:
         """Load the rows that are on disk, and put them into one file.
@@ -57,7 +57,7 @@ class Table:
         """
         self._rows = read_table(self._folder, self._name)
         self._in_file = self._rows.num_rows
-        self._beside = [place for _, place in _files_beside(self._folder, self._name)]
+        self._side_files = [place for _, place in _side_files_of(self._folder, self._name)]
         self.compact()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -75,13 +75,13 @@ class Table:
         new = pa.table({column: [row.get(column) for row in rows] for column in columns})
         joined = _joined([self._rows, new])
         small = joined.num_rows <= SMALL_ROWS
-        grown = joined.num_rows - self._in_file >= self._in_file / PART or len(self._beside) >= MOST_BESIDE
+        grown = joined.num_rows - self._in_file >= self._in_file / PART or len(self._side_files) >= MAX_SIDE_FILES
         if small or grown:
             self._write_all(joined)
         elif rows:
             place = self._folder / f"{self._name}-{self._rows.num_rows:09d}.parquet"
             self._write(place, new)
-            self._beside.append(place)
+            self._side_files.append(place)
             self._rows = joined
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -100,7 +100,7 @@ class Table:
         Raises:
             StateError: the file cannot be written.
         """
-        if self._beside:
+        if self._side_files:
             self._write_all(self._rows)
 
     def _write_all(self, rows: pa.Table) -> None:
@@ -109,10 +109,10 @@ class Table:
         rows = self._arranged(rows).combine_chunks()
         self._write(self._folder / f"{self._name}.parquet", rows)
         self._rows, self._in_file = rows, rows.num_rows
-        while self._beside:
-            with _failing(self._beside[-1], "removed"):
-                self._beside[-1].remove()
-            self._beside.pop()
+        while self._side_files:
+            with _failing(self._side_files[-1], "removed"):
+                self._side_files[-1].remove()
+            self._side_files.pop()
 
     def _write(self, place: StoragePath, rows: pa.Table) -> None:
         buffer = BytesIO()
@@ -139,12 +139,12 @@ def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
 
 
 def _read_table(folder: StoragePath, name: str) -> pa.Table:
-    beside = _files_beside(folder, name)  # listed first: rows that are compacted from now on are found in the file
+    side_files = _side_files_of(folder, name)  # listed first: rows that are compacted from now on are found in the file
     file = folder / f"{name}.parquet"
     with _failing(file, "read"):
         parts = [_read(file)] if file.is_file() else []
     have = sum(part.num_rows for part in parts)
-    for before, place in beside:
+    for before, place in side_files:
         if before < have:  # the file already holds these rows
             continue
         if before > have:
@@ -163,7 +163,7 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _files_beside(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
+def _side_files_of(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
     """Return the side files of a table in order, each with the number of rows before its first."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
     with _failing(folder, "read"):

@@ -101,7 +101,7 @@ def sweep(
     return run_trials(resolve_sweep(load_sweep(given), output, resume), callbacks)
 
 
-def resolve_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
+def resolve_sweep(given: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
     """Check a sweep; return it without results, or with those of its folder if it is continued.
 
     Args:
@@ -112,14 +112,14 @@ def resolve_sweep(asked: SweepConfig, output: str | Path | None, resume: str | P
         ConfigError: the sweep cannot be run, or the folder is that of another sweep.
         StateError: the folder is not that of a sweep.
     """
-    trials = trials_of(asked)
+    trials = trials_of(given)
     prepare(trials[0].config)  # data and model, as far as all trials have them in common
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
-        return resumed(StoragePath.of(resolve_storage(resume)), asked)
-    named = trials[0].config.model_copy(update={"name": asked.name})
-    return SweepResult(new_place(named, output), asked, trials, {})
+        return resumed(StoragePath.of(resolve_storage(resume)), given)
+    named = trials[0].config.model_copy(update={"name": given.name})
+    return SweepResult(new_place(named, output), given, trials, {})
 
 
 def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepResult:
@@ -168,8 +168,7 @@ def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener"
             time_attr="round",
             metric="metric",
             mode="max" if more_is_better(sweep, config) else "min",
-            max_t=max(trial.config.rounds for trial in waiting)
-            + 1,  # beyond the last round, where the trial ends itself
+            max_t=max(trial.config.rounds for trial in waiting) + 1,  # the experiment itself ends the trial
             grace_period=asha.grace_rounds,
             reduction_factor=asha.reduction_factor,
         )
@@ -201,7 +200,7 @@ def _id(trial: Any) -> str:
     return id
 
 
-def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
+def _concurrent(given: SweepConfig, trials: Sequence[Trial]) -> int:
     """Return how many trials run at a time, so that each can have its client actors.
 
     Raises:
@@ -217,20 +216,20 @@ def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
             check_room(amounts, nodes, workers)
         sizes = {tier: (clients.tier(tier).actors or 1) if config.runtime == "ray" else 1 for tier in tiers}
         fewest = min(fewest, _copies(amounts, sizes, nodes, workers))
-    if not elastic and asked.max_concurrent is not None and asked.max_concurrent > fewest:
+    if not elastic and given.max_concurrent is not None and given.max_concurrent > fewest:
         raise ConfigError(
-            f"max_concurrent: {asked.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
+            f"max_concurrent: {given.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
             "with its client actors; lower it, or clients.num_cpus (it may be a fraction)"
         )
-    return min(asked.max_concurrent or fewest, len(trials))
+    return min(given.max_concurrent or fewest, len(trials))
 
 
 def _copies(
-    asked: Mapping[str, Amounts], sizes: Mapping[str, int], nodes: Sequence[Amounts], workers: Mapping[str, int]
+    requested: Mapping[str, Amounts], sizes: Mapping[str, int], nodes: Sequence[Amounts], workers: Mapping[str, int]
 ) -> int:
     """Return how many pools with `sizes` actors of each tier fit at the same time; at least 1."""
     number = 1
-    while number < MAX_TRIALS and fit_times(asked, sizes, number + 1, nodes, workers):
+    while number < MAX_TRIALS and fit_times(requested, sizes, number + 1, nodes, workers):
         number += 1
     return number
 

@@ -60,7 +60,7 @@ def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
 ) -> None:
     """Twice as many appends of two rows write little more than twice as many rows; all of them anew: four times. That
     is so until 64 files lie beside."""
-    monkeypatch.setattr(tables, "MOST_BESIDE", 1000)
+    monkeypatch.setattr(tables, "MAX_SIDE_FILES", 1000)
     written = []
     write = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda rows, where: written.append(rows.num_rows) or write(rows, where))
@@ -176,7 +176,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
 
 
 def test_few_files_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MOST_BESIDE", 3)
+    monkeypatch.setattr(tables, "MAX_SIDE_FILES", 3)
     table = Table(StoragePath.of(tmp_path), "clients")
     table.append(numbered(0, 800))
     found = []
