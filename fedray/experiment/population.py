@@ -24,6 +24,7 @@ def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: 
 
 
 def make_client(config: ClientsConfig, id: ClientId, index: int, num_examples: int, tier: str) -> Client:
+    """Return a client with the capacity of its tier."""
     device = config.tier(tier)
     return Client(id, index, num_examples, tier, device.capacity)
 

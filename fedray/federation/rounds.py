@@ -114,6 +114,7 @@ class Collected:
 
     @property
     def left_out(self) -> tuple[ClientId, ...]:
+        """Ids of the clients that failed or sent an unusable update, sorted."""
         return tuple(sorted(id for attempt in self.exhausted for id in attempt.clients))
 
     @property

@@ -58,9 +58,11 @@ class OwnActors:
     """New actors, which end when they are not needed any more."""
 
     def start(self, resources: Amounts, workers: int) -> Any:
+        """See `ActorSource.start`."""
         return start_silo(workers, dict(resources)) if workers > 1 else start_actor(resources)
 
     def end(self, actor: Any) -> None:
+        """See `ActorSource.end`."""
         with suppress(RayError):
             ray.kill(actor)
 

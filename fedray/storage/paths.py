@@ -65,6 +65,7 @@ class StoragePath:
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
@@ -87,6 +88,7 @@ class StoragePath:
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.Directory)
 
     def is_file(self) -> bool:
+        """Return whether the path is that of an existing file."""
         if self.filesystem is None:
             return self.local.is_file()
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
@@ -109,6 +111,7 @@ class StoragePath:
         return sorted(info.base_name for info in found)
 
     def make_folder(self) -> None:
+        """Create the folder, and those above it, if they do not exist."""
         if self.filesystem is None:
             self.local.mkdir(parents=True, exist_ok=True)
         else:

@@ -71,15 +71,18 @@ class SharedActorSource:
         self._silos: list[Any] = []
 
     def start(self, resources: Amounts, workers: int) -> Any:
+        """See `ActorSource.start`."""
         if workers > 1:
             self._silos.append(start_silo(workers, dict(resources)))
             return self._silos[-1]
         return ray.get(self._shared.acquire.remote(self._trial, dict(resources)))
 
     def end(self, actor: Any) -> None:
+        """See `ActorSource.end`."""
         self._shared.discard.remote(actor)
 
     def release(self, actor: Any) -> None:
+        """See `ActorSource.release`."""
         if actor in self._silos:
             self.end(actor)
         else:

@@ -33,6 +33,7 @@ class Trial:
 
     @property
     def method(self) -> str:
+        """The name of the trial's method."""
         return self.config.method[0].key
 
 
