@@ -75,7 +75,7 @@ def test_a_tier_may_list_its_clients() -> None:
     assert {client.tier for client in deal(2, only)} == {"phone"}
     with pytest.raises(ConfigError, match="no tier lists c02; list them, or give one tier share: 1"):
         deal(3, only)
-    with pytest.raises(ConfigError, match=r"tiers.phone.clients: no client 'c01'.*there are c00"):
+    with pytest.raises(ConfigError, match=r"tiers.phone.clients: no client 'c01'.*the clients are c00"):
         deal(1, only)
 
 
