@@ -1,4 +1,7 @@
-"""fedray simulates federated fine-tuning of language models on Ray: FedReFT, FedALT, FedHFT and their baselines."""
+"""fedray simulates federated fine-tuning of language models on Ray: FedReFT, FedALT, FedHFT and their baselines.
+
+Uses: api, config, federation, results, sweeps.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -28,7 +31,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names on first use: `import fedray` itself stays instant."""
+    """Import the public names on first use, so that `import fedray` itself stays fast."""
     if name in _PLACES:
         return getattr(import_module(f"fedray.{_PLACES[name]}"), name)
     raise AttributeError(f"module 'fedray' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`fedray.run`: one experiment from Python."""
+"""The Python API: `fedray.run` runs one experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ SECTIONS = tuple(
     for name, field in Config.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 )
+"""Fields of the configuration that are sections with fields of their own."""
 
 
 def run(
@@ -30,17 +31,20 @@ def run(
     callbacks: Sequence[Callback] = (),
     **overrides: Any,
 ) -> RunResult:
-    """Run an experiment and wait for it.
+    """Run an experiment, and wait until it has finished.
 
     Args:
         config: the path of a YAML file, a mapping, or a Config.
         output: folder of the run, which must be empty or not exist; default storage_path/NAME-TIME.
-        resume: folder of a run to continue instead, with the same configuration; there may be more rounds.
-        callbacks: receive what happens; `callbacks` of the configuration do too.
+        resume: folder of a run to continue instead, with the same configuration and possibly more rounds.
+        callbacks: receive the events of the run, as do `callbacks` of the configuration.
         overrides: values of fields, as `rounds=10`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
 
+    Returns:
+        The result, read from the run's folder.
+
     Raises:
-        ConfigError: the experiment does not fit together; raised before any actor starts, but for what only the
+        ConfigError: the experiment has a mistake. It is raised before any actor starts, except for what only the
             cluster's nodes know (room for actors, a folder that all of them see).
         FedrayError: the run ended early; the message says why.
 
@@ -55,8 +59,9 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     """Check an experiment, run it in its folder, and return its result.
 
     Args:
-        place, resume: as `resolve_run` returned them.
-        callbacks: receive what happens, together with those that the configuration names.
+        config, place: as `resolve_run` returned them.
+        resume: whether to continue the run that is in the folder.
+        callbacks: receive the events of the run, as do `callbacks` of the configuration.
 
     Raises:
         FedrayError: as `run`.
@@ -69,7 +74,8 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield dotted paths: train={"lr": 1e-3} changes one field of its section and keeps the others."""
+    """Yield overrides as dotted paths, so that train={"lr": 1e-3} changes one field of its section and keeps the
+    others."""
     for name, value in overrides.items():
         if isinstance(value, Mapping) and name in SECTIONS:
             yield from ((f"{name}.{field}", entry) for field, entry in value.items())

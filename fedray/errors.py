@@ -1,6 +1,6 @@
-"""What can go wrong, one class per scenario. Every message says what was expected, what came, and what to change.
+"""Errors of fedray, one class per scenario. Every message says what was expected, what came, and what to change.
 
-All of these survive pickling (Ray sends exceptions between processes): each keeps its message as its only argument.
+All of them survive pickling, because Ray sends exceptions between processes: the message is the only argument.
 """
 
 from collections.abc import Iterable
@@ -8,19 +8,22 @@ from difflib import get_close_matches
 
 
 class FedrayError(Exception):
-    """Anything that fedray itself reports; the command line prints its message without a traceback."""
+    """Base class of errors that fedray reports. The command line prints the message without a traceback; exit code
+    1."""
 
 
 class ConfigError(FedrayError):
-    """The configuration, or what it points to, cannot be used. Raised before any actor starts; exit code 2."""
+    """The configuration, or something that it names, cannot be used. It is raised before any actor starts; exit code
+    2."""
 
 
 class DataError(ConfigError):
-    """A data source, a column, a label or a partition does not hold what the configuration says; exit code 2."""
+    """A data source, a column, a label or a partition does not match the configuration; exit code 2."""
 
 
 class TrainingError(FedrayError):
-    """Local training failed: a loss that is not finite, a client without training examples; exit code 1."""
+    """Local training failed, for example because of a loss that is not finite or a client without training examples;
+    exit code 1."""
 
 
 class StateError(FedrayError):
@@ -28,7 +31,7 @@ class StateError(FedrayError):
 
 
 class ClientFailure(FedrayError):
-    """A client failed more often than `clients.max_failures` allows; the message has the last cause."""
+    """A client failed more often than `clients.max_failures` allows; the message gives the last cause. Exit code 1."""
 
 
 def nearest(name: str, allowed: Iterable[object]) -> str:
@@ -39,7 +42,7 @@ def nearest(name: str, allowed: Iterable[object]) -> str:
 
 
 def choices(allowed: Iterable[object], limit: int = 20) -> str:
-    """Return the allowed names as one readable list, cut after `limit`."""
+    """Return the allowed names as one readable list, cut off after `limit` names."""
     names = [str(a) for a in allowed]
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"

@@ -1,4 +1,4 @@
-"""Every random draw is keyed by (seed, purpose, ...): no draw depends on what was drawn before it, or where.
+"""Keyed randomness: every draw is keyed by (seed, purpose, ...), so none depends on earlier draws or on where it runs.
 
 The key is hashed (SHA-256) rather than added to the seed, so that neighbouring rounds and clients share no stream.
 """

@@ -11,7 +11,7 @@ ClientId = str
 """Name of a client, safe as a file name: letters, digits, `.`, `_`, `-`."""
 
 Vector = npt.NDArray[np.float32]
-"""One flat float32 vector; what it holds is said by a `Layout`."""
+"""A flat float32 vector; a `Layout` says what it holds."""
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -19,24 +19,27 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Task = Literal["classification", "regression", "causal_lm"]
 
 IGNORED = -100
-"""Label of a token on which no loss is taken, as in torch and transformers."""
+"""Label of a token that does not contribute to the loss, as in torch and transformers."""
 
 Capacity = Mapping[str, Any]
-"""What the devices of a tier can hold, by the name of the tier's field in the configuration. Methods and adapter kinds
-read the values, the framework only passes them on; a name that is missing means no limit.
+"""What the devices of a tier can hold, by name of the tier's field in the configuration. Methods and adapter kinds read
+the values, and the framework only passes them on; a missing name means no limit.
 
-mask_ratio: ρ_k in (0, 1), share of the adapter's output rows. lora_rank: r_k, LoRA rank. reft_layers: blocks whose
-output is edited."""
+- `mask_ratio`: ρ_k in (0, 1), share of the adapter's output rows.
+- `lora_rank`: r_k, LoRA rank.
+- `reft_layers`: blocks whose output is edited.
+"""
 
 
 @dataclass(frozen=True)
 class Client:
     """A virtual client as methods see it: a value, never an actor's attribute.
 
-    index: position in the sorted list of all clients, 0 to K-1.
-    num_examples: training examples of the client (n_k).
-    tier: name of its capacity tier.
-    capacity: what the tier's devices can hold.
+    Attributes:
+        index: position in the sorted list of all clients, 0 to K-1.
+        num_examples: training examples of the client (n_k).
+        tier: name of the client's capacity tier.
+        capacity: what the tier's devices can hold.
     """
 
     id: ClientId
@@ -56,23 +59,23 @@ class Evaluation:
 
 
 def round_number(server_round: int) -> int:
-    """Return a round's number as messages and progress show it: rounds count from 0 in code and tables, from 1 for
-    people."""
+    """Return a round's number as messages and progress show it: rounds count from 0 in code and tables, and from 1 in
+    what people read."""
     return server_round + 1
 
 
 StateClass = TypeVar("StateClass", bound=type[Any])
 
 STATE_TAG = "__state_tag__"
-"""Attribute of a registered class: the tag under which it is written."""
+"""Attribute of a registered class that holds the tag under which states are written."""
 
 STATE_TYPES: dict[str, type[Any]] = {}
 """Dataclasses that saved states may hold, by tag; see `state_type`."""
 
 
 def state_type(tag: str, *former_tags: str) -> Callable[[StateClass], StateClass]:
-    """Register a dataclass as part of the states that a method saves. The tag, not the name of the class or its module,
-    is what files contain, so classes may be renamed and moved.
+    """Register a dataclass as part of the states that a method saves. Files contain the tag, not the name of the class
+    or its module, so classes may be renamed and moved.
 
     Args:
         tag: unique name, for example `fedavg.Server`; it must not change once states have been saved.
@@ -80,7 +83,7 @@ def state_type(tag: str, *former_tags: str) -> Callable[[StateClass], StateClass
 
     Raises:
         TypeError: the class is not a dataclass.
-        ValueError: another class has the tag already.
+        ValueError: another class already has the tag.
     """
 
     def register(cls: StateClass) -> StateClass:
@@ -89,8 +92,8 @@ def state_type(tag: str, *former_tags: str) -> Callable[[StateClass], StateClass
         for name in (tag, *former_tags):
             other = STATE_TYPES.setdefault(name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"state_type({name!r}): {other.__module__}.{other.__qualname__} has this tag already")
-            STATE_TYPES[name] = cls  # a module that was imported anew
+                raise ValueError(f"state_type({name!r}): {other.__module__}.{other.__qualname__} already has this tag")
+            STATE_TYPES[name] = cls  # the module may have been imported again
         setattr(cls, STATE_TAG, tag)
         return cls
 

@@ -1,4 +1,4 @@
-"""Adapters: named groups of parameters in a frozen model, each one flat vector; the adapter kinds.
+"""Adapters: named groups of parameters in a frozen model, each one flat vector; layouts, first values, client batches.
 
-May import config, aggregation, models, data and evaluation.
+Uses: aggregation, config, models.
 """

@@ -1,4 +1,4 @@
 """Aggregation: pure functions on numpy arrays (float32 in and out, float64 inside), and the rules that name them.
 
-May import config.
+Uses: config.
 """

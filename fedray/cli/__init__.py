@@ -1,1 +1,4 @@
-"""The command line."""
+"""The command line: fedray run, sweep, submit, jobs, validate, params, plan.
+
+Uses: api, config, evaluation, experiment, planning, results, runtime, storage, sweeps.
+"""

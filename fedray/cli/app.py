@@ -19,5 +19,5 @@ app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> None:
-    """Entry point of the command `fedray`."""
+    """Run the command `fedray`: the entry point of the package."""
     app()

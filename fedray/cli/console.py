@@ -22,18 +22,19 @@ Overrides = Annotated[
 
 
 BAD_INPUT = 2
-"""Exit code."""
+"""Exit code of a command whose input cannot be used."""
 
 
 def open_console() -> Console:
-    """Return the terminal, or a wide sheet where there is none (job logs, pipes)."""
+    """Return the terminal, or a console of a fixed width if there is none (job logs, pipes)."""
     console = Console()
     return console if console.is_terminal else Console(width=140)
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print what went wrong as one message. Exit codes: 2 bad input, 1 a run that failed, 130 interrupted."""
+    """Report errors of the block as one message each, and exit: 2 for bad input, 1 for a failed run, 130 if
+    interrupted."""
     try:
         yield
     except ConfigError as error:
@@ -45,10 +46,11 @@ def reported() -> Iterator[None]:
 
 
 def fail(message: str, code: int) -> NoReturn:
+    """Print a message to stderr and exit with the code."""
     print(message, file=sys.stderr)
     raise typer.Exit(code)
 
 
 def command_line(command: str, config: Path, overrides: list[str] | None, *options: str) -> str:
-    """Return the command line that continues."""
+    """Return a command line that the user can copy."""
     return shlex.join(["fedray", command, str(config), *(overrides or []), *options])

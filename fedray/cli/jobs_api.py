@@ -30,18 +30,19 @@ from fedray.results.report import readable_bytes
 from fedray.storage.paths import timestamped
 
 LARGEST_PACKAGE = 256_000_000
-"""Bytes of a zipped working directory; Ray keeps it in the head's memory, and takes at most twice as many."""
+"""Most bytes of a zipped working directory. Ray keeps it in the head node's memory, and accepts at most twice this."""
 
 REACH_S = 5.0
-"""How long a cluster may take to answer."""
+"""Seconds that a cluster may take to answer."""
 
 READY_S = 60.0
-"""How long a cluster that has started may take to accept jobs."""
+"""Seconds that a cluster that answers may take to accept jobs."""
 
 STOP_S = 30.0
-"""How long a job may take to end."""
+"""Seconds that a job may take to stop."""
 
 OLDEST_RAY, TOO_NEW_RAY = (2, 60), (3,)
+"""Supported versions of a cluster's Ray: from the first, below the second."""
 
 TOKEN_HELP = (
     "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token); "
@@ -52,13 +53,14 @@ TOKEN_HELP = (
 def connect(address: str | None) -> JobSubmissionClient:
     """Return a client of a cluster's Jobs API.
 
-    address: `http://HEAD:8265`, or `HEAD:8265`; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster that runs
-    on this machine.
+    Args:
+        address: `http://HEAD:8265` or `HEAD:8265`; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the cluster that
+            runs on this machine.
 
     Raises:
-        ConfigError: there is none, it asks for another token, or its Ray is of another generation.
+        ConfigError: there is no cluster, it requires another token, or its version of Ray is not supported.
     """
-    # Ray's Jobs client sends a token only where RAY_AUTH_MODE says so; its other ways to connect look for one.
+    # Ray's Jobs client sends a token only if RAY_AUTH_MODE says so; its other ways to connect search for one.
     for chatty in (authentication_token_setup, dashboard_sdk, sdk, packaging):
         logging.getLogger(chatty.__name__).setLevel(logging.ERROR)
     authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -87,14 +89,19 @@ def submit(
     place: str,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Submit an experiment's or a sweep's file as a job, with this fedray and what is in the working directory, and
-    return its id.
+    """Submit an experiment or a sweep as a job, and return the job's id.
 
-    The directory is packed without what .gitignore and .rayignore name. place: folder of the results; a relative path
-    is below the cluster's FEDRAY_STORAGE (`storage.resolve_storage`). If there is a run in it, the job continues it.
+    The job gets this version of fedray and the working directory without what .gitignore and .rayignore exclude.
+
+    Args:
+        file: YAML file of the experiment or the sweep, inside the working directory.
+        place: folder of the results; a relative path is below the cluster's FEDRAY_STORAGE
+            (`storage.paths.resolve_storage`). If the folder has a run, the job continues it.
+        environment: further environment variables of the job.
 
     Raises:
-        ConfigError: the file is outside the directory, which is too large, or not there.
+        ConfigError: the working directory does not exist or is too large, or the file is outside it.
+        FedrayError: the cluster rejects the job.
     """
     if not working_dir.is_dir():
         raise ConfigError(f"working directory {working_dir}: is not a folder")
@@ -102,7 +109,7 @@ def submit(
         inside = file.resolve().relative_to(working_dir.resolve())
     except ValueError:
         raise ConfigError(
-            f"{file}: is outside of the working directory {working_dir}, which is all that the job gets; name another "
+            f"{file}: is outside the working directory {working_dir}, and the job gets nothing else; choose another "
             "one with --working-dir"
         ) from None
     command = "sweep" if is_sweep(file) else "run"
@@ -124,7 +131,8 @@ def submit(
 
 
 def _sent(client: JobSubmissionClient, job: dict[str, Any]) -> str:
-    """Return the job's id. A cluster that has just started takes jobs a little later than it answers."""
+    """Submit a job and return its id. A cluster that has just started answers a little before it accepts jobs, so try
+    again for a while."""
     until = time.monotonic() + READY_S
     while True:
         try:
@@ -136,7 +144,11 @@ def _sent(client: JobSubmissionClient, job: dict[str, Any]) -> str:
 
 
 def is_sweep(file: Path) -> bool:
-    """Return whether a file is a sweep's and not an experiment's. Raises ConfigError: it cannot be read."""
+    """Return whether a file describes a sweep and not an experiment.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
         raw = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
@@ -145,10 +157,14 @@ def is_sweep(file: Path) -> bool:
 
 
 def packed(working_dir: Path, folder: Path, needed: str) -> Path:
-    """Return the zipped working directory, made in `folder`. needed: a file that must be in it.
+    """Zip the working directory into a file in `folder`, and return that file.
+
+    Args:
+        needed: path of a file that must be included, relative to the working directory.
 
     Raises:
-        ConfigError: it is too large (the message names the largest files), cannot be read, or lacks the file.
+        ConfigError: the working directory is too large (the message names the largest files) or cannot be read, or the
+            needed file is excluded.
     """
     package = folder / "working_dir.zip"
     root = str(working_dir.resolve())
@@ -159,24 +175,25 @@ def packed(working_dir: Path, folder: Path, needed: str) -> Path:
     with ZipFile(package) as opened:
         files = sorted(opened.infolist(), key=lambda info: -info.compress_size)
     if needed not in {info.filename for info in files}:
-        raise ConfigError(f"{needed}: is not sent with the job: .gitignore or .rayignore names it; copy it elsewhere")
+        raise ConfigError(f"{needed}: is not sent with the job: .gitignore or .rayignore excludes it; move the file")
     if (size := package.stat().st_size) > LARGEST_PACKAGE:
         names = "".join(f"\n  {readable_bytes(info.compress_size)}  {info.filename}" for info in files[:5])
         raise ConfigError(
             f"working directory {working_dir}: {readable_bytes(size)} when packed, at most "
-            f"{readable_bytes(LARGEST_PACKAGE)}; name large files in .gitignore or .rayignore, put data on storage "
-            f"that the cluster sees, or choose a smaller --working-dir. The largest:{names}"
+            f"{readable_bytes(LARGEST_PACKAGE)}; exclude large files in .gitignore or .rayignore, put data on storage "
+            f"that the cluster sees, or choose a smaller --working-dir. The largest files:{names}"
         )
     return package
 
 
 def follow(client: JobSubmissionClient, id: str, show: Callable[[str], None]) -> int:
-    """Show a job's log until it ends; return its exit code, 1 where it ended without one.
+    """Show a job's log until the job ends; return its exit code, or 1 if it ended without one.
 
-    show: called with pieces of the log.
+    Args:
+        show: receives the log piece by piece.
 
     Raises:
-        FedrayError: the cluster is out of reach; the job may go on.
+        FedrayError: the cluster cannot be reached any more; the job may continue.
     """
 
     async def tail() -> None:
@@ -188,28 +205,39 @@ def follow(client: JobSubmissionClient, id: str, show: Callable[[str], None]) ->
         while not (info := client.get_job_info(id)).status.is_terminal():
             time.sleep(0.2)
     except (OSError, RuntimeError, ClientError) as error:
-        raise FedrayError(f"lost sight of the job, which may go on: {error}; fedray jobs logs -f {id}") from None
+        raise FedrayError(
+            f"lost contact with the job, which may continue: {error}; to watch it: fedray jobs logs {id} -f"
+        ) from None
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    if info.message and info.driver_exit_code is None:  # else the log has said it
+    if info.message and info.driver_exit_code is None:  # otherwise the log has it
         show(f"{info.status.value.lower()}: {info.message.strip()}\n")
     return info.driver_exit_code or 1
 
 
 def stop(client: JobSubmissionClient, id: str) -> JobStatus:
-    """Stop a job and wait for its end. Raises ConfigError: there is no such job. FedrayError: it does not end."""
+    """Stop a job, and wait until it has ended.
+
+    Raises:
+        ConfigError: there is no such job.
+        FedrayError: the job does not end in time.
+    """
     with _explained(client.get_address(), id):
         client.stop_job(id)
         until = time.monotonic() + STOP_S
         while not (status := client.get_job_status(id)).is_terminal():
             if time.monotonic() > until:
-                raise FedrayError(f"{id}: was asked to stop, and still runs after {STOP_S:.0f} s")
+                raise FedrayError(f"{id}: was asked to stop, but still runs after {STOP_S:.0f} s")
             time.sleep(0.2)
         return status
 
 
 def log(client: JobSubmissionClient, id: str) -> str:
-    """Return a job's log so far. Raises ConfigError: there is no such job."""
+    """Return a job's log so far.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
     with _explained(client.get_address(), id):
         return client.get_job_logs(id)
 
@@ -222,7 +250,11 @@ def jobs(client: JobSubmissionClient) -> list[JobDetails]:
 
 
 def _check_port(address: str) -> None:
-    """Raises OSError where nobody listens, after seconds; requests would try for minutes."""
+    """Check within seconds that something listens at the address; `requests` would try for minutes.
+
+    Raises:
+        OSError: nothing listens.
+    """
     parts = urlsplit(address)
     if parts.scheme in ("http", "https") and not os.environ.get(f"{parts.scheme}_proxy"):
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -231,7 +263,12 @@ def _check_port(address: str) -> None:
 
 @contextmanager
 def _explained(address: str | None, id: str | None = None) -> Iterator[None]:
-    """Turn what Ray's client raises into one message each."""
+    """Turn the exceptions of Ray's client into errors of fedray.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, requires a token, or has no job `id`.
+        FedrayError: the cluster reports something else.
+    """
     where = address or "this machine"
     try:
         yield
@@ -247,15 +284,13 @@ def _explained(address: str | None, id: str | None = None) -> Iterator[None]:
         ) from None
     except RuntimeError as error:
         if id is not None and ("does not exist" in str(error) or "status code 404" in str(error)):
-            raise ConfigError(
-                f"no job {id!r} on the cluster at {where}; `fedray jobs list` shows those there are"
-            ) from None
+            raise ConfigError(f"no job {id!r} on the cluster at {where}; `fedray jobs list` shows its jobs") from None
         raise FedrayError(f"the cluster at {where}: {error}") from None
 
 
 @contextmanager
 def _without(*names: str) -> Iterator[None]:
-    """Hide variables of the environment for a while: they would win over what was asked for."""
+    """Hide environment variables within the block: they would take precedence over the requested address."""
     hidden: dict[str, Any] = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

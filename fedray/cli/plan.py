@@ -41,12 +41,12 @@ def plan(
     gpu_memory: Annotated[str | None, typer.Option(help="Memory of one GPU, for example 24GB.")] = None,
     node: Annotated[
         list[str] | None,
-        typer.Option(help='A node of a planned cluster, for example "CPU=16,GPU=4,memory=64GB"; once for each.'),
+        typer.Option(help='A node of a planned cluster, for example "CPU=16,GPU=4,memory=64GB"; may be repeated.'),
     ] = None,
 ) -> None:
-    """Predict the memory of every method on every tier, and how many client actors fit; nothing is trained.
+    """Predict the memory of every method on every tier, and how many client actors fit, without training.
 
-    The cluster: --node, else the one that RAY_ADDRESS names, else this machine.
+    The cluster is described by --node, or else it is the one that RAY_ADDRESS names, or else this machine.
     """
     console = open_console()
     with reported():

@@ -9,7 +9,7 @@ from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_c
 from fedray.config import load_config, parse_overrides
 from fedray.errors import ConfigError
 
-OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is something.")]
+OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is anything.")]
 
 
 def run(
@@ -19,7 +19,7 @@ def run(
         str | None, typer.Option(help="Folder of the results, a path or a URI; must be empty or not exist.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Folder of a run that ended early, or shall have more rounds.")
+        str | None, typer.Option(help="Folder of a run that was interrupted, or that is to have more rounds.")
     ] = None,
     or_resume: OrResume = False,
 ) -> None:
@@ -52,20 +52,20 @@ def sweep(
     config: Annotated[Path, typer.Argument(help="YAML file of the sweep.", metavar="SWEEP", show_default=False)],
     overrides: Overrides = None,
     output: Annotated[str | None, typer.Option(help="Folder of the sweep; must be empty or not exist.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Folder of a sweep that ended early.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Folder of a sweep that was interrupted.")] = None,
     or_resume: OrResume = False,
 ) -> None:
-    """Run many experiments, the points of a space, on one cluster, and compare them."""
+    """Run an experiment for every point of a space on one cluster, and compare them."""
     console = open_console()
     with reported():
         from fedray.config import load_sweep
 
-        asked = load_sweep(config, parse_overrides(overrides or []))
+        loaded = load_sweep(config, parse_overrides(overrides or []))
         from fedray.sweeps.report import SweepProgress, sweep_table
         from fedray.sweeps.run import resolve_sweep, run_trials
 
         output, resume = _resumed_if_there(output, resume, or_resume, "sweep.yaml")
-        found = resolve_sweep(asked, output, resume)
+        found = resolve_sweep(loaded, output, resume)
         console.print(f"{len(found.trials)} trials", highlight=False)
         try:
             with SweepProgress(console, found) as progress:
@@ -76,17 +76,24 @@ def sweep(
         console.print(sweep_table(found))
         console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
         if found.best is None:
-            fail("no trial finished; trials.parquet has their errors", 1)
+            fail("no trial finished; trials.parquet has the errors", 1)
 
 
 def _resumed_if_there(
     output: str | None, resume: str | None, or_resume: bool, file: str
 ) -> tuple[str | None, str | None]:
-    """Return --output and --resume after --or-resume. file: is in the folder where there is something to continue."""
+    """Return --output and --resume as --or-resume changes them.
+
+    Args:
+        file: the folder holds this file if there is something to continue.
+
+    Raises:
+        ConfigError: --or-resume does not fit the other two.
+    """
     if not or_resume:
         return output, resume
     if output is None or resume is not None:
-        raise ConfigError("--or-resume: goes with --output, and without --resume")
+        raise ConfigError("--or-resume: needs --output, and excludes --resume")
     from fedray.storage.paths import StoragePath, resolve_storage
 
     return (None, output) if (StoragePath.of(resolve_storage(output)) / file).is_file() else (output, None)

@@ -25,13 +25,13 @@ def submit(
     output: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the results; what is in it is continued. Relative: below the cluster's FEDRAY_STORAGE."
+            help="Folder of the results; a run in it is continued. Relative: below the cluster's FEDRAY_STORAGE."
         ),
     ] = None,
     working_dir: Annotated[
-        Path, typer.Option(help="Folder that the job gets, but for what .gitignore and .rayignore name.")
+        Path, typer.Option(help="Folder that the job gets, without what .gitignore and .rayignore exclude.")
     ] = Path("."),
-    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE in the job's environment; once for each.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE in the job's environment; may be repeated.")] = None,
     wait: Annotated[bool, typer.Option(help="Show the log until the job ends.")] = True,
 ) -> None:
     """Run an experiment or a sweep as a job on a Ray cluster; the exit code is the job's."""
@@ -45,9 +45,9 @@ def submit(
 
         values = parse_overrides(overrides or [])
         if is_sweep(config):
-            asked = load_sweep(config, values)
-            trials_of(asked)
-            name, storage = asked.name, load_config(asked.base).storage_path
+            sweep = load_sweep(config, values)
+            trials_of(sweep)
+            name, storage = sweep.name, load_config(sweep.base).storage_path
         else:
             loaded = load_config(config, values)
             name, storage = loaded.name, loaded.storage_path
@@ -73,7 +73,7 @@ def submit(
             code = follow(client, job, _show)
         except KeyboardInterrupt:
             fail(
-                f"the job goes on; to stop it: fedray jobs stop {job}; to watch it: fedray jobs logs {job} -f",
+                f"the job continues; to stop it: fedray jobs stop {job}; to watch it: fedray jobs logs {job} -f",
                 130,
             )
         if code:
@@ -93,16 +93,16 @@ def jobs_list(address: Address = None) -> None:
 
 @jobs_app.command("logs")
 def jobs_logs(
-    id: Annotated[str, typer.Argument(help="The job.", metavar="JOB")],
+    id: Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")],
     address: Address = None,
-    following: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    following: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job ends.")] = False,
 ) -> None:
     """Show a job's log; with --follow, the exit code is the job's."""
     with reported():
         from fedray.cli.jobs_api import connect, follow, log
 
         client = connect(address)
-        text = log(client, id)  # says so if there is no such job
+        text = log(client, id)  # raises if there is no such job
         if not following:
             _show(text)
         elif code := follow(client, id, _show):
@@ -110,8 +110,8 @@ def jobs_logs(
 
 
 @jobs_app.command("stop")
-def jobs_stop(id: Annotated[str, typer.Argument(help="The job.", metavar="JOB")], address: Address = None) -> None:
-    """Stop a job; its last checkpoint stays."""
+def jobs_stop(id: Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")], address: Address = None) -> None:
+    """Stop a job; its last checkpoint is kept."""
     console = open_console()
     with reported():
         from fedray.cli.jobs_api import connect, stop

@@ -2,6 +2,8 @@
 
 What can be checked from the text alone is checked here; what needs the data or the model is checked by
 `fedray.experiment.prepare`, also before any actor starts.
+
+Uses: no other package.
 """
 
 from fedray.config.checkpoint import CheckpointConfig

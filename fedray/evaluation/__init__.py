@@ -1,4 +1,4 @@
 """Losses and metrics of a model on a table of examples.
 
-May import data, models, aggregation and config.
+Uses: config, data, models.
 """

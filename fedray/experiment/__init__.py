@@ -1,1 +1,4 @@
-"""From a configuration to results: preparation, the methods one after another, the run folder and its rows."""
+"""From a configuration to results: preparation, calibration, the methods one after another, the run folder, its rows.
+
+Uses: config, data, evaluation, federation, methods, models, planning, results, storage, training.
+"""

@@ -1,5 +1,5 @@
-"""What is found by timing at the start of a run, once, and then part of its configuration: the cost of training on one
-example, and how many clients are trained in one step."""
+"""Settings that are measured once at the start of a run and are then part of its configuration: the cost of training on
+one example, and how many clients are trained in one step."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ from fedray.training.batch_width import WIDTHS, fastest_width
 from fedray.types import Client
 
 REPEATS = 3
+"""Times that a client's round is timed."""
 
 
 def calibrated(prepared: Prepared, pool: Pool) -> Prepared:
-    """Return the experiment with nothing left to be found: `clients.fuse` where it is `auto`, `clients.example_seconds`
-    where who is aggregated depends on it and it is not configured. Both are timed with the first method, where clients
-    train."""
+    """Return the experiment with all measured settings filled in: `clients.fuse` if it is `auto`, and
+    `clients.example_seconds` if participation depends on it and it is not configured. Both are timed with the first
+    method, on the actors that will train the clients."""
     clients = prepared.config.clients
     if any(clients.tier(name).fuse == "auto" for name in clients.tier_names):
         prepared = _changed(prepared, _fused(prepared, pool))
@@ -35,7 +36,8 @@ def _changed(prepared: Prepared, clients: dict[str, Any]) -> Prepared:
 
 
 def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
-    """Return the section's fields; a tier whose engine cannot train several clients in one step gets `off`."""
+    """Return the fields of the section `clients` with `fuse` measured. A tier whose engine cannot train several clients
+    in one step gets `off`."""
     clients = prepared.config.clients
     federation = _first_federation(prepared, pool)
     found: dict[str, Any] = {}
@@ -57,13 +59,16 @@ def _fused(prepared: Prepared, pool: Pool) -> dict[str, Any]:
 
 
 def _width(prepared: Prepared, pool: Pool, federation: Federation, mine: Sequence[Client]) -> int:
-    """Return how many of a tier's clients are best trained in one step. Some of the largest train in every width, as
-    many as an actor gets in a round or an equal part of them, so that what is left over counts.
+    """Return with how many of a tier's clients per step a round is fastest.
 
-    mine: the tier's, the largest first.
+    Some of the largest clients train with every width. They are as many as an actor gets in a round, or an equal part
+    of these, so that the cost of an incomplete last step is included.
+
+    Args:
+        mine: the tier's clients, the largest first.
     """
-    everybody = len(prepared.clients)
-    cohort = math.ceil(cohort_size(prepared.config.clients, everybody) * len(mine) / everybody)  # as a rule
+    total = len(prepared.clients)
+    cohort = math.ceil(cohort_size(prepared.config.clients, total) * len(mine) / total)  # on average
     actors = pool.actors(mine[0].tier)
     share = math.ceil(cohort / actors)
     timed = math.ceil(share / math.ceil(share / max(WIDTHS)))
@@ -71,8 +76,11 @@ def _width(prepared: Prepared, pool: Pool, federation: Federation, mine: Sequenc
 
 
 def _example_seconds(prepared: Prepared, pool: Pool) -> float:
-    """The largest client, of a tier on plain torch if there is one, trains for a round; the fastest of a few, times its
-    tier's speed."""
+    """Return the seconds that training on one example takes on the reference device.
+
+    The largest client, of a tier on plain torch if there is one, trains for a round a few times. The fastest of these
+    counts, multiplied by the speed of the client's tier.
+    """
     config = prepared.config
 
     def rank(client: Client) -> tuple[bool, int, str]:
@@ -98,6 +106,6 @@ def _first_federation(prepared: Prepared, pool: Pool) -> Federation:
 
 
 def _trial_tasks(federation: Federation, clients: Sequence[Client]) -> list[ClientTask]:
-    """Return tasks of which nothing is kept."""
+    """Return tasks whose results are not kept."""
     downlinks = downlinks_of(federation.method.configure_train(federation.server, clients), clients)
     return [ClientTask(client, 0, downlinks[client.id], measure=False, keep="nothing") for client in clients]

@@ -12,7 +12,7 @@ def build_callbacks(entries: Sequence[CallbackConfig]) -> list[Callback]:
     """Return new callbacks, each made with the fields of its entry.
 
     Raises:
-        ConfigError: a class cannot be imported, is no `Callback`, or does not take these fields.
+        ConfigError: a class cannot be imported, is not a `Callback`, or does not accept these fields.
     """
     built = []
     for index, entry in enumerate(entries):

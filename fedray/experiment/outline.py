@@ -1,4 +1,4 @@
-"""Costs and footprints of an experiment without its data, as far as the configuration says enough."""
+"""Costs and footprints of an experiment without its data, if the configuration says enough."""
 
 from transformers import PretrainedConfig
 
@@ -13,8 +13,10 @@ from fedray.planning.memory import Footprint, Tokens, predict
 
 
 def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
-    """Return what each method trains and sends on each tier, without data where the model's configuration says enough:
-    causal_lm, regression, or `model.config.num_labels`.
+    """Return what each method trains and sends on each tier.
+
+    The data are not loaded if the configuration says enough: for causal_lm and regression, and for classification with
+    `model.config.num_labels`.
 
     Raises:
         ConfigError: as `prepare`.
@@ -26,8 +28,10 @@ def costs_from_configuration(config: Config) -> dict[str, TierCosts]:
 
 
 def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[Cost, Footprint]]]:
-    """Return what each method costs and what an actor holds with it on each tier; without data as
-    `costs_from_configuration`, and then the longest example is data.max_length.
+    """Return what each method costs on each tier, and how much memory an actor needs with it.
+
+    The data are loaded only if `costs_from_configuration` would load them; otherwise the longest example is assumed to
+    have data.max_length tokens.
 
     Raises:
         ConfigError: as `prepare`, or a step of this model cannot be traced.
@@ -54,7 +58,7 @@ def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[C
 def _outline(
     config: Config, model: ModelConfig, num_labels: int | None
 ) -> tuple[PretrainedConfig, dict[str, TierCosts]]:
-    """Return the architecture and the costs, without data: two clients of each tier."""
+    """Return the architecture and the costs with two made-up clients of each tier."""
     names = [name for name in config.clients.tier_names for _ in range(2)]
     clients = tuple(make_client(config.clients, f"client_{i:03d}", i, 1, name) for i, name in enumerate(names))
     drawn = model.path == "random" and "vocab_size" not in model.config

@@ -10,10 +10,11 @@ from fedray.types import Client, ClientId
 
 
 def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: int) -> tuple[Client, ...]:
-    """Return the clients in the order of their ids: those that a tier lists in that tier, the others by seed.
+    """Return the clients in the order of their ids. A client that a tier lists is in that tier; the others are assigned
+    by seed.
 
     Raises:
-        ConfigError: a tier lists a client that there is not, or nobody has a place for the others.
+        ConfigError: a tier lists a client that does not exist, or no tier takes the clients that none lists.
     """
     tiers = _assign_tiers(config, sorted(shards), seed)
     return tuple(
@@ -23,20 +24,21 @@ def make_clients(config: ClientsConfig, shards: Mapping[ClientId, Shard], seed: 
 
 
 def make_client(config: ClientsConfig, id: ClientId, index: int, num_examples: int, tier: str) -> Client:
+    """Return a client with the capacity of its tier."""
     device = config.tier(tier)
     return Client(id, index, num_examples, tier, device.capacity)
 
 
 def _assign_tiers(config: ClientsConfig, ids: Sequence[ClientId], seed: int) -> dict[ClientId, str]:
-    """Return each client's tier: each tier's share of those not listed, the rest by largest remainders, shuffled by
-    seed."""
+    """Return each client's tier. Clients that no tier lists are shuffled by seed and split by the tiers' shares, which
+    are rounded by largest remainders."""
     if not config.tiers:
         return dict.fromkeys(ids, "default")
     listed = {id: name for name, tier in config.tiers.items() for id in tier.clients}
     for id, name in listed.items():
         if id not in ids:
             raise ConfigError(
-                f"clients.tiers.{name}.clients: no client {id!r}{nearest(id, ids)}; there are {choices(ids)}"
+                f"clients.tiers.{name}.clients: no client {id!r}{nearest(id, ids)}; the clients are {choices(ids)}"
             )
     others = [id for id in ids if id not in listed]
     exact = {name: tier.share * len(others) for name, tier in config.tiers.items() if tier.share is not None}

@@ -1,6 +1,6 @@
 """Everything that can be known before an actor starts: the data, its partition, the clients, what each method costs.
 
-Whatever is wrong with an experiment shows here, as one ConfigError.
+Mistakes in an experiment are found here and reported as a ConfigError.
 """
 
 from collections import Counter
@@ -28,13 +28,19 @@ from fedray.storage.paths import StoragePath
 from fedray.types import Client, Split
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
+"""Splits that clients evaluate."""
 
 LoadData = Callable[[Config, PreTrainedTokenizerBase], FederatedData]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment that is known to fit together."""
+    """A checked experiment.
+
+    Attributes:
+        clients: in the order of their ids.
+        costs: what each method trains and sends, by method and tier.
+    """
 
     config: Config
     data: FederatedData
@@ -45,7 +51,8 @@ class Prepared:
     def worker_setups(self, entry: MethodConfig, folder: StoragePath | None = None) -> dict[str, WorkerSetup]:
         """Return what a worker needs for one method, by the tier that it serves.
 
-        folder: the run's; None: for trials, of which nothing is kept.
+        Args:
+            folder: the run's folder; None if nothing is kept, as when tasks are only timed.
         """
         data = self.data
         job = WorkerSetup(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
@@ -67,10 +74,10 @@ class Prepared:
         )
 
     def footprint(self, entry: MethodConfig, tier: str) -> Footprint:
-        """Return what an actor of the tier holds with one method.
+        """Return how much memory an actor of the tier needs with one method.
 
         Raises:
-            ConfigError: it cannot be predicted for this model.
+            ConfigError: the memory cannot be predicted for this model.
         """
         shards = [self.data.shards[client.id] for client in self.clients if client.tier == tier]
         training = max(shard.longest() for shard in shards)
@@ -79,7 +86,7 @@ class Prepared:
         return predict(self.config, self.architecture, entry, tier, tokens)
 
     def cohorts(self) -> dict[str, int]:
-        """Return the most clients of each tier that a round can have; tiers without clients are left out."""
+        """Return by tier the most clients that a round can have; tiers without clients are left out."""
         sizes = Counter(client.tier for client in self.clients)
         largest = cohort_size(self.config.clients, len(self.clients))
         return {name: min(sizes[name], largest) for name in self.config.clients.tier_names if sizes[name]}
@@ -88,10 +95,11 @@ class Prepared:
 def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     """Load and check everything that the experiment needs.
 
-    load: where the data come from.
+    Args:
+        load: loads the data of a configuration with its tokenizer.
 
     Raises:
-        ConfigError: the configuration, the data or the model do not fit together.
+        ConfigError: the configuration, the data and the model do not fit together.
     """
     check_precision(config)
     check_engines(config)
@@ -101,8 +109,10 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     tokenizer = load_tokenizer(config.model)
     data = load(config, tokenizer)
     clients = make_clients(config.clients, data.shards, config.seed)
-    if (asked := config.clients.per_round) and asked > len(clients):
-        raise ConfigError(f"clients.per_round: {asked} clients per round, but the data has only {len(clients)} clients")
+    if (per_round := config.clients.per_round) and per_round > len(clients):
+        raise ConfigError(
+            f"clients.per_round: {per_round} clients per round, but the data has only {len(clients)} clients"
+        )
     model, num_labels = split_labels(config)
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")
@@ -113,8 +123,10 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
 
 
 def check_precision(config: Config) -> None:
-    """Raises:
-    ConfigError: a tier without GPU would compute in float16.
+    """Check that each tier's device supports its number type.
+
+    Raises:
+        ConfigError: a tier without a GPU would compute in float16.
     """
     for name in config.clients.tier_names:
         tier = config.clients.tier(name)
@@ -123,8 +135,10 @@ def check_precision(config: Config) -> None:
 
 
 def check_engines(config: Config) -> None:
-    """Raises:
-    ConfigError: a tier's engine cannot do what a method's section `train` says, or its settings contradict others.
+    """Check that each tier's engine supports what the methods train.
+
+    Raises:
+        ConfigError: a tier's engine does not support a method's section `train`, or its settings contradict others.
     """
     for name in config.clients.tier_names:
         for entry in config.method:
@@ -133,23 +147,31 @@ def check_engines(config: Config) -> None:
 
 
 def _check_length(config: Config, positions: int | None) -> None:
-    """Raises:
-    ConfigError: the longest example, or what is generated after it, has more tokens than the model has positions.
+    """Check that the model can read the longest example and the text that is generated after it.
+
+    Args:
+        positions: the most tokens that the model reads; None if there is no limit.
+
+    Raises:
+        ConfigError: the example with the generated text has more tokens.
     """
     generates = configured_metric(config.evaluation, config.task).reads == "texts"
     generated = config.evaluation.max_new_tokens if generates else 0
     if positions is not None and config.data.max_length + generated > positions:
-        after = f", and evaluation.max_new_tokens {generated} after it" if generated else ""
+        after = f", plus evaluation.max_new_tokens: {generated}" if generated else ""
         raise ConfigError(
             f"data.max_length: {config.data.max_length}{after}, but the model reads at most {positions} tokens"
         )
 
 
 def split_labels(config: Config) -> tuple[ModelConfig, int | None]:
-    """Return the model's section without the number of classes (transformers derives it from their names), and that.
+    """Separate `num_labels` from the model's section: transformers derives it from the class names.
+
+    Returns:
+        The section without the number, and the number; None if the configuration does not give it.
 
     Raises:
-        ConfigError: it is not a whole number of at least 2.
+        ConfigError: the number is not an integer of at least 2.
     """
     fields = dict(config.model.config)
     if config.task != "classification" or "num_labels" not in fields:

@@ -1,4 +1,5 @@
-"""The folder of a new run, or of one that is continued: with the same configuration but for what changes no result."""
+"""The folder and the configuration of a run, new or continued. A continued run may change only settings that do not
+affect results."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,14 +15,18 @@ FREE = re.compile(
     r"name|rounds|runtime|storage_path|callbacks.*|checkpoint\..*|data\.cache_dir|"
     r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
 )
-"""What may change when a run is continued: none of it changes what a round computes."""
+"""Fields that may change when a run is continued: none of them affects what a round computes."""
 
 
 def resolve_run(config: Config, output: str | Path | None, resume: str | Path | None) -> tuple[Config, StoragePath]:
-    """Return the configuration and the folder of a new run, or of one that is continued.
+    """Return the configuration and the folder of a run.
+
+    Args:
+        output: folder of a new run; None means storage_path/NAME-TIME.
+        resume: folder of a run to continue instead.
 
     Raises:
-        ConfigError: a new one's folder exists and is not empty, or what is continued had another configuration.
+        ConfigError: the folder of a new run exists and is not empty, or the run to continue had another configuration.
     """
     if resume is not None:
         if output is not None:
@@ -32,10 +37,10 @@ def resolve_run(config: Config, output: str | Path | None, resume: str | Path | 
 
 
 def new_place(config: Config, output: str | Path | None) -> StoragePath:
-    """Return the folder of something new: `output`, or storage_path/NAME-TIME.
+    """Return the folder of a new run or sweep: `output`, or storage_path/NAME-TIME.
 
     Raises:
-        ConfigError: it exists and is not empty.
+        ConfigError: the folder exists and is not empty.
     """
     place = StoragePath.of(resolve_storage(output or config.storage_path))
     place = place if output else place / timestamped(config.name)
@@ -44,11 +49,12 @@ def new_place(config: Config, output: str | Path | None) -> StoragePath:
 
 
 def continued(place: StoragePath, given: Config) -> Config:
-    """Return the configuration with which a run is continued: what is given, with what the run found out at its start.
+    """Return the configuration with which a run is continued: the given one, with the settings that the run measured at
+    its start.
 
     Raises:
-        ConfigError: it is not the folder of a run, or the configuration differs in what changes results; the message
-            lists the differences.
+        ConfigError: the folder is not that of a run, or the configuration differs in a setting that affects results;
+            the message lists the differences.
     """
     file = place / "config.yaml"
     try:
@@ -63,14 +69,14 @@ def continued(place: StoragePath, given: Config) -> Config:
     lines = differences(stored, given, lambda path: path in found or FREE.fullmatch(path) is not None)
     if lines:
         raise ConfigError(
-            f"{place}: cannot be continued with another configuration; only rounds and what changes no result may "
-            "differ:\n" + "\n".join(lines)
+            f"{place}: cannot be continued with another configuration; only rounds and settings that do not affect "
+            "results may differ:\n" + "\n".join(lines)
         )
     return load_config(given, found)
 
 
 def differences(stored: Section, given: Section, may_differ: Callable[[str], bool]) -> list[str]:
-    """Return a line for each value in which a configuration differs from the stored one.
+    """Return one line for each value in which a configuration differs from the stored one.
 
     Args:
         may_differ: whether a dotted path may differ.
@@ -84,14 +90,15 @@ def differences(stored: Section, given: Section, may_differ: Callable[[str], boo
 
 
 def _found_out(path: str, given: Config) -> bool:
-    """Return whether a field is filled in by timing at the start (`calibration`)."""
+    """Return whether a field is measured at the start of a run (`calibration`)."""
     if path == "clients.example_seconds":
         return True
     return path.endswith("fuse") and "auto" in {given.clients.tier(name).fuse for name in given.clients.tier_names}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted path; lists have indices, and empty ones are values."""
+    """Return the values of a nested mapping by dotted path. Elements of lists are addressed by index; an empty list or
+    mapping is a value."""
     entries: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping) and value:
         entries = value.items()

@@ -1,4 +1,4 @@
-"""What is told of a run: a summary of each method, and rows of its tables."""
+"""The rows of a run's tables: one per round, client, and method on a tier."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,8 @@ Row = dict[str, Any]
 
 
 def client_seconds(clients: ClientsConfig, done: RoundResult) -> dict[ClientId, float]:
-    """Return each client's simulated seconds: by the calibrated cost if there is one, else as measured here."""
+    """Return each client's simulated seconds: by the calibrated cost if there is one, otherwise from the training time
+    measured on this machine."""
     arrivals = {} if done.participation is None else done.participation.arrivals
     tiers = {name: clients.tier(name) for name in {result.client.tier for result in done.results}}
     return {
@@ -34,7 +35,7 @@ def client_seconds(clients: ClientsConfig, done: RoundResult) -> dict[ClientId, 
 
 
 def round_seconds(done: RoundResult, simulated: Mapping[ClientId, float]) -> float:
-    """Return the round's simulated seconds: until the last update that was waited for."""
+    """Return the round's simulated seconds, until the last update that the server waited for."""
     if done.participation is not None and done.participation.seconds is not None:
         return done.participation.seconds
     return max(simulated.values(), default=0.0)
@@ -62,13 +63,18 @@ def client_row(result: ClientResult, simulated_seconds: float) -> Row:
 
 
 def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, uses: Sequence[MemoryUse]) -> Row:
-    """Return a row of memory.parquet, bytes of one actor of the tier: the parts of the prediction (`Memory`; null where
-    none can be made), its sums, and what was measured, of the actor that took the most.
+    """Return a row of memory.parquet: bytes of one actor of the tier.
 
-    predicted_device: weights to activations, all that a device of its own needs. predicted_host: what an actor holds of
-    the host beyond host_baseline, its bare process; on a CPU that is everything, the node's shared file too.
-    measured_device: null on a CPU. measured_host: PSS beyond host_baseline, in which a page that n processes share
-    counts 1/n; without Ray all tiers are one process. trainable_share: 1 is full fine-tuning.
+    The row has the parts of the prediction (`Memory`; null if none can be made), its sums, and what was measured in the
+    actor with the highest peak. Some columns need an explanation:
+
+    - `trainable_share`: 1 is full fine-tuning.
+    - `predicted_device`: weights to activations, everything that a device of its own needs.
+    - `predicted_host`: host memory of an actor beyond `host_baseline`, its bare process. On a CPU this is everything,
+      including the weights that the node's actors share.
+    - `measured_device`: null on a CPU.
+    - `measured_host`: PSS beyond `host_baseline`; a page that n processes share counts 1/n. Without Ray, all tiers are
+      one process.
     """
     on_gpu = any(use.device == "cuda" for use in uses)
     parts = dict.fromkeys(field.name for field in fields(Memory)) if footprint is None else asdict(footprint.device)
@@ -91,7 +97,7 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
 
 
 def round_row(done: RoundResult, simulated: Mapping[ClientId, float]) -> Row:
-    """Return a round's row of rounds.parquet: means over its clients.
+    """Return a round's row of rounds.parquet, with means over its clients.
 
     Args:
         simulated: each client's simulated seconds.
@@ -114,7 +120,8 @@ def round_row(done: RoundResult, simulated: Mapping[ClientId, float]) -> Row:
 
 
 def means(results: Sequence[ClientResult]) -> dict[str, float | None]:
-    """Return the metric's means over the clients that were measured and have test examples; None if there are none."""
+    """Return the metric's means and extremes over the measured clients that have test examples; None if there are
+    none."""
     before = [entry for result in results if (entry := result.report.aggregated) and entry.num_examples]
     after = [entry for result in results if (entry := result.report.personalised) and entry.num_examples]
     return {
@@ -134,7 +141,7 @@ def _evaluation(moment: str, evaluation: Evaluation | None) -> Row:
 
 
 def strict(value: Any) -> Any:
-    """Return a value as JSON can hold it. JSON has no NaN and no infinity: an undefined score is null."""
+    """Return a value as JSON can hold it: JSON has neither NaN nor infinity, so an undefined score is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -27,7 +27,7 @@ from fedray.training.threads import set_threads
 
 log = logging.getLogger(__name__)
 TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "simulated_seconds")
-"""Columns of a round that add up to the summary's."""
+"""Columns of a round whose sums over rounds are in the summary."""
 
 
 def run_experiment(
@@ -71,7 +71,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         where = federation.server_round, federation.server, federation.client_states
         return Progress(*where, totals, seconds, score, prepared.data.fingerprint)
 
-    if before is None and config.checkpoint.every:  # from now on there is always one
+    if before is None and config.checkpoint.every:  # from now on there is always a checkpoint
         checkpoints.save(progress(None))
     while federation.server_round < config.rounds:
         result = yield from _logged(federation.round(), folder)
@@ -111,17 +111,17 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
 
 
 def _restored(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints, folder: RunFolder) -> Progress | None:
-    """Return the progress that a method is continued from, None if it begins, and make the folder ready for its rounds.
+    """Prepare the folder for a method's rounds; return the progress to continue from, or None if the method begins.
 
     Raises:
-        ConfigError: the data are others than before.
-        StateError: it has rounds, but no intact checkpoint.
+        ConfigError: the data differ from those of the interrupted run.
+        StateError: the method has rounds, but no intact checkpoint.
     """
     before, broken = checkpoints.newest() if folder.resumed else (None, [])
     if before is not None and before.data_sha256 != prepared.data.fingerprint:
         raise ConfigError(
-            f"{folder.place}: the data have changed since the run began: examples or their clients are others "
-            f"(data_sha256 {before.data_sha256[:12]}, now {prepared.data.fingerprint[:12]})"
+            f"{folder.place}: the data have changed since the run began: the examples or their assignment to clients "
+            f"differ (data_sha256 {before.data_sha256[:12]}, now {prepared.data.fingerprint[:12]})"
         )
     folder.begin(entry.key, before.server_round if before else None)
     if before is not None:
@@ -160,7 +160,7 @@ def _round_finished(entry: MethodConfig, result: RoundResult, row: Row) -> Round
 
 
 def _score(row: Row) -> float | None:
-    """Return what tells the best checkpoint."""
+    """Return the score by which the best checkpoint is chosen; None if it is undefined."""
     score: float | None = row["personalised_mean"]
     return score if score is not None and math.isfinite(score) else None
 
@@ -170,7 +170,7 @@ def _memory_rows(prepared: Prepared, entry: MethodConfig, uses: Mapping[str, Seq
     for tier, cost in prepared.costs[entry.key].items():
         try:
             footprint = prepared.footprint(entry, tier)
-        except ConfigError as error:  # the run itself is fine
+        except ConfigError as error:  # a missing prediction must not end the run
             log.warning("%s", error)
             footprint = None
         rows.append(memory_row(entry.key, tier, cost, footprint, uses.get(tier, ())))

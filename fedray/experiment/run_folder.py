@@ -1,21 +1,21 @@
-"""What a run leaves on disk, written after every round: a run that was ended keeps all rounds that it finished.
+"""What a run leaves on disk, written after every round: a run that is interrupted keeps all finished rounds.
 
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
-DIR/events.parquet      one row per attempt that came to nothing, see `FailedAttempt`, and for what else went wrong;
-written
-                        when there is one
-DIR/memory.parquet      one row per method and tier: predicted and measured peaks, see `memory_row`
+DIR/events.parquet      the event log: one row per failed attempt (`FailedAttempt`) and per interruption; exists only if
+                        there is one
+DIR/memory.parquet      one row per method and tier: predicted and measured peaks (`memory_row`)
 DIR/summary.json        one entry per finished method
-DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the trained
-                        adapter that it took home) and states/ID.safetensors (its private state after the last round);
-                        ID as of `storage.safe_name`
+DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the adapter
+                        trained in the final personalisation pass) and states/ID.safetensors (the private state after
+                        the last round); ID is made a file name by `storage.paths.safe_name`
 DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
 DIR/.lock               held by the process that writes here, on this machine's file systems
 
-While a method runs, and if its process is killed, the latest rows of a large table lie beside it (`storage.tables`).
+While a method runs, and after its process was killed, recent rows of a large table are in side files
+(`storage.tables`).
 """
 
 import json
@@ -46,17 +46,18 @@ TABLES = ("rounds", "clients", "events", "memory")
 
 LOCK = ".lock"
 LOCK_PATIENCE_S = 10.0
-"""How long a driver that was killed may take to be gone."""
+"""Seconds that a killed driver may take to release the lock."""
 
 
 class RunFolder:
-    """The folder of one run, which no other process writes to until `close`.
+    """The folder of one run. No other process can write to it until `close`.
 
-    resume: whether it is there already, with a configuration that `continued` has accepted.
+    Args:
+        resume: whether the folder exists, with a configuration that `resume.continued` has accepted.
 
     Raises:
-        ConfigError: a new run's folder exists and is not empty, or another process writes to it.
-        StateError: a table of it cannot be read or written.
+        ConfigError: the folder of a new run exists and is not empty, or another process writes to it.
+        StateError: a table of the folder cannot be read or written.
     """
 
     def __init__(self, place: StoragePath, config: Config, resume: bool = False):
@@ -74,14 +75,14 @@ class RunFolder:
                     table.load()
                 self._summaries = read_summaries(place)
             else:
-                check_empty(place)  # another process may have begun and ended here just now
+                check_empty(place)  # another process may have started and finished here meanwhile
             self._write("config.yaml", dump_yaml(config).encode())
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Put every table into one file, as far as that is possible, and let others write to the folder."""
+        """Put every table into one file if possible, and release the folder's lock."""
         try:
             for table in self._tables.values():
                 with suppress(StateError):
@@ -91,37 +92,40 @@ class RunFolder:
                 self._lock.release()
 
     def finished(self, method: str) -> Summary | None:
-        """Return the summary of a method that has all rounds already.
+        """Return the summary of a method that already has all its rounds; None if rounds are missing.
 
         Raises:
-            ConfigError: it has more rounds than are asked for.
+            ConfigError: the method has more rounds than the configuration.
         """
         found = next((summary for summary in self._summaries if summary.method == method), None)
         if found is not None and found.rounds > self._config.rounds:
-            raise ConfigError(f"rounds: {self._config.rounds}, but {method} of {self.place} has {found.rounds} already")
+            raise ConfigError(f"rounds: {self._config.rounds}, but {method} of {self.place} already has {found.rounds}")
         return found if found is not None and found.rounds == self._config.rounds else None
 
     def begin(self, method: str, server_round: int | None) -> None:
-        """Make ready for a method's rounds: from the first one on, or, continued, after so many.
+        """Prepare the folder for a method's rounds.
+
+        Args:
+            server_round: number of finished rounds after which the method continues; None if it begins.
 
         Raises:
-            StateError: there are rounds, but none that can be continued from.
-            ConfigError: there are more rounds than are asked for.
+            StateError: the method has recorded rounds, but no checkpoint to continue from.
+            ConfigError: the method has more rounds than the configuration.
         """
         have = [row for row in self._tables["rounds"].rows() if row["method"] == method]
         if have and server_round is None:
             raise StateError(
                 f"{self.place}: {method} has {len(have)} recorded rounds, but no checkpoint to continue from "
-                "(checkpoint.every: 0 makes none)"
+                "(checkpoint.every: 0 saves none)"
             )
         if server_round is not None and server_round > self._config.rounds:
-            raise ConfigError(f"rounds: {self._config.rounds}, but {method} of {self.place} has {server_round} already")
+            raise ConfigError(f"rounds: {self._config.rounds}, but {method} of {self.place} already has {server_round}")
         if have:
             self._rewind(method, server_round or 0)
         (self.place / "states" / method).make_folder()
 
     def record(self, method: str, done: RoundResult) -> Row:
-        """Append a round (or the final pass) and its clients, and write both tables; return the round's row."""
+        """Append a round (or the final pass) and its clients to the tables, and write both; return the round's row."""
         phase = "final" if done.final else "train"
         simulated = client_seconds(self._config.clients, done)
         row = {"method": method, "phase": phase, **round_row(done, simulated)}
@@ -134,7 +138,7 @@ class RunFolder:
         return row
 
     def record_attempt(self, method: str, attempt: FailedAttempt) -> None:
-        """Append what went wrong in a round to the ledger, and write it."""
+        """Append a failed attempt to the event log, and write it."""
         self._record_event(
             method,
             server_round=attempt.server_round,
@@ -147,17 +151,18 @@ class RunFolder:
         )
 
     def record_continued(self, method: str, server_round: int, broken: Sequence[str]) -> None:
-        """Append to the ledger that a method is continued after so many rounds, and which checkpoints are broken."""
+        """Append to the event log that a method continues after `server_round` rounds, and which checkpoints are
+        broken."""
         for cause in broken:
             self._record_event(method, server_round, "checkpoint broken", cause, "an older one is used")
         self._record_event(method, server_round, "interrupted", "", f"continued after {server_round} rounds")
 
     def record_memory(self, rows: Sequence[Row]) -> None:
-        """Append a finished method's rows of memory.parquet, and write it."""
+        """Append a finished method's rows to memory.parquet, and write it."""
         self._tables["memory"].append(rows)
 
     def write_states(self, method: str, states: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """Write a finished method's states, and yield them on, one in memory at a time."""
+        """Write a finished method's states, and pass them on, with one in memory at a time."""
         folder = self.place / "adapters" / method
         for name, state in states:
             kind, _, id = name.partition("/")
@@ -166,10 +171,10 @@ class RunFolder:
             yield name, state
 
     def finish(self, summary: Summary) -> None:
-        """Write a finished method's entry of the summary, and every table as one file."""
+        """Write a finished method's entry of summary.json, and every table as one file."""
         for table in self._tables.values():
             table.compact()
-        if not self._durable:  # it cannot be continued: the working files go
+        if not self._durable:  # the method cannot be continued, so its working files are deleted
             (self.place / "states" / summary.method).remove()
             with suppress(OSError):
                 if not (self.place / "states").names():
@@ -180,7 +185,7 @@ class RunFolder:
         self._write("summary.json", (json.dumps(entries, indent=2, allow_nan=False) + "\n").encode())
 
     def _rewind(self, method: str, server_round: int) -> None:
-        """Take back what was recorded of a method after so many rounds: it comes again."""
+        """Drop the records of a method from `server_round` on: these rounds run again."""
 
         def stays(row: Row) -> bool:
             return bool(row["method"] != method or (row["phase"] == "train" and row["server_round"] < server_round))
@@ -215,7 +220,7 @@ class RunFolder:
         self._tables["events"].append([row])
 
     def _in_order(self, table: pa.Table) -> pa.Table:
-        """Return the rows in the order of the methods: one that is continued may not be the last."""
+        """Return the rows in the order of the methods: a continued method may not be the last one."""
         if not self.resumed:
             return table
         places = [entry.key for entry in self._config.method]
@@ -230,8 +235,10 @@ class RunFolder:
 
 
 def check_empty(place: StoragePath) -> None:
-    """Raises:
-    ConfigError: the folder exists and holds something: nothing that a user made is overwritten.
+    """Check that a new run or sweep can be written to a folder without overwriting anything.
+
+    Raises:
+        ConfigError: the folder exists and is not empty, or it cannot be created.
     """
     if place.is_file() or place.names() not in ([], [LOCK]):
         raise ConfigError(f"output {place}: exists and is not empty; name another folder with --output")
@@ -242,10 +249,10 @@ def check_empty(place: StoragePath) -> None:
 
 
 def lock_folder(place: StoragePath) -> FileLock | None:
-    """Return the lock on a folder, None where its file system has none.
+    """Lock a folder; return the lock, or None if the file system has no locks.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds the lock.
     """
     if place.filesystem is not None:
         return None
@@ -253,7 +260,7 @@ def lock_folder(place: StoragePath) -> FileLock | None:
     try:
         lock.acquire(timeout=LOCK_PATIENCE_S)
     except Timeout:
-        raise ConfigError(f"{place}: another process is writing here; end it, or wait for its end") from None
+        raise ConfigError(f"{place}: another process is writing here; stop it, or wait until it ends") from None
     except NotImplementedError:  # a file system without locks
         return None
     return lock

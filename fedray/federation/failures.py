@@ -13,13 +13,13 @@ Action = Literal["rerun", "left out", "run ended"]
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """Client tasks that failed while their actor goes on.
+    """Client tasks that failed while their actor continues.
 
     Attributes:
         cause: one line.
-        trace: where in the code, for exceptions that fedray does not know.
-        rejected: the update is not usable; another attempt would bring the same one.
-        non_retryable: training itself fails, and would fail again.
+        trace: the traceback of an exception that is not a FedrayError.
+        rejected: whether the update is not usable; another attempt would bring the same one.
+        non_retryable: whether training itself fails, and would fail again.
     """
 
     clients: tuple[ClientId, ...]
@@ -36,8 +36,9 @@ class FailedAttempt:
     Attributes:
         number: of these clients' failed attempts in this round, from 1.
         node: where it failed; empty without Ray.
-        exhausted: the tasks are not run again in this round.
-        non_retryable, trace: as of `TaskFailure`.
+        exhausted: whether the tasks are not run again in this round.
+        non_retryable, trace: as in `TaskFailure`.
+        action: what was done about it.
     """
 
     server_round: int

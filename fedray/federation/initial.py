@@ -11,7 +11,7 @@ from fedray.types import Vector
 
 
 def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
-    """Return the model's own task head with what its checkpoint lacked drawn; None where it has none."""
+    """Return the model's own task head, with the parts drawn that its checkpoint lacks; None if it has no head."""
     head = head_group(model)
     if head is None:
         return None
@@ -23,8 +23,8 @@ def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:
     """Return the first values of the adapter's groups, as each group draws them by seed.
 
     Args:
-        adapter: may be that of a model on the meta device, unless a group's first values are the model's own.
-        head: the first task head, where there is one.
+        adapter: may be attached to a model on the meta device, unless a group's first values are the model's own.
+        head: the first task head, if there is one.
     """
     layouts = {name: adapter.layout(name) for name in adapter.names}
     vectors = {group.name: group.first_values(seed) for group in adapter.groups if group.name != "head"}

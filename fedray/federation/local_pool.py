@@ -1,4 +1,4 @@
-"""Clients in this process, one after another, without Ray: for tests, debuggers and notebooks."""
+"""A pool that trains clients in this process, one after another, without Ray: for tests, debuggers and notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -38,11 +38,14 @@ class LocalPool:
         return next(iter(self.workers.values())).initial()
 
     def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
-        """Yield results tier by tier, in the order of the tasks, and failed attempts. There is no other actor: a failed
-        task is not run again, but clients that failed together each get an attempt alone.
+        """Yield results tier by tier, in the order of the tasks, and failed attempts.
+
+        There is no other actor, so a failed task is not run again; but clients that failed together get one attempt
+        each alone.
 
         Raises:
-            Whatever a client's code raises, if its failure ends the run: a debugger stops where it happened.
+            Exception: a client's code failed, and its failure ends the run. The exception is passed on unchanged, so
+                that a debugger stops where it was raised.
         """
         for tier, groups in task_groups([self._with_shard(task) for task in tasks], self._widths).items():
             queue = WorkQueue(groups, max_failures=0)
@@ -55,6 +58,7 @@ class LocalPool:
                         yield queue.fail(failure, batch)
 
     def actors(self, tier: str) -> int:
+        """Return 1: each tier has one worker."""
         return 1
 
     def width_seconds(self, tasks: Sequence[ClientTask]) -> dict[int, float]:
@@ -72,7 +76,8 @@ class LocalPool:
             self._files.forget(refs)
 
     def memory(self) -> dict[str, list[MemoryUse]]:
-        """Return each tier's worker; they share this process, so that all of them report the same host memory."""
+        """Return the peak memory of each tier's worker. The workers share this process, so all of them report the same
+        host memory."""
         return {tier: [worker.memory()] for tier, worker in self.workers.items()}
 
     def _with_shard(self, task: ClientTask) -> ClientTask:

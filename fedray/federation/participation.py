@@ -1,11 +1,11 @@
-"""Who of a cohort takes part in a round: clients drop out, and stragglers miss the deadline.
+"""Which clients of a cohort take part in a round: some drop out, and stragglers miss the deadline.
 
 A client's update arrives, simulated on its tier's device,
 
     t_k = latency + 8 · bytes_down / (10⁶ · down_mbps) + examples · example_seconds / speed
         + latency + 8 · bytes_up / (10⁶ · up_mbps)
 
-seconds after the round's start; nothing sleeps. Who is in time follows from `clients.example_seconds`, which the
+seconds after the round's start; nothing sleeps. Participation follows from `clients.example_seconds`, which the
 resolved configuration holds, and never from the speed of this machine. A client that drops out or is a straggler does
 not train in that round: its private state stays as it was.
 """
@@ -21,12 +21,12 @@ from fedray.types import Client, ClientId
 
 @dataclass(frozen=True)
 class Participation:
-    """What becomes of a round's cohort.
+    """How a round's cohort splits.
 
     Attributes:
-        participants: train and are aggregated.
-        stragglers: their updates would arrive after the deadline, or after enough others.
-        dropped_out: left the round.
+        participants: clients that train and are aggregated.
+        stragglers: clients whose updates would arrive after the deadline, or after enough others.
+        dropped_out: clients that left the round.
         arrivals: simulated seconds of participants and stragglers; empty if no cost was calibrated.
         seconds: simulated seconds of the whole round; None if no cost was calibrated.
     """
@@ -58,7 +58,7 @@ def examples_trained(num_examples: int, train: TrainConfig) -> float:
 
 
 def cohort_size(clients: ClientsConfig, total: int) -> int:
-    """Return how many clients a round selects: `per_round`, plus the share `over_selection`, as far as there are."""
+    """Return how many clients a round selects: `per_round` plus the share `over_selection`, and at most all clients."""
     return min(total, math.ceil((clients.per_round or total) * (1 + clients.over_selection) - 1e-9))
 
 
@@ -72,7 +72,7 @@ def select_participants(
     down_bytes: Mapping[ClientId, int],
     up_bytes: Mapping[str, int],
 ) -> Participation:
-    """Return who of a cohort takes part in the round.
+    """Return which clients of a cohort take part in the round.
 
     Args:
         total: number of all clients.

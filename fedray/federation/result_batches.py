@@ -1,6 +1,8 @@
-"""What leaves a worker: the results of clients that finished together. Next states and trained adapters are written to
-the run's folder here; what a method only averages is averaged here, and updates that must not be averaged are
-rejected."""
+"""Batches of client results, as a worker returns them.
+
+On the way, the clients' next states and trained adapters are written to the run's folder, unusable updates are
+rejected, and what a method only averages is averaged.
+"""
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +28,8 @@ from fedray.types import ClientId, round_number
 BATCH_SECONDS = 0.1
 BATCH_CLIENTS = 256
 BATCH_BYTES = 100_000
-"""A batch is sent when it has lasted this long, or has this many clients or bytes of states and of updates that travel
-one by one: a death loses one batch."""
+"""A batch is sent once it has lasted this long, or has this many clients, or this many bytes of states and of updates
+that travel one by one. An actor that dies loses at most one batch."""
 
 Train = Callable[[Sequence[ClientTask]], Iterable[ClientResult]]
 """Runs the tasks of one group; see `Worker.train_together`."""
@@ -49,8 +51,8 @@ class ResultBatch:
     """The results of clients of one tier that finished together.
 
     Attributes:
-        means: of what the clients sent up, if the method averages it; the results' payloads are None then.
-        structure: one such payload, its arrays empty.
+        means: partial means of the clients' payloads if the method averages them; the results' payloads are None then.
+        structure: one such payload with empty arrays.
         failures: tasks without a result.
         groups: how many groups of tasks were served, failed ones included.
         last: whether this is the last batch of its task batch.
@@ -68,7 +70,8 @@ class ResultBatcher:
     """Serves groups of tasks, with one method on one tier, and returns their results in batches.
 
     Args:
-        survives: whether an exception leaves the worker fit for other clients; else it is passed on.
+        train: runs the tasks of one group.
+        survives: whether the worker can serve other clients after an exception; if not, the exception is passed on.
 
     Raises:
         ConfigError: this node does not see the run's folder.
@@ -87,7 +90,7 @@ class ResultBatcher:
 
         Args:
             groups: tasks with their downlinks and shards, and the places of their states.
-            seconds: after which a batch ends.
+            seconds: how long a batch lasts at most.
         """
         collected = _Collected()
         for left, group in enumerate(groups, start=1 - len(groups)):
@@ -98,7 +101,7 @@ class ResultBatcher:
                 collected = _Collected()
 
     def _serve(self, group: Sequence[ClientTask], collected: "_Collected") -> None:
-        """Run one group and add its results to what was collected."""
+        """Run one group and add its results to the batch."""
         collected.groups += 1
         try:
             tasks = group
@@ -106,7 +109,7 @@ class ResultBatcher:
                 states = self._files.read([task.state for task in group])
                 tasks = [replace(task, state=state) for task, state in zip(group, states, strict=True)]
             results = list(self._train(tasks))
-        except (ConfigError, torch.AcceleratorError):  # no client's fault, and no place for others
+        except (ConfigError, torch.AcceleratorError):  # not the client's fault, and the actor cannot serve others
             raise
         except Exception as error:
             if not self._survives:
@@ -131,7 +134,7 @@ class ResultBatcher:
         collected.results.append(result if travels else replace(result, payload=None, adapter=None))
 
     def _add(self, task: ClientTask, result: ClientResult, collected: "_Collected") -> Any:
-        """Add what the client sent up to the means; return its structure."""
+        """Add the client's payload to the means; return the structure of the batch's payloads."""
         arrays = float_arrays(result.payload)
         weight = result.num_examples if self._averages == "examples" else 1
         try:
@@ -162,7 +165,12 @@ class ResultBatcher:
 
 
 class _Collected:
-    """The results of a batch so far. num_bytes: of states, and of updates that travel one by one."""
+    """The results of a batch so far.
+
+    Attributes:
+        keeps_state: whether the clients' next states are kept.
+        num_bytes: bytes of states, and of updates that travel one by one.
+    """
 
     def __init__(self) -> None:
         self.results: list[ClientResult] = []

@@ -1,7 +1,7 @@
-"""The federation: a round on one screen, whatever the clients run on.
+"""The federation: a round on one screen, independent of what the clients run on.
 
-`Pool` is where clients are trained: `runtime.pool.ClientPool` on Ray, `local_pool.LocalPool` in this process. Both give
-the same bits: every draw is keyed, and results come in any order and are reduced in the order of client ids.
+A `Pool` trains clients: `runtime.pool.ClientPool` on Ray, `local_pool.LocalPool` in this process. Both give the same
+bits: every draw is keyed, and results arrive in any order but are reduced in the order of client ids.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ class Pool(Protocol):
     """Where clients are trained."""
 
     def setup(self, setups: Mapping[str, WorkerSetup]) -> Initial:
-        """Make ready for a method, on each tier that has clients, and return the common starting point."""
+        """Prepare each tier that has clients for a method, and return the common starting point."""
         ...
 
     def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
@@ -71,7 +71,8 @@ class RoundResult:
         participation: who took part; None in the final pass, in which all clients do.
         left_out: participants that failed, or sent an update that cannot be used.
         replaced: states of clients that are not current any more; `Pool.forget` deletes them once the round is
-        recorded. final: the final pass, in which nothing is sent up.
+            recorded.
+        final: whether this is the final pass, in which nothing is sent up.
     """
 
     server_round: int
@@ -98,6 +99,7 @@ class Collected:
         self._structures: dict[str, Any] = {}
 
     def add(self, batch: ResultBatch) -> None:
+        """Add a batch of results and its means."""
         self._results |= {result.client.id: result for result in batch.results}
         for node in batch.means:
             tier = batch.results[0].client.tier
@@ -112,6 +114,7 @@ class Collected:
 
     @property
     def left_out(self) -> tuple[ClientId, ...]:
+        """Ids of the clients that failed or sent an unusable update, sorted."""
         return tuple(sorted(id for attempt in self.exhausted for id in attempt.clients))
 
     @property
@@ -143,12 +146,16 @@ class Collected:
 class Federation:
     """One method on one population of clients.
 
-    Its state is `server_round`, `server` and `client_states` (where the states of the clients that have trained are),
-    and nothing else.
+    Its state is `server_round`, `server` and `client_states`, and nothing else.
 
     Args:
         name: the method's name in the experiment.
         train, up_bytes: by tier, how a client trains with this method and how many bytes it sends.
+
+    Attributes:
+        server_round: number of finished rounds.
+        server: the method's server state.
+        client_states: where the states of the clients that have trained are, by client id.
     """
 
     def __init__(
@@ -176,8 +183,8 @@ class Federation:
         """Run the next round.
 
         Raises:
-            FedrayError: a client failed for good and `clients.on_failure` says that this ends the run, or too few
-                clients are left.
+            FedrayError: the attempts at a client's task are exhausted and `clients.on_failure` ends the run, or too few
+                clients finished.
         """
         started = perf_counter()
         cohort = sample_cohort(self.clients, self.config, self.server_round)

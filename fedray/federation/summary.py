@@ -1,17 +1,28 @@
-"""What an experiment says of each method at its end."""
+"""The summary of a method at the end of an experiment."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One method's result. aggregated, personalised: metric on each client's test split in the final pass, right after
-    aggregation and after the next local training; `weighted`: by test examples; `worst`: the client with the worst.
-    uplink_bytes, downlink_bytes: over all rounds and clients, the final pass left out. late, dropped_out: clients that
-    were asked and not aggregated, likewise; left_out: those that failed or sent what cannot be used.
-    simulated_seconds: of all rounds on the tiers' devices. wall_seconds: on this machine, the final pass included.
-    trainable_parameters: of a client; where tiers differ, the most. state_sha256: of the final server and client
-    states. data_sha256: of the examples and who holds which."""
+    """The result of one method. Sums are over all rounds and clients, without the final pass.
+
+    Attributes:
+        head: how the method treats the task head; `-` if there is none.
+        aggregated_mean: mean over clients of the metric on each client's test split in the final pass, right after
+            aggregation.
+        personalised_mean: the same mean after the local training that follows.
+        personalised_weighted_mean: the same mean, weighted by test examples.
+        personalised_worst: the metric of the client with the worst one after local training.
+        trainable_parameters: parameters that a client trains; the most if tiers differ.
+        uplink_bytes, downlink_bytes: bytes sent, summed.
+        late, dropped_out: selected clients that were stragglers or dropped out, summed.
+        left_out: clients that failed or sent an unusable update, summed.
+        simulated_seconds: duration of all rounds on the tiers' devices.
+        wall_seconds: duration on this machine, including the final pass.
+        state_sha256: fingerprint of the final server and client states.
+        data_sha256: fingerprint of the examples and of their assignment to clients.
+    """
 
     method: str
     seed: int

@@ -1,8 +1,8 @@
 """A client's work in one round, as one record on the way to a worker and one on the way back.
 
 Between the server and a worker, `downlink.payload`, `state` and `shard` are first the place of a value (a reference
-into the object store, a file) and then the value itself: whoever needs the value replaces the field
-(`dataclasses.replace`), and the record stays whole.
+into the object store, a file) and then the value itself: the code that needs the value replaces the field
+(`dataclasses.replace`), and the record stays complete.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ class WorkerSetup:
     """What a worker needs to serve one method on one tier: all that is equal for its clients and rounds.
 
     Attributes:
-        folder: the run's folder, which all nodes see; None if nothing is kept, as in trials of speed.
+        folder: the run's folder, which all nodes see; None if nothing is kept, as when tasks are only timed.
         uplink: what updates look like; None allows anything.
     """
 
@@ -65,7 +65,7 @@ class ClientTask:
     Attributes:
         measure: whether to evaluate before and after training.
         keep: what is kept afterwards: the client's next `state` (a round of training), the trained `adapter` (the final
-            personalisation pass), or `nothing` (a trial of speed).
+            personalisation pass), or `nothing` (a task that is only timed).
         position: the client's place in the round's order of its tier, by which updates are added up.
         state: the client's private state, or where it is; None in its first task.
         shard: the client's examples, or where they are.
@@ -83,7 +83,7 @@ class ClientTask:
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client's task brought.
+    """The result of a client's task.
 
     Attributes:
         num_examples: training examples of the client (n_k).

@@ -1,5 +1,5 @@
-"""Updates that must not reach an aggregate: not finite, of another shape, far larger than everybody else's, or far from
-them."""
+"""Checks for updates that must not reach an aggregate: not finite, of another shape, far larger than the other updates,
+or far away from them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +16,10 @@ Expected = frozenset[Signature]
 
 
 def objection(payload: Any, checks: UpdateChecks, expected: Expected | None) -> str | None:
-    """Return why an update is not usable; None if it is.
+    """Return why an update is not usable; None if it is usable.
 
-    expected: None: any.
+    Args:
+        expected: the allowed signatures; None allows any.
     """
     found = list(leaves(payload))
     if checks.shape and expected is not None and (mine := signature_of(found)) not in expected:
@@ -29,8 +30,8 @@ def objection(payload: Any, checks: UpdateChecks, expected: Expected | None) -> 
 
 
 def outliers(payloads: Mapping[ClientId, Any], checks: UpdateChecks) -> dict[ClientId, str]:
-    """Return those that stand out from the others of a round, and why: far larger, or far away. Those that are too
-    large are left out of the second comparison."""
+    """Return the updates that are far larger than the others of a round or far away from them, and why. Updates that
+    are too large are left out of the second comparison."""
     found: dict[ClientId, str] = {}
     if checks.norm is not None:
         found |= too_large(payloads, checks.norm)
@@ -40,9 +41,9 @@ def outliers(payloads: Mapping[ClientId, Any], checks: UpdateChecks) -> dict[Cli
 
 
 def too_large(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, str]:
-    """Return those whose root mean square is more than `bound` times the median, and why.
+    """Return the updates whose root mean square is more than `bound` times the median, and why.
 
-    A payload without numbers has none, and is left out; a median of 0 bounds nothing.
+    Payloads without numbers are not compared; a median of 0 bounds nothing.
     """
     sizes = {id: size for id, payload in payloads.items() if (size := root_mean_square(payload)) is not None}
     median = float(np.median(list(sizes.values()))) if sizes else 0.0
@@ -54,7 +55,7 @@ def too_large(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, 
 
 
 def too_far(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, str]:
-    """Return those whose distance from the coordinatewise median is more than `bound` times the median of the
+    """Return the updates whose distance from the coordinatewise median is more than `bound` times the median of the
     distances, and why."""
     return {
         id: f"distance {distance:.3g} from the median of the round, {times:.3g} times the others' (allowed: {bound:g})"
@@ -64,10 +65,10 @@ def too_far(payloads: Mapping[ClientId, Any], bound: float) -> dict[ClientId, st
 
 
 def distances(payloads: Mapping[ClientId, Any]) -> dict[ClientId, tuple[float, float]]:
-    """Return each one's distance from the coordinatewise median, and by how many times it is the median distance.
+    """Return each update's distance from the coordinatewise median, and its ratio to the median distance.
 
-    Compared are payloads of one signature. Left out are those of fewer than three, of whom nobody knows who is away
-    from whom, and those of which half are equal.
+    Only payloads of the same signature are compared. A signature is left out if fewer than three payloads have it,
+    because then no majority says which one is far away, or if the median distance is 0.
     """
     alike: dict[Signature, dict[ClientId, Vector]] = {}
     for id, payload in payloads.items():
@@ -83,13 +84,13 @@ def distances(payloads: Mapping[ClientId, Any]) -> dict[ClientId, tuple[float, f
 
 
 def _flat(found: Sequence[tuple[str, Any]]) -> Vector:
-    """Return all floating-point numbers, [d]."""
+    """Return all floating-point numbers of a payload, [d]."""
     arrays = [value.reshape(-1) for _, value in found if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
     return np.concatenate(arrays, dtype=np.float32) if arrays else np.zeros(0, np.float32)
 
 
 def root_mean_square(payload: Any) -> float | None:
-    """Return that of all its floating-point numbers, in float64; None where there are none."""
+    """Return the root mean square of a payload's floating-point numbers, in float64; None if it has none."""
     arrays = [value for _, value in leaves(payload) if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
     count = sum(array.size for array in arrays)
     if not count:
@@ -98,7 +99,7 @@ def root_mean_square(payload: Any) -> float | None:
 
 
 def finite(value: Array | float | str | None) -> bool:
-    """One pass over the values; a sum that overflows is looked at again."""
+    """Return whether a value is finite. One pass over an array suffices unless its sum of squares overflows."""
     if isinstance(value, float):
         return bool(np.isfinite(value))
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
@@ -109,7 +110,7 @@ def finite(value: Array | float | str | None) -> bool:
 
 
 def _difference(mine: Signature, other: Signature) -> str:
-    """Return the first array that differs."""
+    """Return a description of the first array that differs."""
     ours, theirs = ({path: (dtype, shape) for path, dtype, shape in one} for one in (mine, other))
     path = next(path for path in sorted({*ours, *theirs}) if ours.get(path) != theirs.get(path))
     return f"{path} is {_named(ours.get(path))}, expected {_named(theirs.get(path))}"

@@ -51,7 +51,7 @@ class WorkQueue:
     def __init__(self, groups: Sequence[TaskGroup], max_failures: int) -> None:
         self._waiting = deque(groups)
         self._remaining = sum(map(_work, groups))
-        self._alone: deque[tuple[TaskGroup, Any]] = deque()  # with the actor that shall not have it again
+        self._alone: deque[tuple[TaskGroup, Any]] = deque()  # with the actor on which it failed
         self._max_failures = max_failures
         self._failures: Counter[tuple[ClientId, ...]] = Counter()
 
@@ -88,7 +88,7 @@ class WorkQueue:
         """Take back a group that failed on an actor.
 
         Args:
-            non_retryable: it would fail again.
+            non_retryable: whether it would fail again.
 
         Returns:
             How often the group has failed, and whether it is exhausted.
@@ -109,7 +109,7 @@ class WorkQueue:
     def fail(
         self, failure: TaskFailure, batch: Sequence[TaskGroup], actor: Any = None, node: str = ""
     ) -> FailedAttempt:
-        """Take back the group of a batch whose tasks failed in an actor that goes on, and return the failed attempt.
+        """Take back the group of a batch whose tasks failed in an actor that continues, and return the failed attempt.
 
         A client whose update was rejected is exhausted at once; the others of its group are not affected.
         """
@@ -129,11 +129,12 @@ class WorkQueue:
 
 
 def ids_of(group: TaskGroup) -> tuple[ClientId, ...]:
+    """Return the ids of a group's clients."""
     return tuple(task.client.id for task in group)
 
 
 def work_of(client: Client) -> int:
-    """Return a client's expected work in examples; a client without any still costs a message."""
+    """Return a client's expected work in examples; a client without examples still costs a message."""
     return 1 + client.num_examples
 
 

@@ -1,5 +1,7 @@
-"""One frozen base model and one adapter, serving many virtual clients one after another. Plain Python: `ClientActor`
-is this class as a Ray actor, and `LocalPool` calls it directly."""
+"""A worker: one frozen base model and one adapter that serve many virtual clients.
+
+The class is plain Python: `ClientActor` wraps it as a Ray actor, and `LocalPool` calls it directly.
+"""
 
 import logging
 import math
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Served:
-    """The method that a worker serves, and what was made for it."""
+    """The method that a worker serves, and what was created for it."""
 
     method: AnyMethod
     adapter: Adapter
@@ -45,22 +47,22 @@ class _Served:
 
 
 class Worker:
-    """Serves one method at a time; `setup` prepares for the next one.
+    """Trains clients with one method at a time; `setup` prepares it for the next method.
 
     Args:
-        process_group: the processes that train with this one, if its clients are silos of several.
+        process_group: the processes that train a client together with this one, if the clients are silos.
     """
 
     def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
         self._process_group = process_group
         keep_freed_memory()
         self._stack: AdapterStack | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._served: _Served | None = None
         self._meter: MemoryMeter | None = None
 
     def setup(self, setup: WorkerSetup) -> None:
-        """Load the base weights, attach the method's adapter, and forget the method before."""
+        """Load the base weights, attach the method's adapter, and drop the previous method."""
         if self._served is not None:
             self._served.engine.close()
         self._served = self._stack = None  # before anything is loaded: two base models at once may not fit
@@ -95,24 +97,24 @@ class Worker:
             tokenizer=tokenizer if generating else None,
         )
         initial = draw_initial(adapter, config.seed, head)
-        for name in adapter.names:  # methods load what they train; groups that are frozen for all stay as loaded here
+        for name in adapter.names:  # methods load what they train; the rest stays as loaded here
             adapter.load(name, initial.vectors[name])
         engine = make_engine(adapter, sections.train, tier, self.device, self._process_group)
         self._served = _Served(method, adapter, engine, initial)
 
     @property
     def method(self) -> AnyMethod:
-        """The method that is served."""
+        """The method that this worker serves."""
         return self._serving.method
 
     @property
     def adapter(self) -> Adapter:
-        """Its adapter, on this worker's base model."""
+        """The method's adapter, on this worker's base model."""
         return self._serving.adapter
 
     @property
     def engine(self) -> Engine:
-        """What trains the adapter."""
+        """The engine that trains the adapter."""
         return self._serving.engine
 
     @property
@@ -126,13 +128,14 @@ class Worker:
         return self._served
 
     def memory(self) -> MemoryUse:
-        """Return what this process took at most since `setup`."""
+        """Return this process's peak memory since `setup`."""
         if self._meter is None:
             raise RuntimeError("setup() comes first")
         return self._meter.read()
 
     def initial(self) -> Initial:
-        """Return the common starting point, whatever part of it this tier holds; the same on every worker."""
+        """Return the common starting point, complete even if this tier holds only a part of it; it is the same on every
+        worker."""
         setup = self._setup
         method = build_method(setup.config, setup.entry)
         if method == self.method:
@@ -151,8 +154,9 @@ class Worker:
         return self._run(task, EngineBackend(self.engine, self.training_context))
 
     def train_together(self, tasks: Sequence[ClientTask]) -> Iterator[ClientResult]:
-        """Run several clients' tasks, in one step each where that is possible (`fedray.training.batched`), else one
-        after another. Results are those of `train` up to float rounding, which depends on who is trained together.
+        """Run several clients' tasks: with one step for all of them if possible (`fedray.training.batched`), otherwise
+        one after another. Results equal those of `train` up to float rounding, which depends on the clients that are
+        trained together.
 
         Yields:
             The results, in the order of the tasks.
@@ -162,19 +166,22 @@ class Worker:
                 yield from self._batched(tasks)
                 return
         except CannotBatch as reason:
-            if str(reason) not in self._told:
-                self._told.add(str(reason))
+            if str(reason) not in self._warned:
+                self._warned.add(str(reason))
                 log.warning("tier %s: clients are trained one by one: %s", self._setup.tier, reason)
         for task in tasks:
             yield self.train(task)
 
     def width_seconds(self, tasks: Sequence[ClientTask]) -> dict[int, float]:
-        """Return the seconds that the first steps of all these clients take, by how many are trained together; of 1
-        only where no other number is possible. Nothing is kept of what they trained.
+        """Return the seconds that the first steps of all these clients take, by how many clients are trained together.
+        The tried numbers are powers of two, and those that cut the tasks into equal parts. Nothing is kept of the
+        training.
 
         Args:
-            tasks: of typical clients, as many as an actor serves in a round, or as are worth timing. Tried are powers
-                of two, and widths that cut these into equal parts.
+            tasks: tasks of typical clients, as many as an actor serves in a round or as are worth timing.
+
+        Returns:
+            The seconds by number of clients; only of 1 if no other number is possible.
         """
         training_context, train = self.training_context, self.training_context.train
         steps = min(TIMED_STEPS, train.max_steps or TIMED_STEPS)
@@ -232,11 +239,12 @@ class Worker:
         )
 
     def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
-        """Return a meter whose baseline is the bare process with all that was imported for this method and those before
-        it. Memory that they freed and the allocator kept is not part of it: this method may use it again.
+        """Return a meter whose baseline is the bare process with everything that was imported for this method and
+        earlier ones. Memory that earlier methods freed and the allocator kept does not count as baseline, because this
+        method may use it again.
 
         Args:
-            resting: what the process had before this method was built.
+            resting: bytes of the process before this method was built.
         """
         tier.engine.prepare_node(self.device)
         method.attach(meta_backbone(self._setup.architecture, self._setup.config.task))

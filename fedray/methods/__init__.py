@@ -1,5 +1,7 @@
-"""One file per method: `fedray.methods.registry` finds a module by its name and takes its `ENTRY`.
+"""The federated methods, one per file, and what a method is.
 
-Besides the methods, `protocol` says what a method is, `registry` builds one from a configuration, and `parts` holds
-what several methods share. May import training, adapters, evaluation, aggregation, models, data and config.
+`registry` finds a module by its name, takes its `ENTRY`, and builds the method from a configuration. `protocol` says
+what a method is, and `parts` holds what several methods share.
+
+Uses: adapters, aggregation, config.
 """

@@ -1,1 +1,4 @@
-"""Backbones and tokenizers: hub id, local folder, installed package, or random weights."""
+"""Backbones and tokenizers: from a hub id, a local folder, an installed package, or random weights.
+
+Uses: config.
+"""

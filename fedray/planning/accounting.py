@@ -1,7 +1,7 @@
-"""What a method trains and sends, counted exactly and before anything is trained.
+"""What a method trains and sends, counted exactly before anything is trained.
 
-The method's own code is walked through on shapes alone: its adapter on a model without weights (meta device), zeros for
-every value, two clients, two rounds. So a method of the user's own is counted like a built-in one.
+The method's own code runs two rounds with two clients on shapes alone: its adapter is attached to a model without
+weights (meta device), and every value is zero. A user's own method is therefore counted like a built-in one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,16 @@ from fedray.types import Client, Evaluation, Split, Vector
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one client of a tier and one round, once the method is in its stride (its second round).
+    """What one client of a tier trains and sends in one round, as of the method's second round: the first one may
+    differ.
 
-    trainable: parameters that a client trains. total: parameters of the model with all of the adapter.
-    uplink, downlink: numbers sent. uplink_bytes, downlink_bytes: the same as they travel.
-    head: how this method treats the task head; `-` where there is none.
-    shapes: what an uplink looks like, in the first round and in later ones.
+    Attributes:
+        trainable: parameters that a client trains.
+        total: parameters of the model with the whole adapter.
+        uplink, downlink: numbers sent.
+        uplink_bytes, downlink_bytes: bytes of these numbers as they travel.
+        head: how the method treats the task head; `-` if there is none.
+        shapes: signatures of the uplink in the first round and in later ones.
     """
 
     trainable: int
@@ -52,10 +56,12 @@ class Attached:
 def method_cost(
     whole: Attached, held: Attached, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
 ) -> Cost:
-    """Walk through two rounds on shapes; return what the last of `clients`, all of one tier, trains and sends.
+    """Run two rounds on shapes; return what the last of `clients`, all of one tier, trains and sends.
 
-    whole: the method as the driver has it. held: as the tier's devices have it; the same object where that is all.
-    validation_examples: what every client has of them.
+    Args:
+        whole: the method as the driver has it.
+        held: the method as the tier's devices have it; the same object if they hold the whole adapter.
+        validation_examples: validation examples of every client.
     """
     total = sum(parameter.numel() for parameter in held.adapter.model.parameters())  # before rows are masked
     method, shapes = whole.method, Shapes(held.adapter)
@@ -76,7 +82,7 @@ def method_cost(
             )
             updates.append(Update(client, client.num_examples, payload))
             seen.add(signature_of(leaves(payload)))
-            pack_small(states[client.id])  # raises where it could not be kept in a file
+            pack_small(states[client.id])  # raises if the state could not be written to a file
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, [_mean(updates)] if averages(method) else updates)
     up, down = payload, downlinks[clients[-1].id].payload
@@ -87,10 +93,10 @@ def method_cost(
 
 
 def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:
-    """Return the mean of updates of one tier that are all zero: any of them.
+    """Return the mean of one tier's updates. All of them are zero here, so any one of them is the mean.
 
     Raises:
-        TypeError: a payload holds something else than arrays of floats, so that it cannot be averaged.
+        TypeError: a payload holds something other than arrays of floats, so that it cannot be averaged.
     """
     first = updates[0]
     float_arrays(first.payload)
@@ -100,7 +106,7 @@ def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:
 
 def _zeros(adapter: Adapter, seed: int) -> Initial:
     layouts = {name: adapter.whole_layout(name) for name in adapter.names}
-    zero = np.float32(0)  # one number, however many are read
+    zero = np.float32(0)  # one number in memory, whatever the size of the layout
     return Initial(seed, layouts, {name: np.broadcast_to(zero, layout.size) for name, layout in layouts.items()})
 
 
@@ -111,7 +117,8 @@ def numbers(payload: Any) -> int:
 
 
 class Shapes:
-    """An adapter that has layouts but no values: reads zeros, checks what is loaded; all else is the adapter's own."""
+    """An adapter that has layouts but no values: it reads zeros and checks the shapes of what is loaded. Everything
+    else is delegated to the adapter."""
 
     def __init__(self, adapter: Adapter):
         self._adapter = adapter
@@ -120,7 +127,7 @@ class Shapes:
         return getattr(self._adapter, name)
 
     def read(self, name: str) -> Vector:
-        return np.broadcast_to(np.float32(0), self._adapter.layout(name).size)  # one number, however many are read
+        return np.broadcast_to(np.float32(0), self._adapter.layout(name).size)  # one number in memory, see `_zeros`
 
     def load(self, name: str, vector: Vector) -> None:
         self._adapter.layout(name).items(vector)
@@ -128,7 +135,11 @@ class Shapes:
 
 @dataclass
 class NoTraining:
-    """A client whose training changes nothing. trainable: parameters that it would have trained."""
+    """A trainer of one client that changes nothing.
+
+    Attributes:
+        trainable: parameters that `train` would have trained.
+    """
 
     client: Client
     server_round: int

@@ -1,4 +1,5 @@
-"""What a cluster can hold of an experiment: the memory of every tier's actors against that of nodes and GPUs."""
+"""How many client actors of an experiment fit on a cluster: the memory of each tier's actors against that of nodes and
+GPUs."""
 
 import math
 import os
@@ -16,18 +17,23 @@ from fedray.planning.placement import UNIT, Amounts, allot, fit_together, reques
 from fedray.training.metering import CUDA_CONTEXT
 
 PROCESS = 600_000_000
-"""Bytes of the host that an actor takes before its model (Python, Ray, torch, transformers, peft); an allowance."""
+"""Bytes of host memory that an actor needs without its model (Python, Ray, torch, transformers, peft); an allowance."""
 OBJECT_STORE = 0.3
-"""Ray's default share of a node's memory for its objects; actors have the rest."""
+"""Ray's default share of a node's memory for its object store; actors have the rest."""
 UNBOUNDED = 1_000_000
 """More actors than any cluster holds."""
 ENOUGH = 1e15
-"""Bytes of a node of which no memory is said."""
+"""Bytes that a node is assumed to have if its memory is not given."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """nodes: what each has. gpu_memory: bytes of one GPU; 0 where there is none, or it is not known."""
+    """The resources of a cluster.
+
+    Attributes:
+        nodes: resources of each node.
+        gpu_memory: bytes of one GPU; 0 if there is none, or if they are unknown.
+    """
 
     nodes: tuple[Amounts, ...]
     gpu_memory: int
@@ -35,9 +41,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Plan:
-    """One method on one tier. on_gpu: whether it trains on a GPU there. gpu: the part of one that an actor needs,
-    CUDA's own memory (`CUDA_CONTEXT`) included; 0 without. host: bytes of the host that an actor takes, its process
-    (`PROCESS`) included, beyond what the node's actors share."""
+    """What one method needs on one tier.
+
+    Attributes:
+        on_gpu: whether the method trains on a GPU.
+        gpu: share of a GPU's memory that an actor needs, including CUDA's own memory (`CUDA_CONTEXT`); 0 on a CPU.
+        host: bytes of host memory that an actor needs, including its process (`PROCESS`), beyond what the actors of a
+            node share.
+    """
 
     method: str
     tier: str
@@ -50,9 +61,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Room:
-    """One tier, for the method that needs the most. asked: what its actors (each worker of a silo) ask for, memory in
-    bytes. alone: how many actors the cluster holds if there is no other tier. together: how many if all tiers share it
-    by their clients."""
+    """How many actors of one tier fit, for the method that needs the most.
+
+    Attributes:
+        asked: what each actor (each worker of a silo) requests; memory in bytes.
+        alone: how many actors the cluster holds if there is no other tier.
+        together: how many actors it holds if all tiers share it in proportion to their clients.
+    """
 
     tier: str
     asked: Amounts
@@ -61,13 +76,13 @@ class Room:
 
 
 def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint]]], cluster: Cluster) -> list[Plan]:
-    """Return what each method takes on each tier.
+    """Return what each method needs on each tier.
 
     Args:
         found: costs and footprints by method and tier.
 
     Raises:
-        ConfigError: a tier trains on GPUs, and the memory of one is not known.
+        ConfigError: a tier trains on GPUs, and the memory of a GPU is unknown.
     """
     made = []
     for method, by_tier in found.items():
@@ -75,7 +90,7 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
             on_gpu = _on_gpu(config, tier, cluster)
             if on_gpu and not cluster.gpu_memory:
                 raise ConfigError(
-                    f"tier {tier!r} trains on a GPU, whose memory is not known; give it: --gpu-memory 24GB"
+                    f"tier {tier!r} trains on a GPU, whose memory is not known; specify it: --gpu-memory 24GB"
                 )
             needed = (footprint.device.total + CUDA_CONTEXT) / cluster.gpu_memory if on_gpu else 0.0
             gpu = math.ceil(UNIT * needed) / UNIT
@@ -85,15 +100,15 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
 
 
 def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]) -> list[Room]:
-    """Return how many actors of each tier fit by CPUs, GPUs and memory, whatever method they serve.
+    """Return how many actors of each tier fit by CPUs, GPUs and memory, for every method.
 
-    A tier that needs more than one GPU's memory fits nowhere: an actor is one process on one GPU. Nodes of which no
-    memory is said have enough.
+    A tier that needs more than the memory of one GPU does not fit: an actor is one process on one GPU. Nodes without
+    given memory have enough.
     """
     tiers = list(dict.fromkeys(plan.tier for plan in made))
-    asked = requests(clients, tiers, nodes)
+    requested = requests(clients, tiers, nodes)
     for plan in made:
-        amounts = asked[plan.tier]
+        amounts = requested[plan.tier]
         amounts["GPU"] = max(amounts["GPU"], plan.gpu)
         amounts["memory"] = max(amounts["memory"], float(plan.host))
     shared = max(0 if plan.on_gpu else plan.footprint.shared for plan in made)
@@ -101,14 +116,14 @@ def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]
     too_large = {plan.tier for plan in made if plan.gpu > 1}
     workers = {name: clients.tier(name).workers for name in tiers}
     together = dict.fromkeys(tiers, 0)
-    if not too_large and fit_together(asked, left, workers):
-        together = allot(asked, _clients(clients, tiers), dict.fromkeys(tiers), left, workers=workers)
-    alone = {name: 0 if name in too_large else _alone(name, asked, left, workers) for name in tiers}
-    return [Room(name, asked[name], alone[name], together[name]) for name in tiers]
+    if not too_large and fit_together(requested, left, workers):
+        together = allot(requested, _clients(clients, tiers), dict.fromkeys(tiers), left, workers=workers)
+    alone = {name: 0 if name in too_large else _alone(name, requested, left, workers) for name in tiers}
+    return [Room(name, requested[name], alone[name], together[name]) for name in tiers]
 
 
 def this_machine() -> Cluster:
-    """Return this machine as a cluster of one node, as Ray would count it: without its object store."""
+    """Return this machine as a cluster of one node, with its memory as Ray counts it: without the object store."""
     gpus = torch.cuda.device_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * (1 - OBJECT_STORE)
     node = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus), "memory": memory}
@@ -117,10 +132,10 @@ def this_machine() -> Cluster:
 
 
 def parse_node(text: str) -> Amounts:
-    """Read `CPU=16,GPU=4,memory=64GB`; other names are further Ray resources.
+    """Parse `CPU=16,GPU=4,memory=64GB`; other names are further Ray resources.
 
     Raises:
-        ConfigError: it is not written like that, or has no CPU.
+        ConfigError: the text has another form, or no CPU.
     """
     amounts: dict[str, float] = {}
     for part in text.split(","):
@@ -137,22 +152,22 @@ def parse_node(text: str) -> Amounts:
 
 
 def parse_bytes(text: str) -> int:
-    """Read `24GB`, `24GiB` or a plain number.
+    """Parse `24GB`, `24GiB` or a plain number of bytes.
 
     Raises:
-        ConfigError: it is not written like that, or nothing.
+        ConfigError: the text has another form, or the size is not positive.
     """
     try:
         size = int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
         size = 0
     if size <= 0:
-        raise ConfigError(f"{text!r} is no amount of memory; for example 24GB")
+        raise ConfigError(f"{text!r} is not an amount of memory; expected for example 24GB")
     return size
 
 
 def _on_gpu(config: Config, tier: str, cluster: Cluster) -> bool:
-    """Whether an actor of the tier will train on a GPU, as the worker's `resolve_device` will decide there."""
+    """Return whether an actor of the tier will train on a GPU, as `resolve_device` will decide in the worker."""
     if config.device != "auto":
         return config.device == "cuda"
     there = cluster.gpu_memory > 0 or any(node.get("GPU", 0) > 0 for node in cluster.nodes)
@@ -160,14 +175,14 @@ def _on_gpu(config: Config, tier: str, cluster: Cluster) -> bool:
 
 
 def _clients(clients: ClientsConfig, tiers: Sequence[str]) -> dict[str, int]:
-    """Return how many clients each tier would have of a million: the cohort is not what limits the actors here."""
+    """Return how many clients each tier would have out of a million, so that the cohort does not limit the actors."""
     listed = clients.count or sum(len(clients.tier(name).clients) for name in tiers)
     shares = {name: clients.tier(name).share or len(clients.tier(name).clients) / listed for name in tiers}
     return {name: max(1, int(UNBOUNDED * share)) for name, share in shares.items()}
 
 
-def _alone(tier: str, asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> int:
-    only = {tier: asked[tier]}
+def _alone(tier: str, requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> int:
+    only = {tier: requested[tier]}
     if not fit_together(only, nodes, workers):
         return 0
     return allot(only, {tier: UNBOUNDED}, {tier: None}, nodes, workers=workers)[tier]

@@ -13,17 +13,23 @@ from fedray.planning.accounting import Attached, Cost, method_cost
 from fedray.types import Client
 
 TierCosts = Mapping[str, Cost]
-"""By name of the tier."""
+"""What a method trains and sends, by tier."""
 
 
 def costs(
     config: Config, arch: PretrainedConfig, clients: tuple[Client, ...], validation_examples: int = 1
 ) -> dict[str, TierCosts]:
-    """Return what each method trains and sends on each tier that has clients, from the model's configuration alone
-    (no weights).
+    """Return what each method trains and sends on each tier that has clients.
+
+    Args:
+        arch: the model's configuration; its weights are not needed.
+        validation_examples: validation examples of every client.
+
+    Returns:
+        The costs by method and tier.
 
     Raises:
-        ConfigError: a target module or layer that the model does not have, a method that does not fit the task.
+        ConfigError: the model lacks a target module or layer, or a method does not fit the task.
     """
     found: dict[str, TierCosts] = {}
     for entry in config.method:
@@ -46,7 +52,7 @@ def _cost_on(
     validation_examples: int,
 ) -> Cost:
     mine = [client for client in clients if client.tier == tier][-2:]
-    if len(mine) == 1 < len(clients):  # others there are: let them be like this one
+    if len(mine) == 1 < len(clients):  # the tier's only client: another one joins as its copy
         mine = [replace(mine[0], id=next(c.id for c in clients if c.id != mine[0].id)), *mine]
     device = config.clients.tier(tier)
     differs = device.activation_checkpointing or build_method(config, entry, tier) != whole.method
@@ -65,9 +71,9 @@ def _cost_on(
         return method_cost(whole, held, mine, config.seed, validation_examples)
     except ConfigError:
         raise
-    except TrainingError as error:  # what training needs and the data does not have
+    except TrainingError as error:  # the data lack what training needs
         raise ConfigError(f"method {entry.key!r}: {error}") from None
-    except Exception as error:  # whatever a user's own method does not expect: of a tier that holds less, say
+    except Exception as error:  # a user's own method may not expect a tier that holds less
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: fails in a round on shapes: {type(error).__name__}: {error}"
         ) from error

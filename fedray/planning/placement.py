@@ -1,8 +1,8 @@
-"""How many client actors of each tier fit on a cluster's nodes, and how they are dealt to the tiers.
+"""How many client actors fit on a cluster's nodes, and how many of them each tier gets.
 
 Amounts are counted in ten-thousandths, as Ray counts them: four actors of 0.25 GPUs fill one GPU exactly. A fraction of
-a GPU lies on one GPU: two of them hold four actors of 0.4, not five. Of a tier whose clients are silos, an actor is
-several workers, each with what the tier asks for; they may lie on several nodes.
+a GPU is always on one GPU: two GPUs hold four actors of 0.4, not five. In a tier whose clients are silos, an actor is
+several workers, each with the resources that the tier requests; they may run on several nodes.
 """
 
 import copy
@@ -14,66 +14,75 @@ Amounts = Mapping[str, float]
 """Resources by name: CPU, GPU, memory (bytes), and any other."""
 
 UNIT = 10_000
+"""Parts of a resource that are counted."""
 
 ALONE: Mapping[str, int] = {}
-"""No tier's actors are several workers."""
+"""Workers per actor by tier if every actor is a single process."""
 
 
 def requests(clients: ClientsConfig, tiers: Sequence[str], nodes: Sequence[Amounts]) -> dict[str, dict[str, float]]:
-    """Return what one actor (or worker of a silo) of each tier asks for.
+    """Return what one actor (or worker of a silo) of each tier requests.
 
-    Where `num_cpus` is left out it is 1, or an equal share of the CPUs where there are fewer of them than tiers.
-    GPUs that were not asked for are dealt later (`allot_with_gpus`), when the number of actors is known; only the
-    workers of a silo take whole ones, if there are that many.
+    If `num_cpus` is left out, it is 1, or an equal share of the CPUs if there are fewer of them than tiers. GPUs that
+    the configuration does not mention are shared out later (`allot_with_gpus`), when the number of actors is known;
+    only the workers of a silo get a whole GPU each, if there are enough.
     """
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     fair = min(1.0, int(UNIT * cpus / sum(clients.tier(name).workers for name in tiers)) / UNIT) or 1.0
-    asked = {}
+    requested = {}
     for name in tiers:
         tier = clients.tier(name)
         whole = float(tier.num_gpus is None and 1 < tier.workers <= gpus)
         amounts = {"CPU": fair if tier.num_cpus is None else tier.num_cpus, "GPU": tier.num_gpus or whole}
-        asked[name] = {**amounts, "memory": float(tier.memory or 0), **tier.resources}
-    return asked
+        requested[name] = {**amounts, "memory": float(tier.memory or 0), **tier.resources}
+    return requested
 
 
-def fits(asked: Amounts, node: Amounts) -> bool:
-    """Return whether one actor has room on an otherwise empty node."""
-    return _Room(node).place(asked)
+def fits(requested: Amounts, node: Amounts) -> bool:
+    """Return whether one actor fits on an otherwise empty node."""
+    return _Room(node).place(requested)
 
 
-def fit_together(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE) -> bool:
-    """Return whether one actor of every tier has room at the same time.
+def fit_together(
+    requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE
+) -> bool:
+    """Return whether one actor of every tier fits at the same time.
 
-    workers: of tiers whose actors are several.
+    Args:
+        workers: processes per actor, by tier; 1 if a tier is missing.
     """
     rooms = [_Room(node) for node in nodes]
-    return all(_place(asked[name], rooms, workers.get(name, 1)) for name in _largest_first(asked))
+    return all(_place(requested[name], rooms, workers.get(name, 1)) for name in _largest_first(requested))
 
 
 def allot(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
     workers: Mapping[str, int] = ALONE,
 ) -> dict[str, int]:
-    """Return the number of actors of each tier: at least one; then up to the fixed numbers, and then one after another
-    to the tier with the most clients per actor, as long as one of the nodes has room.
+    """Return the number of actors of each tier.
 
-    most: the clients of each tier that a round can have; more actors would idle. nodes: those included that can be
-    added. workers: as in `fit_together`.
+    Each tier gets at least one; tiers with a fixed number then get up to that many; the others then get one more each
+    time they have the most clients per actor, as long as a node has room.
+
+    Args:
+        most: by tier, the most clients that a round can have; more actors would idle.
+        fixed: by tier, the configured number of actors, if any.
+        nodes: resources of each node, including nodes that can be added.
+        workers: processes per actor, by tier.
     """
     rooms = [_Room(node) for node in nodes]
-    sizes = dict.fromkeys(asked, 1)
-    for name in _largest_first(asked):
-        _place(asked[name], rooms, workers.get(name, 1))
-    wanted = {name: most[name] if fixed[name] is None else fixed[name] or 1 for name in asked}
-    for growing in ({name for name in asked if fixed[name]}, {name for name in asked if not fixed[name]}):
+    sizes = dict.fromkeys(requested, 1)
+    for name in _largest_first(requested):
+        _place(requested[name], rooms, workers.get(name, 1))
+    wanted = {name: most[name] if fixed[name] is None else fixed[name] or 1 for name in requested}
+    for growing in ({name for name in requested if fixed[name]}, {name for name in requested if not fixed[name]}):
         while growing:
             name = max(growing, key=lambda name: (most[name] / sizes[name], name))
-            if sizes[name] < wanted[name] and _place(asked[name], rooms, workers.get(name, 1)):
+            if sizes[name] < wanted[name] and _place(requested[name], rooms, workers.get(name, 1)):
                 sizes[name] += 1
             else:
                 growing.remove(name)
@@ -81,20 +90,21 @@ def allot(
 
 
 def allot_shared(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
     sharers: int,
     workers: Mapping[str, int] = ALONE,
 ) -> dict[str, int]:
-    """Return what each of several equal pools may have, as `allot`: so many that all pools find room together."""
-    sizes = {name: fixed[name] or 1 for name in asked}
-    growing = {name for name in asked if not fixed[name]}
+    """Return the number of actors of each tier that each of `sharers` equal pools may have, so that all pools fit
+    together. The other arguments are those of `allot`."""
+    sizes = {name: fixed[name] or 1 for name in requested}
+    growing = {name for name in requested if not fixed[name]}
     while growing:
         name = max(growing, key=lambda name: (most[name] / sizes[name], name))
         larger = {**sizes, name: sizes[name] + 1}
-        if sizes[name] < most[name] and fit_times(asked, larger, sharers, nodes, workers):
+        if sizes[name] < most[name] and fit_times(requested, larger, sharers, nodes, workers):
             sizes = larger
         else:
             growing.remove(name)
@@ -102,57 +112,62 @@ def allot_shared(
 
 
 def fit_times(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     sizes: Mapping[str, int],
     times: int,
     nodes: Sequence[Amounts],
     workers: Mapping[str, int] = ALONE,
 ) -> bool:
-    """Return whether so many actors of each tier have room at the same time, so many times."""
-    each = [(f"{name} {i}", name) for name in asked for i in range(times * sizes[name])]
+    """Return whether `times` copies of a pool fit at the same time.
+
+    Args:
+        sizes: actors of each tier in one pool.
+    """
+    each = [(f"{name} {i}", name) for name in requested for i in range(times * sizes[name])]
     return fit_together(
-        {key: asked[name] for key, name in each}, nodes, {key: workers.get(name, 1) for key, name in each}
+        {key: requested[name] for key, name in each}, nodes, {key: workers.get(name, 1) for key, name in each}
     )
 
 
 def allot_with_gpus(
-    asked: Mapping[str, Amounts],
+    requested: Mapping[str, Amounts],
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
     sharing: Collection[str],
     workers: Mapping[str, int] = ALONE,
 ) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
-    """Return the number of actors of each tier and what each asks for, with equal parts of the GPUs that others leave
-    for the tiers in `sharing`: the largest parts of which all of them find room."""
-    least = {name: {**asked[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in asked}
+    """Return the number of actors of each tier and what each requests. The tiers in `sharing` get equal shares of the
+    GPUs that the others leave free: the largest shares with which all actors fit. The other arguments are those of
+    `allot`."""
+    least = {name: {**requested[name], **({"GPU": 1 / UNIT} if name in sharing else {})} for name in requested}
     if sharing and fit_together(least, nodes, workers):
         sizes = allot(least, most, fixed, nodes, workers)
         for part in range(1, sum(sizes.values()) + 1):
             shared = int(UNIT / part) / UNIT
-            final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in asked}
+            final = {name: {**least[name], **({"GPU": shared} if name in sharing else {})} for name in requested}
             if fit_together(final, nodes, workers) and allot(final, most, fixed, nodes, workers) == sizes:
                 return sizes, final
-    plain = {name: dict(amounts) for name, amounts in asked.items()}
+    plain = {name: dict(amounts) for name, amounts in requested.items()}
     return allot(plain, most, fixed, nodes, workers), plain
 
 
-def _largest_first(asked: Mapping[str, Amounts]) -> list[str]:
-    return sorted(asked, key=lambda name: [-asked[name].get(kind, 0.0) for kind in ("GPU", "CPU", "memory")])
+def _largest_first(requested: Mapping[str, Amounts]) -> list[str]:
+    return sorted(requested, key=lambda name: [-requested[name].get(kind, 0.0) for kind in ("GPU", "CPU", "memory")])
 
 
 class _Room:
-    """What is left of a node."""
+    """The free resources of a node."""
 
     def __init__(self, node: Amounts) -> None:
         self._free = {name: _units(amount) for name, amount in node.items() if name != "GPU"}
         whole, part = divmod(_units(node.get("GPU", 0.0)), UNIT)
         self._gpus = [UNIT] * whole + [part] * (part > 0)
 
-    def place(self, asked: Amounts) -> bool:
-        """Take an actor's room, if there is all of it; return whether there was."""
-        wanted = {name: _units(amount) for name, amount in asked.items() if amount and name != "GPU"}
-        gpus = self._fullest(_units(asked.get("GPU", 0.0)))
+    def place(self, requested: Amounts) -> bool:
+        """Reserve an actor's resources if the node has all of them; return whether it has."""
+        wanted = {name: _units(amount) for name, amount in requested.items() if amount and name != "GPU"}
+        gpus = self._fullest(_units(requested.get("GPU", 0.0)))
         if gpus is None or any(self._free.get(name, 0) < amount for name, amount in wanted.items()):
             return False
         for name, amount in wanted.items():
@@ -162,11 +177,12 @@ class _Room:
         return True
 
     def left(self) -> tuple[int, int]:
-        """GPUs and CPUs that are free: actors without GPU leave those nodes alone."""
+        """Return the free GPUs and CPUs. Actors without a GPU go to nodes with few free GPUs first."""
         return sum(self._gpus), self._free.get("CPU", 0)
 
     def _fullest(self, wanted: int) -> dict[int, int] | None:
-        """Return what to take of which GPU: whole ones, or a part of the fullest that has it; None: no room."""
+        """Return the amount to take from each GPU: whole GPUs, or a share of the fullest GPU that has it free; None if
+        the node has no room."""
         if wanted >= UNIT:
             whole = [index for index, free in enumerate(self._gpus) if free == UNIT][: wanted // UNIT]
             return dict.fromkeys(whole, UNIT) if len(whole) * UNIT == wanted else None
@@ -176,14 +192,14 @@ class _Room:
         return {min(able)[1]: wanted}
 
 
-def _place(asked: Amounts, rooms: list[_Room], workers: int = 1) -> bool:
-    """Take one actor's room, each worker's on the fullest node that has it; return whether there was room for all."""
+def _place(requested: Amounts, rooms: list[_Room], workers: int = 1) -> bool:
+    """Place one actor, each of its workers on the fullest node that has room; return whether all of them fit."""
     if workers > 1:
         tried = copy.deepcopy(rooms)
-        placed = all(_place(asked, tried) for _ in range(workers))
+        placed = all(_place(requested, tried) for _ in range(workers))
         rooms[:] = tried if placed else rooms
         return placed
-    return any(room.place(asked) for room in sorted(rooms, key=_Room.left))
+    return any(room.place(requested) for room in sorted(rooms, key=_Room.left))
 
 
 def _units(amount: float) -> int:

@@ -1,4 +1,4 @@
-"""Tables of memory: what was predicted, what fits a cluster, what a run measured."""
+"""Tables of memory: what is predicted, what fits on a cluster, what a run measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,15 @@ from fedray.planning.cluster_plan import Plan, Room
 from fedray.results.report import plain_table, readable_bytes, times, trains_all
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations")
+"""Columns of the predicted memory of a device."""
 
 
 def plan_table(made: Sequence[Plan]) -> Table:
-    """Return each method's bytes per tier. Where a method trains the whole model, two columns say how many times more
-    memory that one needs on a device: in all, and without activations, which are much the same for all."""
+    """Return a table of each method's bytes per tier.
+
+    If a method of the comparison trains the whole model, two columns say how many times more device memory it needs: in
+    total, and without activations, which are similar for all methods.
+    """
     full = {plan.tier: plan.footprint.device for plan in made if trains_all(plan.cost)}
     ratio = ["full /\ndevice", "without\nactiv."] if full else []
     numbers = (*PARTS, "device", *ratio, "offloaded", "host per\nactor", "host\nshared", "of a\nGPU")
@@ -37,7 +41,8 @@ def plan_table(made: Sequence[Plan]) -> Table:
 
 
 def room_table(found: Sequence[Room]) -> Table:
-    """Return what an actor of each tier needs for its largest method, and how many of them the cluster holds."""
+    """Return a table of what an actor of each tier needs for its largest method, and how many actors the cluster
+    holds."""
     numbers = ("CPU", "GPU", "host memory", "actors, this\ntier alone", "actors, all\ntiers together")
     table = plain_table("what fits the cluster", ("tier",), numbers)
     for room in found:
@@ -53,10 +58,11 @@ def room_table(found: Sequence[Room]) -> Table:
 
 
 def measured_table(rows: Sequence[Mapping[Any, Any]]) -> Table:
-    """Return a run's predicted peaks beside the measured ones, of the GPU or, on a CPU, of the process beyond what it
-    had before the model was loaded.
+    """Return a table of a run's predicted and measured peaks: of the GPU or, on a CPU, of the process beyond its memory
+    before the model was loaded.
 
-    rows: of memory.parquet.
+    Args:
+        rows: rows of memory.parquet.
     """
     shown = [(row, *_peaks(row)) for row in rows]
     full = {row["tier"]: (predicted, measured) for row, predicted, measured in shown if row["trainable_share"] == 1}

@@ -1,4 +1,4 @@
-"""What a run shows: live progress, and tables at the end."""
+"""What the command line shows of runs, jobs and costs: live progress, and tables."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -40,18 +40,18 @@ def readable_bytes(count: float) -> str:
 
 
 def readable_metric(value: float | None, metric: Metric) -> str:
-    """Return a value of the metric as tables show it, and `-` for what was not measured."""
+    """Return a value of the metric as tables show it; `-` if it was not measured."""
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if metric.percent else f"{value:.3f}"
 
 
 PLAIN_EVERY_S = 2.0
-"""Without a terminal, seconds between lines about rounds."""
+"""Seconds between lines about rounds if there is no terminal."""
 
 
 class LiveBars:
-    """Bars with elapsed and remaining time, shown while it is entered and where there is a terminal."""
+    """Bars with elapsed and remaining time: a context manager that shows them on a terminal, and nothing elsewhere."""
 
     def __init__(self, console: Console, *columns: ProgressColumn):
         self._console = console
@@ -68,8 +68,8 @@ class LiveBars:
 
 
 class LiveProgress(LiveBars, Callback):
-    """A bar per method on a terminal; elsewhere (job logs, pipes) a plain line per round, or every two seconds one of
-    the latest round, with what was sent and when the method should end."""
+    """Shows a bar per method on a terminal. Elsewhere (job logs, pipes) it prints a plain line per round, at most one
+    every two seconds, with the bytes sent and when the method should end."""
 
     def __init__(self, console: Console, metric: Metric):
         super().__init__(
@@ -82,12 +82,12 @@ class LiveProgress(LiveBars, Callback):
         self._metric = metric
         self._tasks: dict[str, TaskID] = {}
         self._sent = 0
-        self._told = 0.0
+        self._printed = 0.0
 
     def on_method_started(self, event: MethodStarted) -> None:
-        if event.method in self._tasks:  # its driver died
+        if event.method in self._tasks:  # the driver died, and the method starts again
             self._bars.remove_task(self._tasks[event.method])
-        self._sent, self._told = 0, 0.0
+        self._sent, self._printed = 0, 0.0
         self._tasks[event.method] = self._bars.add_task(
             event.method, total=event.tasks, completed=event.tasks_done, at="starting", scores=""
         )
@@ -109,19 +109,19 @@ class LiveProgress(LiveBars, Callback):
         self._sent += event.uplink_bytes + event.downlink_bytes
         scores += f", {readable_bytes(self._sent)} sent"
         self._bars.update(self._tasks[event.method], at=at, scores=scores)
-        if event.final or monotonic() - self._told >= PLAIN_EVERY_S:
-            self._told = monotonic()
+        if event.final or monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = monotonic()
             self._plain(f"{event.method}: {at}: {scores}, {event.seconds:.1f} s{self._end_of(event.method)}")
 
     def on_method_finished(self, event: MethodFinished) -> None:
         if (task := self._tasks.get(event.summary.method)) is None:
             self._plain(f"{event.summary.method}: finished before")
             return
-        total = self._bars.tasks[self._bars.task_ids.index(task)].total  # left-out clients never finished
+        total = self._bars.tasks[self._bars.task_ids.index(task)].total  # clients that were left out never finished
         self._bars.update(task, completed=total, at="done")
 
     def _end_of(self, method: str) -> str:
-        """Return when a method should end, as far as its clients so far tell."""
+        """Return when a method should end, estimated from its clients so far."""
         left = self._bars.tasks[self._bars.task_ids.index(self._tasks[method])].time_remaining
         return f", ends in about {timedelta(seconds=round(left))}" if left else ""
 
@@ -131,7 +131,7 @@ class LiveProgress(LiveBars, Callback):
 
 
 def failure_line(event: TaskFailed) -> str:
-    """Return what went wrong and what was done about it."""
+    """Return a line that says what went wrong and what was done about it."""
     attempt = event.attempt
     where = f" on {attempt.node}" if attempt.node else ""
     at = f"{event.method}: round {round_number(attempt.server_round)}: {choices(attempt.clients, 5)}"
@@ -139,7 +139,7 @@ def failure_line(event: TaskFailed) -> str:
 
 
 def summary_table(summaries: Sequence[Summary], metric: Metric) -> Table:
-    """Return the comparison by the metric that was measured: one row per method."""
+    """Return the comparison of the methods by the measured metric, one row per method."""
     table = plain_table(
         f"{metric.label} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
@@ -161,7 +161,11 @@ def summary_table(summaries: Sequence[Summary], metric: Metric) -> Table:
 
 
 def jobs_table(jobs: Sequence[Any]) -> Table:
-    """Return submitted jobs, as Ray's Jobs API describes them."""
+    """Return a table of submitted jobs.
+
+    Args:
+        jobs: `JobDetails` of Ray's Jobs API.
+    """
     table = plain_table(f"{len(jobs)} jobs", ("job", "status", "started", "command"), ("took",))
     table.columns[3].no_wrap = False
     for job in jobs:
@@ -178,9 +182,9 @@ def jobs_table(jobs: Sequence[Any]) -> Table:
 
 
 def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
-    """Return what each method trains and sends per client and round; one row for all tiers where they do not differ.
+    """Return a table of what each method trains and sends per client and round. Tiers that do not differ share one row.
 
-    Where a method trains the whole model, the last column says how many times more numbers that one sends up.
+    If a method of the comparison trains the whole model, the last column says how many times more numbers it sends up.
     """
     numbers = ("trainable", "of all", "total", "numbers up", "numbers down", "bytes up", "bytes down")
     full = next((by_tier for by_tier in costs.values() if all(trains_all(c) for c in by_tier.values())), None)
@@ -208,17 +212,17 @@ def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
 
 
 def trains_all(cost: Cost) -> bool:
-    """Return whether this is full fine-tuning, the denominator of every ratio."""
+    """Return whether a cost is that of full fine-tuning, with which ratios compare."""
     return cost.trainable == cost.total
 
 
 def times(whole: float | None, part: float | None) -> str:
-    """Return how many times `part` goes into `whole`, and `-` where there is nothing to compare."""
+    """Return the ratio of `whole` to `part`; `-` if there is nothing to compare."""
     return f"{whole / part:.1f}" if whole and part else "-"
 
 
 def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
-    """Return each client's tier and examples."""
+    """Return a table of each client's tier and examples."""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     table = plain_table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
     for client in clients:
@@ -229,7 +233,12 @@ def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
 
 
 def plain_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Return an empty table: columns of words to the left, of numbers to the right, narrow enough for a laptop."""
+    """Return an empty table, narrow enough for a laptop.
+
+    Args:
+        words: names of the left-aligned columns.
+        numbers: names of the right-aligned columns.
+    """
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for name in words:
         table.add_column(name, no_wrap=True)

@@ -14,7 +14,12 @@ from fedray.storage.tables import read_table
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. place: its folder. summaries: one per method, in the configuration's order."""
+    """A finished run.
+
+    Attributes:
+        place: the run's folder.
+        summaries: one per method, in the configuration's order.
+    """
 
     place: StoragePath
     summaries: tuple[Summary, ...]
@@ -24,21 +29,29 @@ class RunResult:
         """Read the result of an earlier run from its folder, a path or a URI.
 
         Raises:
-            StateError: no method of it is finished, or the summary cannot be read.
+            StateError: no method of the run is finished, or the summary cannot be read.
         """
         place = StoragePath.of(where)
         summaries = tuple(read_summaries(place))
         if not summaries:
-            raise StateError(f"{place}: has no summary.json: no method is finished")
+            raise StateError(f"{place}: has no summary.json: no method has finished")
         return cls(place, summaries)
 
     @property
     def path(self) -> Path:
-        """Its folder on this machine. Raises ValueError where it is elsewhere."""
+        """The run's folder on this machine.
+
+        Raises:
+            ValueError: the folder is not on this machine.
+        """
         return self.place.local
 
     def __getitem__(self, method: str) -> Summary:
-        """Return one method's summary. Raises KeyError, naming the methods there are."""
+        """Return one method's summary.
+
+        Raises:
+            KeyError: the run has no such method; the message lists those that it has.
+        """
         found = {summary.method: summary for summary in self.summaries}
         if method not in found:
             raise KeyError(f"no method {method!r}; this run has {', '.join(found)}")
@@ -49,26 +62,41 @@ class RunResult:
         return pd.DataFrame([vars(summary) for summary in self.summaries])
 
     def rounds(self) -> pd.DataFrame:
-        """Return rounds.parquet: one row per method and round. Raises StateError: it cannot be read."""
+        """Return rounds.parquet: one row per method and round.
+
+        Raises:
+            StateError: the file is missing or cannot be read.
+        """
         return self._table("rounds")
 
     def clients(self) -> pd.DataFrame:
-        """Return clients.parquet: one row per method, round and client. Raises StateError: it cannot be read."""
+        """Return clients.parquet: one row per method, round and client.
+
+        Raises:
+            StateError: the file is missing or cannot be read.
+        """
         return self._table("clients")
 
     def memory(self) -> pd.DataFrame:
-        """Return memory.parquet: one row per method and tier. Raises StateError: it cannot be read."""
+        """Return memory.parquet: one row per method and tier.
+
+        Raises:
+            StateError: the file is missing or cannot be read.
+        """
         return self._table("memory")
 
     def events(self) -> pd.DataFrame:
-        """Return events.parquet, the ledger of what went wrong: one row per attempt that came to nothing. Raises
-        StateError: it cannot be read."""
+        """Return events.parquet, the event log: one row per failed attempt, and for what else went wrong.
+
+        Raises:
+            StateError: the file cannot be read.
+        """
         return self._table("events", needed=False)
 
     def _table(self, name: str, needed: bool = True) -> pd.DataFrame:
         table = read_table(self.place, name)
         if needed and not table.num_columns:
-            raise StateError(f"{self.place / f'{name}.parquet'}: is not there")
+            raise StateError(f"{self.place / f'{name}.parquet'}: does not exist")
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
@@ -77,7 +105,7 @@ def read_summaries(place: StoragePath) -> list[Summary]:
     """Return the summaries of the methods that a run has finished.
 
     Raises:
-        StateError: they cannot be read.
+        StateError: summary.json cannot be read.
     """
     file = place / "summary.json"
     if not file.is_file():
@@ -87,4 +115,4 @@ def read_summaries(place: StoragePath) -> list[Summary]:
         entries = json.loads(file.read())
         return [Summary(**{name: entry[name] for name in names}) for entry in entries]
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise StateError(f"{file}: is no summary of a run: {type(error).__name__}: {error}") from None
+        raise StateError(f"{file}: is not a summary of a run: {type(error).__name__}: {error}") from None

@@ -1,1 +1,4 @@
-"""All that is Ray: driver, client actors, silos, the pool, messages, the cluster."""
+"""Everything that runs on Ray: driver, client actors, silos, pool, messages, cluster.
+
+Uses: config, data, experiment, federation, methods, planning, storage, training.
+"""

@@ -1,4 +1,4 @@
-"""Client actors from start to end. A lost actor is replaced while the others continue."""
+"""The life cycle of client actors. A lost actor is replaced while the others continue."""
 
 import logging
 from collections import Counter
@@ -35,17 +35,17 @@ INFEASIBLE_S = 10.0
 """Seconds that an autoscaler may take to notice new requests."""
 
 LOOK_S = 1.0
-"""Seconds between looks for what is overdue."""
+"""Seconds between checks for what is overdue."""
 
 CLOSE_TIMEOUT_S = 10.0
-"""Seconds that silos may take to end in order; then they are killed."""
+"""Seconds that silos may take to shut down; then they are killed."""
 
 
 class ActorSource(Protocol):
     """Where the actors of a group come from."""
 
     def start(self, resources: Amounts, workers: int) -> Any:
-        """Return an actor, or several workers as one, that requests these resources (for each worker)."""
+        """Return an actor with these resources, or one that is several workers with these resources each."""
 
     def end(self, actor: Any) -> None:
         """End an actor that is lost or superfluous."""
@@ -58,9 +58,11 @@ class OwnActors:
     """New actors, which end when they are not needed any more."""
 
     def start(self, resources: Amounts, workers: int) -> Any:
+        """See `ActorSource.start`."""
         return start_silo(workers, dict(resources)) if workers > 1 else start_actor(resources)
 
     def end(self, actor: Any) -> None:
+        """See `ActorSource.end`."""
         with suppress(RayError):
             ray.kill(actor)
 
@@ -96,7 +98,7 @@ class ActorGroup:
     """The actors of all tiers.
 
     Args:
-        sizes: how many of each tier to start; those that the cluster has no room for start when it has.
+        sizes: how many actors of each tier to start; those without room on the cluster start once there is room.
         resources: by tier, what each actor requests.
         elastic: nodes can be added: the first actor of a tier may take minutes, and the others are requested when every
             tier has one (`grow`).
@@ -158,8 +160,10 @@ class ActorGroup:
                 self._begin(tier)
 
     def wait(self, streams: Sequence[Any]) -> list[Any]:
-        """Wait up to a second for one of the streams, or for an actor that is starting (`started`), and return it in a
-        list; an empty list if there is none.
+        """Wait up to a second for one of the streams, or for an actor that is starting (`started`).
+
+        Returns:
+            What is ready, in a list; an empty list if nothing is.
 
         Raises:
             FedrayError: a tier has been without actors for too long.
@@ -259,8 +263,10 @@ class ActorGroup:
             )
 
     def _check_feasible(self) -> None:
-        """Raises:
-        ConfigError: the autoscaler has no type of node for a tier without actors.
+        """Check that the autoscaler can add a node for each tier that has no actor.
+
+        Raises:
+            ConfigError: the autoscaler has no type of node for a tier without actors.
         """
         for tier in self._empty():
             if infeasible(self._resources[tier]):

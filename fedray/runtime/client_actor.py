@@ -21,10 +21,11 @@ from fedray.training.process_memory import freeze_heap
 class ClientActor:
     """One frozen base model and one adapter on a share of a node, serving any client.
 
-    It keeps nothing of a client: shards arrive as references, states are in the run's folder.
+    The actor keeps nothing of a client: shards arrive as references, and states are in the run's folder.
 
     Args:
-        gpus: share of a GPU. With 0 the actor sees no GPU; with a part it never takes more memory than that part.
+        gpus: share of a GPU. With 0 the actor sees no GPU; with a fraction it never takes more than this fraction of
+            the GPU's memory.
     """
 
     def __init__(self, gpus: float) -> None:
@@ -39,16 +40,18 @@ class ClientActor:
 
     def setup(self, setup: WorkerSetup) -> str:
         """Get ready for a method; return this process's location."""
-        self._shards.clear()  # of another experiment, if trials share the actor
+        self._shards.clear()  # they may be those of another experiment, if trials share the actor
         self._batcher = ResultBatcher(setup, self.worker.train_together)
         self.worker.setup(setup)
         freeze_heap()
         return location()
 
     def initial(self) -> Initial:
+        """See `Worker.initial`."""
         return self.worker.initial()
 
     def memory(self) -> MemoryUse:
+        """See `Worker.memory`."""
         return self.worker.memory()
 
     def width_seconds(self, batch: TaskBatch) -> dict[int, float]:
@@ -71,10 +74,10 @@ def location() -> str:
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process
 def prepare_node(engine: EngineConfig, gpus: float) -> None:
-    """Prepare the node where this runs for an engine (`EngineConfig.prepare_node`).
+    """Prepare the node where this task runs for an engine (`EngineConfig.prepare_node`).
 
     Args:
-        gpus: as of ClientActor.
+        gpus: as for `ClientActor`.
     """
     if gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,4 +1,4 @@
-"""What a Ray cluster has and could get, and whether the client actors of an experiment could ever start."""
+"""The resources that a Ray cluster has and can get, and whether the client actors of an experiment could ever start."""
 
 import json
 from collections import Counter
@@ -46,7 +46,7 @@ def has_autoscaler() -> bool:
         return True
     report = _internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
     status = json.loads(report) if report else {}
-    types = status.get("autoscaler_report", {}).get("active_nodes", {})  # missing until its first look
+    types = status.get("autoscaler_report", {}).get("active_nodes", {})  # missing until the autoscaler's first update
     return any(not kind.startswith("node_") for kind in types)
 
 
@@ -64,28 +64,29 @@ def _autoscaling_state() -> Any:
     return reply.autoscaling_state
 
 
-def check_room(asked: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
+def check_room(requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int]) -> None:
     """Check that every actor could start, on a cluster without an autoscaler.
 
     Raises:
-        ConfigError: an actor fits on no node, or one actor of every tier does not fit into the cluster.
+        ConfigError: an actor fits on no node, or the cluster has no room for one actor of every tier at a time.
     """
-    for tier, amounts in asked.items():
+    for tier, amounts in requested.items():
         if not any(fits(amounts, node) for node in nodes):
             raise ConfigError(
                 f"clients: an actor of tier {tier!r} fits on no node: it asks for {readable(amounts)}; the cluster's "
                 f"nodes have {'; '.join(sorted({readable(node) for node in nodes}))}"
             )
-    if not fit_together(asked, nodes, workers):
+    if not fit_together(requested, nodes, workers):
         times = {tier: f"{number} workers of " if number > 1 else "" for tier, number in workers.items()}
-        wanted = "; ".join(f"{tier}: {times[tier]}{readable(amounts)}" for tier, amounts in asked.items())
+        wanted = "; ".join(f"{tier}: {times[tier]}{readable(amounts)}" for tier, amounts in requested.items())
         raise ConfigError(
-            f"clients.tiers: one actor of every tier ({wanted}) does not fit into the cluster at a time, which has "
+            f"clients.tiers: the cluster has no room for one actor of every tier at a time ({wanted}): it has "
             f"{readable(total_of(nodes))}; lower num_cpus or num_gpus (they may be fractions)"
         )
 
 
 def total_of(nodes: Sequence[Amounts]) -> Amounts:
+    """Return the sum of the nodes' resources."""
     total: Counter[str] = Counter()
     for node in nodes:
         total.update(node)
@@ -93,7 +94,7 @@ def total_of(nodes: Sequence[Amounts]) -> Amounts:
 
 
 def readable(amounts: Amounts) -> str:
-    """Return `2 CPU, 0.5 GPU`; Ray's own bookkeeping resources are left out."""
+    """Return resources as text, for example `2 CPU, 0.5 GPU`; Ray's own bookkeeping resources are left out."""
     names = [name for name in ("CPU", "GPU", *sorted(amounts)) if amounts.get(name)]
     shown = {name: f"{amounts[name]:g} {name}" for name in names if ":" not in name and "store" not in name}
     if "memory" in shown:

@@ -25,7 +25,7 @@ from fedray.training.process_memory import freeze_heap
 log = logging.getLogger(__name__)
 
 MOMENT_S = 0.1
-"""Seconds within which finished clients share a message: a message costs more than a small client."""
+"""Seconds within which finished tasks share a message, because a message costs more than a small client's task."""
 
 GPU_PATIENCE_S = 60.0
 """Seconds to wait for a GPU to report its memory."""
@@ -37,8 +37,8 @@ class DriverActor:
 
     @ray.method(num_returns="streaming")
     def run(self, prepared: Prepared, place: StoragePath, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
-        """Yield the experiment's events, those of a moment together. A FedrayError that ends the experiment is the last
-        one: Ray would wrap an exception in its own.
+        """Yield the experiment's events in batches (`in_batches`). A FedrayError that ends the experiment is yielded
+        last, because Ray would wrap an exception in one of its own.
 
         Args:
             resume: begin by loading the newest intact checkpoint.
@@ -56,7 +56,7 @@ class DriverActor:
 
 
 def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """Yield the events in lists: clients that finish within a moment share one, all other events end theirs."""
+    """Yield the events in lists: tasks that finish within `MOMENT_S` share a list; any other event ends its list."""
     batch: list[Event] = []
     started = monotonic()
     try:
@@ -66,7 +66,7 @@ def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
                 yield batch
                 batch, started = [], monotonic()
     except FedrayError:
-        yield batch  # what happened before
+        yield batch  # events before the error
         raise
 
 

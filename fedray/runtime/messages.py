@@ -1,4 +1,4 @@
-"""What travels between the pool and its actors: task batches there, `ResultBatch`es back.
+"""Messages between the pool and its actors: task batches to an actor, `ResultBatch`es back.
 
 Payloads and shards are in Ray's object store, small ones together in one object. In a task batch the fields
 `downlink.payload` and `shard` of a `ClientTask` are `ObjectSlot`s.
@@ -19,24 +19,30 @@ from fedray.federation.tasks import ClientTask, Downlink
 from fedray.types import ClientId
 
 PACK_CLIENTS = 64
-"""Clients whose shards are one object: an actor fetches it once, and maps what it holds."""
+"""Clients whose shards share one object: an actor fetches the object once, and maps its contents."""
 
 SMALL_BYTES = 100_000
 """Payloads of fewer bytes are packed into one object."""
 
 
 class ObjectSlot(NamedTuple):
-    """One entry of an object that holds several: `index` into a sequence or a mapping. ref: the object's reference; in
-    a message, its place in the message's list of references."""
+    """One entry of an object that holds several.
+
+    Attributes:
+        ref: the object's reference; in a message, its position in the message's list of references.
+        index: index or key of the entry in the object, a sequence or a mapping.
+    """
 
     ref: Any
     index: Any
 
 
 class Message(NamedTuple):
-    """A value pickled by itself: Ray's own pickler calls back into Python for every object in it.
+    """A value pickled here, because Ray's own pickler calls back into Python for every object in it.
 
-    buffers: memory of its arrays, which is not copied.
+    Attributes:
+        pickled: the pickled value without the memory of its arrays.
+        buffers: the memory of its arrays, which is not copied.
     """
 
     pickled: bytes
@@ -44,17 +50,25 @@ class Message(NamedTuple):
 
 
 def to_message(value: Any) -> Message:
+    """Pickle a value."""
     buffers: list[pickle.PickleBuffer] = []
     return Message(pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers)
 
 
 def from_message(message: Message) -> Any:
-    # Only messages of this run's Ray processes are read here, none from a disk or a stranger.
+    """Return the value of a message."""
+    # Only messages of this run's Ray processes are unpickled here: none from a disk or another source.
     return pickle.loads(message.pickled, buffers=message.buffers)
 
 
 class TaskBatch(NamedTuple):
-    """Groups of tasks on their way to an actor, and the references that their slots name."""
+    """Groups of tasks on their way to an actor.
+
+    Attributes:
+        groups: the groups, as lists of `ClientTask`.
+        refs: the references to which the tasks' slots point.
+        batch_seconds: how long a batch of their results lasts.
+    """
 
     groups: Message
     refs: list[Any]
@@ -87,7 +101,7 @@ def resolve_tasks(batch: TaskBatch, cache: dict[Any, Any]) -> list[list[ClientTa
     """Fetch the objects that the tasks name, each once, and return the groups with their payloads and shards.
 
     Args:
-        cache: what was fetched and is used by later batches: packs of shards, which are mapped and not copied.
+        cache: fetched packs of shards by reference, which later batches use too; they are mapped and not copied.
     """
     groups, refs = from_message(batch.groups), batch.refs
     tasks = [task for group in groups for task in group]
@@ -115,8 +129,9 @@ def next_result_batch(stream: Any) -> ResultBatch:
     """Return the next batch of results of a task batch.
 
     Raises:
-        RayActorError, ObjectLostError: the actor died, or its node with the batch.
-        FedrayError: raised by the client's own code.
+        RayActorError: the actor died.
+        ObjectLostError: the node died, and the batch was lost with it.
+        FedrayError: the client's own code raised it.
     """
     batch: ResultBatch = from_message(get(next(stream)))
     return batch
@@ -141,7 +156,7 @@ def put_downlinks(tasks: Iterable[ClientTask]) -> dict[int, Downlink]:
 
 
 def put_shards(shards: Mapping[ClientId, Shard]) -> dict[ClientId, ObjectSlot]:
-    """Put the clients' shards into the object store, some clients' together."""
+    """Put the clients' shards into the object store, those of `PACK_CLIENTS` clients as one object."""
     ids = sorted(shards)
     placed: dict[ClientId, ObjectSlot] = {}
     for start in range(0, len(ids), PACK_CLIENTS):
@@ -152,7 +167,7 @@ def put_shards(shards: Mapping[ClientId, Shard]) -> dict[ClientId, ObjectSlot]:
 
 
 def get(refs: Any) -> Any:
-    """ray.get, with fedray's own errors as themselves and not wrapped in Ray's."""
+    """Do `ray.get`, and raise fedray's own errors as they are, without Ray's wrapper."""
     try:
         return ray.get(refs)
     except RayTaskError as error:

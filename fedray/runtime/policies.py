@@ -1,5 +1,5 @@
-"""What the pool and the actor group decide by, without Ray: how many actors there should be, and when actors that died
-while they started are started again."""
+"""Policies of the pool and the actor group, without Ray: how many actors there should be, and when an actor that died
+during its start is started again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from fedray.config import ClientsConfig
 from fedray.planning.placement import Amounts, allot_shared, allot_with_gpus, requests
 
 MAX_REQUESTED = 100
-"""Actors of a tier that are requested from an autoscaler if `clients.actors` does not say."""
+"""Most actors of a tier that are requested from an autoscaler if `clients.actors` is not set."""
 
 IDLE_S = 60.0
 """With an autoscaler, actors that have been idle this long are released until the next round."""
 
 MAX_DEATHS, DYING_S = 3, 60.0
-"""Actors that die while they start are started again, after growing delays, until there were more deaths than this in a
-row and they took this long."""
+"""Actors that die during their start are started again after growing delays. The pool gives up after more than this
+many deaths in a row over more than this many seconds."""
 
 
 class Scaling:
-    """How many actors of each tier there should be: as many as the cohort can use and the nodes have room for; with an
-    autoscaler, as many as the cohort can use.
+    """Decides how many actors of each tier there should be: as many as the cohort can use and the nodes have room for;
+    with an autoscaler, as many as the cohort can use.
 
     Args:
         cohorts: by tier, the most clients that a round can have.
@@ -30,7 +30,7 @@ class Scaling:
 
     Attributes:
         sizes: actors of each tier.
-        workers: by tier, processes that are one actor.
+        workers: by tier, number of processes of one actor.
         resources: what one actor (one worker of a silo) of each tier requests.
     """
 
@@ -56,8 +56,8 @@ class Scaling:
             self.sizes = self._shared(nodes)
 
     def nodes_changed(self, nodes: Sequence[Amounts]) -> bool:
-        """Take note of the nodes that there are now; return whether `sizes` may be larger. With an autoscaler they
-        never are: all actors have been requested already."""
+        """Record the current nodes; return whether `sizes` may have grown. With an autoscaler they never grow: all
+        actors have been requested already."""
         joined = len(nodes) > self._num_nodes
         self._num_nodes = len(nodes)
         if joined and not self._elastic:
@@ -65,7 +65,8 @@ class Scaling:
         return joined and not self._elastic
 
     def releases(self, idle_seconds: float) -> bool:
-        """Return whether a tier's idle actors are to be released, all but one of the tier: their nodes may go away."""
+        """Return whether a tier's idle actors should be released, all but one, so that the autoscaler can remove their
+        nodes."""
         return self._elastic and idle_seconds > IDLE_S
 
     def _shared(self, nodes: Sequence[Amounts]) -> dict[str, int]:
@@ -74,22 +75,27 @@ class Scaling:
 
 @dataclass
 class _Deaths:
-    """Deaths in a row of a tier's actors that were starting."""
+    """Consecutive deaths of a tier's actors during their start.
+
+    Attributes:
+        since: time of the first one.
+    """
 
     since: float
     number: int = 0
 
 
 class Replacement:
-    """When an actor that died while it started is started again."""
+    """Decides when an actor that died during its start is started again."""
 
     def __init__(self) -> None:
         self._deaths: dict[str, _Deaths] = {}
 
     def died(self, tier: str, now: float) -> float | None:
-        """Return the seconds to wait before the next actor of the tier is started; None if they die each time.
+        """Record a death during a start; return the seconds to wait before the tier's next actor is started, or None to
+        give up.
 
-        Ray may not know yet that a node is gone, and start the actor there.
+        A death may be temporary: Ray may not know yet that a node is gone, and start the actor there.
         """
         deaths = self._deaths.setdefault(tier, _Deaths(now))
         deaths.number += 1
@@ -102,5 +108,5 @@ class Replacement:
         return self._deaths[tier].number if tier in self._deaths else 0
 
     def started(self, tier: str) -> None:
-        """Take note that an actor of the tier has started."""
+        """Record that an actor of the tier has started."""
         self._deaths.pop(tier, None)

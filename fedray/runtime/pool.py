@@ -1,4 +1,4 @@
-"""ClientPool: the cohort on client actors.
+"""ClientPool: trains the cohort on client actors.
 
 If a client task fails (an exception, its actor's death, a lost object, no progress for too long), it is run again from
 the round's inputs, on another actor if there is one, at most `clients.max_failures` times. An actor that died is
@@ -31,18 +31,18 @@ from fedray.training.metering import MemoryUse
 from fedray.types import ClientId
 
 NODES_EVERY_S = 5.0
-"""Seconds between looks for new nodes."""
+"""Seconds between checks for new nodes."""
 
 
 class ClientPool:
-    """Client actors, some for each tier. Make it inside the driver actor, so that it ends with the driver.
+    """Client actors, some for each tier. Create the pool inside the driver actor, so that it ends with the driver.
 
-    It has as many actors as the cohort can use and the nodes have room for, and grows when nodes join. With an
+    The pool has as many actors as the cohort can use and the nodes have room for, and grows when nodes join. With an
     autoscaler it requests all actors that the cohort can use, begins when every tier has one, and releases idle ones.
 
     Args:
         shards: every client's shard; put into the object store once.
-        cohorts: for each tier that has clients, the most that can be trained at a time; more actors would idle.
+        cohorts: by tier, the most clients that a round can have; more actors would idle.
         source: where actors come from; by default they are the pool's own.
         num_pools: number of such pools that share the cluster.
 
@@ -85,7 +85,7 @@ class ClientPool:
         """Yield results in completion order, and failed attempts.
 
         Raises:
-            FedrayError: a tier has no actor left and gets none.
+            FedrayError: a tier has lost all actors, and none could be started again.
         """
         queues = {
             tier: WorkQueue(groups, self._max_failures) for tier, groups in task_groups(tasks, self._widths).items()
@@ -95,7 +95,7 @@ class ClientPool:
         try:
             yield from self._serve(queues, put_downlinks(tasks), running)
         finally:
-            for serving in running.values():  # after an exception, or if the caller stops, these still work
+            for serving in running.values():  # after an exception, or if the caller stops, these still run
                 self.group.release(serving.handle)
 
     def _serve(
@@ -187,7 +187,7 @@ class ClientPool:
         self.group.close()
 
     def _placed(self, task: ClientTask, downlinks: Mapping[int, Downlink]) -> ClientTask:
-        """Return the task with the slots of its payload and its shard."""
+        """Return the task with slots in place of its payload and its shard."""
         return replace(task, downlink=downlinks[task.downlink.key], shard=self._shards[task.client.id])
 
     def _look_at_nodes(self) -> None:
@@ -203,7 +203,7 @@ class ClientPool:
             self.group.release(idle.pop())
 
     def _stuck(self, running: "Mapping[Any, _Running]") -> list[Any]:
-        """Return the streams that have brought nothing for too long."""
+        """Return the streams without results for longer than the timeout."""
         if self._timeout is None:
             return []
         return [stream for stream, serving in running.items() if monotonic() - serving.last_heard > self._timeout]
@@ -242,7 +242,7 @@ class ClientPool:
 
 
 def _cause(error: Exception) -> tuple[Kind, str, TaskFailure | None]:
-    """Return what ended a stream: its kind, one line, and the failure that an exception in the actor means."""
+    """Return what ended a stream: its kind, one line about it, and the failure if the actor raised an exception."""
     if isinstance(error, FedrayError):
         failure = failure_of((), error)
         return "exception", failure.cause, failure
@@ -258,11 +258,11 @@ def _cause(error: Exception) -> tuple[Kind, str, TaskFailure | None]:
 
 @dataclass
 class _Running:
-    """A task batch that an actor works on.
+    """A task batch that is running on an actor.
 
     Attributes:
-        finished: groups whose results have come back, in their order.
-        last_heard: when the last results came.
+        finished: number of groups whose results have arrived; they arrive in order.
+        last_heard: time of the last results.
     """
 
     handle: ActorHandle

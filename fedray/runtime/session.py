@@ -13,8 +13,8 @@ from fedray.errors import FedrayError
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Be connected to a Ray cluster within the block: the one that this process is connected to already, else the one
-    that RAY_ADDRESS names or that runs on this machine, else a new one that ends with the block.
+    """Keep this process connected to a Ray cluster within the block: the one that it is already connected to, or else
+    the one that RAY_ADDRESS names or that runs on this machine, or else a new one that ends with the block.
 
     Raises:
         FedrayError: no cluster could be reached or started.
@@ -30,9 +30,9 @@ def connected() -> Iterator[None]:
 
 
 def start_ray(**options: Any) -> None:
-    """Connect to the cluster that RAY_ADDRESS names or that runs on this machine, or start one; quietly.
+    """Connect quietly to the cluster that RAY_ADDRESS names or that runs on this machine, or start a new one.
 
-    Ray gives a node of its own 30 seconds to start, which is too little on a busy machine: try again twice.
+    Ray gives a new node 30 seconds to start, which is too little on a busy machine, so a timeout is retried twice.
 
     Args:
         options: passed on to `ray.init`.

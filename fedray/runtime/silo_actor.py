@@ -1,9 +1,9 @@
-"""A client that is itself several workers: its local steps run data-parallel on Ray Train.
+"""Clients that are silos of several workers: their local steps run data-parallel on Ray Train.
 
 `TorchTrainer.fit` takes half a minute, so it is called once per actor, for the whole run: its loop is a worker that
-takes calls from a mailbox. `SiloActor` is that mailbox, and to the pool an actor like `ClientActor`: a call of `setup`
-or `train` goes to all workers, which execute it together (`training.process_group`), and the first worker's result is
-returned.
+fetches calls from a mailbox. `SiloActor` is that mailbox, and to the pool it is an actor like `ClientActor`: a call of
+`setup` or `train` goes to all workers, which execute it together (`training.process_group`), and the first worker's
+result is returned.
 
 A worker that dies ends the trainer, and with it this actor; the pool replaces it like any other.
 """
@@ -28,7 +28,7 @@ from fedray.training.metering import MemoryUse
 from fedray.training.process_group import ProcessGroup, ProcessLost
 
 EXTRA_THREADS = 4
-"""Threads of the actor besides one for each worker that waits for its next call: the pool's call, its result, the
+"""Threads of the actor beyond one per worker that waits for its next call: for the pool's call, its result, and the
 end."""
 
 
@@ -52,7 +52,7 @@ class SiloActor:
         self._size = workers
         self._resources = dict(resources)
         self._changed = threading.Condition()
-        self._call: tuple[int, Any] | None = None  # number and reference; the reference of None: the end
+        self._call: tuple[int, Any] | None = None  # number and reference; a reference to None ends the workers
         self._result: Future[Any] = Future()
         self._here: set[int] = set()
         self._ended = False
@@ -68,24 +68,25 @@ class SiloActor:
             self._die_if_ended()
 
     def setup(self, setup: WorkerSetup) -> str:
-        """As of ClientActor."""
-        # An exception ends the worker where it was raised.
+        """See `ClientActor.setup`."""
+        # An exception ends the worker that raised it.
         self._batcher = ResultBatcher(setup, self._train, survives=False)
         self._together("setup", setup)
         return location()
 
     def initial(self) -> Initial:
+        """See `Worker.initial`."""
         found: Initial = self._together("initial")
         return found
 
     def memory(self) -> MemoryUse:
-        """Return what the first worker has taken; the others take as much."""
+        """Return the peak memory of the first worker; the others need as much."""
         found: MemoryUse = self._together("memory")
         return found
 
     @ray.method(num_returns="streaming")
     def train(self, batch: TaskBatch) -> Iterator[Message]:
-        """As of ClientActor; all workers train each client together."""
+        """See `ClientActor.train`; all workers train each client together."""
         for results in self._batcher.serve(resolve_tasks(batch, self._shards), batch.batch_seconds):
             yield to_message(results)
 
@@ -96,18 +97,21 @@ class SiloActor:
             self._changed.wait_for(lambda: self._ended)
 
     def next_call(self, rank: int, last: int) -> tuple[int, Any]:
-        """Wait, in a worker, for the call after number `last`; return its number and the reference of (name,
-        arguments)."""
+        """Wait for the call after number `last`; workers call this.
+
+        Returns:
+            The call's number, and a reference to (name, arguments) in a list.
+        """
         with self._changed:
             self._here.add(rank)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._call is not None and self._call[0] > last)
             assert self._call is not None
             number, call = self._call
-            return number, [call]  # in a list, a reference stays one
+            return number, [call]  # in a list, Ray does not resolve the reference
 
     def finish_call(self, result: Any, error: Exception | None) -> None:
-        """Set, from a worker, the result of the call or the exception that it raised."""
+        """Set the result of the call, or the exception that it raised; workers call this."""
         if error is not None and not self._result.done():
             self._result.set_exception(error)
         elif not self._result.done():
@@ -127,7 +131,7 @@ class SiloActor:
 
     def _die_if_ended(self) -> None:
         if self._ended:
-            os._exit(1)  # the pool sees an actor that died, and starts another
+            os._exit(1)  # to the pool this actor has died, and it starts another
 
     def _post(self, call: tuple[str, tuple[Any, ...]] | None) -> None:
         self._call = ((self._call[0] if self._call else 0) + 1, ray.put(call))
@@ -151,7 +155,7 @@ class SiloActor:
             )
             try:
                 trainer.fit()
-            except Exception as error:  # the workers are gone, for whatever reason
+            except Exception as error:  # whatever the reason, the workers are gone
                 logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
         with self._changed:
             self._ended = True
@@ -179,7 +183,7 @@ def _serve(config: Mapping[str, Any]) -> None:
         name, arguments = call
         try:
             result = getattr(worker, name)(*arguments)
-        except ProcessLost:  # no fault of the client: the trainer ends, and the pool starts another silo
+        except ProcessLost:  # not the client's fault: the trainer ends, and the pool starts another silo
             raise
         except Exception as error:
             ray.get(mailbox.finish_call.remote(None, error))

@@ -1,1 +1,4 @@
-"""Paths and URIs, states as bytes, client states, checkpoints, growing tables."""
+"""What a run keeps on disk: storage paths, states as bytes, files of client states, checkpoints, growing tables.
+
+Uses: adapters, config.
+"""

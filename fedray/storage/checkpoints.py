@@ -1,11 +1,11 @@
-"""What a run can be continued from.
+"""Checkpoints: what a run can be continued from.
 
 DIR/checkpoints/METHOD/ROUND/server.safetensors   the server's state after ROUND rounds
-DIR/checkpoints/METHOD/ROUND/manifest.json        written last: without it there is no checkpoint. Where each client's
-                                                  state is (`StateRef`), totals, and checksums of everything.
+DIR/checkpoints/METHOD/ROUND/manifest.json        where each client's state is (`StateRef`), totals, and checksums of
+                                                  everything; written last: without it there is no checkpoint
 
-Clients' states are in their files already (`state_files`), which are deleted when no checkpoint that is kept names
-them.
+The clients' states are already in files of their own (`client_states`). Such a file is deleted once no kept checkpoint
+references it.
 """
 
 import json
@@ -24,7 +24,7 @@ from fedray.storage.codec import pack, read_pack
 from fedray.storage.paths import StoragePath
 
 LONGEST_MANIFEST = 1_000_000_000
-"""Bytes; a million clients need a tenth of it."""
+"""Largest manifest that is read, in bytes; a million clients need a tenth of it."""
 
 ROUND = re.compile(r"\d{5,9}")
 Natural = Annotated[int, Field(ge=0)]
@@ -32,10 +32,16 @@ Natural = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class Progress:
-    """A method after some rounds.
+    """The state of a method after some rounds.
 
-    client_states: where the states of those who have trained are. totals: sums over rounds for the summary. seconds: of
-    work so far. score: what tells the best checkpoint; None where nothing was measured. data_sha256: of the examples.
+    Attributes:
+        server_round: number of finished rounds.
+        server: the server's state.
+        client_states: where the state of each client that has trained is, by client id.
+        totals: sums over rounds for the summary.
+        seconds: working time so far.
+        score: compares checkpoints to find the best one; None if nothing was measured.
+        data_sha256: fingerprint of the examples.
     """
 
     server_round: int
@@ -71,31 +77,36 @@ class _Manifest(_Strict):
 class Checkpoints:
     """The checkpoints of one method in a run's folder.
 
-    higher: whether a higher score is better.
+    Args:
+        run: the run's folder.
+        section: how often to save, and what to keep.
+        higher: whether a higher score is better.
     """
 
     def __init__(self, run: StoragePath, method: str, section: CheckpointConfig, higher: bool = True):
         self._folder, self._states, self._method = run / "checkpoints" / method, run / "states" / method, method
         self._section, self._higher = section, higher
-        self._scores: dict[int, float | None] = {}  # of those that are there
-        self._current: set[StateRef] = set()  # of the newest
-        self._replaced: list[tuple[StateRef, int]] = []  # in files that are there, and the first round without each
+        self._scores: dict[int, float | None] = {}  # of existing checkpoints, by round
+        self._current: set[StateRef] = set()  # states of the newest checkpoint
+        self._replaced: list[tuple[StateRef, int]] = []  # states that still have a file; the first round without each
 
     def due(self, server_round: int, last: int) -> bool:
-        """Return whether a checkpoint is to be made after so many rounds."""
+        """Return whether a checkpoint is due after `server_round` of `last` rounds."""
         every = self._section.every
         return every > 0 and (server_round % every == 0 or server_round == last)
 
     def save(self, progress: Progress, replaced: Sequence[StateRef] = ()) -> list[StateRef]:
-        """Write a checkpoint, and delete those that need not be kept.
+        """Write a checkpoint, and delete the checkpoints that need not be kept.
 
-        replaced: states that were current at the checkpoint before, or came since, and are not any more.
+        Args:
+            replaced: states that were current at the previous checkpoint, or were written since, and no longer are.
 
-        Returns: states that no checkpoint names any more.
+        Returns:
+            The states that no checkpoint references any more.
 
         Raises:
-            StateError: the server's state has something in it that could not be read back.
-            OSError: it could not be written; the checkpoints before are there.
+            StateError: the server's state holds something that could not be read back.
+            OSError: the checkpoint could not be written; the previous ones are intact.
         """
         blob = pack([progress.server])
         manifest = {
@@ -118,14 +129,20 @@ class Checkpoints:
         return self._pruned(self._kept())
 
     def finish(self) -> list[StateRef]:
-        """Keep the last one only: the run can be continued with more rounds. Returns: as `save`."""
+        """Delete all checkpoints but the last, from which the run can be continued with more rounds.
+
+        Returns:
+            The states that no checkpoint references any more.
+        """
         free = self._pruned({max(self._scores)} if self._scores else set())
         self._sweep()
         return free
 
     def newest(self) -> tuple[Progress | None, list[str]]:
-        """Return the newest intact checkpoint, None if there never was one; and what is wrong with newer ones, which
-        are deleted. States that it does not name are deleted too.
+        """Find the newest intact checkpoint, and delete newer ones and all states that no checkpoint references.
+
+        Returns:
+            The checkpoint, or None if there never was one; and what is wrong with the newer ones.
 
         Raises:
             StateError: there are checkpoints, and all are broken.
@@ -150,8 +167,10 @@ class Checkpoints:
         return None, []
 
     def _read(self, folder: StoragePath) -> Progress:
-        """Raises:
-        StateError: this is no checkpoint, or something of it is gone or has changed.
+        """Read a checkpoint, and verify every file that it references.
+
+        Raises:
+            StateError: this is not a checkpoint, or one of its files is missing or has changed.
         """
         manifest = self._manifest(folder)
         try:
@@ -163,7 +182,7 @@ class Checkpoints:
                 raise StateError("server.safetensors has changed since it was written")
             refs = {id: StateRef(*ref) for id, ref in manifest.client_states.items()}
             for file in sorted({ref.file for ref in refs.values() if not ref.text}):
-                born(file)  # a name that leads nowhere else
+                born(file)  # rejects names that lead out of the folder
                 check(file, (self._states / file).read())
         except OSError as error:
             raise StateError(f"cannot be read: {error}") from None
@@ -187,9 +206,9 @@ class Checkpoints:
         except OSError as error:
             raise StateError(f"cannot be read: {error}") from None
         except (ValidationError, RecursionError) as error:
-            raise StateError(f"manifest.json is not one: {str(error).splitlines()[0]}") from None
+            raise StateError(f"manifest.json is not a manifest: {str(error).splitlines()[0]}") from None
         if manifest.method != self._method or f"{manifest.server_round:05d}" != folder.name:
-            raise StateError(f"is of {manifest.method!r} after {manifest.server_round} rounds: it was moved here")
+            raise StateError(f"belongs to {manifest.method!r} after {manifest.server_round} rounds: it was moved here")
         return manifest
 
     def _kept(self) -> set[int]:
@@ -204,7 +223,7 @@ class Checkpoints:
     def _pruned(self, kept: set[int]) -> list[StateRef]:
         for server_round in sorted(self._scores.keys() - kept):
             folder = self._folder / f"{server_round:05d}"
-            (folder / "manifest.json").remove()  # first: what is left is no checkpoint any more
+            (folder / "manifest.json").remove()  # first: without it, what is left is not a checkpoint
             folder.remove()
             del self._scores[server_round]
         needed = [any(born(ref.file) < server_round < gone for server_round in kept) for ref, gone in self._replaced]
@@ -213,7 +232,7 @@ class Checkpoints:
         return free
 
     def _take_stock(self, names: Iterable[str], newest: Progress) -> None:
-        """Learn which checkpoints are there, and which states they need; delete all others."""
+        """Record which checkpoints exist and which states they need; delete all others."""
         current = self._current = set(newest.client_states.values())
         for name in names:
             try:
@@ -228,7 +247,8 @@ class Checkpoints:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Delete states that no checkpoint needs: of rounds that did not end, of actors that died before they told."""
+        """Delete states that no checkpoint needs: those of unfinished rounds, and of actors that died before they
+        reported them."""
         if not self._scores:
             return
         needed = {ref.file for ref in self._current} | {ref.file for ref, _ in self._replaced}
@@ -238,16 +258,17 @@ class Checkpoints:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """Return the manifest as JSON, and below it the SHA-256 of that line."""
+    """Return the manifest as one line of JSON, and the SHA-256 of that line as a second one."""
     return sealed_line(json.dumps(manifest, allow_nan=False).encode())
 
 
 def sealed_line(line: bytes) -> bytes:
+    """Return the line, and its SHA-256 as a second one."""
     return line + b"\n" + sha256(line).hexdigest().encode() + b"\n"
 
 
 def _unsealed(blob: bytes) -> bytes:
     line, _, rest = blob.partition(b"\n")
     if rest.strip() != sha256(line).hexdigest().encode():
-        raise StateError("manifest.json has changed since it was written, or is not whole")
+        raise StateError("manifest.json has changed since it was written, or is incomplete")
     return line

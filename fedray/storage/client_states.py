@@ -1,7 +1,8 @@
-"""The states of one method's clients, in files that all nodes see: whoever trains a client next reads its state there.
+"""The states of one method's clients, in files that all nodes see: the next worker that trains a client reads its state
+from there.
 
-A file holds the states of clients that finished together, is never changed, and is named after what is in it, so that a
-damaged one is known. Processes that read keep some of what they read last.
+A file holds the states of clients that finished together and is never changed. Files are content-addressed, so a
+damaged one is detected. Processes cache some of what they read last.
 """
 
 import os
@@ -17,19 +18,24 @@ from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import num_bytes
 
 CACHE_BYTES = 32_000_000
-"""Bytes of files that a process keeps in memory."""
+"""Bytes of files that a process caches in memory."""
 
 FILE_BYTES = 100_000
-"""A file that has so many bytes takes no more states: a client's large state is alone in its file."""
-
+"""A file with this many bytes takes no more states: a client's large state has a file to itself."""
 
 FILE_NAME = re.compile(r"(\d{5,9})-[0-9a-f]{16}-\d{6,12}-([0-9a-f]{32})\.safetensors")
-"""Round, writer, number, and the beginning of the contents' SHA-256."""
+"""Round, writer, number, and the first half of the contents' SHA-256."""
 
 
 class StateRef(NamedTuple):
-    """Where a state is: `entry` in a file of `of` states. text: the state itself, where none of those that finished
-    together has arrays: then there is no file."""
+    """Where a state is.
+
+    Attributes:
+        file: name of the file; empty if there is none.
+        entry: index of the state in the file.
+        of: number of states in the file.
+        text: the state itself, without a file, if none of the states that were written together has arrays.
+    """
 
     file: str
     entry: int
@@ -38,11 +44,14 @@ class StateRef(NamedTuple):
 
 
 class StateFiles:
-    """folder: where the files are; it is there already.
-    durable: whether what was written survives a crash of the machine.
+    """Writes and reads the files of client states in one folder.
+
+    Args:
+        folder: the existing folder of the files.
+        durable: whether written files survive a crash of the machine.
 
     Raises:
-        ConfigError: the folder is not there: this node does not see it.
+        ConfigError: the folder does not exist on this node.
     """
 
     def __init__(self, folder: StoragePath, durable: bool = True):
@@ -53,7 +62,7 @@ class StateFiles:
         self._writer, self._written = os.urandom(8).hex(), 0
         if not folder.is_folder():
             raise ConfigError(
-                f"storage_path, output: {folder} is not there on node {os.uname().nodename}; it must be in a folder "
+                f"storage_path, output: {folder} does not exist on node {os.uname().nodename}; it must be in a folder "
                 "that all nodes of the cluster share"
             )
 
@@ -61,7 +70,7 @@ class StateFiles:
         """Write states into new files; return where each is.
 
         Raises:
-            StateError: a state has something in it that could not be read back (`codec.pack`), or there is no room.
+            StateError: a state holds something that could not be read back (`codec.pack`), or a file cannot be written.
         """
         texts = [text for state in states if (text := pack_small(state)) is not None]
         if len(texts) == len(states):
@@ -78,16 +87,16 @@ class StateFiles:
         return refs
 
     def read(self, refs: Sequence[StateRef | None]) -> list[Any]:
-        """Return the states; None for None.
+        """Return the states, and None for each None.
 
         Raises:
-            StateError: a file is gone or broken.
+            StateError: a file is missing or damaged.
         """
         return [None if ref is None else self._state(ref) for ref in refs]
 
     def forget(self, refs: Iterable[StateRef]) -> None:
-        """Delete the files of which every state has been forgotten. A state that shares its file with others' stays
-        until these are forgotten too."""
+        """Delete every file whose states have all been forgotten. A state that shares its file with others stays until
+        these are forgotten too."""
         for ref in refs:
             if ref.text:
                 continue
@@ -136,7 +145,7 @@ class StateFiles:
 
 
 def digest(blob: bytes) -> str:
-    """Return what a file of states is named after."""
+    """Return the part of a file's name that depends on its contents."""
     return sha256(blob).hexdigest()[:32]
 
 
@@ -144,17 +153,19 @@ def born(file: str) -> int:
     """Return the round in which a file of states was written.
 
     Raises:
-        StateError: no such file was ever written.
+        StateError: the name is not one that `StateFiles` gives.
     """
     if (found := FILE_NAME.fullmatch(file)) is None:
-        raise StateError(f"{file[:200]!r} is no name of a file of states")
+        raise StateError(f"{file[:200]!r} is not the name of a file of states")
     return int(found[1])
 
 
 def check(file: str, blob: bytes) -> None:
-    """Raises:
-    StateError: these are not the bytes that the file was written with.
+    """Check the contents of a file against its name.
+
+    Raises:
+        StateError: these are not the bytes that the file was written with.
     """
     born(file)
     if f"-{digest(blob)}." not in file:
-        raise StateError(f"its {len(blob)} bytes are not those that were written")
+        raise StateError(f"its {len(blob)} bytes differ from those that were written")

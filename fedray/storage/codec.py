@@ -1,7 +1,7 @@
-"""States as bytes and back: safetensors for the arrays, JSON for what holds them, and no pickle.
+"""States as bytes and back: safetensors for the arrays, JSON for the structure that holds them, and no pickle.
 
-A state's classes are registered under stable tags (`fedray.types.state_type`), so bytes from a stranger build nothing
-else, and classes may be renamed and moved.
+A state's classes are registered under stable tags (`fedray.types.state_type`). Untrusted bytes can therefore create
+nothing else, and classes may be renamed and moved.
 """
 
 import json
@@ -26,14 +26,22 @@ SHAPE = "shape"
 
 
 def pack_small(state: Any) -> str | None:
-    """Return a state as text; None where it has arrays with anything in them. Raises as `pack`."""
+    """Return a state as text, or None if it has an array that is not empty.
+
+    Raises:
+        StateError: as `pack`.
+    """
     tensors: dict[str, Any] = {}
     shape = _taken_apart(state, tensors)
     return None if tensors else _as_json(shape)
 
 
 def unpack_small(text: str) -> Any:
-    """Return the state that `pack_small` was given. Raises as `StatePack.state`."""
+    """Return the state that `pack_small` turned into text.
+
+    Raises:
+        StateError: as `StatePack.state`.
+    """
     with _reading(f"the text {text[:100]!r}"):
         return _put_together(_parsed(text), {})
 
@@ -42,8 +50,8 @@ def pack(states: Sequence[Any]) -> bytes:
     """Return states as bytes.
 
     Raises:
-        StateError: something in one is neither an array of numbers, a number, a string, None, a mapping with strings or
-            whole numbers as keys, a tuple, a list, nor a registered dataclass.
+        StateError: a state holds something other than arrays of numbers, numbers, strings, None, mappings with strings
+            or integers as keys, tuples, lists and registered dataclasses.
     """
     tensors: dict[str, Any] = {}
     shape = [_taken_apart(state, tensors) for state in states]
@@ -56,7 +64,12 @@ def pack(states: Sequence[Any]) -> bytes:
 
 @dataclass(frozen=True)
 class StatePack:
-    """What `pack` wrote, read but for the states' objects; these are made anew for everyone who asks."""
+    """Parsed bytes of `pack`. The objects of a state are created anew by every call of `state`.
+
+    Attributes:
+        shape: each state as JSON values.
+        tensors: the arrays by their keys in `shape`.
+    """
 
     shape: Sequence[Any]
     tensors: Mapping[str, Any]
@@ -65,15 +78,17 @@ class StatePack:
         """Return one of the states; its arrays are read-only.
 
         Raises:
-            StateError: this is not a state of registered dataclasses.
+            StateError: the entry is not a state of registered dataclasses.
         """
         with _reading(f"entry {entry}"):
             return _put_together(self.shape[entry], self.tensors)
 
 
 def read_pack(blob: bytes) -> StatePack:
-    """Raises:
-    StateError: `pack` did not write this.
+    """Parse the bytes that `pack` returned.
+
+    Raises:
+        StateError: `pack` did not write these bytes.
     """
     with _reading(f"these {len(blob)} bytes"):
         tensors = load(blob)
@@ -94,12 +109,12 @@ def _reading(what: str) -> Iterator[None]:
 
 
 _parsed = lru_cache(maxsize=256)(json.loads)
-"""Of states without arrays, which often are the same for all clients."""
+"""Cached, because states without arrays are often equal for all clients."""
 
 
 def _taken_apart(state: Any, tensors: dict[str, Any]) -> Any:
-    """Return the state as JSON, with its arrays put into `tensors`: plain values stand for themselves, all else is a
-    list that begins with its kind."""
+    """Return the state as JSON values, and put its arrays into `tensors`. Plain values stand for themselves; anything
+    else becomes a list that begins with its kind."""
     if state is None or type(state) in (bool, int, float, str):
         return state
     if isinstance(state, np.ndarray) and not state.size:
@@ -135,7 +150,7 @@ def _put_together(part: Any, tensors: Mapping[str, Any]) -> Any:
     if kind == "empty":
         dtype, shape = rest
         if 0 not in shape or any(type(size) is not int for size in shape):
-            raise StateError(f"an empty array of shape {shape}")
+            raise StateError(f"an empty array cannot have the shape {shape}")
         return np.zeros(shape, np.dtype(dtype))
     if kind == "map":
         (entries,) = rest

@@ -1,7 +1,7 @@
-"""Where a run's files are: a folder of this machine, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
+"""Where a run's files are: a folder on this machine, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
 
-A file is written whole or not at all: to a temporary name, flushed to the disk and renamed, or in one upload where the
-store shows an object only when it is complete.
+Writes are atomic: a file is written to a temporary name, flushed to disk and renamed. Object stores show an object only
+once it is complete, so there one upload suffices.
 """
 
 import os
@@ -19,28 +19,33 @@ from pyarrow import fs
 from fedray.errors import ConfigError
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
-"""Show an object when its upload is complete, and not before."""
+"""pyarrow's names of stores that show an object only once its upload is complete."""
 
 JOB_FOLDERS = "working_dir_files"
-"""Where Ray unpacks the working directories of jobs."""
+"""Name of the folder into which Ray unpacks the working directories of jobs."""
 
 LONGEST_NAME = 150
-"""Bytes of a file's name that comes from a client's id; most file systems take 255."""
+"""Longest file name derived from a client's id, in characters; most file systems allow 255 bytes."""
 
 
 @dataclass(frozen=True)
 class StoragePath:
-    """A file or folder. filesystem: None for this machine's, where `path` is absolute."""
+    """A file or folder.
+
+    Attributes:
+        filesystem: None for this machine's.
+        path: the path in that file system; absolute on this machine.
+    """
 
     filesystem: fs.FileSystem | None
     path: str
 
     @classmethod
     def of(cls, where: "str | Path | StoragePath") -> "StoragePath":
-        """Return the place that a path or URI names.
+        """Return the file or folder that a path or URI names.
 
         Raises:
-            ConfigError: pyarrow knows no such URI.
+            ConfigError: pyarrow does not support the URI.
         """
         if isinstance(where, StoragePath):
             return where
@@ -60,19 +65,22 @@ class StoragePath:
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def local(self) -> Path:
-        """Raises:
-        ValueError: it is not on this machine.
+        """The path on this machine.
+
+        Raises:
+            ValueError: the file or folder is not on this machine.
         """
         if self.filesystem is not None:
             raise ValueError(f"{self} is not on this machine")
         return Path(self.path)
 
     def is_folder(self) -> bool:
-        """Return whether it is there; a store without folders has all of them."""
+        """Return whether the folder exists; in object stores, which have no folders, every folder does."""
         if self.filesystem is None:
             return self.local.is_dir()
         if self.filesystem.type_name in OBJECT_STORES:
@@ -80,43 +88,54 @@ class StoragePath:
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.Directory)
 
     def is_file(self) -> bool:
+        """Return whether the path is that of an existing file."""
         if self.filesystem is None:
             return self.local.is_file()
         return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
 
     def size(self) -> int:
-        """Return a file's bytes. Raises OSError."""
+        """Return a file's size in bytes.
+
+        Raises:
+            OSError: the file cannot be accessed.
+        """
         if self.filesystem is None:
             return self.local.stat().st_size
         return int(self.filesystem.get_file_info(self.path).size or 0)
 
     def names(self) -> list[str]:
-        """Return what is in the folder, in order; nothing if it is not there."""
+        """Return the sorted names of what is in the folder; an empty list if the folder does not exist."""
         if self.filesystem is None:
             return sorted(os.listdir(self.path)) if self.local.is_dir() else []
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def make_folder(self) -> None:
+        """Create the folder, and those above it, if they do not exist."""
         if self.filesystem is None:
             self.local.mkdir(parents=True, exist_ok=True)
         else:
             self.filesystem.create_dir(self.path, recursive=True)
 
     def read(self) -> bytes:
-        """Raises OSError."""
+        """Return a file's contents.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         if self.filesystem is None:
             return self.local.read_bytes()
         with self.filesystem.open_input_stream(self.path) as stream:
             return bytes(stream.read())
 
     def write(self, data: bytes, durable: bool = True) -> None:
-        """Write a file, whole or not at all; its folder is made if it is not there.
+        """Write a file atomically, and create its folder if it does not exist.
 
-        durable: it survives a crash of the machine once this returns.
+        Args:
+            durable: whether the file, once this returns, survives a crash of the machine.
 
         Raises:
-            OSError: it could not be written; what was there before is untouched.
+            OSError: the file could not be written; an earlier version of it is untouched.
         """
         if self.filesystem is None:
             self._write_here(data, durable)
@@ -130,7 +149,7 @@ class StoragePath:
         self.filesystem.move(temporary, self.path)
 
     def remove(self) -> None:
-        """Delete a file or a folder with all that is in it; nothing happens if it is not there."""
+        """Delete a file, or a folder with all its contents, if it exists."""
         filesystem = self.filesystem or fs.LocalFileSystem()
         kind = filesystem.get_file_info(self.path).type
         if kind == fs.FileType.Directory:
@@ -165,15 +184,19 @@ class StoragePath:
 
 
 def is_uri(where: str) -> bool:
-    """Return whether a place is named by a URI and not by a path."""
+    """Return whether a string is a URI and not a path."""
     return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
 
 
 def resolve_storage(where: str | Path) -> str:
-    """Return where results go that are named by a relative path: below this folder.
+    """Return the absolute path or URI of results; a relative path is below the current directory.
 
-    Of a Ray job this folder is a copy of the working directory, deleted some time after the job: there they go below
-    FEDRAY_STORAGE, which the cluster's files set, or else below home.
+    In a Ray job the current directory is a copy of the submitted working directory, and Ray deletes it some time after
+    the job. There, a relative path is below FEDRAY_STORAGE, which the files in clusters/ set, or else below the home
+    directory.
+
+    Raises:
+        ConfigError: FEDRAY_STORAGE is neither an absolute path nor a URI.
     """
     if isinstance(where, str) and is_uri(where):
         return where
@@ -187,12 +210,12 @@ def resolve_storage(where: str | Path) -> str:
 
 
 def timestamped(name: str) -> str:
-    """Return NAME-TIME, a name for something that begins now."""
+    """Return NAME-TIME, with the current time."""
     return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def sync_folder(folder: Path) -> None:
-    """Let names that were made in the folder survive a crash of the machine."""
+    """Flush a folder to disk, so that names created in it survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -201,8 +224,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def safe_name(id: str) -> str:
-    """Return a name for a file or folder that no two ids share and that leads nowhere else: `a/../b` becomes
-    `a%2F..%2Fb`."""
+    """Return a file name that is unique to the id and cannot lead out of its folder: `a/../b` becomes `a%2F..%2Fb`."""
     name = quote(id, safe=" ", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
         name = f"%2E{name[1:]}"

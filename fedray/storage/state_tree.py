@@ -1,5 +1,5 @@
-"""States are frozen dataclasses of arrays, numbers, and mappings or tuples of these: one walk serves hashing, saving,
-and counting bytes."""
+"""States are frozen dataclasses of arrays, numbers, and mappings or tuples of these: one traversal serves hashing,
+saving, and counting bytes."""
 
 import dataclasses
 import hashlib
@@ -17,15 +17,15 @@ from fedray.storage.paths import StoragePath
 
 Array = npt.NDArray[Any]
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""Path, type and shape of every array of a payload."""
+"""Path, dtype and shape of every array of a payload."""
 
 
 def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (path, value) for every array, number, string and None of a state, in a fixed order. Layouts are left out:
-    they follow from the configuration.
+    """Yield (path, value) for every array, number, string and None of a state, in a fixed order. Layouts are left out,
+    because they follow from the configuration.
 
     Raises:
-        TypeError: something else is in it; the message names its path.
+        TypeError: the state holds something else; the message names its path.
     """
     children = _children(state, path)
     if children is None:
@@ -36,7 +36,7 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _children(state: Any, path: str = "") -> list[tuple[str, Any]] | None:
-    """Return the named parts of a state; None: it is a leaf."""
+    """Return the named parts of a state, or None if it is a leaf."""
     if state is None or isinstance(state, np.ndarray | np.generic | bool | int | float | str):
         return None
     if isinstance(state, Layout):
@@ -54,12 +54,12 @@ def _children(state: Any, path: str = "") -> list[tuple[str, Any]] | None:
 
 @lru_cache(maxsize=256)
 def field_names(kind: Any) -> tuple[str, ...]:
-    """The same of every instance, and asked for with every payload."""
+    """Return the names of a dataclass's fields. Cached, because every payload asks for them."""
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def arrays(state: Any) -> dict[str, Array]:
-    """Return the state's arrays by path, numbers as arrays of shape []; strings and None are left out."""
+    """Return the state's arrays by path, and its numbers as arrays of shape []; strings and None are left out."""
     return {
         path: np.asarray(value, order="C")
         for path, value in leaves(state)
@@ -68,7 +68,7 @@ def arrays(state: Any) -> dict[str, Array]:
 
 
 def signature_of(leaves: Iterable[tuple[str, Any]]) -> Signature:
-    """Return the signature of what `leaves` found."""
+    """Return the signature of a payload from its leaves."""
     return tuple((path, value.dtype.str, value.shape) for path, value in leaves if isinstance(value, np.ndarray))
 
 
@@ -76,7 +76,7 @@ def float_arrays(payload: Any) -> list[Array]:
     """Return the arrays of a payload that is averaged, in the order of `leaves`.
 
     Raises:
-        TypeError: it has something else in it than arrays of floats and None; the message names its path.
+        TypeError: the payload holds something other than arrays of floats and None; the message names its path.
     """
     arrays = []
     for path, value in leaves(payload):
@@ -88,7 +88,7 @@ def float_arrays(payload: Any) -> list[Array]:
 
 
 def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
-    """Return a state with its arrays replaced, one after another in the order of `leaves`."""
+    """Return a copy of a state with its arrays replaced by `arrays`, in the order of `leaves`."""
     if isinstance(state, np.ndarray):
         return next(arrays)
     if isinstance(state, Mapping):
@@ -104,17 +104,21 @@ def with_arrays(state: Any, arrays: Iterator[Array]) -> Any:
 
 
 def save_tensors(place: StoragePath, tensors: Mapping[str, Array], durable: bool = True) -> None:
-    """Write arrays by name to a safetensors file, whole or not at all. Raises OSError."""
+    """Write arrays by name to a safetensors file, atomically.
+
+    Raises:
+        OSError: the file could not be written.
+    """
     place.write(save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}), durable)
 
 
 def num_bytes(payload: Any) -> int:
-    """Return the bytes of a payload's arrays: what travels. Numbers and names beside them are not counted."""
+    """Return the bytes of a payload's arrays, which is what travels. Single numbers and names are not counted."""
     if isinstance(payload, np.ndarray):
         return payload.nbytes
     if isinstance(payload, Layout):
         return 0
-    if dataclasses.is_dataclass(payload):  # the usual case, several times in every client's turn
+    if dataclasses.is_dataclass(payload):  # the usual case, several times in every client's task
         parts = [getattr(payload, name) for name in field_names(payload.__class__)]
     else:
         parts = [part for _, part in _children(payload) or ()]
@@ -122,7 +126,7 @@ def num_bytes(payload: Any) -> int:
 
 
 def sha256(states: Iterable[tuple[str, Any]]) -> str:
-    """Return one hash over states and their names, in the order given: every path, type, shape and bit."""
+    """Return one hash over named states in the given order: over every path, dtype, shape and bit."""
     digest = hashlib.sha256()
     for name, state in states:
         for path, value in leaves(state):

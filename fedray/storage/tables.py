@@ -1,8 +1,8 @@
-"""Tables of a run that grow by rows, a Parquet file each: what was appended is on disk when `append` returns.
+"""Tables of a run that grow by rows, one Parquet file each: appended rows are on disk when `append` returns.
 
-A Parquet file cannot be appended to, and to write all of it after every round would make a run's time quadratic in its
-rounds. So the file of a large table is written anew only when the table has grown by an eighth, or in many small steps.
-Until then new rows lie in files beside it, each named after the number of rows before its own: `clients.parquet`,
+A Parquet file cannot be appended to, and rewriting all of it after every round would make a run's time quadratic in its
+rounds. The file of a large table is therefore rewritten only when the table has grown by an eighth, or in many small
+steps. Until then, recent rows are in side files, each named after the number of rows before its own: `clients.parquet`,
 `clients-000010000.parquet`.
 """
 
@@ -20,20 +20,21 @@ from fedray.errors import StateError
 from fedray.storage.paths import StoragePath
 
 SMALL_ROWS = 10_000
-"""A table of so many rows is one file at any time: it is written in some milliseconds."""
+"""A table of up to this many rows is always one file, which is written in a few milliseconds."""
 PART = 8
-MOST_BESIDE = 64
-"""A large table's file is written anew once 1 / PART of its rows have been added, or so many files lie beside it."""
+MAX_SIDE_FILES = 64
+"""A large table's file is rewritten once 1 / PART of its rows have been added, or once it has this many side files."""
 
 READ_TRIES = 3
-"""A process that writes may put rows into the file, and remove those beside it, while they are read."""
+"""Attempts to read a table: a writing process may move rows from side files into the table's file meanwhile."""
 
 
 class Table:
     """NAME.parquet in a folder, empty at first.
 
-    durable: whether what was appended survives a crash of the machine. arranged: puts the rows into the order in which
-    they shall stand in the file.
+    Args:
+        durable: whether appended rows survive a crash of the machine.
+        arranged: returns the rows in the order that they have in the file.
     """
 
     def __init__(
@@ -46,70 +47,72 @@ class Table:
         self._folder, self._name, self._durable, self._arranged = folder, name, durable, arranged
         self._rows = pa.table({})
         self._in_file = 0
-        self._beside: list[StoragePath] = []
+        self._side_files: list[StoragePath] = []
 
     def load(self) -> None:
-        """Take up what is on disk, and put it into one file.
+        """Load the rows that are on disk, and put them into one file.
 
         Raises:
-            StateError: it cannot be read, or not be written.
+            StateError: the rows cannot be read or written.
         """
         self._rows = read_table(self._folder, self._name)
         self._in_file = self._rows.num_rows
-        self._beside = [place for _, place in _files_beside(self._folder, self._name)]
+        self._side_files = [place for _, place in _side_files_of(self._folder, self._name)]
         self.compact()
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return all rows."""
         found: list[dict[str, Any]] = self._rows.to_pylist()
         return found
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows and write them; they may have other columns than those before.
+        """Append rows and write them; their columns may differ from those of earlier rows.
 
         Raises:
-            StateError: it failed; all rows before are still there.
+            StateError: the rows could not be written; all earlier rows are intact.
         """
         columns = list(dict.fromkeys(column for row in rows for column in row))
         new = pa.table({column: [row.get(column) for row in rows] for column in columns})
         joined = _joined([self._rows, new])
         small = joined.num_rows <= SMALL_ROWS
-        grown = joined.num_rows - self._in_file >= self._in_file / PART or len(self._beside) >= MOST_BESIDE
+        grown = joined.num_rows - self._in_file >= self._in_file / PART or len(self._side_files) >= MAX_SIDE_FILES
         if small or grown:
             self._write_all(joined)
         elif rows:
             place = self._folder / f"{self._name}-{self._rows.num_rows:09d}.parquet"
             self._write(place, new)
-            self._beside.append(place)
+            self._side_files.append(place)
             self._rows = joined
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop rows; those that are on disk go with the next `append`.
+        """Drop the rows that are not wanted; the next `append` removes them from disk.
 
         Raises:
-            StateError: what is on disk could not be put into one file first.
+            StateError: the rows on disk could not be put into one file first.
         """
         self.compact()
         self._rows = self._rows.filter(pa.array([wanted(row) for row in self.rows()], pa.bool_()))
-        self._in_file = 0  # what is there is not what belongs there
+        self._in_file = 0  # the file is out of date: the next `append` rewrites it
 
     def compact(self) -> None:
-        """Put all rows into the one file, if some lie beside it.
+        """Put all rows into the table's file, if some are in side files.
 
         Raises:
-            StateError: it cannot be written.
+            StateError: the file cannot be written.
         """
-        if self._beside:
+        if self._side_files:
             self._write_all(self._rows)
 
     def _write_all(self, rows: pa.Table) -> None:
-        """Those beside go last: they are known to be in the file by the number of rows before theirs."""
+        """Rewrite the table's file, and then remove the side files. Until they are removed, readers recognise by the
+        number of rows before theirs that the file already holds them."""
         rows = self._arranged(rows).combine_chunks()
         self._write(self._folder / f"{self._name}.parquet", rows)
         self._rows, self._in_file = rows, rows.num_rows
-        while self._beside:
-            with _failing(self._beside[-1], "removed"):
-                self._beside[-1].remove()
-            self._beside.pop()
+        while self._side_files:
+            with _failing(self._side_files[-1], "removed"):
+                self._side_files[-1].remove()
+            self._side_files.pop()
 
     def _write(self, place: StoragePath, rows: pa.Table) -> None:
         buffer = BytesIO()
@@ -119,11 +122,14 @@ class Table:
 
 
 def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
-    """Return a table of a run's folder with all its rows, also while the run goes on and where it was ended; without
-    rows and columns if it is not there.
+    """Return a table of a run's folder with all its rows, even while the run continues or after it was killed.
+
+    Returns:
+        The table; without rows and columns if it does not exist.
 
     Raises:
-        StateError: it cannot be read. ConfigError: pyarrow knows no such URI.
+        StateError: the table cannot be read.
+        ConfigError: pyarrow does not support the URI.
     """
     folder = StoragePath.of(where)
     for _ in range(READ_TRIES - 1):
@@ -133,16 +139,16 @@ def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
 
 
 def _read_table(folder: StoragePath, name: str) -> pa.Table:
-    beside = _files_beside(folder, name)  # first: what is settled from now on is in the file, and counted there
+    side_files = _side_files_of(folder, name)  # listed first: rows that are compacted from now on are found in the file
     file = folder / f"{name}.parquet"
     with _failing(file, "read"):
         parts = [_read(file)] if file.is_file() else []
     have = sum(part.num_rows for part in parts)
-    for before, place in beside:
-        if before < have:  # it is in the file already
+    for before, place in side_files:
+        if before < have:  # the file already holds these rows
             continue
         if before > have:
-            raise StateError(f"{place}: cannot be read: of the {before} rows before its own there are {have}")
+            raise StateError(f"{place}: cannot be read: only {have} of the {before} rows before its own exist")
         parts.append(_read(place))
         have += parts[-1].num_rows
     return _joined(parts) if parts else pa.table({})
@@ -157,8 +163,8 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _files_beside(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
-    """Return the files beside the table's own, in order, each with the number of rows before its first."""
+def _side_files_of(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
+    """Return the side files of a table in order, each with the number of rows before its first."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
     with _failing(folder, "read"):
         names = folder.names()
@@ -168,7 +174,7 @@ def _files_beside(folder: StoragePath, name: str) -> list[tuple[int, StoragePath
 
 @contextmanager
 def _failing(place: StoragePath, done: str) -> Iterator[None]:
-    """Say of which file or folder it is that something cannot be done to it."""
+    """Name the file or folder in the message of an error."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

@@ -12,10 +12,11 @@ from fedray.sweeps.result import SweepResult, TrialFinished, TrialResult, more_i
 from fedray.sweeps.space import readable_point, shown
 
 SHOWN_ROWS = 20
+"""Points that `sweep_table` lists at most."""
 
 
 class SweepProgress(LiveBars, Callback):
-    """One bar for all trials on a terminal, and a line for each that ends everywhere."""
+    """Shows one bar for all trials on a terminal, and everywhere a line for each trial that ends."""
 
     def __init__(self, console: Console, found: SweepResult):
         columns = TextColumn("[bold]trials"), BarColumn(bar_width=24), MofNCompleteColumn()
@@ -29,7 +30,7 @@ class SweepProgress(LiveBars, Callback):
         self._task = self._bars.add_task("trials", total=self._all, completed=self._done, best="")
 
     def on_trial_finished(self, event: TrialFinished) -> None:
-        """Show one trial's end."""
+        """Show the end of a trial."""
         self._done += 1
         self._compare(event.result)
         self._bars.update(self._task, completed=self._done, best="" if self._best is None else f"best {self._best:.4g}")
@@ -49,7 +50,8 @@ class SweepProgress(LiveBars, Callback):
 
 
 def sweep_table(found: SweepResult) -> Table:
-    """Return the points, the best first: the metric's mean over seeds with its 95 % confidence interval."""
+    """Return a table of the points, the best first, with the metric's mean over seeds and its 95 % confidence
+    interval."""
     table, metric = found.over_seeds(), found.sweep.metric
     paths = [path for path in found.sweep.space if path not in ("method", "seed")]
     left = f", {len(table) - SHOWN_ROWS} more" if len(table) > SHOWN_ROWS else ""

@@ -1,4 +1,4 @@
-"""What a sweep found: what became of its trials, and what they say together."""
+"""The result of a sweep: how each trial ended, and the trials compared."""
 
 import json
 from collections.abc import Mapping
@@ -23,19 +23,20 @@ Status = Literal["waiting", "finished", "stopped", "failed", "lost"]
 
 
 FREE = frozenset({"name", "max_concurrent"})
-"""What may change when a sweep is resumed."""
+"""Fields that may change when a sweep is resumed."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What became of a trial.
+    """How a trial ended.
 
     Attributes:
-        status: `stopped` if the scheduler ended it early; `lost` if its process died: it runs again when the sweep is
-            resumed.
-        rounds: number of rounds that it had.
-        metrics: by name, as of its last round, and of the whole trial if it is finished.
-        error: why it failed.
+        status: `stopped` if the scheduler ended the trial early; `lost` if its process died, and then the trial runs
+            again when the sweep is resumed.
+        rounds: number of finished rounds.
+        metrics: by name, those of the last round, and those of the whole trial if it finished.
+        error: why the trial failed.
+        seconds: duration on this cluster.
     """
 
     id: str
@@ -65,7 +66,12 @@ def more_is_better(sweep: SweepConfig, config: Config) -> bool:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found. place: its folder. ended: of the trials that have ended, by id."""
+    """The result of a sweep.
+
+    Attributes:
+        place: the sweep's folder.
+        ended: results of the trials that have ended, by id.
+    """
 
     place: StoragePath
     sweep: SweepConfig
@@ -77,7 +83,7 @@ class SweepResult:
         """Read a sweep from its folder.
 
         Raises:
-            StateError: it is not the folder of a sweep, or a file of it cannot be read.
+            StateError: the folder is not that of a sweep, or one of its files cannot be read.
         """
         place = StoragePath.of(where)
         try:
@@ -87,7 +93,8 @@ class SweepResult:
         return cls(place, sweep, trials_of(sweep), {}).reread()
 
     def reread(self) -> "SweepResult":
-        """Return it with what its folder says has ended: another process may have gone on with it.
+        """Return this result with the ended trials read again from the folder: another process may have continued the
+        sweep.
 
         Raises:
             StateError: trials.json cannot be read.
@@ -101,6 +108,7 @@ class SweepResult:
         return replace(self, ended=ended)
 
     def with_result(self, ended: TrialResult) -> "SweepResult":
+        """Return this result with one more trial that has ended."""
         return replace(self, ended={**self.ended, ended.id: ended})
 
     @property
@@ -110,7 +118,7 @@ class SweepResult:
 
     @property
     def waiting(self) -> list[Trial]:
-        """Trials that are to be run: those that have not ended, and those that were lost."""
+        """Trials that still have to run: those that have not ended, and those that were lost."""
         return [one for one in self.trials if one.id not in self.ended or self.ended[one.id].status == "lost"]
 
     def folder(self, trial: Trial | str) -> StoragePath:
@@ -120,7 +128,7 @@ class SweepResult:
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per trial: its status, method, seed, the space's values, rounds, metrics, error, seconds.
 
-        Metrics are those of the last round where the scheduler ended a trial, and missing where it failed.
+        A trial that the scheduler ended has the metrics of its last round; those of a failed trial are missing.
         """
         table = pd.DataFrame([self._row(trial) for trial in self.trials])
         for path in self.sweep.space:
@@ -146,11 +154,12 @@ class SweepResult:
         }
 
     def over_seeds(self) -> pd.DataFrame:
-        """Return one row per point without its seed, the best first: of how many seeds how many finished, the metric's
-        mean over these, its standard deviation and the 95 % confidence interval of the mean (Student's t).
+        """Return one row per point without its seed, the best first.
 
-        Trials that were ended early are left out: their last round is not the others'. So points of which not all seeds
-        finished come last: the seeds that are left may be the lucky ones.
+        A row has the number of seeds and how many of them finished, and over these the metric's mean, its standard
+        deviation and the 95 % confidence interval of the mean (Student's t). Trials that were ended early are left out,
+        because their last round is not that of the others. Points whose seeds did not all finish come last, because the
+        remaining seeds may be the lucky ones.
         """
         names = ["method", *(path for path in self.sweep.space if path not in ("method", "seed"))]
         groups: dict[str, list[Trial]] = {}
@@ -180,9 +189,9 @@ class SweepResult:
 
     @property
     def best(self) -> Trial | None:
-        """The first trial of the point that `over_seeds` has first; None where no trial has finished with a number.
+        """The first trial of the best point of `over_seeds`; None if no trial has finished with a number.
 
-        It is chosen by the metric, which is measured on test examples: report its value as chosen among many.
+        The trial is chosen by the metric, which is measured on test examples: report its value as the best of many.
         """
         table = self.over_seeds().dropna(subset=["mean"])
         if table.empty:
@@ -190,8 +199,8 @@ class SweepResult:
         return next(trial for trial in self.trials if trial.id == table.iloc[0]["first_trial"])
 
     def write(self) -> None:
-        """Write trials.json (all that `load` needs), trials.parquet (`to_pandas`) and best.yaml, ready for
-        `fedray run`."""
+        """Write trials.json (which `load` reads), trials.parquet (`to_pandas`), and best.yaml, which `fedray run`
+        accepts."""
         entries = [asdict(self.ended[trial.id]) for trial in self.trials if trial.id in self.ended]
         (self.place / "trials.json").write((json.dumps(entries, indent=1) + "\n").encode())
         buffer = BytesIO()
@@ -205,15 +214,16 @@ class SweepResult:
 
 
 def begin(found: SweepResult) -> None:
-    """Make the folder of a new sweep."""
+    """Create the folder of a sweep, with its sweep.yaml."""
     (found.place / "sweep.yaml").write(to_yaml(to_mapping(found.sweep)).encode())
 
 
 def resumed(place: StoragePath, given: SweepConfig) -> SweepResult:
-    """Return what a sweep has reached.
+    """Return a sweep as its folder has it, to continue it.
 
     Raises:
-        StateError: it is not a sweep's folder. ConfigError: it is that of another sweep.
+        StateError: the folder is not that of a sweep.
+        ConfigError: the folder is that of another sweep.
     """
     found = SweepResult.load(place)
     lines = differences(found.sweep, given, FREE.__contains__)
@@ -230,5 +240,5 @@ def _without_seed(trial: Trial) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as it stands in a table's column: numbers and text as they are, the rest as JSON."""
+    """Return a value as a table's cell: numbers and text as they are, anything else as JSON."""
     return value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)

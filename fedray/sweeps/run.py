@@ -1,7 +1,7 @@
 """`fedray.sweep`: many experiments on one cluster, as trials of Ray Tune.
 
-Tune decides which trial runs when and which ends early. What became of each trial is in the sweep's own folder; nothing
-of Tune's files is kept.
+Tune decides when each trial runs and which trials end early. The results of the trials are in the sweep's own folder;
+none of Tune's files are kept.
 """
 
 import os
@@ -34,16 +34,16 @@ from fedray.sweeps.space import Trial, trials_of
 from fedray.sweeps.trial_actor import SweepContext, TrialActor
 
 MAX_TRIALS = 64
-"""Trials at a time, unless `max_concurrent` says otherwise."""
+"""Most trials at a time if `max_concurrent` is not set."""
 
 TUNE_FOLDER = ".tune"
-"""Tune's own files, while it runs."""
+"""Folder of Tune's own files while it runs."""
 
 HEAD = "node:__internal_head__"
-"""A resource of the head node: 1."""
+"""A resource of which the head node has 1."""
 
 TUNE_SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files per trial that nobody reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they write files per trial that fedray does not read
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has no metric
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
@@ -72,17 +72,17 @@ def sweep(
     A trial that fails is kept with its error, and the others continue.
 
     Args:
-        base: the experiment around which the space is: a YAML file's path, a mapping, or a Config.
+        base: the experiment that each point of the space changes: the path of a YAML file, a mapping, or a Config.
         space: values by dotted path, see `SweepConfig.space`; Tune's `uniform`, `loguniform`, `randint`, `choice` and
-            `grid_search` are understood too.
+            `grid_search` are accepted too.
         num_samples, metric, mode, scheduler, max_concurrent, name, draws_seed: as in `SweepConfig`.
         output: the sweep's folder, which must be empty or not exist; default storage_path/NAME-TIME.
-        resume: the folder of a sweep that ended early instead: finished trials stay, others continue from their
-            checkpoints.
-        callbacks: receive each round and each end of a trial.
+        resume: the folder of an interrupted sweep to continue instead: finished trials stay, the others continue from
+            their checkpoints.
+        callbacks: receive every finished round and every trial that ends.
 
     Raises:
-        ConfigError: the sweep does not fit together, as far as that can be known before any actor starts.
+        ConfigError: the sweep has a mistake that can be found before any actor starts.
 
     >>> found = sweep("jobs/quickstart.yaml", {"method": ["fedavg", "fedalt"], "seed": [0, 1]})   # doctest: +SKIP
     >>> found.over_seeds()                                                                        # doctest: +SKIP
@@ -101,27 +101,32 @@ def sweep(
     return run_trials(resolve_sweep(load_sweep(given), output, resume), callbacks)
 
 
-def resolve_sweep(asked: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
-    """Check a sweep, and return it as new, or as the folder has it of one that is continued.
+def resolve_sweep(given: SweepConfig, output: str | Path | None, resume: str | Path | None) -> SweepResult:
+    """Check a sweep; return it without results, or with those of its folder if it is continued.
+
+    Args:
+        output: folder of a new sweep; None means storage_path/NAME-TIME.
+        resume: folder of a sweep to continue instead.
 
     Raises:
-        ConfigError, StateError: it cannot be run or continued.
+        ConfigError: the sweep cannot be run, or the folder is that of another sweep.
+        StateError: the folder is not that of a sweep.
     """
-    trials = trials_of(asked)
+    trials = trials_of(given)
     prepare(trials[0].config)  # data and model, as far as all trials have them in common
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
-        return resumed(StoragePath.of(resolve_storage(resume)), asked)
-    named = trials[0].config.model_copy(update={"name": asked.name})
-    return SweepResult(new_place(named, output), asked, trials, {})
+        return resumed(StoragePath.of(resolve_storage(resume)), given)
+    named = trials[0].config.model_copy(update={"name": given.name})
+    return SweepResult(new_place(named, output), given, trials, {})
 
 
 def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepResult:
-    """Run the trials that have not ended, write the folder as they end, and return what the sweep found.
+    """Run the trials that have not ended, write the folder whenever one ends, and return the sweep's result.
 
     Args:
-        callbacks: receive each round and each end of a trial, together with those that the base experiment names.
+        callbacks: receive every finished round and every trial that ends, as do those that the base experiment names.
 
     Raises:
         ConfigError: the cluster has no room for this many trials at a time.
@@ -154,7 +159,7 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
 def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener") -> None:
     """Run the trials with Tune."""
     sweep, config, place = context.found.sweep, waiting[0].config, context.found.place
-    # A trial that only drives takes no CPU; Tune wants it to ask for something, and the head is where drivers belong.
+    # A trial that only drives needs no CPU. Tune requires some request, and drivers belong on the head node.
     needs = {"cpu": config.clients.num_cpus or 1} if config.runtime == "inline" else {HEAD: 0.001}
     running = tune.with_resources(tune.with_parameters(TrialActor, context=context), needs)
     stopping = None
@@ -163,7 +168,7 @@ def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener"
             time_attr="round",
             metric="metric",
             mode="max" if more_is_better(sweep, config) else "min",
-            max_t=max(trial.config.rounds for trial in waiting) + 1,  # the end is the experiment's own
+            max_t=max(trial.config.rounds for trial in waiting) + 1,  # the experiment itself ends the trial
             grace_period=asha.grace_rounds,
             reduction_factor=asha.reduction_factor,
         )
@@ -178,7 +183,9 @@ def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener"
             storage_path=place.path,
             storage_filesystem=place.filesystem,
             verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's folder has its own
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_at_end=False
+            ),  # a trial's folder has checkpoints of its own
             callbacks=[listener],
         ),
     )
@@ -193,11 +200,11 @@ def _id(trial: Any) -> str:
     return id
 
 
-def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
-    """Return how many trials run at a time: so many that each can have its client actors.
+def _concurrent(given: SweepConfig, trials: Sequence[Trial]) -> int:
+    """Return how many trials run at a time, so that each can have its client actors.
 
     Raises:
-        ConfigError: there is no room for that many, or for a single one.
+        ConfigError: the cluster has no room for `max_concurrent` trials, or for a single one.
     """
     nodes, elastic, fewest = living_nodes(), has_autoscaler(), MAX_TRIALS
     for config in {repr(trial.config.clients): trial.config for trial in trials}.values():
@@ -209,27 +216,27 @@ def _concurrent(asked: SweepConfig, trials: Sequence[Trial]) -> int:
             check_room(amounts, nodes, workers)
         sizes = {tier: (clients.tier(tier).actors or 1) if config.runtime == "ray" else 1 for tier in tiers}
         fewest = min(fewest, _copies(amounts, sizes, nodes, workers))
-    if not elastic and asked.max_concurrent is not None and asked.max_concurrent > fewest:
+    if not elastic and given.max_concurrent is not None and given.max_concurrent > fewest:
         raise ConfigError(
-            f"max_concurrent: {asked.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
+            f"max_concurrent: {given.max_concurrent}, but the cluster has room for {fewest} trials at a time, each "
             "with its client actors; lower it, or clients.num_cpus (it may be a fraction)"
         )
-    return min(asked.max_concurrent or fewest, len(trials))
+    return min(given.max_concurrent or fewest, len(trials))
 
 
 def _copies(
-    asked: Mapping[str, Amounts], sizes: Mapping[str, int], nodes: Sequence[Amounts], workers: Mapping[str, int]
+    requested: Mapping[str, Amounts], sizes: Mapping[str, int], nodes: Sequence[Amounts], workers: Mapping[str, int]
 ) -> int:
-    """Return how many times so many actors of each tier find room; at least 1."""
+    """Return how many pools with `sizes` actors of each tier fit at the same time; at least 1."""
     number = 1
-    while number < MAX_TRIALS and fit_times(asked, sizes, number + 1, nodes, workers):
+    while number < MAX_TRIALS and fit_times(requested, sizes, number + 1, nodes, workers):
         number += 1
     return number
 
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment that are not set, for a while."""
+    """Set environment variables that are not set yet, within the block."""
     mine = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(mine)
     try:
@@ -240,10 +247,10 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def _plain_values(path: str, values: Any) -> Any:
-    """Return Tune's ranges as the configuration writes them.
+    """Return Tune's ranges in the form of the configuration.
 
     Raises:
-        ConfigError: one that it has no word for.
+        ConfigError: the configuration does not support the range.
     """
     if isinstance(values, Mapping) and set(values) == {"grid_search"}:
         return list(values["grid_search"])
@@ -261,10 +268,11 @@ def _plain_values(path: str, values: Any) -> Any:
 
 
 class _Listener(tune.Callback):
-    """Writes what becomes of the trials, and tells the callbacks.
+    """Writes the results of trials to the sweep's folder, and notifies the callbacks.
 
     Attributes:
-        raised: what a callback raised.
+        found: the sweep's result so far.
+        raised: the exception that a callback raised, if any.
     """
 
     raised: Exception | None
@@ -273,14 +281,14 @@ class _Listener(tune.Callback):
         self.found, self.raised, self._shared_actors, self._callbacks = found, None, shared_actors, callbacks
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles what it would restore a sweep from, which never happens here."""
+        """Return nothing: Tune pickles the listener to restore a sweep, which fedray does in its own way."""
         return {}
 
     def _notify(self, event: RoundFinished | TrialFinished) -> None:
         try:
             for callback in self._callbacks:
                 callback.on_event(event)
-        except Exception as error:  # Tune would hide it in one of its own
+        except Exception as error:  # Tune would wrap it in an exception of its own
             self.raised = error
             raise
 

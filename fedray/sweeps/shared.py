@@ -21,20 +21,20 @@ from fedray.runtime.messages import get
 from fedray.runtime.silo_actor import start_silo
 
 MAX_DATA_SETS = 8
-"""Data sets that are kept for later trials."""
+"""Most data sets that are kept for later trials."""
 
 
 @ray.remote(num_cpus=0)
 class SharedActors:
-    """Owns client actors and assigns them to trials. Idle actors are reused for identical resource requests; for other
-    requests they make room."""
+    """Owns client actors and assigns them to trials. Idle actors are reused for identical resource requests; other
+    requests end them to make room."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[Any]] = {}
         self._assigned: dict[Any, tuple[str, str, Any]] = {}
 
     def acquire(self, trial: str, resources: Amounts) -> Any:
-        """Return an actor that requests these resources."""
+        """Return an actor with these resources, and assign it to the trial."""
         shape = json.dumps(sorted(resources.items()))
         if not self._idle.get(shape):
             for actor in (actor for idle in self._idle.values() for actor in idle):
@@ -63,23 +63,26 @@ class SharedActors:
 
 
 class SharedActorSource:
-    """Where a trial's client actors come from: `SharedActors`. Silos are several processes in a placement group; each
-    trial starts its own."""
+    """Gets a trial's client actors from `SharedActors`. Silos are several processes in a placement group, so each trial
+    starts its own."""
 
     def __init__(self, shared: Any, trial: str):
         self._shared, self._trial = shared, trial
         self._silos: list[Any] = []
 
     def start(self, resources: Amounts, workers: int) -> Any:
+        """See `ActorSource.start`."""
         if workers > 1:
             self._silos.append(start_silo(workers, dict(resources)))
             return self._silos[-1]
         return ray.get(self._shared.acquire.remote(self._trial, dict(resources)))
 
     def end(self, actor: Any) -> None:
+        """See `ActorSource.end`."""
         self._shared.discard.remote(actor)
 
     def release(self, actor: Any) -> None:
+        """See `ActorSource.release`."""
         if actor in self._silos:
             self.end(actor)
         else:
@@ -88,7 +91,7 @@ class SharedActorSource:
 
 @ray.remote(num_cpus=0)
 class DatasetCache:
-    """The data sets of a sweep's trials in the object store: each is loaded once, and mapped by the trials that use
+    """Keeps the data sets of a sweep's trials in the object store. Each is loaded once, and the trials that use it map
     it."""
 
     def __init__(self) -> None:
@@ -96,10 +99,13 @@ class DatasetCache:
         self.loads = 0
 
     def data(self, config: Config) -> list[Any]:
-        """Return a reference, in a list, to the data of an experiment.
+        """Return a reference to the data of an experiment.
+
+        Returns:
+            The reference in a list: Ray would resolve a bare one.
 
         Raises:
-            DataError: the data do not hold what the configuration says.
+            DataError: the data do not match the configuration.
         """
         key = _data_key(config)
         if key not in self._found:
@@ -128,7 +134,7 @@ class CachedDatasets:
 
 
 def _data_key(config: Config) -> str:
-    """Return what the data depend on: `load_federated_data` reads nothing else."""
+    """Return a hash of everything in the configuration that `load_federated_data` depends on."""
     found: Mapping[str, Any] = to_mapping(config)
     sections = {name: found[name] for name in ("data", "partition", "task", "seed", "model")}
     text = json.dumps([sections, config.clients.count], sort_keys=True)

@@ -15,11 +15,17 @@ from fedray.methods.registry import build_method
 from fedray.randomness import keyed_rng
 
 RANGES = ("uniform", "loguniform", "randint", "choice")
+"""Kinds of values that are drawn."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One experiment of a sweep, with one method. id: of its folder. point: its values by the space's paths."""
+    """One experiment of a sweep, with one method.
+
+    Attributes:
+        id: the trial's name, which is also that of its folder.
+        point: the trial's values by the paths of the space.
+    """
 
     id: str
     point: Mapping[str, Any]
@@ -27,17 +33,19 @@ class Trial:
 
     @property
     def method(self) -> str:
+        """The name of the trial's method."""
         return self.config.method[0].key
 
 
 def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
-    """Return a sweep's trials, each checked as far as its text goes.
+    """Return a sweep's trials, with the configuration of each checked.
 
     The draws from ranges are the same for every point of the grid, so that methods and seeds are compared on equal
     values. A base with several methods is a grid over them.
 
     Raises:
-        ConfigError: the base or a value does not fit; a path that there is not; an empty grid, a range upside down.
+        ConfigError: the base or a value is not allowed, a path does not exist, a grid is empty, or a range has its
+            bounds in the wrong order.
     """
     base = load_config(sweep.base)
     space = dict(sweep.space)
@@ -53,7 +61,7 @@ def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
         for values in product(*grid.values()):
             chosen = drawn | dict(zip(grid, values, strict=True))
             point = {path: chosen[path] for path in space}
-            points.setdefault(json.dumps(point, sort_keys=True), point)  # draws from few values repeat themselves
+            points.setdefault(json.dumps(point, sort_keys=True), point)  # draws from few values may repeat a point
     digits = max(4, len(str(len(points))))
     trials = tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points.values()))
     _check_scheduler(sweep, trials)
@@ -61,8 +69,10 @@ def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
 
 
 def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Raises:
-    ConfigError: the scheduler could never end a trial.
+    """Check that the scheduler can end trials.
+
+    Raises:
+        ConfigError: the scheduler could never end a trial.
     """
     if sweep.scheduler is None:
         return
@@ -75,7 +85,7 @@ def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
     if sweep.metric != "train_loss" and not all(trial.config.evaluation.every for trial in trials):
         raise ConfigError(
             f"scheduler: ends trials by {sweep.metric} of their rounds, but evaluation.every: 0 measures it only at "
-            "the end; set evaluation.every, or metric: train_loss"
+            "the end; set evaluation.every, or use metric: train_loss"
         )
 
 
@@ -90,12 +100,12 @@ def _grid(path: str, values: Any) -> list[Any]:
     if not found:
         raise ConfigError(f"space.{path}: an empty list; name at least one value")
     if twice := [value for i, value in enumerate(found) if value in found[:i]]:
-        raise ConfigError(f"space.{path}: {shown(twice[0])} occurs more than once; it would be the same trial again")
+        raise ConfigError(f"space.{path}: {shown(twice[0])} occurs more than once; the trials would be identical")
     return found
 
 
 def _drawn(path: str, values: Mapping[str, Any], seed: int, sample: int) -> Any:
-    """Return a draw, keyed by the path and the number of the sample."""
+    """Return a value drawn from a range, keyed by the path and the number of the sample."""
     ((kind, bounds),) = values.items()
     rng = keyed_rng(seed, "sweep", path, sample)
     if kind == "choice":
@@ -110,7 +120,11 @@ def _drawn(path: str, values: Mapping[str, Any], seed: int, sample: int) -> Any:
 
 
 def _bounds(path: str, kind: str, bounds: Any) -> tuple[Any, Any]:
-    """Return (low, high). Raises ConfigError."""
+    """Return the bounds of a range as (low, high).
+
+    Raises:
+        ConfigError: they are not two numbers in order, or not of the type that the kind of range needs.
+    """
     numbers = (int,) if kind == "randint" else (int, float)
     fine = isinstance(bounds, list | tuple) and len(bounds) == 2
     fine = fine and all(type(bound) in numbers and np.isfinite(bound) for bound in bounds)
@@ -130,10 +144,10 @@ def _config(base: Config, point: Mapping[str, Any]) -> Config:
         section, _, name = path.partition(".")
         if name and isinstance(entry, Mapping) and name in (entry.get(section) or {}):
             raise ConfigError(
-                f"space.{path}: the method {shown(entry)} has a value of its own for {path}, which would "
-                f"win; leave it out there, or sweep method.{path}"
+                f"space.{path}: the method {shown(entry)} sets {path} itself, which would take precedence; "
+                f"remove it there, or sweep method.{path}"
             )
-    # The trial's only method is its configuration's first.
+    # The trial's only method is the first one of its configuration.
     overrides = {re.sub(r"^method\.", "method.0.", path): value for path, value in rest.items()}
     try:
         config = load_config(raw, overrides)
@@ -144,11 +158,12 @@ def _config(base: Config, point: Mapping[str, Any]) -> Config:
 
 
 def readable_point(point: Mapping[str, Any]) -> str:
-    """Return `method=fedavg train.lr=0.001 seed=1`."""
+    """Return a point as text, for example `method=fedavg train.lr=0.001 seed=1`."""
     return " ".join(f"{path}={shown(value)}" for path, value in point.items())
 
 
 def shown(value: Any) -> str:
+    """Return a value of a point as text."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):

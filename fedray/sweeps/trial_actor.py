@@ -1,4 +1,4 @@
-"""A trial as an actor of Ray Tune: it drives one experiment as `fedray.run` does, round by round."""
+"""A trial as an actor of Ray Tune: it drives one experiment round by round, as `fedray.run` does."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ class SweepContext:
 
 
 class TrialRun:
-    """One trial, result by result."""
+    """One trial, which runs from result to result."""
 
     def __init__(self, trial: Trial, context: SweepContext):
         self._trial, self._context = trial, context
@@ -51,7 +51,7 @@ class TrialRun:
         self._round: RoundFinished | None = None
 
     def next_result(self) -> dict[str, Any]:
-        """Return the next result. Whatever the experiment raises is a result too."""
+        """Run to the next result and return it. An exception of the experiment becomes a result with an error."""
         try:
             return self._result(done=self._run_to_result())
         except Exception as error:
@@ -59,14 +59,14 @@ class TrialRun:
             return self._result(error=message, done=True)
 
     def close(self) -> None:
-        """End the experiment, however far it is, and release its actors."""
+        """End the experiment, finished or not, and release its actors."""
         if self._experiment is not None:
             self._experiment.close()
         if self._pool is not None:
             self._pool.close()
 
     def _run_to_result(self) -> bool:
-        """Run until a round has the metric, or to the end; return whether this is the end."""
+        """Run until a round has the metric, or to the end; return whether the end was reached."""
         if self._experiment is None:
             self._experiment = self._started()
         for event in self._experiment:
@@ -75,7 +75,7 @@ class TrialRun:
                 self._rounds = event.server_round + 1
                 values = (event.personalised, event.aggregated, event.train_loss)
                 self._metrics = dict(zip(PER_ROUND, values, strict=True))
-                last = self._rounds == self._trial.config.rounds  # only the final pass is left: it is not ended early
+                last = self._rounds == self._trial.config.rounds  # only the final pass is left, which is never skipped
                 if not last and self._metrics.get(self._context.found.sweep.metric) is not None:
                     return False
             elif isinstance(event, MethodFinished):
@@ -85,7 +85,7 @@ class TrialRun:
         return True
 
     def _last_loss(self) -> float | None:
-        """Return the last round's loss, also if that round was trained before this process began."""
+        """Return the training loss of the last round, which may have run before this process started."""
         rounds = RunResult.load(self._folder).rounds().query("phase == 'train'")
         loss = rounds["train_loss"].iloc[-1]
         return None if pd.isna(loss) else float(loss)
@@ -96,7 +96,7 @@ class TrialRun:
 
     def _started(self) -> Generator[Event, None, None]:
         config, context, folder = self._trial.config, self._context, self._folder
-        if not config.checkpoint.every:  # a trial that had begun has no checkpoint to continue from
+        if not config.checkpoint.every:  # an interrupted trial has no checkpoint to continue from
             folder.remove()
         resume = (folder / "config.yaml").is_file()
         prepared = prepare(continued(folder, config) if resume else config, CachedDatasets(context.datasets))
@@ -123,13 +123,19 @@ class TrialRun:
 
 
 class TrialActor(tune.Trainable):
-    """Trials as Tune sees them, one after another in one actor: a step is a round that has the metric, or the end."""
+    """Trials as Tune sees them, one after another in one actor. A step runs until a round has the metric, or to the
+    end."""
 
     context: SweepContext
     run: TrialRun
 
     def setup(self, config: dict[str, Any], **given: Any) -> None:
-        """Begin the first trial. given: `context`."""
+        """Begin the first trial.
+
+        Args:
+            config: names the trial.
+            given: `context`, the sweep's `SweepContext`.
+        """
         self.context = given["context"]
         self._begin(config)
 

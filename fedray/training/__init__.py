@@ -1,4 +1,4 @@
 """Local training: engines, the training loop, client batches, process memory.
 
-May import config, aggregation, models, data, evaluation and adapters.
+Uses: adapters, config, data, evaluation, models.
 """

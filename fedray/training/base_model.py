@@ -23,8 +23,8 @@ def load_base_model(
         device: cuda or cpu, where the tier computes.
 
     Raises:
-        ConfigError: float16 without a GPU, weights that cannot be loaded, or checkpointing that the model does not
-            support.
+        ConfigError: float16 is configured without a GPU, the weights cannot be loaded, or the model does not support
+            activation checkpointing.
     """
     section, held = config.model, held_architecture(architecture, tier)
     if tier.precision is not None:
@@ -37,7 +37,7 @@ def load_base_model(
 
 
 def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:
-    """Return the architecture with the type in which the tier's devices hold the base weights."""
+    """Return the architecture with the number type in which the tier's devices hold the base weights."""
     held = copy.deepcopy(architecture)
     if tier.precision is not None:
         held.dtype = getattr(torch, tier.precision)
@@ -45,13 +45,13 @@ def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> Pretr
 
 
 def as_held(model: PreTrainedModel, tier: TierConfig, device: str) -> PreTrainedModel:
-    """Return the base model, changed in place, as the tier's devices compute with it.
+    """Change the base model in place to what the tier's devices compute with, and return it.
 
     Args:
-        device: cuda or cpu, where they compute.
+        device: cuda or cpu, where the tier computes.
 
     Raises:
-        ConfigError: checkpointing that the model does not support.
+        ConfigError: the model does not support activation checkpointing.
     """
     float_head(model)
     if device == "cpu":

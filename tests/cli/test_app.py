@@ -139,7 +139,7 @@ def test_plan_says_the_part_of_a_gpu(config: Path) -> None:
     ("arguments", "says"),
     [
         (["--node", "CPU"], "cannot read 'CPU'"),
-        (["--gpu-memory", "much"], "'much' is no amount of memory"),
+        (["--gpu-memory", "much"], "'much' is not an amount of memory"),
         (["--node", "CPU=4,GPU=1"], "--gpu-memory 24GB"),
         (["lora.rnk=4"], "did you mean 'rank'"),
     ],

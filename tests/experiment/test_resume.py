@@ -195,7 +195,7 @@ def test_a_finished_run_gets_more_rounds(config: dict[str, Any], whole: RunResul
     fedray.run({**config, "rounds": 1}, output=tmp_path / "run")
     assert_same(fedray.run(config, resume=tmp_path / "run"), whole)
     assert_same(fedray.run(config, resume=tmp_path / "run"), whole)
-    with pytest.raises(ConfigError, match=r"rounds: 2, but fedavg-reft of .* has 3 already"):
+    with pytest.raises(ConfigError, match=r"rounds: 2, but fedavg-reft of .* already has 3"):
         fedray.run({**config, "rounds": 2}, resume=tmp_path / "run")
 
 
@@ -274,8 +274,8 @@ def test_without_checkpoints_nothing_is_continued_and_nothing_lost(config: dict[
         ("rounds.parquet", lambda blob: blob[:-9], "rounds.parquet: cannot be read"),
         ("clients.parquet", lambda blob: b"", "clients.parquet: cannot be read"),
         ("config.yaml", lambda blob: blob[:40], "config"),
-        ("summary.json", lambda blob: blob[:-9], "summary.json: is no summary of a run"),
-        ("summary.json", lambda blob: b'[{"method": "fedavg-reft"}]', "summary.json: is no summary of a run"),
+        ("summary.json", lambda blob: blob[:-9], "summary.json: is not a summary of a run"),
+        ("summary.json", lambda blob: b'[{"method": "fedavg-reft"}]', "summary.json: is not a summary of a run"),
     ],
 )
 def test_a_damaged_file_is_named(

@@ -63,7 +63,9 @@ def test_who_trains_on_a_gpu() -> None:
     assert {tier: plan.on_gpu for tier, plan in made.items()} == {"small": False, "large": True}
     on_cpu = configured(tiers=tiers).model_copy(update={"device": "cpu"})
     assert not any(plan.on_gpu for plan in planned(on_cpu, cluster, **held).values())
-    with pytest.raises(ConfigError, match="'large' trains on a GPU, whose memory is not known; give it: --gpu-memory"):
+    with pytest.raises(
+        ConfigError, match="'large' trains on a GPU, whose memory is not known; specify it: --gpu-memory"
+    ):
         planned(configured(tiers=tiers), Cluster(({"CPU": 4, "GPU": 1},), 0), **held)
 
 
@@ -136,7 +138,7 @@ def test_a_node_needs_cpus() -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "24 apples"])
 def test_no_amount_of_memory(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no amount of memory; for example 24GB"):
+    with pytest.raises(ConfigError, match="is not an amount of memory; expected for example 24GB"):
         parse_bytes(text)
 
 

@@ -135,7 +135,7 @@ def test_an_actor_killed_from_outside_costs_no_update_and_no_bit(
         ({"odd": {"share": 1.0, "resources": {"tpu": 1}}}, r"it asks for 1 CPU, 1 tpu; the cluster's nodes have 2 CPU"),
         (
             {"a": {"share": 0.5, "num_cpus": 1}, "b": {"share": 0.5, "num_cpus": 1.5}},
-            r"\(a: 1 CPU; b: 1\.5 CPU\) does not fit into the cluster at a time, which has 2 CPU.*fractions",
+            r"no room for one actor of every tier at a time \(a: 1 CPU; b: 1\.5 CPU\): it has 2 CPU.*fractions",
         ),
     ],
 )

@@ -96,5 +96,5 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"storage_path, output: .*gone is not there on node .*all nodes"):
+    with pytest.raises(ConfigError, match=r"storage_path, output: .*gone does not exist on node .*all nodes"):
         StateFiles(StoragePath.of(tmp_path / "gone"))

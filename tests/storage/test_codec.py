@@ -106,7 +106,7 @@ def test_a_subclass_needs_a_tag_of_its_own() -> None:
 
 
 def test_a_tag_belongs_to_one_dataclass() -> None:
-    with pytest.raises(ValueError, match="Inner has this tag already"):
+    with pytest.raises(ValueError, match="Inner already has this tag"):
         state_type("test_codec.Inner")(Unknown)
     with pytest.raises(TypeError, match="str is not a dataclass"):
         state_type("test_codec.Text")(str)

@@ -60,7 +60,7 @@ def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
 ) -> None:
     """Twice as many appends of two rows write little more than twice as many rows; all of them anew: four times. That
     is so until 64 files lie beside."""
-    monkeypatch.setattr(tables, "MOST_BESIDE", 1000)
+    monkeypatch.setattr(tables, "MAX_SIDE_FILES", 1000)
     written = []
     write = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda rows, where: written.append(rows.num_rows) or write(rows, where))
@@ -176,7 +176,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
 
 
 def test_few_files_lie_beside_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MOST_BESIDE", 3)
+    monkeypatch.setattr(tables, "MAX_SIDE_FILES", 3)
     table = Table(StoragePath.of(tmp_path), "clients")
     table.append(numbered(0, 800))
     found = []
@@ -227,7 +227,7 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"clients-000000032\.parquet: cannot be read: "):
         read_table(StoragePath.of(tmp_path), "clients")
     beside.unlink()
-    with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* of the 34 rows before its own there are 32"):
+    with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* only 32 of the 34 rows before its own exist"):
         Table(StoragePath.of(tmp_path), "clients").load()
 
 

@@ -125,7 +125,7 @@ def test_loguniform_draws_have_uniform_logarithms() -> None:
         ({"space": {"train.lr": {"normal": [0, 1]}}}, r"expected a list of values or one of uniform"),
         (
             {"space": {"method": [{"name": "local", "train": {"lr": 1.0}}], "train.lr": [0.1]}},
-            r"the method local has a value of its own for train.lr, which would win",
+            r"the method local sets train.lr itself, which would take precedence",
         ),
         ({"space": {}}, r"space: name at least one field"),
         ({"metric": "acuracy"}, r"no metric 'acuracy'"),

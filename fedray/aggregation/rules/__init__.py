@@ -1,1 +1,6 @@
-"""One file per aggregation rule: `fedray.aggregation.rule.RULES` finds a module by its name and takes its `ENTRY`."""
+"""Aggregation rules, one per file.
+
+`fedray.aggregation.rule.RULES` finds a module by its name and takes its `ENTRY`.
+
+Uses: aggregation.
+"""

@@ -1,2 +1,6 @@
-"""Partitioners, one module each: which client gets which examples. The module's name is the `kind`, its `ENTRY` the
-class. May import from `fedray.data` and the packages below it."""
+"""Partitioners, one per file: which client gets which examples.
+
+The module's name is the `kind` in the configuration, and its `ENTRY` is the class.
+
+Uses: config, data.
+"""

@@ -1,2 +1,6 @@
-"""Data sources, one module each: where examples come from. The module's name is the `source`, its `ENTRY` the class.
-May import from `fedray.data` and the packages below it."""
+"""Data sources, one per file: where examples come from.
+
+The module's name is the `source` in the configuration, and its `ENTRY` is the class.
+
+Uses: config, data, models.
+"""

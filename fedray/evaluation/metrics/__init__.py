@@ -1,4 +1,9 @@
-"""One file per metric: `METRICS` finds a module by its name and takes its `ENTRY`. No metric imports torch."""
+"""Metrics, one per file, and the choice of the configured one. No metric imports torch.
+
+`METRICS` finds a module by its name and takes its `ENTRY`.
+
+Uses: config.
+"""
 
 from typing import Final
 

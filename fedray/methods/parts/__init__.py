@@ -1,3 +1,6 @@
-"""What several methods share: heads, partial capacity, LoRA factors, number types on the wire, leave-one-out
-aggregates. No module here is a method.
+"""What methods share: heads, partial capacity, LoRA factors, number types on the wire, leave-one-out aggregates.
+
+No module here is a method.
+
+Uses: adapters, aggregation, config.
 """
