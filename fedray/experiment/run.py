@@ -18,6 +18,7 @@ from fedray.experiment.run_folder import RunFolder
 from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed
 from fedray.federation.rounds import Pool, Round, RoundResult
 from fedray.federation.summary import Summary
+from fedray.methods.registry import build_method
 from fedray.storage.checkpoints import Checkpoints, Progress
 from fedray.storage.client_states import StateRef
 from fedray.storage.paths import StoragePath
@@ -51,6 +52,7 @@ def run_experiment(
 
 def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
+    build_method(config, entry)  # a new process: importing the method registers the states that a checkpoint contains
     metric = configured_metric(config.evaluation, config.task)
     checkpoints = Checkpoints(folder.place, entry.key, config.checkpoint, metric.higher_is_better)
     before = _restored(prepared, entry, checkpoints, folder)

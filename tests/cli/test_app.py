@@ -54,7 +54,7 @@ def test_a_run_is_continued_with_more_rounds(config: Path, tmp_path: Path) -> No
     assert "fedalt: 3 rounds, continued after 1" in result.stdout
     refused = call("run", config, "rounds=3", "train.lr=1", "--resume", tmp_path / "out")
     assert refused.exit_code == 2
-    assert "train.lr: the run has" in refused.stderr
+    assert "train.lr: stored is 0.0005, given is 1.0" in refused.stderr
 
 
 def test_an_output_that_holds_something_is_never_touched(config: Path, tmp_path: Path) -> None:

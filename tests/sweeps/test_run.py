@@ -155,7 +155,9 @@ def test_a_sweep_that_was_interrupted_goes_on(base: dict[str, Any], cluster: Non
     assert continued.events().action.str.contains("continued after 1 rounds").any()
     whole = fedray.run(found.trials[1].config, output=tmp_path / "whole")
     assert continued.summaries[0].state_sha256 == whole.summaries[0].state_sha256
-    with pytest.raises(ConfigError, match="these do: space"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be continued as another sweep.*\n  space.train.lr.2: stored is 0.003, given is None"
+    ):
         fedray.sweep(inline, {"train.lr": LR}, max_concurrent=1, resume=tmp_path / "sweep")
 
 

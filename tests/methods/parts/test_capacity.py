@@ -101,7 +101,8 @@ def test_fedavg_lets_the_first_components_travel_and_keeps_the_scale(start):
     run = start("fedavg", clients__tiers=TIERS)
     layout = run.initial.layouts["lora"]
     low = own_layout(layout, run.prepared.clients[1].capacity)
-    scales = {tier: worker.method.lora.alpha / worker.method.lora.rank for tier, worker in run.pool.workers.items()}
+    sections = {tier: worker.method.adapter.lora for tier, worker in run.pool.workers.items()}
+    scales = {tier: lora.alpha / lora.rank for tier, lora in sections.items()}
     assert scales == {"strong": 4.0, "weak": 4.0}
     np.testing.assert_array_equal(
         run.pool.workers["weak"].initial().vectors["lora"], run.pool.workers["strong"].initial().vectors["lora"]
