@@ -189,8 +189,8 @@ class ClientsConfig(Section):
     min_clients: PositiveInt = 1
     """A round that fewer clients finish because others failed ends the run."""
     client_timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds without any progress after which an actor is ended, and its clients run again. More than the slowest
-    client's turn takes, of `fuse` clients if they train together. Default: wait for as long as the actor lives."""
+    """Seconds without any progress after which an actor is ended, and its clients run again. Must be longer than the
+    slowest client's task, or that of `fuse` clients if they train together. Default: no limit."""
     update_checks: UpdateChecks = UpdateChecks()
     """What keeps a client's update out of a round."""
     over_selection: Annotated[float, Field(ge=0)] = 0.0

@@ -108,12 +108,12 @@ def generate(
     max_new_tokens: int,
 ) -> list[str]:
     """Return the greedy continuation of each example's prompt (see `prompts`), in the table's order."""
-    asked = pa.array(prompts(table), pa.list_(pa.int32()))
-    asked_table = pa.table({"input_ids": asked, "labels": asked})
-    order = by_length(asked_table)
+    prompt_ids = pa.array(prompts(table), pa.list_(pa.int32()))
+    prompt_table = pa.table({"input_ids": prompt_ids, "labels": prompt_ids})
+    order = by_length(prompt_table)
     texts = [""] * len(order)
     start = 0
-    for batch in batches(asked_table, batch_size, pad_token_id, order, device, left_pad=True):
+    for batch in batches(prompt_table, batch_size, pad_token_id, order, device, left_pad=True):
         width = batch["input_ids"].shape[1]
         tokens = model.generate(  # type: ignore[operator]  # a transformers PreTrainedModel
             input_ids=batch["input_ids"],

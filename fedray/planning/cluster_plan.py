@@ -64,13 +64,13 @@ class Room:
     """How many actors of one tier fit, for the method that needs the most.
 
     Attributes:
-        asked: what each actor (each worker of a silo) requests; memory in bytes.
+        request: what each actor (each worker of a silo) requests from Ray; memory in bytes.
         alone: how many actors the cluster holds if there is no other tier.
         together: how many actors it holds if all tiers share it in proportion to their clients.
     """
 
     tier: str
-    asked: Amounts
+    request: Amounts
     alone: int
     together: int
 

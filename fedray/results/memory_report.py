@@ -48,9 +48,9 @@ def room_table(found: Sequence[Room]) -> Table:
     for room in found:
         table.add_row(
             room.tier,
-            f"{room.asked['CPU']:g}",
-            f"{room.asked['GPU']:g}",
-            readable_bytes(room.asked["memory"]),
+            f"{room.request['CPU']:g}",
+            f"{room.request['GPU']:g}",
+            readable_bytes(room.request["memory"]),
             f"{room.alone:,}",
             f"{room.together:,}",
         )

@@ -148,14 +148,14 @@ def train_batched(
     """
     numbers = {slot: total_steps(request.table.num_rows, training_context.train) for slot, request in requests.items()}
     slots = sorted(requests, key=lambda slot: -numbers[slot])  # members with most steps first: a prefix goes on
-    asked = [requests[slot] for slot in slots]
+    ordered = [requests[slot] for slot in slots]
     schedules = [Schedule(training_context.train, requests[slot].server_round, numbers[slot]) for slot in slots]
     values = stack.values[slots]
     groups = stack.adapter.trainable_groups()
     optimizer = BatchedOptimizer(groups, values, schedules)
     on_host = replace(training_context, device="cpu")  # batches are put together there
     steps = [
-        loop.steps(request.table, request.client, request.server_round, on_host, SINGLE_PROCESS) for request in asked
+        loop.steps(request.table, request.client, request.server_round, on_host, SINGLE_PROCESS) for request in ordered
     ]
     pending: list[Tensor] = []
     losses: list[list[float]] = [[] for _ in slots]
@@ -168,7 +168,7 @@ def train_batched(
             members, since = alive, perf_counter()
             stack.use(values[:members], slots[:members], training=True)
         pending.append(
-            _backward(stack, slots[:members], asked[:members], steps[:members], index, training_context, loss_scale)
+            _backward(stack, slots[:members], ordered[:members], steps[:members], index, training_context, loss_scale)
         )
         gradients, present = stack.take_gradients()
         optimizer.step(gradients if loss_scale == 1 else gradients.div_(loss_scale), index, present)
@@ -178,7 +178,7 @@ def train_batched(
             for member in sorted(range(len(slots)), key=lambda member: slots[member]):
                 rates = schedules[member].rates(groups, len(losses[member]) - 1)
                 loop.check_finite(
-                    losses[member], finite[member], rates, asked[member].client, asked[member].server_round
+                    losses[member], finite[member], rates, ordered[member].client, ordered[member].server_round
                 )
     seconds[:members] += (perf_counter() - since) / members
     stack.adapter.model.eval()

@@ -240,7 +240,7 @@ def _load(builder: Any) -> None:
     folder = Path(_get_build_directory(builder.name, verbose=False))
     ours, theirs = folder / "fedray.building", folder / "lock"
     with FileLock(folder / "fedray.lock"), _ninja_on_path():
-        if ours.exists():  # this process holds the file lock, so whoever built is dead
+        if ours.exists():  # this process holds the file lock, so the process that was building is dead
             theirs.unlink(missing_ok=True)
         _await_other_build(theirs)
         ours.touch()

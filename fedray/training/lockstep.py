@@ -47,7 +47,7 @@ def run_in_lockstep(
                 waiting.pop(index, None)
                 if not running[index].resume(answers[index]):
                     waiting[index] = running[index].request
-            kind = next((kind for kind in kinds if any(isinstance(asked, kind) for asked in waiting.values())), None)
+            kind = next((kind for kind in kinds if any(isinstance(one, kind) for one in waiting.values())), None)
             if kind is None and waiting:
                 raise TypeError(f"requests of unknown kinds: {waiting}")
             chosen = {index: waiting[index] for index in sorted(waiting) if isinstance(waiting[index], kind or object)}

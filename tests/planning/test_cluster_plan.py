@@ -98,10 +98,10 @@ def test_the_base_model_is_taken_off_once_per_node() -> None:
 def test_the_largest_method_counts_and_what_the_tier_asks_for() -> None:
     clients = configured(num_gpus=0.3, num_cpus=2, tiers={"a": {"share": 1, "memory": "3GB"}}).clients
     (room,) = rooms(clients, [plan("a", 0.2, GB), plan("a", 0.1, 2 * GB)], [{"CPU": 16, "GPU": 1}])
-    assert room.asked == {"CPU": 2, "GPU": 0.3, "memory": 3 * GB}
+    assert room.request == {"CPU": 2, "GPU": 0.3, "memory": 3 * GB}
     assert room.alone == 3
     (room,) = rooms(clients, [plan("a", 0.2, 4 * GB), plan("a", 0.5, GB)], [{"CPU": 16, "GPU": 1}])
-    assert room.asked == {"CPU": 2, "GPU": 0.5, "memory": 4 * GB}
+    assert room.request == {"CPU": 2, "GPU": 0.5, "memory": 4 * GB}
 
 
 def test_tiers_share_the_cluster_by_their_clients() -> None:
@@ -154,5 +154,5 @@ def test_a_silo_is_several_of_what_it_asks_for() -> None:
         clients = configured(tiers={"silo": {"share": 1.0, "workers": workers}}).clients
         (room,) = rooms(clients, [plan("silo", gpu=0.5)], [{"CPU": 16, "GPU": 2}])
         whole = float(workers == 2)  # who says nothing of GPUs gets whole ones, where there are enough
-        assert room.asked["GPU"] == max(whole, 0.5)
+        assert room.request["GPU"] == max(whole, 0.5)
         assert (room.alone, room.together) == ((1, 1) if whole else (silos, silos))
