@@ -1,4 +1,4 @@
-"""`python -m fedray`: the command `fedray`, where only the package is there."""
+"""`python -m fedray`: the command `fedray` where the package is present but its entry point is not installed."""
 
 from fedray.cli.app import main
 

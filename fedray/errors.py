@@ -1,4 +1,4 @@
-"""Errors of fedray, one class per scenario. Every message says what was expected, what came, and what to change.
+"""Errors of fedray, one class per scenario. Every message says what was expected, what was given, and what to change.
 
 All of them survive pickling, because Ray sends exceptions between processes: the message is the only argument.
 """

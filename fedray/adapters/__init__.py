@@ -1,4 +1,4 @@
-"""Adapters: named groups of parameters in a frozen model, each one flat vector; layouts, first values, client batches.
+"""Adapters: named parameter groups in a frozen model, each one flat vector; layouts, initial values, client batches.
 
 Uses: aggregation, config, models.
 """

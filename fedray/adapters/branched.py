@@ -2,8 +2,8 @@
 
     y = W0 x + s · w_L B A drop(x) + s · w_R B_R A_R drop(x),      s = lora_alpha / r
 
-FedALT (arXiv 2503.11880) mixes the branches per token, (w_R, w_L) = softmax(G x); FedHFT (arXiv 2510.14054) carries its
-downlink as the second branch, with both weights 1 and without dropout. Both branches share s and one dropout draw.
+FedALT (arXiv 2503.11880) mixes the branches per token, (w_R, w_L) = softmax(G x); FedHFT (arXiv 2510.14054) loads its
+downlink into the second branch, with both weights 1 and without dropout. Both branches share s and one dropout draw.
 
 Only this file imports peft's layer at import time; `fedray.adapters.lora` imports it where a LoRA is attached.
 """

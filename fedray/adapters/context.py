@@ -1,4 +1,4 @@
-"""What the modules inside a model need to know of the forward pass they are part of.
+"""What the modules inside a model need to know about the current forward pass.
 
 A pre-hook on the whole model keeps the current batch's attention mask and labels in one small shared object, so that
 hooks deep inside (interventions, mixers) know padding and prompts without any change to the model's code.

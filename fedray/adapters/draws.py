@@ -1,4 +1,4 @@
-"""First values of an adapter's groups. Each slot has its own stream, keyed by (seed, purpose, ..., slot name): a draw
+"""Initial values of an adapter's groups. Each slot has its own stream, keyed by (seed, purpose, ..., slot name): a draw
 depends neither on the other slots nor on any global generator."""
 
 import math

@@ -1,4 +1,4 @@
-"""What an adapter kind is: what a method without an adapter of its own inserts into the base model and trains.
+"""Adapter kinds: what a method without an adapter of its own inserts into the base model and trains.
 
 A kind is a frozen section of the configuration (`adapter: lora`, or `adapter: {class: my_kind.MyKind, width: 4}`). It
 may declare the fields `lora` (LoraSection) and `reft` (ReftSection), which are then filled from the configuration's

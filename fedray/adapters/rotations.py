@@ -1,4 +1,4 @@
-"""Averages of rotations are no rotations: bring a vector's R slots back to orthonormal rows."""
+"""Averages of rotations are not rotations: restores orthonormal rows in the R slots of a vector."""
 
 from fedray.adapters.layout import Layout
 from fedray.aggregation.stiefel import retract

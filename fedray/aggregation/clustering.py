@@ -5,8 +5,9 @@ components of its eigendecomposition (at most 16), GaussianMixture with diagonal
 
 Choices of this project, with reasons:
 - J groups' means span J − 1 dimensions, so a mixture of J components reads the first J + 1 coordinates: with a dozen
-  clients and as many noise directions, more of them let a component's variance collapse onto two or three clients.
-- Variances have a floor, relative to the largest coordinate's variance: same groups whatever the updates' unit.
+  clients and as many noise directions, more coordinates would let a component's variance collapse onto two or three
+  clients.
+- Variances have a floor, relative to the largest coordinate's variance: the groups do not depend on the updates' unit.
 - `auto` compares models of the same data: the BIC counts a coordinate that a mixture does not read as one Gaussian.
 """
 

@@ -1,4 +1,4 @@
-"""Geometric medians: one, or of every client's others (All-But-Me in FedReFT, arXiv 2508.20295).
+"""Geometric medians: of all points, or of all other points for each client (All-But-Me in FedReFT, arXiv 2508.20295).
 
     x* = argmin_x Σ_i w_i ‖p_i − x‖
 
@@ -8,12 +8,12 @@ Weiszfeld's iterates are weighted means x = Σ_i c_i p_i, and with G the points'
 
 so after one pass over the data all iterations happen on coefficients, for as many medians as wanted at once. G is taken
 about the coordinate-wise median of the points and not about their mean: float64 loses the distances between honest
-points when the origin lies 10⁸ times as far away as they are apart, and one hostile client can put the mean there.
+points when the origin is 10⁸ times as far away as they are apart, and one hostile client can move the mean that far.
 
-Weiszfeld's own map has two weaknesses. Where an iterate meets a data point it is undefined: Vardi and Zhang's map
-(PNAS 97, 2000) is used, which leaves the point unless it is the median. Close to data points it creeps: from each value
-of the map the iterate goes on by as much again as the value has moved since the last one, if the sum of distances falls
-all the way (Polyak's momentum, safeguarded by convexity).
+Weiszfeld's own map has two weaknesses. It is undefined where an iterate meets a data point, so Vardi and Zhang's map
+(PNAS 97, 2000) is used, which leaves the point unless it is the median. It converges slowly close to data points, so
+each iterate is extrapolated from the value of the map by as much as the value has moved since the last one, if the sum
+of distances falls all the way (Polyak's momentum, safeguarded by convexity).
 """
 
 from dataclasses import dataclass

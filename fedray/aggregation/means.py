@@ -1,4 +1,4 @@
-"""Means over clients: FedAvg's weighted mean, and the mean of every client's others.
+"""Means over clients: FedAvg's weighted mean, and for each client the mean of all others.
 
 The second is All-But-Me with Agg = mean (FedReFT, arXiv 2508.20295) and the Rest-of-World average
 A_k^R = 1/|J_k| Σ_{j∈J_k} A_j^L (FedALT, arXiv 2503.11880), which is unweighted.

@@ -1,7 +1,7 @@
 """Weighted means whose bits do not depend on which process averages which points, or when.
 
-Leaf k of n has its place in a binary tree: leaves 2i and 2i + 1 are averaged, then their means in pairs, and so on; a
-missing leaf is empty, and a node without a sibling passes up unchanged. Any process that holds two siblings may
+Leaf k of n has a fixed position in a binary tree: leaves 2i and 2i + 1 are averaged, then their means in pairs, and so
+on; a missing leaf is empty, and a node without a sibling passes up unchanged. Any process that holds two siblings may
 average them, so any split of the leaves among actors, in any order, gives the same float32 bits. Rounding errors grow
 with log2 n, as in pairwise summation (Higham, SIAM J. Sci. Comput. 14, 1993), and the mean of equal vectors is exact.
 """

@@ -1,4 +1,4 @@
-"""Checks of a set of points, and reading it in blocks of columns, so that no float64 copy of the whole exists.
+"""Checks a set of points, and reads it in blocks of columns, so that no float64 copy of the whole exists.
 
 A point is one client's flat vector; K (or n) points are the rows of one float32 matrix [K, d].
 """

@@ -1,4 +1,4 @@
-"""Coordinate-wise trimmed means: of one set, and of every client's others.
+"""Coordinate-wise trimmed means: of all points, or of all other points for each client.
 
 The second is FedALT's `rest: trimmed_mean` (arXiv 2503.11880; an option beyond the paper). Trimming is Yin et al.'s
 (arXiv 1803.01498, definition 2): in each coordinate the ⌊trim · n⌋ smallest and as many largest values are left out.

@@ -1,4 +1,4 @@
-"""Orthonormal rows restored, and a common gauge: what averaging LoReFT's R needs (FedReFT, arXiv 2508.20295).
+"""Restores orthonormal rows and aligns gauges, as averaging LoReFT's R requires (FedReFT, arXiv 2508.20295).
 
 Averages and medians of matrices with orthonormal rows do not have orthonormal rows; the polar factor U Vᵀ of the
 singular value decomposition U S Vᵀ is the nearest matrix that does (Fan and Hoffman 1955). (Q R, Q W, Q b) is the same

@@ -1,4 +1,4 @@
-"""The section `clients`: how many there are, on what they run, and how strong they are."""
+"""The section `clients`: how many there are, what they run on, and how strong they are."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self

@@ -1,4 +1,4 @@
-"""The section `data`: what every data source has in common, and what a source does.
+"""The section `data`: what all data sources have in common, and what a source implements.
 
 A source is a subclass of `DataConfig` with configuration fields of its own and the method `load`. Built-in sources are
 the modules of `fedray.data.sources`, found by the field `source`; a user's own is given by the field `class`.

@@ -1,9 +1,9 @@
-"""What an engine is configured with, and what can be said of it before it is built: the contract `EngineConfig`.
+"""The contract `EngineConfig`: an engine's configuration, and what is known of the engine before it is built.
 
 An engine moves the parameters that a client trains. It consists of a class derived from `EngineConfig`, which is the
-section `engine` of a tier, and of the engine itself (`fedray.training.engine.Engine`), which `build` makes. Everything
-else asks the contract, never which engine it is. Nothing here, and no file with an `EngineConfig`, imports torch at
-module level: a configuration is loaded without it.
+section `engine` of a tier, and of the engine itself (`fedray.training.engine.Engine`), which `build` makes. All other
+code uses this contract and does not know which engine it is. Nothing here, and no file with an `EngineConfig`, imports
+torch at module level: a configuration is loaded without it.
 """
 
 import re

@@ -1,6 +1,6 @@
 """What a metric is, and how a configuration names one: `accuracy`, or `{class: my_metric.MyMetric, ...its fields}`.
 
-The built-in metrics are the modules of `fedray.evaluation.metrics`, which are imported only when they are asked for.
+The built-in metrics are the modules of `fedray.evaluation.metrics`, which are imported only when they are used.
 The smallest metric:
 
     import numpy as np

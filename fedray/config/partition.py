@@ -1,4 +1,4 @@
-"""The section `partition`: what every partitioner has in common, and what a partitioner does.
+"""The section `partition`: what all partitioners have in common, and what a partitioner implements.
 
 A partitioner is a subclass of `PartitionConfig` with configuration fields of its own and the method `assign`. Built-in
 ones are the modules of `fedray.data.partitions`, found by the field `kind`; a user's own is given by the field `class`.

@@ -1,8 +1,8 @@
-"""Extension points: what can be extended is found by name, a file per entry, or by the class of a user.
+"""Extension points: entries are found by name (one file per entry) or by a user's class.
 
 A registry names a package. Every module in it is an entry: the module `data.sources.files` is the source `files`, and
 its attribute `ENTRY` is the class. So a new entry is a new file, and nothing is imported before it is asked for. A
-user's own class comes as `class: module.Class` from any module that can be imported, the current folder included.
+user's own class is named by `class: module.Class`, from any module that can be imported, the current folder included.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What every section of a configuration is: frozen, without unknown keys, and clear about mistakes."""
+"""Sections of a configuration: frozen, without unknown keys, and with clear messages about mistakes."""
 
 import re
 from collections.abc import Iterable, Iterator

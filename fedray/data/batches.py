@@ -1,4 +1,4 @@
-"""Tables of tokens to batches of tensors, padded to the longest example of each batch."""
+"""Converts tables of tokens to batches of tensors, padded to the longest example of each batch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Examples before tokenisation: what every source is brought to, and the checks that locate a bad row."""
+"""Examples before tokenisation: the common form of all sources, and the checks that locate a bad row."""
 
 import hashlib
 import json

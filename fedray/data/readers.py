@@ -1,4 +1,4 @@
-"""Files to raw rows: JSON lines, JSON, CSV and Parquet. Every mistake is reported with its line or row."""
+"""Reads files into raw rows: JSON lines, JSON, CSV and Parquet. Every mistake is reported with its line or row."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Arithmetic of strata: the stratum of every example, and whole numbers of examples from shares of strata."""
+"""Strata: the stratum of every example, and whole numbers of examples from shares of strata."""
 
 import numpy as np
 import numpy.typing as npt

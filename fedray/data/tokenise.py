@@ -1,4 +1,4 @@
-"""Examples to tokens, once: the result is kept as an Arrow file, named by a digest of everything that decides it."""
+"""Tokenises examples once: the result is kept as an Arrow file, named by a digest of everything that decides it."""
 
 import hashlib
 import json

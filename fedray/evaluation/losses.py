@@ -1,4 +1,4 @@
-"""The loss of every task, one value per unit. A unit is an example, or for causal_lm an answer token.
+"""The loss of every task, one value per unit. A unit is an example or, for causal_lm, an answer token.
 
 Means over units are transformers' own losses: cross-entropy (classification), squared error (regression), and
 next-token cross-entropy over labels other than -100 (causal_lm).

@@ -1,4 +1,4 @@
-"""Costs and footprints of an experiment without its data, if the configuration says enough."""
+"""Costs and memory footprints of an experiment without its data, if the configuration contains enough information."""
 
 from transformers import PretrainedConfig
 

@@ -1,4 +1,4 @@
-"""What happens in an experiment or a sweep: one vocabulary for console, sweeps, jobs and the callbacks of users."""
+"""The events of an experiment: one vocabulary for the console, sweeps, jobs and users' callbacks."""
 
 import re
 from collections.abc import Mapping

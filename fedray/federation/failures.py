@@ -1,4 +1,4 @@
-"""What went wrong in a round, and what was done about it: each is a row of the event log (`events.parquet`)."""
+"""Failures in a round, and what was done about them: each failure is a row of the event log (`events.parquet`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """A client's work in one round, as one record on the way to a worker and one on the way back.
 
-Between the server and a worker, `downlink.payload`, `state` and `shard` are first the place of a value (a reference
+Between the server and a worker, `downlink.payload`, `state` and `shard` are first the location of a value (a reference
 into the object store, a file) and then the value itself: the code that needs the value replaces the field
 (`dataclasses.replace`), and the record stays complete.
 """

@@ -1,5 +1,5 @@
-"""Checks for updates that must not reach an aggregate: not finite, of another shape, far larger than the other updates,
-or far away from them."""
+"""Checks for updates that must not reach an aggregate: not finite, of the wrong shape, far larger than the other
+updates, or far away from them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

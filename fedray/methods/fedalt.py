@@ -4,8 +4,8 @@ Every target linear of client k computes y = W0 x + s α_L(x) B^L A^L x + s α_R
 (α_R, α_L) = softmax(G x). Unlike FedAvg, the aggregate never overwrites the individual LoRA: the driver sends
 A_k^R, B_k^R = mean of the others' A_j^L, B_j^L (factors averaged separately, unweighted), the client trains L and G.
 
-Choices: an absent client counts with its latest update; a client that has never trained counts in no rest of world;
-where tiers hold LoRAs of different rank, a component is averaged over those who hold it.
+Choices: an absent client counts with its latest update; a client that has never trained counts in no Rest-of-World
+LoRA; if tiers have LoRAs of different rank, a component is averaged over the clients that have it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@ the whole model (full fine-tuning, the denominator of every ratio).
 
 Every client of the cohort starts from the server's adapter, trains it, and sends it back; the server takes the mean,
 weighted by num_examples. Averaged rotations of LoReFT are retracted to the Stiefel manifold (polar factor). Where tiers
-hold parts of the adapter (`fedray.methods.parts.capacity`), a value is averaged over those who hold it.
+hold parts of the adapter (`fedray.methods.parts.capacity`), a value is averaged over the clients that hold it.
 """
 
 from collections.abc import Sequence

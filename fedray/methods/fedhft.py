@@ -9,12 +9,12 @@ j and row i
 Outer level: after `warmup_rounds` the driver refits a Gaussian mixture on the clients' latest updates at the end of
 each round, and sets π_k to client k's posterior.
 
-Choices where the paper is open: A of the fresh LoRA is one draw for all clients and rounds, so that what
-the rounds add up stays close to one row space and the downlink's truncation loses little; the Fisher
-importance of an output is the mean squared gradient over the local examples; under `pre` the importance is the energy
-of what the client can know before training (its downlink and its previous update); J by BIC is kept from the first
-refit that finds more than one group; posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank`
-for every client, by default to the rank of its own LoRA, which its tier may make smaller.
+Choices where the paper is open: A of the fresh LoRA is one draw for all clients and rounds, so that the sum over rounds
+stays close to one row space and the downlink's truncation loses little; the Fisher importance of an output is the mean
+squared gradient over the local examples; under `pre` the importance is the energy of what the client can know before
+training (its downlink and its previous update); J by BIC is kept from the first refit that finds more than one group;
+posteriors under 1e-6 count as zero. The downlink is truncated to `downlink_rank` for every client, by default to the
+rank of its own LoRA, which its tier may make smaller.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Adapters are never sent, and the task head is averaged as in FedAvg.
 
-The control that shows what a method's adapter gains: the difference to this one is not the shared head's.
+This control shows what a method gains beyond sharing the head.
 """
 
 from dataclasses import dataclass

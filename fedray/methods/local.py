@@ -1,6 +1,6 @@
 """Local training without communication: every client trains an adapter and a head of its own.
 
-The control that shows what federation gains at all.
+This control shows what federation gains at all.
 """
 
 from collections.abc import Sequence

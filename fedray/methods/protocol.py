@@ -5,7 +5,8 @@ A method is a frozen dataclass whose fields are its hyperparameters. It may also
 It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
 
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
-with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` translates.
+with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` maps between
+them.
 
 The smallest method, which federates how many examples the clients have and trains nothing:
 

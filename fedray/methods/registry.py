@@ -1,4 +1,4 @@
-"""From a configuration's entry to a method: a module of this package by its name, or a class of the user's own."""
+"""Builds the method that a configuration's entry names: a module of this package, or a user's own class."""
 
 import dataclasses
 from typing import Any, get_type_hints

@@ -1,8 +1,8 @@
 """Attention of a bfloat16 model on a CPU: short sequences are trained in float32.
 
-A training step through torch's attention takes 1.3 to 3 times as long there in bfloat16 as in float32 with conversions
-to and fro, until torch divides sequences into larger blocks; where nothing is trained, bfloat16 is the faster one at
-any length (`jobs/benchmarks/attention.py`, on a CPU with products in bfloat16; others were not measured).
+On a CPU, a training step through torch's attention takes 1.3 to 3 times as long in bfloat16 as in float32, conversions
+included, up to the length at which torch divides sequences into larger blocks. Without training, bfloat16 is faster at
+any length (`jobs/benchmarks/attention.py`, on a CPU that multiplies in bfloat16; others were not measured).
 """
 
 import inspect

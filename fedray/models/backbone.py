@@ -1,7 +1,7 @@
 """The frozen base model: its architecture, its shape without weights, and its weights shared by all actors of a node.
 
-The weights lie in one safetensors file per node, written once under a lock; every process maps it copy-on-write, so
-that pages are shared until somebody writes to them, and a write stays in the process that made it.
+The weights are in one safetensors file per node, written once under a lock. Every process maps it copy-on-write, so
+pages are shared until a process writes to them, and a write stays in the process that made it.
 """
 
 import copy

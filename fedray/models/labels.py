@@ -1,4 +1,4 @@
-"""Which tokens of a batch are the prompt: known to the modules of a model without a loss being computed on labels."""
+"""Tells the modules of a model which tokens of a batch are the prompt, without computing a loss on labels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """The node's file of base weights: every process maps it copy-on-write instead of holding a copy.
 
-The tensors adopted from it are the mapping itself. Pages are shared until somebody writes to them, and a write stays in
-the process that made it (safetensors maps files privately; a test with two processes proves it).
+The tensors adopted from it are the mapping itself. Pages are shared until a process writes to them, and a write stays
+in the process that made it (safetensors maps files privately; a test with two processes proves it).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Where a model or tokenizer is found: a hub id, a local folder, or the folder inside an installed Python package."""
+"""Finds a model or tokenizer: a hub id, a local folder, or the folder inside an installed Python package."""
 
 import importlib.util
 import pkgutil

@@ -1,4 +1,4 @@
-"""What is made of results: the result of a run read from its folder, tables, live progress on the console, statistics.
+"""Results: the result of a run read from its folder, tables, live progress on the console, statistics.
 
 Uses: config, data, federation, planning, storage.
 """

@@ -1,4 +1,4 @@
-"""Tables of memory: what is predicted, what fits on a cluster, what a run measured."""
+"""Memory tables: predictions, what fits on a cluster, and what a run measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

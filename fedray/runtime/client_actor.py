@@ -1,4 +1,4 @@
-"""ClientActor: a worker as a Ray actor. It receives task batches and streams back batches of results."""
+"""ClientActor: a worker as a Ray actor. It receives task batches and streams back result batches."""
 
 import os
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Clients that are silos of several workers: their local steps run data-parallel on Ray Train.
 
-`TorchTrainer.fit` takes half a minute, so it is called once per actor, for the whole run: its loop is a worker that
+`TorchTrainer.fit` takes half a minute, so it is called once per actor, for the whole run: each worker runs a loop that
 fetches calls from a mailbox. `SiloActor` is that mailbox, and to the pool it is an actor like `ClientActor`: a call of
 `setup` or `train` goes to all workers, which execute it together (`training.process_group`), and the first worker's
 result is returned.

@@ -2,7 +2,7 @@
 from there.
 
 A file holds the states of clients that finished together and is never changed. Files are content-addressed, so a
-damaged one is detected. Processes cache some of what they read last.
+damaged one is detected. Processes cache recently read files.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""States as bytes and back: safetensors for the arrays, JSON for the structure that holds them, and no pickle.
+"""Converts states to bytes and back: safetensors for the arrays, JSON for the structure that holds them, and no pickle.
 
 A state's classes are registered under stable tags (`fedray.types.state_type`). Untrusted bytes can therefore create
 nothing else, and classes may be renamed and moved.

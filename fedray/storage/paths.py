@@ -1,4 +1,4 @@
-"""Where a run's files are: a folder on this machine, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
+"""Where a run's files are: a local folder, or anything that pyarrow.fs reaches by a URI (s3://, gs://, ...).
 
 Writes are atomic: a file is written to a temporary name, flushed to disk and renamed. Object stores show an object only
 once it is complete, so there one upload suffices.

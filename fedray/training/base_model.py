@@ -1,4 +1,4 @@
-"""The frozen base model as the devices of a tier hold it."""
+"""The frozen base model, in a tier's precision and on its device."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""How many clients are best trained in one step: the width of a client batch, timed for `clients.fuse: auto`."""
+"""The best number of clients to train in one step: the width of a client batch, timed for `clients.fuse: auto`."""
 
 import heapq
 import math

@@ -3,8 +3,8 @@
 They share the frozen base model, so their batches go through it together, and only the adapters are per client. Every
 client's batches, losses, draws, clipping, learning rates and optimizer are what they would be alone
 (`fedray.training.loop`), so its result is the same up to float rounding. A method stays sequential code: it runs once
-per client, each on a thread of its own (`fedray.training.lockstep`). Where all of them wait for training or an
-evaluation, that is computed here for all of them at once.
+per client, each time on a thread of its own (`fedray.training.lockstep`). When all threads wait for training or an
+evaluation, it is computed here for all clients together.
 
 The clients of a batch are its members. In a forward pass every member has the rows and tokens of the largest batch.
 Smaller ones are padded: with tokens that the attention mask hides, and with copies of a row whose loss has weight 0.

@@ -1,10 +1,11 @@
 """DeepSpeed as an engine: parameters, gradients and Adam's moments may be kept off the device (ZeRO-Offload).
 
 One DeepSpeed engine is built per adapter, in 1 to 3 s, and serves all virtual clients: `begin` copies the values that
-were loaded into DeepSpeed's float32 masters and sets moments and steps to zero. Every process is a world of its own.
+were loaded into DeepSpeed's float32 masters and sets moments and steps to zero. Every process is a distributed group of
+its own.
 
 The frozen base is float32 or bfloat16, the adapter float32, and DeepSpeed's own mixed precision stays off: it would
-cast the adapter, too. In stages 0 and 2 the base weights stay where they are, on a CPU in the node's shared file. Stage
+cast the adapter too. In stages 0 and 2 the base weights stay where they are, on a CPU in the node's shared file. Stage
 3 copies every parameter into memory of its own (`ds_tensor`), one after another: each actor has its private base.
 
 Only this file imports deepspeed, and only when an engine is built: the import takes seconds. Internals that are used

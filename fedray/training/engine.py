@@ -1,7 +1,7 @@
-"""What moves the parameters: `loop` decides on batches, losses and draws, an engine on gradients and the optimizer.
+"""Engines update the parameters: `loop` decides on batches, losses and draws, an engine on gradients and the optimizer.
 
-What an engine is configured with, and what is known of it before it is built, says its `fedray.config.EngineConfig`. An
-engine serves one adapter, and `begin` resets it for the next client's round.
+An engine's `fedray.config.EngineConfig` is its configuration and says what is known of it before it is built. An engine
+serves one adapter, and `begin` resets it for the next client's round.
 """
 
 from typing import Protocol

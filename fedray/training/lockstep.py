@@ -1,8 +1,8 @@
-"""Runs several pieces of sequential code, the routines, so that the work they ask for is computed together.
+"""Runs several pieces of sequential code, the routines, so that the work they request is computed together.
 
 Each routine runs on a thread of its own, but exactly one thread runs at any moment, in an order that follows from the
-routines' indices alone. When all routines that still run wait for an answer, those that asked for the same kind of work
-are served together.
+routines' indices alone. When all routines that still run wait for an answer, requests for the same kind of work
+are computed together.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The training loop of one client in one round, whatever the engine.
 
-The client's training examples are shuffled anew for every epoch (by similar length, if that is asked for) and cut into
+The client's training examples are shuffled anew for every epoch (grouped by length, if configured) and cut into
 micro-batches of `batch_size`; `accumulation` of those make one optimizer step (the last step of an epoch may have
 fewer). The gradient of a step is that of the mean loss over all its units (examples; answer tokens for causal_lm),
 exactly as of one large batch. The processes of a process group share a step's micro-batches.

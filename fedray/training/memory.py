@@ -1,4 +1,4 @@
-"""What tensors an adapter and its training hold, counted by their shapes: the parts of `EngineConfig.memory`."""
+"""Bytes of an adapter's and its training's tensors, counted from shapes: the parts of `EngineConfig.memory`."""
 
 from collections.abc import Iterable, Sequence
 

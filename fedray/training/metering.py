@@ -1,8 +1,8 @@
-"""The memory that a process really takes, and how much of a GPU it may take.
+"""The memory that a process really uses, and how much of a GPU it may use.
 
-On a CPU, a worker keeps blocks that it freed (`process_memory`), and the allocator cannot join all pieces: the peak is
-up to 50 % above what was in use at a time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment the allocator releases
-them immediately; steps take 50 % longer.
+On a CPU, a worker keeps blocks that it freed (`process_memory`), and the allocator cannot merge all of them: the peak
+is up to 50 % above what was in use at one time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment the allocator
+releases them immediately; steps take 50 % longer.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """A process group: the processes that train one client together, data-parallel.
 
-Every process runs the same code on the same values, takes its share of each step's micro-batches, and moves its
-parameters by the sum of all gradients. A single process is a group of one, in which nothing is exchanged.
+Every process runs the same code on the same values, takes its share of each step's micro-batches, and updates its
+parameters with the sum of all gradients. A single process is a group of one, in which nothing is exchanged.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,5 @@
-"""Memory that is reused: the garbage collector skips what never becomes garbage, and the C library keeps what the next
-step allocates again."""
+"""Reuse of memory: the garbage collector skips objects that never become garbage, and the C library keeps freed memory
+for the next step."""
 
 import ctypes
 import gc

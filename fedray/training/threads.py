@@ -1,4 +1,4 @@
-"""Threads of torch, the same wherever clients train: float sums depend on how they are split among threads."""
+"""Sets torch's number of threads, the same wherever clients train: float sums depend on the split among threads."""
 
 import torch
 from threadpoolctl import threadpool_limits

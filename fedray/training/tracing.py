@@ -1,8 +1,9 @@
 """How much memory a step takes beyond the model itself, from shapes alone: no weights are read, nothing is allocated.
 
 The model is run on torch's fake tensors, which have shapes, types and storages of a size, and no memory behind them.
-Every storage that an operation makes is followed until it dies; what lives at the same time is added up. Which tokens
-have a loss, and which are edited, decides sizes; so whatever follows from the batch's whole numbers is also computed.
+Every storage that an operation allocates is followed until it is freed; storages that exist at the same time are added
+up. Sizes depend on which tokens have a loss and which are edited, so values that follow from the batch's integers are
+really computed.
 """
 
 import weakref

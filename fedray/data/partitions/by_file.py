@@ -1,4 +1,4 @@
-"""`by_file`: every file is a client; a library of the source `docstrings`, a planted client of `synthetic`."""
+"""`by_file`: every file is a client; in `docstrings` a file is a library, and in `synthetic` a generated client."""
 
 import numpy as np
 

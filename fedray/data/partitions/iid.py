@@ -1,4 +1,4 @@
-"""`iid`: every client gets equally many examples at random, up to one."""
+"""`iid`: every client gets the same number of random examples, up to a difference of one."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""`quantity_skew`: clients differ in how many examples they have, not in which."""
+"""`quantity_skew`: clients differ in how many examples they have, not in their distribution."""
 
 from typing import Annotated
 

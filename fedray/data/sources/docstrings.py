@@ -1,6 +1,6 @@
 """`docstrings`: docstrings of installed libraries, real English that every installation has.
 
-The task is to tell from the prose what is documented: a class, a function, a method or a module. Every library is a
+The task is to infer from the prose what is documented: a class, a function, a method or a module. Every library is a
 natural client. Source files are parsed, never imported. Signatures, parameter sections and doctests are left out, and
 so is the object's name. A library's files are read in the order of a hash of their path, until there are enough
 docstrings of every kind.

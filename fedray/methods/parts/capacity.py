@@ -1,5 +1,5 @@
 """Clients that hold only a part of the common adapter: the first r_k components of every LoRA, the interventions of
-some layers. What a client holds has a layout of its own, whose values have places in the common vector.
+some layers. What a client holds has a layout of its own, whose values have positions in the common vector.
 
 Zero-padding and truncating LoRA factors is HetLoRA's way (arXiv 2401.06432) for the cohort's common adapter; here a
 value counts only for the clients that hold it, so that a component that few clients train does not shrink towards zero.

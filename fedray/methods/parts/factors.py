@@ -1,4 +1,4 @@
-"""LoRA vectors seen as low-rank matrices, one per target: split and join, masked rows, bitsets.
+"""LoRA vectors as low-rank matrices, one per target: split and join, masked rows, bitsets.
 
 A LoRA layout holds, target after target, A [r, d_in] and B [d_out, r].
 """

@@ -1,4 +1,4 @@
-"""The task head: whether it is personal or shared decides accuracies, so every method treats it in the same way.
+"""The task head. Whether it is local or shared changes accuracy strongly, so all methods offer the same choices.
 
 shared: averaged by the driver, weighted by num_examples (FedHFT: per cluster); local: trained and kept by the client;
 frozen_label_text: the embeddings of the label names, equal for all, neither trained nor sent.

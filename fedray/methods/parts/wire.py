@@ -1,4 +1,4 @@
-"""The type in which numbers travel: float32 as they are, or bfloat16 rounded to nearest (half the bytes)."""
+"""The type in which numbers travel: float32 unchanged, or bfloat16 rounded to nearest (half the bytes)."""
 
 from typing import Literal
 
