@@ -66,8 +66,9 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     Raises:
         FedrayError: as `run`.
     """
+    prepared = prepare(config)  # first: a callback may begin a tracker's run
     everyone = [*build_callbacks(config.callbacks), *callbacks]
-    for event in events(prepare(config), place, resume):
+    for event in events(prepared, place, resume):
         for callback in everyone:
             callback.on_event(event)
     return RunResult.load(place)

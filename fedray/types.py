@@ -91,7 +91,8 @@ def state_type(tag: str, *former_tags: str) -> Callable[[StateClass], StateClass
             raise TypeError(f"state_type({tag!r}): {cls.__qualname__} is not a dataclass")
         for name in (tag, *former_tags):
             other = STATE_TYPES.setdefault(name, cls)
-            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            modules = {other.__module__, cls.__module__}  # a script that names itself in `class:` is imported twice
+            if other.__qualname__ != cls.__qualname__ or (len(modules) == 2 and "__main__" not in modules):
                 raise ValueError(f"state_type({name!r}): {other.__module__}.{other.__qualname__} already has this tag")
             STATE_TYPES[name] = cls  # the module may have been imported again
         setattr(cls, STATE_TAG, tag)

@@ -201,7 +201,7 @@ class ClientsConfig(Section):
     """Seconds in which the reference device (speed 1) trains on one example, for deadlines and over-selection. Default:
     measured once at the start of the run, and kept in its config.yaml."""
     tiers: dict[str, TierConfig] = Field(default_factory=dict)
-    """Capacity tiers by name; clients are dealt to them by seed. Default: one tier, `default`."""
+    """Capacity tiers by name; each client is assigned to one by seed. Default: one tier, `default`."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

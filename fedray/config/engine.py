@@ -103,7 +103,7 @@ class EngineConfig(Option):
     def prepare_node(self, device: str) -> None:
         """Build and load what the engine needs on this node, such as compiled extensions.
 
-        Called once per node before its actors start, and again in every process that builds the engine.
+        Called once per tier and node before its actors start, and again in every process that builds the engine.
 
         Args:
             device: cuda or cpu.

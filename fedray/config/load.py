@@ -1,6 +1,6 @@
 """From a file, a mapping or the command line to a checked configuration, and back to YAML."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +94,23 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             )
         overrides[path] = parse_yaml(value, f"override {path}")
     return overrides
+
+
+def values_by_path(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted path. Elements of lists are addressed by index; an empty list or
+    mapping is a value."""
+    entries: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping) and value:
+        entries = value.items()
+    elif isinstance(value, list) and value:
+        entries = enumerate(value)
+    else:
+        return {path: value}
+    return {
+        name: leaf
+        for key, entry in entries
+        for name, leaf in values_by_path(entry, f"{path}.{key}" if path else str(key)).items()
+    }
 
 
 def to_mapping(config: Section) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Options that a configuration gives by name, or by class with fields: the metric, and a method's aggregation rule."""
+"""Options that a configuration gives by name, or by class with fields: metrics, rules, adapter kinds and engines."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

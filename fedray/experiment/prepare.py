@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from fedray.config import Config, MethodConfig, ModelConfig
+from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
 from fedray.errors import ConfigError
@@ -55,9 +55,9 @@ class Prepared:
             folder: the run's folder; None if nothing is kept, as when tasks are only timed.
         """
         data = self.data
-        job = WorkerSetup(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
+        setup = WorkerSetup(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
         costs = self.costs[entry.key]
-        return {tier: replace(job, tier=tier, uplink=costs[tier].shapes) for tier in self.cohorts()}
+        return {tier: replace(setup, tier=tier, uplink=costs[tier].shapes) for tier in self.cohorts()}
 
     def federation(self, entry: MethodConfig, initial: Initial, pool: Pool) -> Federation:
         """Return the federation of one method, before its first round."""
@@ -102,6 +102,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
         ConfigError: the configuration, the data and the model do not fit together.
     """
     check_precision(config)
+    check_own_classes(config)
     check_engines(config)
     check_metric(configured_metric(config.evaluation, config.task), config.task)
     for entry in config.method:
@@ -120,6 +121,21 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     _check_length(config, max_positions(meta_backbone(arch, config.task)))
     fewest = min(shard.num_examples("validation") for shard in data.shards.values())
     return Prepared(config, data, clients, arch, costs(config, arch, clients, fewest))
+
+
+def check_own_classes(config: Config) -> None:
+    """Check that other processes can import the classes that the configuration names.
+
+    Raises:
+        ConfigError: on Ray, a class is defined in the script or the notebook that runs.
+    """
+    for path, value in values_by_path(to_mapping(config)).items():
+        own = path.rpartition(".")[2] == "class" and str(value).startswith("__main__.")
+        if own and config.runtime == "ray" and not path.startswith("callbacks."):  # callbacks stay in this process
+            raise ConfigError(
+                f"{path}: {value} is defined in the script that runs, which Ray's processes cannot import; move it to "
+                "a file of its own, or use runtime: inline"
+            )
 
 
 def check_precision(config: Config) -> None:

@@ -2,11 +2,10 @@
 affect results."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from fedray.config import Config, Section, load_config, parse_yaml, to_mapping
+from fedray.config import Config, Section, load_config, parse_yaml, to_mapping, values_by_path
 from fedray.errors import ConfigError
 from fedray.experiment.run_folder import check_empty
 from fedray.storage.paths import StoragePath, resolve_storage, timestamped
@@ -64,7 +63,7 @@ def continued(place: StoragePath, given: Config) -> Config:
     if text is None:
         raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
     stored = load_config(parse_yaml(text, str(file)))
-    ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
+    ours, theirs = values_by_path(to_mapping(stored)), values_by_path(to_mapping(given))
     found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
     lines = differences(stored, given, lambda path: path in found or FREE.fullmatch(path) is not None)
     if lines:
@@ -81,7 +80,7 @@ def differences(stored: Section, given: Section, may_differ: Callable[[str], boo
     Args:
         may_differ: whether a dotted path may differ.
     """
-    ours, theirs = _flat(to_mapping(stored)), _flat(to_mapping(given))
+    ours, theirs = values_by_path(to_mapping(stored)), values_by_path(to_mapping(given))
     return [
         f"  {path}: stored is {ours.get(path)!r}, given is {theirs.get(path)!r}"
         for path in sorted({*ours, *theirs})
@@ -94,20 +93,3 @@ def _found_out(path: str, given: Config) -> bool:
     if path == "clients.example_seconds":
         return True
     return path.endswith("fuse") and "auto" in {given.clients.tier(name).fuse for name in given.clients.tier_names}
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted path. Elements of lists are addressed by index; an empty list or
-    mapping is a value."""
-    entries: Iterable[tuple[Any, Any]]
-    if isinstance(value, Mapping) and value:
-        entries = value.items()
-    elif isinstance(value, list) and value:
-        entries = enumerate(value)
-    else:
-        return {path: value}
-    return {
-        name: leaf
-        for key, entry in entries
-        for name, leaf in _flat(entry, f"{path}.{key}" if path else str(key)).items()
-    }

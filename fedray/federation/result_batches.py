@@ -56,6 +56,7 @@ class ResultBatch:
         failures: tasks without a result.
         groups: how many groups of tasks were served, failed ones included.
         last: whether this is the last batch of its task batch.
+        seconds: that the actor took.
     """
 
     results: tuple[ClientResult, ...]
@@ -64,6 +65,7 @@ class ResultBatch:
     failures: tuple[TaskFailure, ...]
     groups: int
     last: bool
+    seconds: float
 
 
 class ResultBatcher:
@@ -161,6 +163,7 @@ class ResultBatcher:
             failures=tuple(collected.failures),
             groups=collected.groups,
             last=last,
+            seconds=perf_counter() - collected.started,
         )
 
 

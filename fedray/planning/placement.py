@@ -16,7 +16,7 @@ Amounts = Mapping[str, float]
 UNIT = 10_000
 """Parts of a resource that are counted."""
 
-ALONE: Mapping[str, int] = {}
+SINGLE_PROCESSES: Mapping[str, int] = {}
 """Workers per actor by tier if every actor is a single process."""
 
 
@@ -45,7 +45,7 @@ def fits(requested: Amounts, node: Amounts) -> bool:
 
 
 def fit_together(
-    requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = ALONE
+    requested: Mapping[str, Amounts], nodes: Sequence[Amounts], workers: Mapping[str, int] = SINGLE_PROCESSES
 ) -> bool:
     """Return whether one actor of every tier fits at the same time.
 
@@ -61,7 +61,7 @@ def allot(
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
-    workers: Mapping[str, int] = ALONE,
+    workers: Mapping[str, int] = SINGLE_PROCESSES,
 ) -> dict[str, int]:
     """Return the number of actors of each tier.
 
@@ -94,17 +94,17 @@ def allot_shared(
     most: Mapping[str, int],
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
-    sharers: int,
-    workers: Mapping[str, int] = ALONE,
+    num_pools: int,
+    workers: Mapping[str, int] = SINGLE_PROCESSES,
 ) -> dict[str, int]:
-    """Return the number of actors of each tier that each of `sharers` equal pools may have, so that all pools fit
+    """Return the number of actors of each tier that each of `num_pools` equal pools may have, so that all pools fit
     together. The other arguments are those of `allot`."""
     sizes = {name: fixed[name] or 1 for name in requested}
     growing = {name for name in requested if not fixed[name]}
     while growing:
         name = max(growing, key=lambda name: (most[name] / sizes[name], name))
         larger = {**sizes, name: sizes[name] + 1}
-        if sizes[name] < most[name] and fit_times(requested, larger, sharers, nodes, workers):
+        if sizes[name] < most[name] and fit_times(requested, larger, num_pools, nodes, workers):
             sizes = larger
         else:
             growing.remove(name)
@@ -116,7 +116,7 @@ def fit_times(
     sizes: Mapping[str, int],
     times: int,
     nodes: Sequence[Amounts],
-    workers: Mapping[str, int] = ALONE,
+    workers: Mapping[str, int] = SINGLE_PROCESSES,
 ) -> bool:
     """Return whether `times` copies of a pool fit at the same time.
 
@@ -135,7 +135,7 @@ def allot_with_gpus(
     fixed: Mapping[str, int | None],
     nodes: Sequence[Amounts],
     sharing: Collection[str],
-    workers: Mapping[str, int] = ALONE,
+    workers: Mapping[str, int] = SINGLE_PROCESSES,
 ) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
     """Return the number of actors of each tier and what each requests. The tiers in `sharing` get equal shares of the
     GPUs that the others leave free: the largest shares with which all actors fit. The other arguments are those of

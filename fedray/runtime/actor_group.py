@@ -18,7 +18,7 @@ from fedray.federation.tasks import WorkerSetup
 from fedray.planning.placement import Amounts, fits
 from fedray.runtime.client_actor import ClientActor, prepare_node
 from fedray.runtime.cluster import infeasible, living, living_nodes, readable, total_of
-from fedray.runtime.messages import get
+from fedray.runtime.messages import get, to_message
 from fedray.runtime.policies import Replacement
 from fedray.runtime.silo_actor import start_silo
 
@@ -130,7 +130,7 @@ class ActorGroup:
 
     def setup(self, setups: Mapping[str, WorkerSetup]) -> None:
         """Make every actor ready for a method."""
-        self._setups = {tier: ray.put(setup) for tier, setup in setups.items()}
+        self._setups = {tier: ray.put(to_message(setup)) for tier, setup in setups.items()}
         self._starting = {self._set_up(handle): handle for handle in self._starting.values()}
         for handle, ref in [(handle, self._set_up(handle)) for handle in self._all()]:
             try:

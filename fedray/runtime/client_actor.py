@@ -12,7 +12,7 @@ from fedray.federation.result_batches import ResultBatcher
 from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
-from fedray.runtime.messages import Message, TaskBatch, resolve_tasks, to_message
+from fedray.runtime.messages import Message, TaskBatch, from_message, resolve_tasks, to_message
 from fedray.training.metering import MemoryUse, cap_gpu_memory
 from fedray.training.process_memory import freeze_heap
 
@@ -38,8 +38,13 @@ class ClientActor:
     def ready(self) -> None:
         """Return once the actor has started."""
 
-    def setup(self, setup: WorkerSetup) -> str:
-        """Get ready for a method; return this process's location."""
+    def setup(self, message: Message) -> str:
+        """Get ready for a method; return this process's location.
+
+        Args:
+            message: contains the `WorkerSetup`.
+        """
+        setup: WorkerSetup = from_message(message)
         self._shards.clear()  # they may be those of another experiment, if trials share the actor
         self._batcher = ResultBatcher(setup, self.worker.train_together)
         self.worker.setup(setup)

@@ -2,21 +2,24 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from fedray.errors import FedrayError
 from fedray.experiment.prepare import Prepared
+from fedray.experiment.resume import continued
 from fedray.experiment.run import run_experiment
 from fedray.federation.events import Event, RoundFinished, TasksFinished
 from fedray.federation.local_pool import LocalPool
 from fedray.planning.cluster_plan import Cluster
 from fedray.runtime.cluster import living_nodes, on_callers_node
+from fedray.runtime.messages import Message, from_message, to_message
 from fedray.runtime.pool import ClientPool
 from fedray.runtime.session import connected
 from fedray.storage.paths import StoragePath
@@ -36,15 +39,17 @@ class DriverActor:
     """The driver of one experiment. It requests no CPU: it works while clients wait."""
 
     @ray.method(num_returns="streaming")
-    def run(self, prepared: Prepared, place: StoragePath, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
+    def run(self, message: Message, place: StoragePath, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
         """Yield the experiment's events in batches (`in_batches`). A FedrayError that ends the experiment is yielded
         last, because Ray would wrap an exception in one of its own.
 
         Args:
+            message: contains the `Prepared` experiment.
             resume: begin by loading the newest intact checkpoint.
         """
         pool: ClientPool | None = None
         try:
+            prepared: Prepared = from_message(message)
             pool = ClientPool(prepared.config.requested_clients, prepared.data.shards, prepared.cohorts())
             freeze_heap()
             yield from in_batches(run_experiment(prepared, pool, place, resume))
@@ -88,10 +93,10 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
         yield from run_experiment(prepared, LocalPool(prepared.data.shards), place, resume)
         return
     with connected():
-        shared, fruitless = ray.put(prepared), 0
+        message, fruitless = _shared(prepared), 0
         while True:
             try:
-                for event in _driven(shared, place, resume):
+                for event in _driven(message, place, resume):
                     fruitless = 0 if isinstance(event, RoundFinished) else fruitless
                     yield event
                 return
@@ -100,15 +105,22 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
                 if fruitless > 1 or not prepared.config.checkpoint.every:
                     raise FedrayError(f"the driver died: {died}") from died.__cause__
                 log.warning("the driver died and is started again: %s", died)
-                resume = True
+                resume = (place / "config.yaml").is_file()
+                if resume:  # with the settings that the dead driver measured
+                    message = _shared(replace(prepared, config=continued(place, prepared.config)))
+
+
+def _shared(prepared: Prepared) -> Any:
+    """Return a reference to the message from which drivers get the experiment."""
+    return ray.put(to_message(prepared))
 
 
 class _DriverDied(Exception):
     """The driver died, and its actors with it."""
 
 
-def _driven(prepared: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
-    """Run an experiment, given as a reference, in a driver of its own.
+def _driven(message: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
+    """Run an experiment, given as a reference to its message, in a driver of its own.
 
     Raises:
         FedrayError: the experiment ended.
@@ -116,9 +128,13 @@ def _driven(prepared: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
     """
     driver = DriverActor.options(**on_callers_node()).remote()  # type: ignore[attr-defined]
     try:
-        for ref in driver.run.remote(prepared, place, resume):
+        for ref in driver.run.remote(message, place, resume):
             try:
                 batch = ray.get(ref)
+            except RayTaskError as error:
+                if isinstance(error.cause, RayError):  # an actor or an object of the driver is gone
+                    raise _DriverDied(str(error).strip().splitlines()[-1]) from error
+                raise FedrayError(f"an exception on the driver, for example in aggregate_train:\n{error}") from error
             except RayError as error:
                 raise _DriverDied(str(error).strip().splitlines()[-1]) from error
             for event in batch:

@@ -4,6 +4,7 @@ Payloads and shards are in Ray's object store, small ones together in one object
 `downlink.payload` and `shard` of a `ClientTask` are `ObjectSlot`s.
 """
 
+import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from fedray.data.shards import Shard, ShardPack
-from fedray.errors import FedrayError
+from fedray.errors import ConfigError, FedrayError
 from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch
 from fedray.federation.tasks import ClientTask, Downlink
 from fedray.types import ClientId
@@ -56,9 +57,18 @@ def to_message(value: Any) -> Message:
 
 
 def from_message(message: Message) -> Any:
-    """Return the value of a message."""
+    """Return the value of a message.
+
+    Raises:
+        ConfigError: this process cannot import the class of something in it.
+    """
     # Only messages of this run's Ray processes are unpickled here: none from a disk or another source.
-    return pickle.loads(message.pickled, buffers=message.buffers)
+    try:
+        return pickle.loads(message.pickled, buffers=message.buffers)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"node {os.uname().nodename}: {error}; classes of your own must be in files that all nodes can import"
+        ) from error
 
 
 class TaskBatch(NamedTuple):

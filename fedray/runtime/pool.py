@@ -17,9 +17,9 @@ from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.failures import FailedAttempt, Kind, TaskFailure
-from fedray.federation.result_batches import ResultBatch, failure_of, state_files
+from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch, failure_of, state_files
 from fedray.federation.tasks import ClientTask, Downlink, WorkerSetup
-from fedray.federation.work_queue import TaskGroup, WorkQueue, ids_of, task_groups
+from fedray.federation.work_queue import TaskGroup, Throughput, WorkQueue, ids_of, task_groups
 from fedray.methods.protocol import Initial
 from fedray.planning.placement import requests
 from fedray.runtime.actor_group import LOOK_S, ActorGroup, ActorHandle, ActorSource, first_line
@@ -60,6 +60,7 @@ class ClientPool:
     ):
         self._max_failures, self._timeout = clients.max_failures, clients.client_timeout_s
         self._widths: dict[str, int] = {}
+        self._throughput: dict[str, Throughput] = {}
         self._shards = put_shards(shards)
         self._files: StateFiles | None = None
         elastic, nodes = has_autoscaler(), living_nodes()
@@ -77,6 +78,7 @@ class ClientPool:
         """
         self._files = state_files(next(iter(setups.values())))
         self._widths = {tier: setup.config.clients.tier(tier).fuse_width for tier, setup in setups.items()}
+        self._throughput = {tier: Throughput() for tier in setups}
         self.group.setup(setups)
         initial: Initial = get(next(iter(self.group.handles.values()))[0].actor.initial.remote())
         return initial
@@ -108,7 +110,8 @@ class ClientPool:
         while running or any(queues.values()):
             for tier, queue in queues.items():
                 for handle in list(idle[tier]) if queue else ():
-                    if batch := queue.next_batch(self.actors(tier), handle):
+                    least = self._throughput[tier].work_in(BATCH_SECONDS)
+                    if batch := queue.next_batch(self.actors(tier), handle, least):
                         idle[tier].remove(handle)
                         sent = task_batch([[self._placed(task, downlinks) for task in group] for group in batch])
                         running[handle.actor.train.remote(sent)] = _Running(handle, batch)
@@ -141,6 +144,7 @@ class ClientPool:
                 yield from self._lost(running.pop(stream), queues, *_cause(error))
                 continue
             serving.served(results)
+            self._throughput[serving.handle.tier].record((result.client for result in results.results), results.seconds)
             if results.last:
                 del running[stream]
                 idle[serving.handle.tier].append(serving.handle)

@@ -23,7 +23,7 @@ from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
 from fedray.runtime.client_actor import location
-from fedray.runtime.messages import Message, TaskBatch, resolve_tasks, to_message
+from fedray.runtime.messages import Message, TaskBatch, from_message, resolve_tasks, to_message
 from fedray.training.metering import MemoryUse
 from fedray.training.process_group import ProcessGroup, ProcessLost
 
@@ -67,8 +67,9 @@ class SiloActor:
             self._changed.wait_for(lambda: self._ended or len(self._here) == self._size)
             self._die_if_ended()
 
-    def setup(self, setup: WorkerSetup) -> str:
+    def setup(self, message: Message) -> str:
         """See `ClientActor.setup`."""
+        setup: WorkerSetup = from_message(message)
         # An exception ends the worker that raised it.
         self._batcher = ResultBatcher(setup, self._train, survives=False)
         self._together("setup", setup)

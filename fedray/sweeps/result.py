@@ -1,6 +1,7 @@
 """The result of a sweep: how each trial ended, and the trials compared."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
@@ -12,7 +13,7 @@ import pandas as pd
 from fedray.config import Config, SweepConfig, dump_yaml, load_sweep, parse_yaml, to_mapping
 from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
 from fedray.config.yaml import to_yaml
-from fedray.errors import ConfigError, StateError, choices
+from fedray.errors import ConfigError, StateError
 from fedray.evaluation.metrics import configured_metric
 from fedray.experiment.resume import differences
 from fedray.results.statistics import confidence_interval
@@ -22,7 +23,7 @@ from fedray.sweeps.space import Trial, trials_of
 Status = Literal["waiting", "finished", "stopped", "failed", "lost"]
 
 
-FREE = frozenset({"name", "max_concurrent"})
+FREE = re.compile(r"name|max_concurrent|base\.callbacks.*")
 """Fields that may change when a sweep is resumed."""
 
 
@@ -226,13 +227,13 @@ def resumed(place: StoragePath, given: SweepConfig) -> SweepResult:
         ConfigError: the folder is that of another sweep.
     """
     found = SweepResult.load(place)
-    lines = differences(found.sweep, given, FREE.__contains__)
+    lines = differences(found.sweep, given, lambda path: FREE.fullmatch(path) is not None)
     if lines:
         raise ConfigError(
-            f"{place}: cannot be continued as another sweep; only {choices(sorted(FREE))} may differ:\n"
+            f"{place}: cannot be continued as another sweep; only base.callbacks, max_concurrent, name may differ:\n"
             + "\n".join(lines)
         )
-    return replace(found, sweep=given)
+    return replace(found, sweep=given, trials=trials_of(given))
 
 
 def _without_seed(trial: Trial) -> str:

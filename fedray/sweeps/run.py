@@ -79,7 +79,7 @@ def sweep(
         output: the sweep's folder, which must be empty or not exist; default storage_path/NAME-TIME.
         resume: the folder of an interrupted sweep to continue instead: finished trials stay, the others continue from
             their checkpoints.
-        callbacks: receive every finished round and every trial that ends.
+        callbacks: receive every round that has the metric, but the last, and every trial that ends.
 
     Raises:
         ConfigError: the sweep has a mistake that can be found before any actor starts.
@@ -126,7 +126,8 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
     """Run the trials that have not ended, write the folder whenever one ends, and return the sweep's result.
 
     Args:
-        callbacks: receive every finished round and every trial that ends, as do those that the base experiment names.
+        callbacks: receive every round that has the metric, but the last, and every trial that ends, as do those that
+            the base experiment names.
 
     Raises:
         ConfigError: the cluster has no room for this many trials at a time.

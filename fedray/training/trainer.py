@@ -119,7 +119,7 @@ class LocalTrainer:
     """Trains, evaluates and reports for one client in one round.
 
     Args:
-        work: computes training and evaluations.
+        backend: computes training and evaluations.
         shard: the client's examples.
         client: whose round it is.
         server_round: counts from 0.
@@ -129,7 +129,7 @@ class LocalTrainer:
 
     def __init__(
         self,
-        work: ClientBackend,
+        backend: ClientBackend,
         shard: Shard,
         client: Client,
         server_round: int,
@@ -139,9 +139,9 @@ class LocalTrainer:
         self.client = client
         self.server_round = server_round
         self.seed = training_context.seed
-        self._work = work
+        self._backend = backend
         self._shard = shard
-        self._setting = training_context
+        self._training_context = training_context
         self._measure = measure
         self._losses: list[float] = []
         self._seconds = 0.0
@@ -168,7 +168,7 @@ class LocalTrainer:
             TrainingError: no training examples, nothing to train, a second call, or a loss or a parameter that is not
                 finite.
         """
-        if self._work.adapter.num_trainable() == 0:
+        if self._backend.adapter.num_trainable() == 0:
             raise TrainingError(
                 f"client {self.client.id!r}: the adapter has no trainable group; the method's attach() must call "
                 "set_trainable() with what trains"
@@ -185,28 +185,28 @@ class LocalTrainer:
         if self._measure:
             self._aggregated = self.evaluate("test")
         table = self._shard.tables["train"]
-        self._losses, self._seconds = self._work.train(table, self.client.id, self.server_round)
+        self._losses, self._seconds = self._backend.train(table, self.client.id, self.server_round)
         if self._measure:
             self._measure_personalised()
 
     def evaluate(self, split: Split) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        return self._work.evaluate(self._shard.tables[split])
+        return self._backend.evaluate(self._shard.tables[split])
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""
-        return self._work.importance(self._shard.tables["train"])
+        return self._backend.importance(self._shard.tables["train"])
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return the generator keyed by (seed, purpose, round, client)."""
-        return keyed_rng(self._setting.seed, purpose, self.server_round, self.client.id)
+        return keyed_rng(self._training_context.seed, purpose, self.server_round, self.client.id)
 
     def record(self, name: str, value: float | Sequence[float]) -> None:
         """Add a column to this client's row of the report; the last value of a name stays."""
         self._recorded[name] = value
 
     def _measure_personalised(self) -> None:
-        self._work.adapter.observed()  # drops what earlier evaluations left there
+        self._backend.adapter.observed()  # drops what earlier evaluations left there
         self._personalised = self.evaluate("test")
-        for name, mean in self._work.adapter.observed().items():
+        for name, mean in self._backend.adapter.observed().items():
             self.record(name, mean)

@@ -87,7 +87,7 @@ class CountingPool:
             times = 1 if task.state is None else task.state.entry + 1
             state = StateRef("file", times, 99) if task.keep == "state" else None
             result = ClientResult(client, task.server_round, 1, client.id, 0, 0, report, state)
-            yield ResultBatch((result,), (), None, (), groups=1, last=True)
+            yield ResultBatch((result,), (), None, (), groups=1, last=True, seconds=0.0)
 
     def fetch(self, refs: Sequence[StateRef]) -> list[int]:
         return [ref.entry * 100 for ref in refs]

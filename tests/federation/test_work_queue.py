@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.federation.tasks import ClientTask, Downlink
-from fedray.federation.work_queue import TaskGroup, WorkQueue, task_groups
+from fedray.federation.work_queue import TaskGroup, Throughput, WorkQueue, task_groups
 from fedray.types import Client
 
 
@@ -37,6 +37,16 @@ def test_batches_shrink() -> None:
         taken.append(names(queue.next_batch(2)))
     assert taken == ["a b", "c", "d", "e", "f", "g", "h"]
     assert names(WorkQueue(alone(*[9] * 8), 0).next_batch(1)) == "a b c d"
+
+
+def test_a_batch_has_at_least_the_work_that_is_worth_a_message() -> None:
+    """Two clients of 9 examples, a work of 20, took 2 s: 4 s are a work of 40, four of the clients."""
+    throughput = Throughput()
+    assert throughput.work_in(4) == 0
+    throughput.record([task.client for task in tasks(9, 9)], 2.0)
+    assert throughput.work_in(4) == 40
+    queue = WorkQueue(alone(*[9] * 10), 0)
+    assert [names(queue.next_batch(5, least=40)) for _ in range(3)] == ["a b c d", "e f g h", "i j"]
 
 
 def test_a_large_client_is_a_batch_of_its_own() -> None:

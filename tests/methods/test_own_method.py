@@ -1,5 +1,7 @@
 """A method of the user's own: one file, used by its path in the configuration."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,25 @@ def test_the_documentations_method_has_fedavg_as_its_special_case(own: dict[str,
     assert losses["0.0"].to_numpy() == pytest.approx(losses["fedavg"].to_numpy(), rel=1e-5)
     assert (losses["0.9"].to_numpy() == pytest.approx(losses["fedavg"].to_numpy(), rel=1e-5)) is False
     assert result["0.9"].uplink_bytes == result["fedavg"].uplink_bytes
+
+
+def run_script(code: str, runtime: str, config: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
+    """Run a script that contains a class of its user's and starts an experiment."""
+    start = f"import fedray\n    fedray.run({config | {'runtime': runtime}!r}, output='run')"
+    Path("script.py").write_text(f'{code}\n\nif __name__ == "__main__":\n    {start}\n')
+    return subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=300)
+
+
+def test_a_script_that_contains_its_method(own: dict[str, Any]) -> None:
+    """The script's classes exist twice, as those of `__main__` and of the module that the configuration names."""
+    ended = run_script(EXAMPLES["my_method.py"], "inline", own | {"method": {"class": "script.FedAvgM"}})
+    assert ended.returncode == 0, ended.stderr
+    assert fedray.RunResult.load("run")["FedAvgM"].rounds == 2
+
+
+def test_a_class_of_the_running_script_cannot_be_used_on_ray(own: dict[str, Any]) -> None:
+    ended = run_script(EXAMPLES["my_method.py"], "ray", own | {"method": {"class": "__main__.FedAvgM"}})
+    assert "method.0.class: __main__.FedAvgM is defined in the script that runs" in ended.stderr
 
 
 @pytest.mark.parametrize(

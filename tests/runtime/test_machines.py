@@ -52,15 +52,19 @@ def actors(name: str) -> list[psutil.Process]:
 def test_a_driver_that_dies_is_started_again(
     config: dict[str, Any], whole: RunResult, cluster: None, tmp_path: Path
 ) -> None:
-    begun = []
-    config["clients"]["actors"] = 1
+    """It goes on with what the first driver measured: the seconds per example."""
+    begun, resolved = [], []
+    config["clients"] |= {"actors": 1, "deadline_s": 1e6}
     for event in events(prepare(load_config(config)), tmp_path / "run"):
         if isinstance(event, MethodStarted):
             begun.append(event.server_round)
         if isinstance(event, RoundFinished) and event.server_round == 1 and len(begun) == 1:
+            resolved.append((tmp_path / "run" / "config.yaml").read_text())
             for driver in actors("DriverActor"):
                 driver.kill()
     assert len(begun) == 2
+    assert "example_seconds: null" not in resolved[0]
+    assert (tmp_path / "run" / "config.yaml").read_text() == resolved[0]
     assert begun[1] >= 2, "the rounds that were finished are not trained again"
     assert_same(tmp_path / "run", whole)
     assert pd.read_parquet(tmp_path / "run" / "events.parquet").kind.tolist() == ["interrupted"]
@@ -75,6 +79,17 @@ def test_a_driver_that_keeps_dying_ends_the_run(config: dict[str, Any], cluster:
 
     with pytest.raises(FedrayError, match="the driver died"):
         fedray.run(config, output=tmp_path / "run", callbacks=[Calling(on_event)])
+
+
+@pytest.mark.slow
+def test_an_exception_on_the_driver_ends_the_run_at_once(config: dict[str, Any], cluster: None, tmp_path: Path) -> None:
+    """It would come again: the round is not trained a second time."""
+    begun: list[Event] = []
+    failing = load_config(config, {"method": {"class": "server_fault.BrokenServer"}})
+    started = Calling(lambda event: begun.extend([event] if isinstance(event, MethodStarted) else []))
+    with pytest.raises(FedrayError, match=r"an exception on the driver.*(\n.*)*KeyError: 'no such round'"):
+        fedray.run(failing, output=tmp_path / "run", callbacks=[started])
+    assert len(begun) == 1
 
 
 @pytest.mark.slow

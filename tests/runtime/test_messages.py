@@ -1,7 +1,15 @@
 """What travels between the pool and its actors, without a cluster."""
 
-import numpy as np
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+from examples import EXAMPLES
+
+from fedray.config import load_config
+from fedray.errors import ConfigError
 from fedray.federation.tasks import ClientTask, Downlink
 from fedray.runtime.messages import ObjectSlot, from_message, task_batch, to_message
 from fedray.types import Client
@@ -13,6 +21,16 @@ def test_a_message_comes_back_and_its_arrays_are_not_copied() -> None:
     assert np.shares_memory(found["a"][0], value["a"][0])
     assert found["a"][0].tolist() == [0, 1, 2, 3, 4]
     assert found["b"] == value["b"]
+
+
+def test_a_class_that_this_process_cannot_import_is_named(own_folder: Path, smallest: dict[str, Any]) -> None:
+    """As on a node that does not have the user's file."""
+    (own_folder / "my_metric.py").write_text(EXAMPLES["my_metric.py"])
+    sent = to_message(load_config(smallest, {"evaluation.metric": {"class": "my_metric.ErrorRate"}}))
+    (own_folder / "my_metric.py").unlink()
+    del sys.modules["my_metric"]
+    with pytest.raises(ConfigError, match=r"^node .*'my_metric.ErrorRate' cannot be imported.*all nodes can import$"):
+        from_message(sent)
 
 
 def test_a_task_batch_names_every_reference_once() -> None:

@@ -159,6 +159,8 @@ def test_a_sweep_that_was_interrupted_goes_on(base: dict[str, Any], cluster: Non
         ConfigError, match=r"cannot be continued as another sweep.*\n  space.train.lr.2: stored is 0.003, given is None"
     ):
         fedray.sweep(inline, {"train.lr": LR}, max_concurrent=1, resume=tmp_path / "sweep")
+    again = fedray.sweep(inline | {"callbacks": [{"class": "fedray.Callback"}]}, **arguments, resume=tmp_path / "sweep")
+    assert again.complete
 
 
 def test_more_trials_at_a_time_than_there_is_room(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:

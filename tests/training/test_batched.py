@@ -29,7 +29,7 @@ def first_values(adapter, client):
 
 def one_round(work, local, values):
     """A method in short: load, train, read."""
-    mine = LocalTrainer(work, local._shard, local.client, local.server_round, local._setting, local._measure)
+    mine = LocalTrainer(work, local._shard, local.client, local.server_round, local._training_context, local._measure)
     for name, vector in values.items():
         work.adapter.load(name, vector)
     mine.train()
@@ -37,7 +37,7 @@ def one_round(work, local, values):
 
 
 def alone(adapter, locals_, values):
-    return {name: one_round(local._work, local, values[name]) for name, local in locals_.items()}
+    return {name: one_round(local._backend, local, values[name]) for name, local in locals_.items()}
 
 
 def fused(adapter, locals_, values, members=None):
@@ -45,7 +45,7 @@ def fused(adapter, locals_, values, members=None):
         return lambda member: one_round(member, locals_[name], values[name])
 
     stack = AdapterStack(adapter, members or len(locals_))
-    training_context = next(iter(locals_.values()))._setting
+    training_context = next(iter(locals_.values()))._training_context
     return dict(zip(locals_, run_batched(stack, training_context, 1.0, [piece(name) for name in locals_]), strict=True))
 
 
@@ -201,7 +201,7 @@ def test_the_adapter_itself_is_as_before(adapt, locals_of, batch_of):
     locals_ = locals_of(adapter, clients={"ann": 6})
     run_batched(
         stack,
-        locals_["ann"]._setting,
+        locals_["ann"]._training_context,
         1.0,
         [lambda member: one_round(member, locals_["ann"], first_values(adapter, "ann"))],
     )
@@ -295,9 +295,9 @@ def test_importance_of_batched_clients_is_as_alone(adapt, locals_of):
             work.adapter.load(group, vector)
         return work.importance(locals_[name]._shard.tables["train"])
 
-    alone = {name: importance(local._work, name) for name, local in locals_.items()}
+    alone = {name: importance(local._backend, name) for name, local in locals_.items()}
     pieces = [lambda member, name=name: importance(member, name) for name in locals_]
-    found = run_batched(AdapterStack(adapter, 4), locals_["ann"]._setting, 1.0, pieces)
+    found = run_batched(AdapterStack(adapter, 4), locals_["ann"]._training_context, 1.0, pieces)
     for name, fisher in zip(locals_, found, strict=True):
         assert fisher.keys() == alone[name].keys()
         for path, values_ in fisher.items():
@@ -305,7 +305,7 @@ def test_importance_of_batched_clients_is_as_alone(adapt, locals_of):
             assert values_.any()
 
 
-def test_a_lane_reads_back_what_it_was_given(adapt):
+def test_a_member_reads_back_what_it_was_given(adapt):
     stack = AdapterStack(adapt(), 3)
     members = [stack.member(index) for index in range(3)]
     vectors = [np.random.default_rng(index).normal(size=members[0].layout("lora").size) for index in range(3)]

@@ -219,7 +219,7 @@ def test_grouping_by_length_changes_the_batches_and_nothing_else(adapt, trainer,
     rows = examples("classification", 6, 1)
     ids = [[5] * (12 if index % 2 else 3) for index in range(6)]
     table = rows.set_column(rows.column_names.index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32())))
-    training_context = trainer(adapt("classification"), batch_size=3, group_by_length=True)._setting
+    training_context = trainer(adapt("classification"), batch_size=3, group_by_length=True)._training_context
     for server_round in range(4):
         two = [
             next(iter(step.micro_batches.values()))

@@ -45,9 +45,9 @@ def together(size: int, work: Callable[[ProcessGroup], Any], path: Any) -> list[
 
 def with_team(local: LocalTrainer, process_group: ProcessGroup, **train: Any) -> LocalTrainer:
     """The same client's round, of another process_group."""
-    training_context = local._setting
+    training_context = local._training_context
     training_context = replace(training_context, train=training_context.train.model_copy(update=train))
-    engine = TorchEngine(local._work.adapter, process_group=process_group)
+    engine = TorchEngine(local._backend.adapter, process_group=process_group)
     return LocalTrainer(
         EngineBackend(engine, training_context),
         local._shard,
