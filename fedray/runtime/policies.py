@@ -1,6 +1,7 @@
 """Policies of the pool and the actor group, without Ray: how many actors there should be, and when an actor that died
 during its start is started again."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ class Scaling:
         self.sizes, self.resources = allot_with_gpus(requested, cohorts, self._fixed, nodes, sharing, self.workers)
         if elastic:
             self.sizes = {
-                tier: self._fixed[tier] or min(most // num_pools + 1, MAX_REQUESTED) for tier, most in cohorts.items()
+                tier: self._fixed[tier] or min(math.ceil(most / num_pools), MAX_REQUESTED)
+                for tier, most in cohorts.items()
             }
         elif num_pools > 1:
             self.sizes = self._shared(nodes)
