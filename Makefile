@@ -20,10 +20,8 @@ SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_in
 quickstart: $(INSTALLED)
 	$(BIN)/fedray run jobs/quickstart.yaml $(ARGS)
 
-# A process per core and one more, four at most: the tests on Ray, which stay together in one process, mostly wait for
-# actors. tests/conftest.py says what else stays together.
-PROCESSES := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
-PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+# A process for each of up to four cores; tests/conftest.py says which tests stay together.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow" $(ARGS)
