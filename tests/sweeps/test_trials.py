@@ -262,7 +262,7 @@ def test_a_sweep_goes_on_only_as_itself(found: SweepResult) -> None:
     other = load_sweep({"base": BASE | {"rounds": 3}, "space": {"train.lr": [0.1], "seed": [0]}})
     with pytest.raises(
         ConfigError,
-        match=r"(?s)only base.callbacks, max_concurrent, name may differ:\n  base.rounds: stored is 2, given is 3\n.*  space.seed",
+        match=r"(?s)max_concurrent, name may differ:\n  base.rounds: stored is 2, given is 3\n.*  space.seed",
     ):
         resumed(found.place, other)
 
