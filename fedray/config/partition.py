@@ -21,7 +21,7 @@ from fedray.types import Task
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-NOBODY = -1
+UNASSIGNED = -1
 """Stratum of an example that is assigned to no client."""
 ROUNDING = 1e-6
 
@@ -59,7 +59,7 @@ class Shares:
     largest ones.
 
     Attributes:
-        strata: int [examples], stratum of every example; NOBODY (-1) for examples that no client gets.
+        strata: int [examples], stratum of every example; UNASSIGNED (-1) for examples that no client gets.
         shares: float [clients, strata]; every column adds up to 1.
         free: whether a client may get a few examples of a stratum in which its share is 0, to reach the minimum.
         names: name of every client; default client_000, client_001, ...

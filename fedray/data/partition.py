@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedray.config import NaturalClients, PartitionConfig, Shares
-from fedray.config.partition import NOBODY, IntArray
+from fedray.config.partition import UNASSIGNED, IntArray
 from fedray.data.client_names import numbered, safe_names
 from fedray.data.examples import Examples
 from fedray.data.holdout import classes_of, needed, split_holdout
@@ -77,7 +77,7 @@ def _assigned(
         if isinstance(found, NaturalClients):
             return _by_nature(found, config, num_clients, parts, fill_rng)
         strata = found.strata[train]
-        sizes = np.bincount(strata[strata != NOBODY], minlength=found.shares.shape[1])
+        sizes = np.bincount(strata[strata != UNASSIGNED], minlength=found.shares.shape[1])
         counts = apportion(found.shares, sizes, rng)
         smallest = int(counts.sum(axis=1).min())
         draws.append((smallest, found, counts))
@@ -95,7 +95,7 @@ def _by_shares(
     counts = repair(counts, least, found.shares, found.allowed())
     clients = numbered(len(counts)) if found.names is None else safe_names(found.names)
     _check_train(clients, counts.sum(axis=1), least, config, len(train))
-    owner = np.full(len(found.strata), NOBODY)
+    owner = np.full(len(found.strata), UNASSIGNED)
     owner[train] = fill(counts, found.strata[train], rng)
     for split in SPLITS[1:]:
         if len(rows := parts[split]):
@@ -123,12 +123,12 @@ def _by_nature(
     least = needed(config, parts)
     _check_train(clients, kept_sizes, least, config, len(parts["train"]), int((sizes >= least).sum()))
     position = np.minimum(np.searchsorted(names, found.values), len(names) - 1)
-    owner = np.where(names[position] == found.values, position, NOBODY)
+    owner = np.where(names[position] == found.values, position, UNASSIGNED)
     for split in SPLITS[1:]:
         if len(rows := parts[split]):
-            if (owner[rows] == NOBODY).all():
+            if (owner[rows] == UNASSIGNED).all():
                 owner[rows] = _official(owner[rows], kept_sizes[:, None], False, split, clients, rng)
-            counts = np.bincount(owner[rows][owner[rows] != NOBODY], minlength=len(clients))
+            counts = np.bincount(owner[rows][owner[rows] != UNASSIGNED], minlength=len(clients))
             _check_official(clients, counts, split, len(rows))
     return clients, owner
 
@@ -142,11 +142,11 @@ def _official(
     """
     totals = counts.sum(axis=1, keepdims=True)
     known = counts.sum(axis=0) > 0
-    strata = np.where(known[strata] & (strata != NOBODY), strata, NOBODY)
-    if free or (strata == NOBODY).all():
-        strata = np.where(strata == NOBODY, counts.shape[1], strata)
+    strata = np.where(known[strata] & (strata != UNASSIGNED), strata, UNASSIGNED)
+    if free or (strata == UNASSIGNED).all():
+        strata = np.where(strata == UNASSIGNED, counts.shape[1], strata)
     shares = Shares(strata, columns_of(np.hstack([counts, totals]).astype(np.float64)), free)
-    sizes = np.bincount(strata[strata != NOBODY], minlength=shares.shares.shape[1])
+    sizes = np.bincount(strata[strata != UNASSIGNED], minlength=shares.shares.shape[1])
     assigned = repair(apportion(shares.shares, sizes, rng), 1, shares.shares, shares.allowed())
     _check_official(clients, assigned.sum(axis=1), split, len(strata))
     return fill(assigned, strata, rng)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from fedray.config.partition import NOBODY, ExampleColumns, FloatArray, IntArray
+from fedray.config.partition import UNASSIGNED, ExampleColumns, FloatArray, IntArray
 from fedray.errors import DataError, choices
 
 REGRESSION_BINS = 5
@@ -17,12 +17,12 @@ def strata_of(values: np.ndarray, train: IntArray) -> tuple[IntArray, np.ndarray
         train: rows of the training examples.
 
     Returns:
-        The stratum of every example, NOBODY where no training example has its value; and the value of every stratum,
-        sorted.
+        The stratum of every example, UNASSIGNED where no training example has its value; and the value of every
+        stratum, sorted.
     """
     known = np.unique(values[train])
     found = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    return np.where(known[found] == values, found, NOBODY), known
+    return np.where(known[found] == values, found, UNASSIGNED), known
 
 
 def skewed_values(examples: ExampleColumns, column: str | None, name: str) -> np.ndarray:
@@ -95,9 +95,9 @@ def repair(counts: IntArray, minimum: int, shares: FloatArray, allowed: npt.NDAr
 
 
 def fill(counts: IntArray, strata: IntArray, rng: np.random.Generator) -> IntArray:
-    """Return the owner of every example, NOBODY where there is none, drawn so that client k owns counts[k, c] examples
-    of stratum c."""
-    owner = np.full(len(strata), NOBODY, dtype=np.int64)
+    """Return the owner of every example, UNASSIGNED where there is none, drawn so that client k owns counts[k, c]
+    examples of stratum c."""
+    owner = np.full(len(strata), UNASSIGNED, dtype=np.int64)
     clients = np.arange(len(counts))
     for stratum in range(counts.shape[1]):
         rows = np.flatnonzero(strata == stratum)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedray.config.partition import NOBODY, ExampleColumns, IntArray, PartitionConfig, Shares
+from fedray.config.partition import UNASSIGNED, ExampleColumns, IntArray, PartitionConfig, Shares
 from fedray.data.strata import strata_of
 
 
@@ -18,7 +18,7 @@ class DistinctTask(PartitionConfig):
         held = np.arange(count)[:, None] % len(tasks) == np.arange(len(tasks))
         shares = held[:, :count] / held[:, :count].sum(axis=0)
         names = [str(tasks[index % len(tasks)]) for index in range(count)]
-        return Shares(np.where(strata < shares.shape[1], strata, NOBODY), shares, free=False, names=names)
+        return Shares(np.where(strata < shares.shape[1], strata, UNASSIGNED), shares, free=False, names=names)
 
 
 ENTRY = DistinctTask
