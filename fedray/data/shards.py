@@ -72,6 +72,7 @@ class FederatedData:
         vocab_size: number of tokens of the tokenizer.
         latent_group: planted group of each client (sources with a `group_column`), for checking cluster recovery.
         fingerprint: SHA-256 of the examples' content and their assignment to clients and splits.
+        notes: what a user should know before training, a sentence each: what was detected, cut or looks wrong.
     """
 
     task: Task
@@ -81,3 +82,4 @@ class FederatedData:
     vocab_size: int
     latent_group: Mapping[ClientId, int]
     fingerprint: str
+    notes: tuple[str, ...] = ()

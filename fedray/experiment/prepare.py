@@ -3,6 +3,7 @@
 Mistakes in an experiment are found here and reported as a ConfigError.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from fedray.types import Client, Split
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
 """Splits that clients evaluate."""
+
+log = logging.getLogger(__name__)
 
 LoadData = Callable[[Config, PreTrainedTokenizerBase], FederatedData]
 
@@ -95,6 +98,8 @@ class Prepared:
 def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     """Load and check everything that the experiment needs.
 
+    The notes of the data are logged as warnings.
+
     Args:
         load: loads the data of a configuration with its tokenizer.
 
@@ -109,6 +114,8 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
         build_method(config, entry)
     tokenizer = load_tokenizer(config.model)
     data = load(config, tokenizer)
+    for note in data.notes:
+        log.warning("%s", note)
     clients = make_clients(config.clients, data.shards, config.seed)
     if (per_round := config.clients.per_round) and per_round > len(clients):
         raise ConfigError(
