@@ -1,24 +1,35 @@
 """Examples before tokenisation: the common form of all sources, and the checks that locate a bad row."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from string import Formatter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fedray.config import DataConfig, RawRows
 from fedray.config.partition import IntArray
+from fedray.data.templates import filled
+from fedray.data.values import as_text, class_name, column_of, shown
 from fedray.errors import DataError, choices, nearest
-from fedray.types import Task
+from fedray.types import SPLITS, Task
 
 MIN_CLASSES = 2
+UNLABELLED = -1
+"""The label that public data sets give to examples whose labels are kept secret."""
+LEAVE_OUT = (
+    "-1 usually marks a split whose labels are not published: leave the split out, and it is taken from each client's "
+    "training examples, or name another one"
+)
+ADD = (
+    "leave these rows out, add training examples of their classes, or leave the split out: it is then taken from each "
+    "client's training examples"
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +41,18 @@ class Examples:
         table: `split`, `file` (natural client), `task` (task name), and `text`, `label` (string: class name; float64:
             regression), `text_pair` where there is one; or `prompt`, `answer` (causal_lm).
         columns: the source's own columns as strings, in the same rows as `table`.
-        label_names: class names in the order of their indices, over all splits; empty without classes.
+        origins: int [rows, 2], each row's index in `sources` and its number there.
+        sources: what was read, for messages, for example `train.csv: line`.
+        label_column: the source's own column that names the classes; None without classes.
+        label_names: class names in the order of their indices; empty without classes.
     """
 
     task: Task
     table: pa.Table
     columns: pa.Table
+    origins: IntArray
+    sources: tuple[str, ...]
+    label_column: str | None = None
     label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -43,7 +60,12 @@ class Examples:
 
     def take(self, rows: IntArray) -> "Examples":
         """Return the examples in these rows, in this order."""
-        return Examples(self.task, self.table.take(rows), self.columns.take(rows), self.label_names)
+        return replace(self, table=self.table.take(rows), columns=self.columns.take(rows), origins=self.origins[rows])
+
+    def place(self, row: int) -> str:
+        """Return the place of a row in its source, for a message."""
+        source, number = self.origins[row]
+        return f"{self.sources[source]} {number}"
 
     @property
     def column_names(self) -> list[str]:
@@ -57,12 +79,16 @@ class Examples:
     def values(self, column: str) -> npt.NDArray[np.str_]:
         """Return one column as an array of strings: the source's own column of that name, else one of `table`.
 
+        Blanks around a value do not count, a missing value is empty, and the column of the labels has class names.
+
         Raises:
             DataError: no such column.
         """
+        if column == self.label_column:
+            return self.field("label")
         for table in (self.columns, self.table):
             if column in table.column_names:
-                return _strings(table[column])
+                return np.char.strip(_strings(table[column]))
         known = sorted({*self.columns.column_names, *self.table.column_names})
         raise DataError(f"no column {column!r}{nearest(column, known)}; the data has: {choices(known)}")
 
@@ -84,8 +110,8 @@ def assemble(parts: Sequence[RawRows], data: DataConfig, task: Task) -> Examples
     """Check every row of all parts and return them as one table.
 
     Raises:
-        DataError: a column is missing, a text is empty, a label is missing or not of its kind, there is no example at
-            all. The message names the file, the row and the column.
+        DataError: a column is missing, a text is empty, a label is missing, not of its kind or without training
+            examples, there is no example at all. The message names the file, the row and the column.
     """
     read = _causal if task == "causal_lm" else _labelled
     tables = []
@@ -100,32 +126,26 @@ def assemble(parts: Sequence[RawRows], data: DataConfig, task: Task) -> Examples
         raise DataError(f"no examples in {sources or 'the data'}")
     if "train" not in table["split"].unique().to_pylist():
         raise DataError(f"no training examples in {sources}: name the split that serves as train")
-    return Examples(task, table, _own_columns(parts), _label_names(table, data, task, sources))
-
-
-def parse_template(template: str, setting: str) -> list[tuple[str, str | None]]:
-    """Return a template's parts: (literal text, column that follows it or None).
-
-    Raises:
-        DataError: unbalanced braces, or a field that is more than a column's name.
-    """
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise DataError(f"{setting}: {template!r} is not a template: {error}; write {{{{ for a brace") from None
-    for _, column, specification, conversion in parts:
-        if column == "" or specification or conversion:
-            raise DataError(f"{setting}: {template!r}: a field must be a column's name in braces, such as {{text}}")
-    return [(literal, column) for literal, column, _, _ in parts]
+    origins = [np.stack([np.full(len(raw), part), _numbers(raw)], axis=1) for part, raw in enumerate(parts)]
+    examples = Examples(
+        task, table, _own_columns(parts), np.concatenate(origins), tuple(f"{raw.where}: {raw.unit}" for raw in parts)
+    )
+    if task == "regression":
+        _check_scores(examples, data)
+    if task != "classification":
+        return examples
+    names = _label_names(examples, data, sources)
+    label_column = data.label if data.label in examples.column_names else None
+    return replace(examples, label_column=label_column, label_names=names)
 
 
 def _labelled(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]:
     """Return text, label and, where configured, text_pair of these rows."""
-    values = list(enumerate(_column(raw, data.label, "data.label")))
+    values = list(enumerate(column_of(raw, data.label, "data.label")))
     if task == "regression":
         labels = pa.array([_number(value, raw, row, data.label) for row, value in values], pa.float64())
     else:
-        labels = _array([_class_name(value, raw, row, data.label) for row, value in values], raw, data.label)
+        labels = _array([_class(value, raw, row, data.label) for row, value in values], raw, data.label)
     fields = {"text": _texts(raw, data.text, "data.text"), "label": labels}
     if data.text_pair is not None:
         fields["text_pair"] = _texts(raw, data.text_pair, "data.text_pair")
@@ -134,52 +154,31 @@ def _labelled(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]
 
 def _causal(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]:
     """Return prompt and answer of these rows, with the templates filled in."""
-    prompts = _filled(raw, data.prompt, "data.prompt")
-    answers = _filled(raw, data.answer, "data.answer")
+    prompts = filled(raw, data.prompt, "data.prompt")
+    answers = filled(raw, data.answer, "data.answer")
     for row, answer in enumerate(answers):
         if not answer.strip():
             raise DataError(f"{raw.row(row)}: the answer {data.answer!r} is empty")
     return {"prompt": _array(prompts, raw, data.prompt), "answer": _array(answers, raw, data.answer)}
 
 
-def _filled(raw: RawRows, template: str, setting: str) -> list[str]:
-    parts = parse_template(template, setting)
-    pieces: list[Sequence[str]] = []
-    for literal, column in parts:
-        pieces.append([literal] * len(raw))
-        if column is not None:
-            pieces.append([as_text(value) for value in _column(raw, column, setting)])
-    return ["".join(row) for row in zip(*pieces, strict=True)] if pieces else [""] * len(raw)
-
-
-def _column(raw: RawRows, name: str, setting: str) -> Sequence[Any]:
-    if name not in raw.columns and len(raw):
-        known = list(raw.columns)
-        raise DataError(
-            f"{raw.where}: no column {name!r} ({setting}){nearest(name, known)}; its columns: {choices(known)}"
-        )
-    return raw.columns.get(name, ())
-
-
 def _texts(raw: RawRows, column: str, setting: str) -> pa.Array:
-    values = _column(raw, column, setting)
+    values = column_of(raw, column, setting)
     for row, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
-            came = "nothing" if value is None else "an empty text" if isinstance(value, str) else repr(value)[:80]
+            came = "an empty text" if isinstance(value, str) else shown(value)
             raise DataError(f"{raw.at(row, column)}: expected a text, got {came}")
     return _array(values, raw, column)
 
 
-def _class_name(value: Any, raw: RawRows, row: int, column: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, bool | int) or (isinstance(value, float) and value.is_integer()):
-        return str(int(value) if isinstance(value, float) else value)
-    came = "nothing" if value is None or value == "" else repr(value)[:80]
-    raise DataError(
-        f"{raw.at(row, column)}: expected a class name or a whole number, got {came}; for a split without labels "
-        "name another one, for decimal numbers set `task: regression`"
-    )
+def _class(value: Any, raw: RawRows, row: int, column: str) -> str:
+    name = class_name(value)
+    if name is None:
+        raise DataError(
+            f"{raw.at(row, column)}: expected a class name or a whole number, got {shown(value)}; for a split without "
+            "labels name another one, for decimal numbers set `task: regression`"
+        )
+    return name
 
 
 def _number(value: Any, raw: RawRows, row: int, column: str) -> float:
@@ -188,18 +187,8 @@ def _number(value: Any, raw: RawRows, row: int, column: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        came = "nothing" if value is None or value == "" else repr(value)[:80]
-        raise DataError(f"{raw.at(row, column)}: expected a finite number (task regression), got {came}")
+        raise DataError(f"{raw.at(row, column)}: expected a finite number (task regression), got {shown(value)}")
     return number
-
-
-def as_text(value: Any) -> str:
-    """Return any value of a row as text: nothing is empty, lists and mappings are JSON."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
 
 
 def _own_columns(parts: Sequence[RawRows]) -> pa.Table:
@@ -222,12 +211,43 @@ def _array(values: Sequence[str], raw: RawRows, column: str) -> pa.Array:
         raise DataError(f"{raw.at(row, column)}: not a Unicode text: {error.reason}") from None
 
 
-def _label_names(table: pa.Table, data: DataConfig, task: Task, sources: str) -> tuple[str, ...]:
-    """Return the class names, sorted; as numbers where all are whole numbers."""
-    if task != "classification":
-        return ()
-    names = table["label"].unique().to_pylist()
+def _numbers(raw: RawRows) -> Sequence[int]:
+    """Return the number of every row, for messages."""
+    return raw.rows if raw.rows is not None else range(1, len(raw) + 1)
+
+
+def _label_names(examples: Examples, data: DataConfig, sources: str) -> tuple[str, ...]:
+    """Return the class names of the training examples, sorted; as numbers where all are whole numbers.
+
+    Raises:
+        DataError: there is a single class, or another split has classes that training lacks.
+    """
+    training = pc.equal(examples.table["split"], "train")
+    names = examples.table["label"].filter(training).unique().to_pylist()
     if len(names) < MIN_CLASSES:
         raise DataError(f"{sources}: column {data.label!r} holds the single class {names[0]!r}; expected at least two")
     whole = all(name.lstrip("-").isascii() and name.lstrip("-").isdigit() for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names))
+    names = sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names)
+    unseen = np.flatnonzero(~pc.is_in(examples.table["label"], value_set=pa.array(names)).to_numpy())
+    if len(unseen):
+        new = examples.table["label"].take(unseen).unique().to_pylist()
+        raise DataError(
+            f"{examples.place(int(unseen[0]))}: column {data.label!r}: {len(unseen)} examples have classes that no "
+            f"training example has: {choices(map(repr, new))}{nearest(new[0], names)}; classes of the training "
+            f"examples: {choices(map(repr, names))}; {LEAVE_OUT if str(UNLABELLED) in new else ADD}"
+        )
+    return tuple(names)
+
+
+def _check_scores(examples: Examples, data: DataConfig) -> None:
+    """Refuse a split whose labels are all -1, below every training label."""
+    labels, split = examples.table["label"].to_numpy(), examples.field("split")
+    if labels[split == "train"].min() <= UNLABELLED:
+        return
+    for name in SPLITS[1:]:
+        rows = np.flatnonzero(split == name)
+        if len(rows) and (labels[rows] == UNLABELLED).all():
+            raise DataError(
+                f"{examples.place(int(rows[0]))}: column {data.label!r}: every label of the {name} split is -1, which "
+                f"is below every training label; {LEAVE_OUT}"
+            )

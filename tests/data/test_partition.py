@@ -86,9 +86,10 @@ def test_official_splits_follow_the_training_distribution(labelled: Labelled, ki
         assert all(abs(test[label] - train[label] / 2) <= 2 for label in "abc")
 
 
-def test_official_examples_of_an_unseen_class_are_assigned_too(labelled: Labelled) -> None:
-    examples = labelled(("train", "f", "t", abc(20)), ("test", "f", "t", [*abc(3), "new", "new"]))
-    result = assign(examples, "dirichlet", 3)
+def test_official_examples_of_an_unseen_stratum_are_assigned_too(labelled: Labelled) -> None:
+    """In `iid`-like kinds a client may get examples of a stratum that no training example has."""
+    examples = labelled(("train", "f", "t", abc(20)), ("test", "f", "t", abc(3)), ("test", "f", "new", abc(1)))
+    result = assign(examples, "mixed_task", 3)
     assert rows_of(result) == list(range(len(examples)))
 
 
