@@ -78,9 +78,9 @@ class DataConfig(Section):
     label: str = "label"
     """Column with the label (class name or number; a number for regression)."""
     prompt: str = "{prompt}"
-    """causal_lm: template of what the model reads, with {column} fields; no loss here. {column?} may be missing or empty,
-    and {column?:TEXT} is TEXT where the column is not empty, and nothing otherwise; TEXT may have fields. The prompt of
-    Alpaca: "{instruction}{input?:\\n\\n### Input:\\n{input}}\\n\\n### Response:\\n"."""
+    """causal_lm: template of what the model reads, with {column} fields; no loss here. {column?} may be missing or
+    empty, and {column?:TEXT} is TEXT where the column is not empty, and nothing otherwise; TEXT may have fields. The
+    prompt of Alpaca: "{instruction}{input?:\\n\\n### Input:\\n{input}}\\n\\n### Response:\\n"."""
     answer: str = "{answer}"
     """causal_lm: template of what it must continue with; the loss is taken here (and on the end-of-text token)."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128

@@ -1,9 +1,8 @@
-"""Reads files into raw rows: JSON lines, JSON, CSV and Parquet. Every mistake is reported with its line or row."""
+"""Reads files into raw rows: JSON lines, JSON, CSV, TSV and Parquet. Every mistake is reported with its line or row."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedray.config import RawRows
+from fedray.data.csv_files import check_names, decoded, read_csv, read_tsv
 from fedray.errors import DataError, choices
 from fedray.types import Split
 
 Columns = dict[str, Sequence[Any]]
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+"""pyarrow's name of a compression by the suffix of its files."""
 LARGEST = 10_000_000_000
-"""Bytes of a file, and of what a Parquet file says that it unpacks to: all of it is read into memory."""
+"""Bytes of a file, and of what a compressed or Parquet file unpacks to: all of it is read into memory."""
+CHUNK = 1 << 24
+"""Bytes that are unpacked at once."""
+
+
+@dataclass(frozen=True)
+class FileName:
+    """The parts of a file's name: `train.jsonl.gz` is (train, .jsonl, .gz)."""
+
+    stem: str
+    format: str
+    compression: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileName":
+        compression = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
+        inner = Path(path.stem) if compression else path
+        return cls(inner.stem, inner.suffix.lower(), compression)
 
 
 def read_file(path: Path, split: Split, file: str, task: str) -> RawRows:
-    """Read one jsonl, JSON, CSV or Parquet file.
+    """Read one file.
 
     Args:
-        path: the file; its suffix says which kind it is.
+        path: the file; its suffixes say which kind it is, for example `.csv` or `.jsonl.gz`.
         split: to which its rows belong.
         file: natural client of its rows.
         task: name of the task of its rows.
@@ -32,20 +51,24 @@ def read_file(path: Path, split: Split, file: str, task: str) -> RawRows:
     Raises:
         DataError: the file is missing, of another kind, too large, not UTF-8 or malformed.
     """
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise DataError(f"{path}: unknown kind of file {suffix!r}; allowed: {choices(FORMATS)}")
-    if suffix == ".parquet":
+    name, where = FileName.of(path), str(path)
+    if name.format not in FORMATS or (name.format == ".parquet" and name.compression):
+        raise DataError(
+            f"{path}: unknown kind of file {name.format + name.compression!r}; allowed: {choices(FORMATS)}; all but "
+            f".parquet may be compressed: {choices(COMPRESSED)}"
+        )
+    if name.format == ".parquet":
         return _parquet(path, split, file, task)
-    text = _text(path)
-    if suffix == ".csv":
-        columns, rows = _csv(text, str(path))
-    elif suffix == ".json" and text.lstrip().startswith("["):
-        columns, rows = _json_array(text, str(path))
-        return RawRows(str(path), columns, split, file, task, rows)
-    else:
-        columns, rows = _json_lines(text, str(path))
-    return RawRows(str(path), columns, split, file, task, rows, unit="line")
+    raw = _content(path, name.compression)
+    if name.format in (".csv", ".tsv"):
+        columns, rows = (read_csv if name.format == ".csv" else read_tsv)(raw, where)
+        return RawRows(where, columns, split, file, task, rows, unit="line")
+    text = decoded(raw, where)
+    if name.format == ".json" and (records := _document(text, where, split)) is not None:
+        rows = list(range(1, len(records) + 1))
+        return RawRows(where, _columns(records, rows, where, "row"), split, file, task, rows)
+    records, rows = _json_lines(text, where)
+    return RawRows(where, _columns(records, rows, where, "line"), split, file, task, rows, unit="line")
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -56,43 +79,23 @@ def _check_size(path: Path, size: int) -> None:
         )
 
 
-def _text(path: Path) -> str:
+def _content(path: Path, compression: str) -> bytes:
+    """Return a file's bytes, unpacked."""
     try:
         _check_size(path, path.stat().st_size)
-        raw = path.read_bytes()
-        return raw.decode("utf-8-sig")
+        if not compression:
+            return path.read_bytes()
+        content = bytearray()
+        with pa.input_stream(str(path), compression=COMPRESSED[compression]) as stream:
+            while chunk := stream.read(CHUNK):
+                content += chunk
+                _check_size(path, len(content))
+        return bytes(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: line {line}: not UTF-8: {error.reason}; save the file as UTF-8") from None
 
 
-def _csv(text: str, where: str) -> tuple[Columns, list[int]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    records: list[list[str]] = []
-    rows: list[int] = []
-    start = 1
-    try:
-        for record in reader:
-            if not header:
-                header = record
-                if len(set(header)) < len(header):
-                    raise DataError(f"{where}: line 1: a column's name occurs twice: {choices(header)}")
-            elif record:
-                if len(record) != len(header):
-                    raise DataError(f"{where}: line {start}: {len(record)} fields, but the header has {len(header)}")
-                records.append(record)
-                rows.append(start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{where}: line {start}: not valid CSV: {error}") from None
-    columns: Columns = {name: [record[i] for record in records] for i, name in enumerate(header)}
-    return columns, rows
-
-
-def _json_lines(text: str, where: str) -> tuple[Columns, list[int]]:
+def _json_lines(text: str, where: str) -> tuple[list[Any], list[int]]:
     records, rows = [], []
     # Not splitlines(): JSON strings may hold U+2028 and other breaks unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -102,18 +105,41 @@ def _json_lines(text: str, where: str) -> tuple[Columns, list[int]]:
             except (ValueError, RecursionError) as error:  # ValueError: a whole number of thousands of digits
                 raise DataError(f"{where}: line {number}: not valid JSON: {error}") from None
             rows.append(number)
-    return _columns(records, rows, where, "line"), rows
+    return records, rows
 
 
-def _json_array(text: str, where: str) -> tuple[Columns, list[int]]:
+def _document(text: str, where: str, split: Split) -> list[Any] | None:
+    """Return the rows of a file that is one JSON value; None if it has a value per line.
+
+    The value is an array of rows, an object that holds one, such as {"data": [...]}, or a single row.
+    """
+    start = text.lstrip()[:1]
+    if start not in ("[", "{"):
+        return None
     try:
-        records = json.loads(text)
+        document = json.loads(text)
     except json.JSONDecodeError as error:
+        if start == "{" and error.msg == "Extra data":  # further lines
+            return None
         raise DataError(f"{where}: line {error.lineno}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
-    rows = list(range(1, len(records) + 1))
-    return _columns(records, rows, where, "row"), rows
+    if isinstance(document, list):
+        return document
+    tables = {key: value for key, value in document.items() if _is_table(value)}
+    if not tables:
+        return [document]
+    if len(tables) > 1 and split not in tables:
+        raise DataError(
+            f"{where}: an object with several lists of rows: {choices(map(repr, tables))}; expected one, or one named "
+            f"{split!r}; save the rows as a file of their own"
+        )
+    found: list[Any] = tables[split] if split in tables else next(iter(tables.values()))
+    return found
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _columns(records: list[Any], rows: list[int], where: str, unit: str) -> Columns:
@@ -128,6 +154,7 @@ def _parquet(path: Path, split: Split, file: str, task: str) -> RawRows:
     try:
         _check_size(path, path.stat().st_size)
         with pq.ParquetFile(path) as opened:
+            check_names(opened.schema_arrow.names, str(path))
             groups = range(opened.metadata.num_row_groups)
             _check_size(path, sum(opened.metadata.row_group(group).total_byte_size for group in groups))
             table = opened.read()

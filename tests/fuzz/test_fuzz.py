@@ -145,6 +145,7 @@ def test_overrides(fuzzed: Any) -> None:
 
 TEXT_FILES = {
     ".csv": b'text,label,who\n"a, b",1,x\n"line\nbreak",0,y\nplain,1,"q""q"\n',
+    ".tsv": b'text\tlabel\n"a"\t1\n"b\nc"\t"x"\nplain "q\t1\n',
     ".jsonl": b'{"text": "a", "label": 1}\n{"text": "b\\u2028", "label": null, "more": [1, {"x": 1.5}]}\n',
     ".json": b'[{"text": "a", "label": 1},\n {"text": "b", "label": "x"}]',
 }

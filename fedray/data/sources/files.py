@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from fedray.config import DataConfig, RawRows
-from fedray.data.readers import read_file
+from fedray.data.readers import FileName, read_file
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Split, Task
 
@@ -18,7 +18,8 @@ class Files(DataConfig):
 
     files: dict[str, str | dict[str, str]] = Field(default_factory=dict)
     """{train: PATH, validation: PATH, test: PATH}, or one such mapping (or one path) per task or client:
-    {NAME: {train: PATH, ...}} or {NAME: PATH}. jsonl, JSON array (.json), .csv, .parquet; a path may hold `*`."""
+    {NAME: {train: PATH, ...}} or {NAME: PATH}. .jsonl, .json (an array of rows, or {"data": [...]}), .csv, .tsv,
+    .parquet; all but Parquet also compressed, such as .csv.gz or .jsonl.zst. A path may hold `*`."""
 
     @model_validator(mode="after")
     def _has_files(self) -> Self:
@@ -54,7 +55,9 @@ def _check_splits(names: Iterable[str], where: str) -> None:
 def _read_pattern(pattern: str, split: Split, name: str | None, where: str) -> Iterator[RawRows]:
     """Yield the files of a path that may hold `*`; without a given name each is named after itself."""
     path = Path(pattern).expanduser()
-    paths = sorted(Path(found) for found in glob.glob(str(path))) if "*" in pattern else [path]
+    # Brackets are part of a folder's name.
+    parts = [part if "*" in part else glob.escape(part) for part in path.parts]
+    paths = sorted(Path(found) for found in glob.glob(str(Path(*parts)))) if "*" in pattern else [path]
     if not paths:
         raise DataError(f"{where}: no file matches {pattern!r} from {Path.cwd()}")
     for found, own_name in zip(paths, _names(paths), strict=True):
@@ -69,10 +72,11 @@ def _read_pattern(pattern: str, split: Split, name: str | None, where: str) -> I
 
 def _names(paths: list[Path]) -> list[str]:
     """Return a name for every file: its stem, or its folder's name where stems repeat (boolq/train.json)."""
-    for names in ([path.stem for path in paths], [path.parent.name for path in paths]):
+    stems = [FileName.of(path).stem for path in paths]
+    for names in (stems, [path.parent.name for path in paths]):
         if len(set(names)) == len(paths):
             return names
-    return [path.with_suffix("").as_posix() for path in paths]
+    return [path.with_name(stem).as_posix() for path, stem in zip(paths, stems, strict=True)]
 
 
 ENTRY = Files

@@ -1,5 +1,6 @@
 """Files: every format, every kind of mistake with its place, and what common columns and templates make of rows."""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedray.data.examples import Examples, assemble
+from fedray.data.readers import COMPRESSED
 from fedray.data.sources.files import Files
 from fedray.errors import DataError
 from fedray.types import Task
@@ -41,7 +43,12 @@ def as_csv(path: Path) -> None:
 FORMATS: dict[str, Callable[[Path], object]] = {
     "x.jsonl": lambda path: path.write_text(lines(*ROWS)),
     "x.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "lines.json": lambda path: path.write_text(lines(*ROWS)),
+    "data.json": lambda path: path.write_text(json.dumps({"version": 1, "tags": ["a"], "data": ROWS}, indent=2)),
+    "splits.json": lambda path: path.write_text(json.dumps({"train": ROWS, "test": ROWS[:1]})),
     "x.csv": as_csv,
+    "x.tsv": lambda path: path.write_text('text\tlabel\none, two\ta\n"say ""hi""\nthere"\tb\né\ta\n'),
+    "X.CSV": as_csv,
     "x.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
 }
 
@@ -49,7 +56,24 @@ FORMATS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_examples(tmp_path: Path, name: str) -> None:
     FORMATS[name](tmp_path / name)
-    examples = load({"train": str(tmp_path / name)})
+    assert_rows(load({"train": str(tmp_path / name)}))
+
+
+@pytest.mark.parametrize("suffix", COMPRESSED)
+@pytest.mark.parametrize("name", ["x.jsonl", "data.json", "x.csv", "x.tsv"])
+def test_files_may_be_compressed(tmp_path: Path, name: str, suffix: str) -> None:
+    FORMATS[name](tmp_path / name)
+    packed = tmp_path / f"{name}{suffix}"
+    with pa.CompressedOutputStream(str(packed), COMPRESSED[suffix]) as stream:
+        stream.write((tmp_path / name).read_bytes())
+    assert_rows(load({"train": str(packed)}))
+    (tmp_path / "cut").mkdir()
+    cut = write(tmp_path, f"cut/{packed.name}", packed.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"cut/.*: cannot be read: .*[Tt]runcated"):
+        load({"train": cut})
+
+
+def assert_rows(examples: Examples) -> None:
     assert examples.table.select(["text", "label"]).to_pylist() == ROWS
     assert examples.label_names == ("a", "b")
 
@@ -85,6 +109,27 @@ def test_tasks_and_clients_by_name_and_by_pattern(tmp_path: Path) -> None:
     assert set(one_path_each.field("file")) == {"x", "test"}
 
 
+def test_files_of_a_pattern_are_named_without_their_suffixes(tmp_path: Path) -> None:
+    """Brackets are part of a folder's name, as programs make it; only `*` stands for other characters."""
+    for name in ("a", "b"):
+        with pa.CompressedOutputStream(str(tmp_path / f"{name}.jsonl.gz"), "gzip") as stream:
+            stream.write(GOOD.encode())
+        write(tmp_path, f"run [v1.2]/{name}.x.csv", "text,label\nt,a\ns,b\n")
+    assert set(load({"train": str(tmp_path / "*.jsonl.gz")}).field("file")) == {"a", "b"}
+    assert set(load({"train": str(tmp_path / "run [v1.2]" / "*.csv")}).field("file")) == {"a.x", "b.x"}
+    assert set(load({"train": str(tmp_path / "run [v1.2]" / "a.x.csv")}).field("file")) == {"a.x"}
+
+
+def test_a_csv_field_may_be_long(tmp_path: Path) -> None:
+    """The csv module refuses more than 131,072 characters; its limit is the same afterwards."""
+    limit = csv.field_size_limit()
+    long = "word " * 60_000
+    for quoted in (f'"{long}"', f'a "{long}'):  # a quote inside a field is left to the strict parser
+        path = write(tmp_path, "x.csv", f"text,label\n{quoted},a\nt,b\n")
+        assert load({"train": path}).field("text")[0] == quoted.strip('"')
+    assert csv.field_size_limit() == limit
+
+
 def test_templates_fill_prompt_and_answer_and_own_columns_stay(tmp_path: Path) -> None:
     path = write(tmp_path, "x.jsonl", lines({"q": "2+2?", "answer": 4, "who": None}, {"q": "x", "answer": [1]}))
     examples = load({"train": path}, "causal_lm", prompt="Q: {q} {{A}} {who}", answer="= {answer}")
@@ -103,6 +148,15 @@ def test_regression_labels_are_numbers_and_pairs_have_two_texts(tmp_path: Path) 
 
 GOOD = lines(*ROWS)
 
+
+def twice() -> bytes:
+    """Return a Parquet file with two columns of one name."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["text", "text", "label"]), sink)
+    return bytes(sink.getvalue())
+
+
+TWICE = twice()
 
 BAD_FILES: list[tuple[str, str | bytes, Task, dict[str, Any], list[str]]] = [
     ("x.jsonl", GOOD + "\n{oops\n", "classification", {}, ["x.jsonl: line 5: not valid JSON"]),
@@ -135,9 +189,24 @@ BAD_FILES: list[tuple[str, str | bytes, Task, dict[str, Any], list[str]]] = [
     ("x.csv", 'text,label\n"a\nb",x\nc\n', "classification", {}, ["x.csv: line 4: 1 fields", "header has 2"]),
     ("x.csv", 'text,label\na,x\n"b,y\n', "classification", {}, ["x.csv: line 3: not valid CSV"]),
     ("x.csv", 'text,label\n"a\nb",x\n,y\n', "classification", {}, ["x.csv: line 4: column 'text'"]),
-    ("x.csv", "text,text\na,x\n", "classification", {}, ["line 1", "twice"]),
+    ("x.csv", "text,b,b,text\na,x,,\n", "classification", {}, ["line 1", "twice: 'text', 'b'; rename or remove"]),
+    ("x.csv", b"text,label\na,x\n\xff,x\n", "classification", {}, ["x.csv: line 3: not UTF-8"]),
+    ("x.tsv", "text\tlabel\na\tx\n\nb\n", "classification", {}, ["x.tsv: line 4: 1 fields", "header has 2"]),
+    ("x.tsv", 'text\tlabel\na\tx\n"b\n', "classification", {}, ["x.tsv: line 3: not valid CSV"]),
     ("x.parquet", "PAR1", "classification", {}, ["x.parquet: not a valid Parquet file"]),
-    ("x.tsv", "a\tb", "classification", {}, ["x.tsv", "'.tsv'", ".jsonl, .json, .csv, .parquet"]),
+    ("x.parquet", TWICE, "classification", {}, ["x.parquet: a column's name occurs twice: 'text'"]),
+    ("x.json", '{"rows": [{"text": "a"}, 3]}', "classification", {}, ["x.json: row 2: expected an object", "int"]),
+    (
+        "x.json",
+        json.dumps({"a": ROWS, "b": ROWS}),
+        "classification",
+        {},
+        ["several lists of rows: 'a', 'b'", "'train'"],
+    ),
+    ("x.json", '{\n"data": [{]}', "classification", {}, ["x.json: line 2: not valid JSON"]),
+    ("x.csv.gz", GOOD, "classification", {}, ["x.csv.gz: cannot be read"]),
+    ("x.xlsx", "a\tb", "classification", {}, ["x.xlsx", "'.xlsx'", ".jsonl, .json, .csv, .tsv, .parquet", ".gz, .zst"]),
+    ("x.parquet.gz", "", "classification", {}, ["'.parquet.gz'", "all but .parquet may be compressed"]),
 ]
 
 
