@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 ClientId = str
-"""Name of a client, safe as a file name: letters, digits, `.`, `_`, `-`."""
+"""Name of a client: any text that is not empty. `fedray.storage.paths.safe_name` returns the name of its files."""
 
 Vector = npt.NDArray[np.float32]
 """A flat float32 vector; a `Layout` says what it holds."""

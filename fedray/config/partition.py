@@ -62,7 +62,7 @@ class Shares:
         strata: int [examples], stratum of every example; UNASSIGNED (-1) for examples that no client gets.
         shares: float [clients, strata]; every column adds up to 1.
         free: whether a client may get a few examples of a stratum in which its share is 0, to reach the minimum.
-        names: name of every client; default client_000, client_001, ...
+        names: name of every client, numbered where a name occurs again; default client_000, client_001, ...
     """
 
     strata: IntArray
@@ -89,7 +89,8 @@ class NaturalClients:
     """Clients that the data itself names. Where `clients.count` asks for fewer, the largest ones are kept.
 
     Attributes:
-        values: text [examples], the client of every example.
+        values: text [examples], the client of every example; empty where there is none, which is allowed only for all
+            examples of a validation or test split.
         origin: what the clients are, in messages, for example `the files`.
     """
 

@@ -1,6 +1,5 @@
 """Names of clients."""
 
-import re
 from collections.abc import Sequence
 
 from fedray.types import ClientId
@@ -12,16 +11,15 @@ def numbered(count: int) -> list[ClientId]:
     return [f"client_{index:0{width}d}" for index in range(count)]
 
 
-def safe_names(values: Sequence[str]) -> list[ClientId]:
-    """Return a name per value that is safe as a file name, also where case does not count; names stay unique."""
+def unique_names(values: Sequence[str]) -> list[ClientId]:
+    """Return a name per value: the value itself, with a number where it occurs again (boolq, boolq_2)."""
     taken: set[str] = set()
     names = []
     for value in values:
-        base = re.sub(r"[^A-Za-z0-9._-]+", "_", value).strip("._-")[:80] or "unnamed"
-        name, number = base, 1
-        while name.casefold() in taken:
+        name, number = value, 1
+        while name in taken:
             number += 1
-            name = f"{base}_{number}"
-        taken.add(name.casefold())
+            name = f"{value}_{number}"
+        taken.add(name)
         names.append(name)
     return names

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedray.config import NaturalClients, PartitionConfig, Shares
 from fedray.config.partition import UNASSIGNED, IntArray
-from fedray.data.client_names import numbered, safe_names
+from fedray.data.client_names import numbered, unique_names
 from fedray.data.examples import Examples
 from fedray.data.holdout import classes_of, needed, split_holdout
 from fedray.data.strata import apportion, columns_of, fill, repair
@@ -75,6 +75,7 @@ def _assigned(
         if len(given) != len(examples):
             raise DataError(f"partition {config.name}: assigns {len(given)} examples, but the data has {len(examples)}")
         if isinstance(found, NaturalClients):
+            _check_named(found, examples, parts)
             return _by_nature(found, config, num_clients, parts, fill_rng)
         strata = found.strata[train]
         sizes = np.bincount(strata[strata != UNASSIGNED], minlength=found.shares.shape[1])
@@ -93,7 +94,7 @@ def _by_shares(
     """Return the clients and every row's owner, given how many training examples of each stratum they get."""
     train, least = parts["train"], needed(config, parts)
     counts = repair(counts, least, found.shares, found.allowed())
-    clients = numbered(len(counts)) if found.names is None else safe_names(found.names)
+    clients = numbered(len(counts)) if found.names is None else unique_names(found.names)
     _check_train(clients, counts.sum(axis=1), least, config, len(train))
     owner = np.full(len(found.strata), UNASSIGNED)
     owner[train] = fill(counts, found.strata[train], rng)
@@ -119,7 +120,7 @@ def _by_nature(
         )
     largest = np.sort(np.lexsort((names, -sizes))[:num_clients])
     names, kept_sizes = names[largest], sizes[largest]
-    clients = safe_names([str(name) for name in names])
+    clients = [str(name) for name in names]
     least = needed(config, parts)
     _check_train(clients, kept_sizes, least, config, len(parts["train"]), int((sizes >= least).sum()))
     position = np.minimum(np.searchsorted(names, found.values), len(names) - 1)
@@ -156,6 +157,19 @@ def _rows_by_owner(rows: IntArray, owner: IntArray, num_clients: int) -> list[In
     """Return the rows of every client, in ascending order."""
     grouped = rows[np.argsort(owner[rows], kind="stable")]
     return np.split(grouped, np.searchsorted(owner[grouped], np.arange(num_clients + 1)))[1:-1]
+
+
+def _check_named(found: NaturalClients, examples: Examples, parts: Parts) -> None:
+    """Refuse examples without a client. Only a validation or test split may have none at all: it is then common to all
+    clients."""
+    for split, rows in parts.items():
+        nameless = rows[found.values[rows] == ""]
+        if len(nameless) and (split == "train" or len(nameless) < len(rows)):
+            first = min(nameless, key=lambda row: tuple(examples.origins[row]))
+            raise DataError(
+                f"{examples.place(first)}: no client ({found.origin}: nothing); {len(nameless)} of {len(rows)} {split} "
+                "examples have none; name one in each, or leave these rows out"
+            )
 
 
 def _check_train(

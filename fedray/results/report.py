@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -98,7 +99,7 @@ class LiveProgress(LiveBars, Callback):
         self._bars.advance(self._tasks[event.method], len(event.clients))
 
     def on_task_failed(self, event: TaskFailed) -> None:
-        self._console.print(failure_line(event), style="yellow", highlight=False, soft_wrap=True)
+        self._console.print(failure_line(event), style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def on_round_finished(self, event: RoundFinished) -> None:
         at = "final pass" if event.final else f"round {round_number(event.server_round)}"
@@ -228,7 +229,7 @@ def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
     for client in clients:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
-        table.add_row(client.id, client.tier, *counts)
+        table.add_row(escape(" ".join(client.id.split())), client.tier, *counts)
     return table
 
 

@@ -24,6 +24,9 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 JOB_FOLDERS = "working_dir_files"
 """Name of the folder into which Ray unpacks the working directories of jobs."""
 
+CAPITALS = re.compile("[A-Z]")
+"""Other letters are percent-encoded."""
+
 LONGEST_NAME = 150
 """Longest file name derived from a client's id, in characters; most file systems allow 255 bytes."""
 
@@ -224,10 +227,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def safe_name(id: str) -> str:
-    """Return a file name that is unique to the id and cannot lead out of its folder: `a/../b` becomes `a%2F..%2Fb`."""
+    """Return a file name that is unique to the id and cannot lead out of its folder: `a/../b` becomes `a%2F..%2Fb`.
+
+    Names of different ids differ also where a file system ignores case or composes letters in its own way: an id with
+    capital letters gets a hash, so that `All` becomes `All~` and 16 digits.
+    """
     name = quote(id, safe=" ", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
         name = f"%2E{name[1:]}"
-    if len(name) > LONGEST_NAME or not name:
+    if len(name) > LONGEST_NAME or not name or CAPITALS.search(id):
         name = f"{name[:LONGEST_NAME]}~{sha256(id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     return name

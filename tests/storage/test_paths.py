@@ -2,6 +2,7 @@
 
 import os
 import resource
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,9 @@ def test_the_home_folder_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ("id", "expected"),
     [
         ("client_001", "client_001"),
-        ("Zoë Müller", "Zo%C3%AB M%C3%BCller"),
+        ("zoë müller", "zo%C3%AB m%C3%BCller"),
+        ("北京", "%E5%8C%97%E4%BA%AC"),
+        ("All", "All~a52ace420f2175d0"),
         ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
         (".", "%2E"),
         ("..", "%2E."),
@@ -107,4 +110,10 @@ def test_an_id_leads_nowhere_else_and_to_nobody_else(one: str, other: str) -> No
     assert name not in ("", ".", "..")
     assert not set("/\\\0\n") & set(name)
     assert len(f"{name}.safetensors".encode()) < 255
-    assert (name == safe_name(other)) == (one == other)
+    assert (name.casefold() == safe_name(other).casefold()) == (one == other)
+
+
+def test_files_of_different_ids_differ_also_where_case_and_composition_do_not_count() -> None:
+    ids = ["all", "All", "ALL", "%c3", "%C3", "é", "e\u0301", "É", "x" * 200, "X" * 200, "x~1"]
+    names = {unicodedata.normalize("NFC", safe_name(id)).casefold() for id in ids}
+    assert len(names) == len(ids)

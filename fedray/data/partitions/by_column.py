@@ -12,7 +12,7 @@ class ByColumn(PartitionConfig):
     """The values of a column are the clients."""
 
     column: str | None = None
-    """The column whose values are the clients."""
+    """The column whose values are the clients; every training example must have one."""
 
     @model_validator(mode="after")
     def _has_column(self) -> Self:

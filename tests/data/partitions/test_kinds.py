@@ -1,14 +1,21 @@
 """Built-in partitioners: what each kind is for."""
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
+import pytest
 from partitioning import abc, assign, histogram, rows_of
 
-from fedray.data.examples import Examples
+from fedray.config import RawRows
+from fedray.data.examples import Examples, assemble
 from fedray.data.partitions.shards import holders
+from fedray.data.sources.files import Files
+from fedray.errors import DataError
+from fedray.types import Split
 
 Labelled = Callable[..., Examples]
 
@@ -93,16 +100,45 @@ def test_mixed_task_gives_every_client_its_own_mixture(labelled: Labelled) -> No
     assert max(largest_share(1e6)) < 0.36
 
 
-def test_natural_clients_are_the_largest_with_safe_names(labelled: Labelled) -> None:
+def test_natural_clients_are_the_largest_with_their_own_names(labelled: Labelled) -> None:
     examples = labelled(*[("train", f"Speaker {n}/x", "t", abc(n)) for n in (4, 9, 7, 3)])
     result = assign(examples, "by_file", 2)
-    assert list(result) == ["Speaker_7_x", "Speaker_9_x"]
+    assert list(result) == ["Speaker 7/x", "Speaker 9/x"]
     assert {name: sum(map(len, splits.values())) for name, splits in result.items()} == {
-        "Speaker_7_x": 21,
-        "Speaker_9_x": 27,
+        "Speaker 7/x": 21,
+        "Speaker 9/x": 27,
     }
     by_label = assign(examples, "by_column", None, column="label")
     assert [set(histogram(examples, splits["train"])) for splits in by_label.values()] == [{"a"}, {"b"}, {"c"}]
+
+
+def spoken(*splits: tuple[Split, Sequence[Any]]) -> Examples:
+    """Return examples with a column of speakers, one per example; a split without any lacks the column."""
+    parts = []
+    for split, who in splits:
+        columns: dict[str, Any] = {
+            "text": [f"{split} {i}" for i in range(len(who))],
+            "label": abc(len(who))[: len(who)],
+        }
+        parts.append(RawRows(f"{split}.jsonl", columns | ({"who": who} if any(who) else {}), split, unit="line"))
+    return assemble(parts, Files(files={"train": "-"}), "classification")
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, "", "  "], ids=repr)
+def test_an_example_without_a_client_is_refused_with_its_row(nothing: Any) -> None:
+    examples = spoken(("train", [*["Ann", "Bob"] * 20, nothing, "Ann", nothing]))
+    message = r"train\.jsonl: line 41: no client \(column 'who': nothing\); 2 of 43 train examples have none"
+    with pytest.raises(DataError, match=message):
+        assign(examples, "by_column", None, column="who")
+    some = spoken(("train", ["Ann", "Bob"] * 20), ("test", ["Ann", "Bob", nothing, "Ann"]))
+    with pytest.raises(DataError, match=r"test\.jsonl: line 3: no client .* 1 of 4 test examples"):
+        assign(some, "by_column", None, column="who")
+
+
+def test_a_split_in_which_no_example_has_a_client_is_common_to_all() -> None:
+    examples = spoken(("train", ["Ann", "Bob"] * 20), ("test", [None] * 10))
+    result = assign(examples, "by_column", None, column="who")
+    assert {name: len(splits["test"]) for name, splits in result.items()} == {"Ann": 5, "Bob": 5}
 
 
 def test_no_row_twice_among_natural_clients_that_are_left_out(labelled: Labelled) -> None:
