@@ -7,6 +7,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
+from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
 from fedray.data.partition import Partition, partition
 from fedray.data.shards import FederatedData, Shard
@@ -23,7 +24,8 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     """
     count = config.clients.count
     raw = config.data.load(config.task, config.seed, count)
-    examples = subsample(assemble(list(raw), config.data, config.task), config.data, config.seed)
+    source = assemble(list(raw), config.data, config.task)
+    examples = subsample(source, config.data, config.seed)
     rows = partition(examples, config.partition, count, config.seed)
     tokens = tokenise(examples, tokenizer, config.data)
     shards = {
@@ -38,6 +40,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
         latent_group=_latent_groups(examples, config.data.group_column, rows),
         fingerprint=_fingerprint(examples, rows),
+        notes=data_notes(source, examples, rows, config.data),
     )
 
 
