@@ -48,8 +48,9 @@ class Hub(DataConfig):
             else:
                 found = datasets.load_dataset(str(folder) if folder.is_dir() else name, self.config)
         except Exception as error:  # datasets, huggingface_hub, fsspec and pyarrow each raise their own kinds
+            reasons = ": ".join(" ".join(str(reason).split()) for reason in (error, error.__cause__) if reason)
             raise DataError(
-                f"data.name: the dataset {name!r} could not be loaded: {' '.join(str(error).split())}. Without a "
+                f"data.name: the dataset {name!r} could not be loaded: {reasons}. Without a "
                 "connection to the hub, name a local dataset folder, use `source: files`, or set HF_HOME to a folder "
                 "into which it was downloaded before"
             ) from error

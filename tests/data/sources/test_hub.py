@@ -1,9 +1,14 @@
-"""Hub datasets, from a folder written here."""
+"""Hub datasets: from a folder that `datasets` saved, from a folder as the hub has it, and from a local cache."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
+from partitioning import assign
 
 from fedray.data.examples import Examples, assemble
 from fedray.data.sources.hub import Hub
@@ -25,8 +30,8 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def hub(folder: Path | str, **splits: str) -> Examples:
-    data = Hub.model_validate({"name": str(folder), "splits": splits})
+def hub(folder: Path | str, config: str | None = None, **splits: str) -> Examples:
+    data = Hub.model_validate({"name": str(folder), "config": config, "splits": splits})
     return assemble(data.load("classification", 0, None), data, "classification")
 
 
@@ -59,3 +64,87 @@ def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(DataError, match=r"data\.name: the dataset 'glue'.*Couldn't reach.*source: files.*HF_HOME"):
         hub("glue")
+
+
+CARD = """---
+license: cc0-1.0
+configs:
+- config_name: all
+  default: true
+  data_files:
+  - split: train
+    path: data/train-*.jsonl
+  - split: test
+    path: data/test.jsonl
+- config_name: few
+  data_files: few.jsonl
+- config_name: broken
+  data_files: broken.jsonl
+dataset_info:
+- config_name: all
+  features:
+  - {name: text, dtype: string}
+  - {name: label, dtype: {class_label: {names: {'0': 'no', '1': 'yes'}}}}
+  - {name: speaker, dtype: string}
+---
+# Answers by speaker
+"""
+SPEAKERS = ("北京", "Zoë", "b c")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset as it is on the hub: a card that names configurations, and the data files of their splits."""
+    folder = tmp_path / "repositories" / "said"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    for name, count in (("data/train-00000", 30), ("data/train-00001", 30), ("data/test", 9), ("few", 4)):
+        rows = [{"text": f"{name} {i}", "label": i % 2, "speaker": SPEAKERS[i % 3]} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+    return folder
+
+
+def test_a_folder_in_the_layout_of_the_hub(repository: Path) -> None:
+    """The card's default configuration with its splits and class names; the column of speakers makes the clients."""
+    examples = hub(repository)
+    assert examples.label_names == ("no", "yes")
+    split = examples.field("split")
+    assert [(split == name).sum() for name in ("train", "test")] == [60, 9]
+    clients = assign(examples, "by_column", None, column="speaker")
+    assert sorted(clients) == sorted(SPEAKERS)
+    for speaker, splits in clients.items():
+        rows = [row for rows in splits.values() for row in rows]
+        assert len(rows) == 23
+        assert set(examples.values("speaker")[rows]) == {speaker}
+        assert set(split[splits["test"]]) == {"test"}
+    assert hub(repository, "few").table["label"].to_pylist() == ["0", "1", "0", "1"]
+    with pytest.raises(DataError, match="could not be loaded: .*'many'.*'all', 'few', 'broken'"):
+        hub(repository, "many")
+    (repository / "broken.jsonl").write_text("{oops")
+    with pytest.raises(DataError, match=r"could not be loaded: An error occurred.*: JSON parse error"):
+        hub(repository, "broken")
+
+
+def test_a_dataset_in_a_local_cache_needs_no_hub(repository: Path, tmp_path: Path) -> None:
+    """A prepared cache below HF_HOME has the same form however the files came to this machine: of a dataset of
+    `somebody`, the folder's name begins with the owner's."""
+    datasets.load_dataset(str(repository), "all")
+    cache = tmp_path / "home" / "datasets"
+    (cache / "said").rename(cache / "somebody___said")
+    (tmp_path / "repositories").rename(tmp_path / "gone")
+    program = (
+        "import json, sys; from fedray.data.sources.hub import Hub\n"
+        "parts = Hub(source='hub', name='somebody/said').load('classification', 0, None)\n"
+        "print(json.dumps([(part.split, part.columns) for part in parts]))"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_DATASETS_CACHE", None)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+    (train, columns), (test, others) = json.loads(ended.stdout.splitlines()[-1])
+    assert (train, len(columns["text"]), test, len(others["text"])) == ("train", 60, "test", 9)
+    assert columns["label"][:3] == ["no", "yes", "no"]
+    assert others["speaker"][:3] == list(SPEAKERS)
