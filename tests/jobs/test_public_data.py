@@ -1,0 +1,40 @@
+"""The experiments on public data sets are valid where the data are: files, columns, natural clients, models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fedray.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+SHARED = "../shared/data"
+
+EXPECTED = {
+    "banking77": ["20 clients, 77 classes", "client_019"],
+    "clinc150": ["10 clients, 150 classes", "credit_cards"],
+    "dolly15k": ["10 clients", "client_09"],
+    "dolly15k_by_category": ["8 clients", "creative_writing"],
+    "llm_adapters": ["4 clients", "openbookqa"],
+    "snips": ["7 clients, 7 classes", "client_006"],
+    "tinyshakespeare": ["52 clients", "KING HENRY VI", "Nurse"],
+}
+"""By the name of an experiment on shared data: what `fedray validate` says of it, among other things."""
+
+
+def test_every_experiment_on_shared_data_is_tried() -> None:
+    reading = {path.stem for path in (ROOT / "jobs").glob("*.yaml") if f" {SHARED}/" in path.read_text()}
+    assert reading == set(EXPECTED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_experiment_on_shared_data_is_valid(
+    name: str, shared_data: Path, minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    ended: Any = CliRunner().invoke(app, ["validate", f"jobs/{name}.yaml", f"data.cache_dir={tmp_path}"])
+    assert ended.exit_code == 0, ended.output
+    assert "the experiment is valid" in ended.output
+    assert all(expected in ended.output for expected in EXPECTED[name]), ended.output
