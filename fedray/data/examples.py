@@ -231,10 +231,11 @@ def _label_names(examples: Examples, data: DataConfig, sources: str) -> tuple[st
     unseen = np.flatnonzero(~pc.is_in(examples.table["label"], value_set=pa.array(names)).to_numpy())
     if len(unseen):
         new = examples.table["label"].take(unseen).unique().to_pylist()
+        near, advice = ("", LEAVE_OUT) if str(UNLABELLED) in new else (nearest(new[0], names), ADD)
         raise DataError(
             f"{examples.place(int(unseen[0]))}: column {data.label!r}: {len(unseen)} examples have classes that no "
-            f"training example has: {choices(map(repr, new))}{nearest(new[0], names)}; classes of the training "
-            f"examples: {choices(map(repr, names))}; {LEAVE_OUT if str(UNLABELLED) in new else ADD}"
+            f"training example has: {choices(map(repr, new))}{near}; classes of the training examples: "
+            f"{choices(map(repr, names))}; {advice}"
         )
     return tuple(names)
 

@@ -17,6 +17,8 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,300}(\.0*)?")
 """A whole number in plain decimal form."""
 MISSING = ("NAType", "NaTType")
 """Classes of pandas' missing values."""
+MISSING_WORDS = ("NaN", "NaT", "<NA>")
+"""What missing values would be as text."""
 
 
 def is_missing(value: Any) -> bool:
@@ -32,7 +34,21 @@ def as_text(value: Any) -> str:
         return value
     if is_missing(value):
         return ""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+    if not isinstance(value, list | dict):
+        return str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if any(word in text for word in MISSING_WORDS):
+        text = json.dumps(_with_nulls(value), ensure_ascii=False, default=str)
+    return text
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return lists and mappings with None for what is missing: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(part) for part in value]
+    return None if is_missing(value) else value
 
 
 def class_name(value: Any) -> str | None:

@@ -28,6 +28,8 @@ def test_words_and_numbers_are_not_missing() -> None:
     assert not any(map(is_missing, values))
     assert [as_text(value) for value in values[:7]] == ["nan", "NA", "", " ", "0", "0.0", "False"]
     assert as_text({"é": [None]}) == '{"é": [null]}'
+    assert as_text([pd.NaT, pd.NA]) == "[null, null]"
+    assert as_text([math.nan, {"NaN": ["NaN", math.nan, pd.NaT]}]) == '[null, {"NaN": ["NaN", null, null]}]'
 
 
 @pytest.mark.parametrize(
