@@ -4,12 +4,14 @@ A source is a subclass of `DataConfig` with configuration fields of its own and 
 the modules of `fedray.data.sources`, found by the field `source`; a user's own is given by the field `class`.
 """
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from fedray.config.registry import Registry
 from fedray.config.section import PositiveInt, Section
@@ -60,6 +62,10 @@ class RawRows:
         return f"{self.row(index)}: column {column!r}"
 
 
+FormatName = Literal["prompt_completion", "alpaca", "sharegpt", "messages"]
+PROMPT, ANSWER = "{prompt}", "{answer}"
+
+
 class DataConfig(Section):
     """The common fields of all data sources, and their contract."""
 
@@ -77,15 +83,21 @@ class DataConfig(Section):
     """Column with the second text of a sentence pair."""
     label: str = "label"
     """Column with the label (class name or number; a number for regression)."""
-    prompt: str = "{prompt}"
+    prompt: str = PROMPT
     """causal_lm: template of what the model reads, with {column} fields; no loss here. {column?} may be missing or
     empty, and {column?:TEXT} is TEXT where the column is not empty, and nothing otherwise; TEXT may have fields. The
     prompt of Alpaca: "{instruction}{input?:\\n\\n### Input:\\n{input}}\\n\\n### Response:\\n"."""
-    answer: str = "{answer}"
+    answer: str = ANSWER
     """causal_lm: template of what it must continue with; the loss is taken here (and on the end-of-text token)."""
+    format: FormatName | None = None
+    """causal_lm: how instruction data is written, instead of `prompt` and `answer`. Default: detected from the columns
+    if they are those of one format and `prompt` and `answer` are left out."""
+    chat_template: str | None = None
+    """How conversations become text: `chatml`, `plain`, a Jinja template, or the path of a file with one, which is read
+    when the configuration is. Default: the tokenizer's own."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
-    """Longest example in tokens; longer ones are cut at the end (causal_lm: the prompt is cut from its start, down to
-    a quarter of this, then the answer at its end)."""
+    """Longest example in tokens; longer ones are cut at the end (causal_lm: what precedes the last answer is cut from
+    its start, down to a quarter of this, then the answer at its end)."""
     max_examples: PositiveInt | None = None
     """Keep at most this many training examples, drawn by seed."""
     max_test_examples: PositiveInt | None = None
@@ -99,6 +111,31 @@ class DataConfig(Section):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return SOURCES.named(cls, value)
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, value: str | None) -> str | None:
+        """Return a file's content instead of its path: the configuration is complete, wherever it is used."""
+        if value is None or "{" in value or not os.path.isfile(path := os.path.expanduser(value)):
+            return value
+        try:
+            return Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{value} cannot be read: {error}") from None
+
+    @model_validator(mode="after")
+    def _one_way_to_read(self) -> Self:
+        if self.format is not None and not self.default_templates:
+            raise ValueError(
+                f"format: {self.format!r} has columns of its own; leave out either data.format, or data.prompt and "
+                "data.answer"
+            )
+        return self
+
+    @property
+    def default_templates(self) -> bool:
+        """Whether neither `prompt` nor `answer` was changed."""
+        return (self.prompt, self.answer) == (PROMPT, ANSWER)
 
     @abstractmethod
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterable[RawRows]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from fedray.config import DataConfig, RawRows
 from fedray.config.partition import IntArray
+from fedray.data.instructions import Instructions
 from fedray.data.templates import filled
 from fedray.data.values import as_text, class_name, column_of, shown
 from fedray.errors import DataError, choices, nearest
@@ -39,7 +40,8 @@ class Examples:
     Attributes:
         task: what is learned from the examples.
         table: `split`, `file` (natural client), `task` (task name), and `text`, `label` (string: class name; float64:
-            regression), `text_pair` where there is one; or `prompt`, `answer` (causal_lm).
+            regression), `text_pair` where there is one; or, for causal_lm, `prompt`, `answer`, or for conversations
+            `turns` (JSON), `context` (number of leading turns without loss).
         columns: the source's own columns as strings, in the same rows as `table`.
         origins: int [rows, 2], each row's index in `sources` and its number there.
         sources: what was read, for messages, for example `train.csv: line`.
@@ -106,8 +108,13 @@ def _strings(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
     return np.asarray([str(value) for value in column.to_pylist()], dtype=np.str_)
 
 
-def assemble(parts: Sequence[RawRows], data: DataConfig, task: Task) -> Examples:
+def assemble(
+    parts: Sequence[RawRows], data: DataConfig, task: Task, instructions: Instructions | None = None
+) -> Examples:
     """Check every row of all parts and return them as one table.
+
+    Args:
+        instructions: format of instruction data; None reads the columns that the configuration names.
 
     Raises:
         DataError: a column is missing, a text is empty, a label is missing, not of its kind or without training
@@ -116,7 +123,7 @@ def assemble(parts: Sequence[RawRows], data: DataConfig, task: Task) -> Examples
     read = _causal if task == "causal_lm" else _labelled
     tables = []
     for raw in parts:
-        fields = read(raw, data, task)
+        fields = read(raw, data, task) if instructions is None else instructions.fields(raw)
         size = len(raw)
         same = {"split": raw.split, "file": raw.file, "task": raw.task}
         tables.append(pa.table(fields | {name: pa.array([value] * size, pa.string()) for name, value in same.items()}))

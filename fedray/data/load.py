@@ -7,12 +7,16 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
+from fedray.data.chat import ChatTemplate, find_chat_template
 from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
+from fedray.data.instructions import FORMATS, find_instructions
 from fedray.data.partition import Partition, partition
 from fedray.data.shards import FederatedData, Shard
 from fedray.data.subsample import subsample
 from fedray.data.tokenise import tokenise
+from fedray.errors import DataError, choices
+from fedray.models.tokenizer import end_token_id
 from fedray.types import SPLITS, ClientId
 
 
@@ -23,13 +27,21 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         DataError: the data does not hold what the configuration says; the message says where and what to change.
     """
     count = config.clients.count
-    raw = config.data.load(config.task, config.seed, count)
-    source = assemble(list(raw), config.data, config.task)
+    raw = list(config.data.load(config.task, config.seed, count))
+    template = find_chat_template(config.data, tokenizer) if config.task == "causal_lm" else None
+    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else None
+    source = assemble(raw, config.data, config.task, instructions)
     examples = subsample(source, config.data, config.seed)
+    chats = "turns" in examples.table.column_names
+    if config.data.chat_template is not None and not chats:
+        raise DataError(
+            "data.chat_template: the data are prompts and answers, which are joined without a chat template; leave it "
+            f"out, or bring the data into one of the formats {choices(FORMATS)}"
+        )
     rows = partition(examples, config.partition, count, config.seed)
-    tokens = tokenise(examples, tokenizer, config.data)
+    tokens = tokenise(examples, tokenizer, config.data, template)
     shards = {
-        client: Shard(client, {split: _rows(tokens, splits[split]) for split in SPLITS})
+        client: Shard(client, {split: _rows(tokens.table, splits[split]) for split in SPLITS})
         for client, splits in rows.items()
     }
     return FederatedData(
@@ -40,8 +52,21 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
         latent_group=_latent_groups(examples, config.data.group_column, rows),
         fingerprint=_fingerprint(examples, rows),
-        notes=data_notes(source, examples, rows, config.data),
+        end_token_ids=_end_token_ids(tokenizer, template if chats else None) if config.task == "causal_lm" else (),
+        notes=(
+            *(instructions.notes if instructions is not None else ()),
+            *data_notes(source, examples, rows, config.data),
+            *tokens.notes,
+        ),
     )
+
+
+def _end_token_ids(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[int, ...]:
+    """Return the tokens that end an answer: that of a text and, in conversations, that of the assistant's turn."""
+    ids = [end_token_id(tokenizer)]
+    if template is not None and template.end_token is not None:
+        ids.append(int(tokenizer.convert_tokens_to_ids(template.end_token)))
+    return tuple(dict.fromkeys(ids))
 
 
 def _rows(tokens: pa.Table, rows: np.ndarray) -> pa.Table:

@@ -14,7 +14,8 @@ class Shard:
     """One client's tokenised examples.
 
     Each table has `input_ids` (list<int32>) and `labels`: int32 class index (classification), float32 (regression) or
-    list<int32> of the same length as input_ids with -100 where no loss is taken (causal_lm); sentence pairs also
+    list<int32> of the same length as input_ids with -100 where no loss is taken (causal_lm: the prompt, and in
+    conversations all but the assistant's turns); sentence pairs also
     `token_type_ids` (list<int32>) where the tokenizer makes them; causal_lm also `answer` (string, the reference text).
     """
 
@@ -72,6 +73,7 @@ class FederatedData:
         vocab_size: number of tokens of the tokenizer.
         latent_group: planted group of each client (sources with a `group_column`), for checking cluster recovery.
         fingerprint: SHA-256 of the examples' content and their assignment to clients and splits.
+        end_token_ids: tokens that end a generated answer (causal_lm).
         notes: what a user should know before training, a sentence each: what was detected, cut or looks wrong.
     """
 
@@ -82,4 +84,5 @@ class FederatedData:
     vocab_size: int
     latent_group: Mapping[ClientId, int]
     fingerprint: str
+    end_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()

@@ -3,50 +3,86 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import transformers
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import DataConfig
 from fedray.data.cache import replacing
+from fedray.data.causal import CausalEncoder, TokenRow
+from fedray.data.chat import ChatTemplate, MarkedText
 from fedray.data.examples import Examples
+from fedray.data.token_notes import token_notes
 from fedray.errors import DataError
 from fedray.models.tokenizer import end_token_id
-from fedray.types import IGNORED
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes whenever the same input would give other tokens or another file."""
 CHECKSUM = b"crc32"
 ROWS_PER_CALL = 4096
 """Texts that the tokenizer gets at once."""
 TOKENS = pa.list_(pa.int32())
+MEASURES = ("length", "lost", "shared")
+"""Columns of the cache from which the notes are made; see `TokenRow`."""
 Ids = Sequence[int]
+Mark = Callable[[Examples, int], MarkedText]
 
 
-def tokenise(examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> pa.Table:
-    """Return the examples' tokens, row by row, with the columns that `Shard` documents.
+@dataclass(frozen=True)
+class Tokenised:
+    """The examples' tokens.
 
-    Texts longer than max_length are cut at the end. causal_lm: prompt, answer and end-of-text token. If they are too
-    long, the prompt is cut at its start, down to a quarter of max_length. Then the answer is cut at its end, together
-    with the end-of-text token, which would teach the model to stop there. A prompt without tokens becomes one
-    end-of-text token, because the model needs something to continue.
+    Attributes:
+        table: row by row, with the columns that `Shard` documents.
+        notes: what was cut or looks wrong, a sentence each.
+    """
+
+    table: pa.Table
+    notes: tuple[str, ...]
+
+
+def tokenise(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig, template: ChatTemplate | None = None
+) -> Tokenised:
+    """Return the examples' tokens, from the cache if they are there.
+
+    Texts longer than max_length are cut at the end. causal_lm: prompt, answer and end-of-text token, or a conversation
+    up to its last answer. If it is too long, what precedes the last answer is cut at its start, down to a quarter of
+    max_length. Then the answer is cut at its end, together with the token that ends it, which would teach the model to
+    stop there. A prompt without tokens becomes one end-of-text token, because the model needs something to continue.
+
+    Args:
+        template: renders conversations.
 
     Raises:
-        DataError: the cache folder cannot be written, or a text has no tokens at all.
+        DataError: the cache folder cannot be written, a text has no tokens, or a conversation cannot be rendered.
     """
-    path = Path(data.cache_dir).expanduser() / "tokens" / f"{_digest(examples, tokenizer, data)}.arrow"
+    if "turns" in examples.table.column_names and template is None:
+        raise DataError(
+            f"the data are conversations, but the tokenizer {tokenizer.name_or_path!r} has no chat template; set "
+            "data.chat_template to `plain`, `chatml`, a Jinja template, or the path of a file with one"
+        )
+    path = Path(data.cache_dir).expanduser() / "tokens" / f"{_digest(examples, tokenizer, data, template)}.arrow"
     tokens = _read(path, len(examples))
     if tokens is None:
-        tokens = _tokenised(examples, tokenizer, data.max_length)
+        tokens = _tokenised(examples, tokenizer, data.max_length, template)
         _write(tokens, path)
-    if examples.task == "causal_lm":
-        return tokens.append_column("answer", examples.table["answer"])
-    return tokens.append_column("labels", _labels(examples))
+    notes = tuple(token_notes(tokens, tokenizer, data.max_length))
+    if template is not None and "turns" in examples.table.column_names and template.note:
+        notes = (*notes, template.note)
+    tokens = tokens.drop_columns([name for name in MEASURES if name in tokens.column_names])
+    if examples.task != "causal_lm":
+        tokens = tokens.append_column("labels", _labels(examples))
+    return Tokenised(tokens, notes)
 
 
 def _labels(examples: Examples) -> pa.Array:
@@ -57,65 +93,77 @@ def _labels(examples: Examples) -> pa.Array:
     return pa.array([index[name] for name in examples.table["label"].to_pylist()], pa.int32())
 
 
-def _tokenised(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
-    encode = _encode_causal if examples.task == "causal_lm" else _encode_texts
-    parts = [examples.table.slice(start, ROWS_PER_CALL) for start in range(0, len(examples), ROWS_PER_CALL)]
-    table = pa.concat_tables(encode(part, tokenizer, max_length) for part in parts).combine_chunks()
-    lengths = np.diff(table["input_ids"].chunk(0).offsets.to_numpy())
-    if not lengths.all():
-        row = int(np.argmin(lengths))
-        text = examples.table[0 if examples.task == "causal_lm" else examples.table.column_names.index("text")]
-        raise DataError(f"the tokenizer makes no tokens of {str(text[row])[:80]!r}; leave such rows out")
-    return table
+def _tokenised(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, template: ChatTemplate | None
+) -> pa.Table:
+    if examples.task != "causal_lm":
+        encode = partial(_encode_texts, tokenizer=tokenizer, max_length=max_length)
+    elif "turns" not in examples.table.column_names or template is None:
+        ending = str(tokenizer.convert_ids_to_tokens(end_token_id(tokenizer)))
+        encoder = CausalEncoder(tokenizer, max_length)
+        encode = partial(_encode_marked, encoder=encoder, mark=partial(_pair, ending=ending))
+    else:
+        begins, ends = not template.from_tokenizer, template.end_token is None
+        encoder = CausalEncoder(tokenizer, max_length, begins, ends, controls=True)
+        encode = partial(_encode_marked, encoder=encoder, mark=partial(_conversation, template=template))
+    starts = range(0, len(examples), ROWS_PER_CALL)
+    parts = [range(start, min(start + ROWS_PER_CALL, len(examples))) for start in starts]
+    return pa.concat_tables(encode(examples, part) for part in parts).combine_chunks()
 
 
-def _encode_texts(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
-    paired = "text_pair" in table.column_names
-    encoded = tokenizer(
-        table["text"].to_pylist(),
-        table["text_pair"].to_pylist() if paired else None,
-        truncation=True,
-        max_length=max_length,
-        return_attention_mask=False,
-    )
-    names = [name for name in ("input_ids", "token_type_ids") if name in encoded and (paired or name == "input_ids")]
-    return pa.table({name: _lists(encoded[name]) for name in names})
+def _encode_texts(examples: Examples, part: range, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
+    table = examples.table.slice(part.start, len(part))
+    texts = [table[name].to_pylist() for name in ("text", "text_pair") if name in table.column_names]
+
+    def encoded(rows: Sequence[int], **cut: Any) -> Mapping[str, Any]:
+        given = [[column[row] for row in rows] for column in texts]
+        found: Mapping[str, Any] = tokenizer(*given, return_attention_mask=False, verbose=False, **cut)
+        return found
+
+    whole = encoded(range(len(part)))
+    lengths = [len(ids) for ids in whole["input_ids"]]
+    if not all(lengths):
+        row = lengths.index(0)
+        text = texts[0][row][:80]
+        raise DataError(f"{examples.place(part[row])}: the tokenizer makes no tokens of {text!r}; leave such rows out")
+    names = ("input_ids", "token_type_ids") if len(texts) > 1 and "token_type_ids" in whole else ("input_ids",)
+    columns = {name: list(whole[name]) for name in names}
+    longer = [row for row, length in enumerate(lengths) if length > max_length]
+    if longer:
+        cut = encoded(longer, truncation=True, max_length=max_length)
+        for name in names:
+            for row, values in zip(longer, cut[name], strict=True):
+                columns[name][row] = values
+    lists = {name: _lists(values) for name, values in columns.items()}
+    return pa.table(lists | {"length": pa.array(lengths, pa.int32())})
 
 
-def _encode_causal(table: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> pa.Table:
-    end = end_token_id(tokenizer)
-    start = _start_tokens(tokenizer)
-    prompts, answers = (
-        tokenizer(
-            table[name].to_pylist(), add_special_tokens=False, return_attention_mask=False, verbose=False
-        ).input_ids
-        for name in ("prompt", "answer")
-    )
-    rows = [
-        _fitted([*start, *prompt] or [end], [*answer, end], len(start), max_length)
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    return pa.table(
-        {
-            "input_ids": _lists([[*prompt, *answer] for prompt, answer in rows]),
-            "labels": _lists([[IGNORED] * len(prompt) + [*answer] for prompt, answer in rows]),
-        }
-    )
+def _encode_marked(examples: Examples, part: range, encoder: CausalEncoder, mark: Mark) -> pa.Table:
+    rows = list(encoder([mark(examples, row) for row in part]))
+    columns = {entry.name: [getattr(row, entry.name) for row in rows] for entry in fields(TokenRow)}
+    tokens = {name: _lists(columns.pop(name)) for name in ("input_ids", "labels")}
+    measures = {name: pa.array(columns[name], pa.int32()) for name in MEASURES}
+    return pa.table(tokens | {"answer": pa.array(columns["answer"], pa.string())} | measures)
 
 
-def _fitted(prompt: Ids, answer: Ids, kept: int, max_length: int) -> tuple[Ids, Ids]:
-    """Return prompt and answer cut to max_length tokens together; the prompt's first `kept` tokens stay."""
-    room = max(max_length - len(answer), max_length // 4)
-    if len(prompt) > room:
-        start = prompt[: min(kept, room)]
-        prompt = [*start, *prompt[len(prompt) - (room - len(start)) :]]
-    return prompt, answer[: max_length - len(prompt)]
+def _pair(examples: Examples, row: int, ending: str) -> MarkedText:
+    """Return a prompt with its answer, which has the loss.
+
+    Args:
+        ending: text of the end-of-text token, which an answer may already have.
+    """
+    prompt, answer = (examples.table[name][row].as_py() for name in ("prompt", "answer"))
+    border, text = len(prompt), prompt + answer
+    return MarkedText(text, ((border, len(text)),), border + len(answer.removesuffix(ending)))
 
 
-def _start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token with which this tokenizer begins a text (bos or cls), if any."""
-    first = tokenizer("").input_ids[:1]
-    return [int(token) for token in first if token in (tokenizer.bos_token_id, tokenizer.cls_token_id)]
+def _conversation(examples: Examples, row: int, template: ChatTemplate) -> MarkedText:
+    """Return a conversation as the template renders it."""
+    turns, context = (examples.table[name][row].as_py() for name in ("turns", "context"))
+    try:
+        return template.render(json.loads(turns), context)
+    except DataError as error:
+        raise DataError(f"{examples.place(row)}: {error}") from error
 
 
 def _lists(rows: Sequence[Ids]) -> pa.ListArray:
@@ -125,15 +173,20 @@ def _lists(rows: Sequence[Ids]) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, values)
 
 
-def _digest(examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> str:
+def _digest(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig, template: ChatTemplate | None
+) -> str:
     digest = hashlib.sha256()
-    for part in (FORMAT, transformers.__version__, examples.task, data.max_length, *_identity(tokenizer)):
+    chat = repr(template) if "turns" in examples.table.column_names else ""
+    for part in (FORMAT, transformers.__version__, examples.task, data.max_length, chat, *_identity(tokenizer)):
         digest.update(f"{part}\x1f".encode())
-    for name in ("text", "text_pair", "prompt", "answer"):
+    for name in ("text", "text_pair", "prompt", "answer", "turns"):
         if name in examples.table.column_names:
-            # Templates are already filled in, so their result stands for them.
+            # The templates of prompts and answers are already filled in, so their result stands for them.
             for text in examples.table[name].to_pylist():
                 digest.update(f"{name}{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+    if "context" in examples.table.column_names:
+        digest.update(examples.table["context"].to_numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -156,9 +209,22 @@ def _checksum(table: pa.Table) -> bytes:
     crc = 0
     for column in table.columns:
         for array in column.chunks:
-            crc = zlib.crc32(np.diff(array.offsets.to_numpy()).tobytes(), crc)
-            crc = zlib.crc32(array.flatten().to_numpy().data, crc)
+            for values in _values(array):
+                crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
     return str(crc).encode()
+
+
+def _values(array: pa.Array) -> Iterator[np.ndarray]:
+    """Yield the numbers that make up a column: lists and texts as row lengths and what is in them."""
+    if pa.types.is_string(array.type):
+        yield np.asarray(pc.binary_length(array))
+        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
+        yield np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    elif pa.types.is_list(array.type):
+        yield np.diff(array.offsets.to_numpy())
+        yield array.flatten().to_numpy()
+    else:
+        yield array.to_numpy()
 
 
 def _read(path: Path, num_rows: int) -> pa.Table | None:

@@ -3,7 +3,7 @@
 Examples are batched by length, so a result depends neither on their order nor (up to float rounding) on the batch size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,8 +29,6 @@ Device = torch.device | str
 class Tokenizer(Protocol):
     """What generation needs of a tokenizer; transformers' tokenizers have it."""
 
-    @property
-    def eos_token_id(self) -> int | None: ...
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any: ...
 
 
@@ -44,6 +42,7 @@ def evaluate(
     device: Device,
     tokenizer: Tokenizer | None = None,
     max_new_tokens: int = 32,
+    end_token_ids: Sequence[int] = (),
 ) -> Evaluation:
     """Return the mean loss (per example; per answer token for causal_lm), the metric, and the number of examples.
 
@@ -52,6 +51,7 @@ def evaluate(
     Args:
         tokenizer: for a metric of texts, which compares greedily generated text with the column `answer`.
         max_new_tokens: at most this many tokens are generated per example.
+        end_token_ids: tokens that end a generated text.
 
     Raises:
         ConfigError: the metric does not fit the task, or needs a tokenizer that was not given.
@@ -67,7 +67,7 @@ def evaluate(
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
         if tokenizer is None or metric.reads != "texts":
             return summarise(units, metric, table.num_rows)
-        texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens)
+        texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens, end_token_ids)
     value = metric.compute(texts, table["answer"].to_pylist())
     return Evaluation(_mean(units.losses), value, table.num_rows)
 
@@ -106,8 +106,10 @@ def generate(
     pad_token_id: int,
     device: Device,
     max_new_tokens: int,
+    end_token_ids: Sequence[int],
 ) -> list[str]:
-    """Return the greedy continuation of each example's prompt (see `prompts`), in the table's order."""
+    """Return the greedy continuation of each example's prompt (see `prompts`) up to a token that ends it, in the
+    table's order."""
     prompt_ids = pa.array(prompts(table), pa.list_(pa.int32()))
     prompt_table = pa.table({"input_ids": prompt_ids, "labels": prompt_ids})
     order = by_length(prompt_table)
@@ -123,10 +125,11 @@ def generate(
             num_beams=1,
             repetition_penalty=1.0,
             pad_token_id=pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=list(end_token_ids) or None,
         )
         for row, answer in zip(order[start : start + len(tokens)], tokens[:, width:].tolist(), strict=True):
-            texts[row] = tokenizer.decode(answer, skip_special_tokens=True)
+            ending = next((i for i, token in enumerate(answer) if token in end_token_ids), len(answer))
+            texts[row] = tokenizer.decode(answer[:ending], skip_special_tokens=True)
         start += len(tokens)
     return texts
 

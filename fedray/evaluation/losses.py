@@ -65,11 +65,12 @@ def num_units(table: pa.Table, task: Task) -> npt.NDArray[np.int64]:
 
 
 def prompts(table: pa.Table) -> list[npt.NDArray[np.int32]]:
-    """Return what the model reads of each example before it answers: the leading tokens without loss, at least one."""
+    """Return what the model reads of each example before its last answer, the last tokens with a loss; at least one."""
     cut = []
     for tokens, labels in zip(_rows(table, "input_ids"), _rows(table, "labels"), strict=True):
-        scored = np.flatnonzero(labels[1:] != IGNORED)
-        cut.append(tokens[: scored[0] + 1] if len(scored) else tokens)
+        scored = np.concatenate([[False], labels[1:] != IGNORED])
+        starts = np.flatnonzero(scored[1:] & ~scored[:-1]) + 1
+        cut.append(tokens[: starts[-1]] if len(starts) else tokens)
     return cut
 
 

@@ -58,7 +58,15 @@ class Prepared:
             folder: the run's folder; None if nothing is kept, as when tasks are only timed.
         """
         data = self.data
-        setup = WorkerSetup(self.config, entry, self.architecture, data.label_names, data.pad_token_id, folder=folder)
+        setup = WorkerSetup(
+            self.config,
+            entry,
+            self.architecture,
+            data.label_names,
+            data.pad_token_id,
+            folder=folder,
+            end_token_ids=data.end_token_ids,
+        )
         costs = self.costs[entry.key]
         return {tier: replace(setup, tier=tier, uplink=costs[tier].shapes) for tier in self.cohorts()}
 

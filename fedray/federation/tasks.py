@@ -31,6 +31,7 @@ class WorkerSetup:
     Attributes:
         folder: the run's folder, which all nodes see; None if nothing is kept, as when tasks are only timed.
         uplink: what updates look like; None allows anything.
+        end_token_ids: tokens that end a generated text.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class WorkerSetup:
     tier: str = "default"
     folder: StoragePath | None = None
     uplink: Expected | None = None
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,7 @@ def evaluate_client(adapter: Adapter, table: pa.Table, training_context: Trainin
         training_context.device,
         training_context.tokenizer,
         training_context.evaluation.max_new_tokens,
+        training_context.end_token_ids,
     )
 
 

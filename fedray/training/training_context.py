@@ -20,6 +20,7 @@ class TrainingContext:
         evaluation: the configuration's section.
         device: where steps are computed.
         tokenizer: only for metrics that read generated text.
+        end_token_ids: tokens that end a generated text.
     """
 
     task: Task
@@ -29,6 +30,7 @@ class TrainingContext:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     device: Device = "cpu"
     tokenizer: Tokenizer | None = None
+    end_token_ids: tuple[int, ...] = ()
 
     @property
     def metric(self) -> Metric:

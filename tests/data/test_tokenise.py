@@ -12,7 +12,6 @@ import fedray.data.tokenise as module
 from fedray.config import DataConfig, ModelConfig, RawRows
 from fedray.data.examples import Examples, assemble
 from fedray.data.sources.files import Files
-from fedray.data.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.tokenizer import byte_tokenizer, load_tokenizer
 from fedray.types import Task
@@ -31,6 +30,10 @@ def config(folder: Path, **settings: Any) -> DataConfig:
 
 def examples(data: DataConfig, task: Task, **columns: list[Any]) -> Examples:
     return assemble([RawRows("here", columns, "train", "f", "t")], data, task)
+
+
+def tokenise(content: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> pa.Table:
+    return module.tokenise(content, tokenizer, data).table
 
 
 def test_texts_are_cut_at_the_end_and_labels_are_indices(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

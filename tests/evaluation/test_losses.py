@@ -91,7 +91,8 @@ def test_units_of_an_empty_table():
     assert num_units(labelled().slice(0, 0), "causal_lm").shape == (0,)
 
 
-def test_prompts_end_before_the_first_answer_token():
+def test_prompts_end_before_the_last_answer():
+    """The last row has two, as conversations do: generation is compared with the last."""
     cut = prompts(labelled())
-    assert [tokens.tolist() for tokens in cut] == [[11, 12], [7], [9], [21, 22, 23], [31]]
+    assert [tokens.tolist() for tokens in cut] == [[11, 12], [7], [9], [21, 22, 23], [31, 4, 33]]
     assert all(tokens.dtype == np.int32 for tokens in cut)

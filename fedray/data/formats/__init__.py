@@ -1,0 +1,4 @@
+"""Formats of instruction data, one per file: what a row's columns say.
+
+Uses: data.
+"""

@@ -1,0 +1,14 @@
+"""`messages`: a conversation as a list of {role, content}, as in the chat APIs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedray.data.turns import Chat, Format, turns_of
+
+
+def read(row: Mapping[str, Any], chat: bool) -> Chat:
+    """Return the conversation."""
+    return Chat.of(turns_of(row["messages"]))
+
+
+FORMAT = Format(("messages",), read)

@@ -1,0 +1,14 @@
+"""`sharegpt`: a conversation as a list of {from, value}; `from` is human, gpt, system or another name of a role."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedray.data.turns import Chat, Format, turns_of
+
+
+def read(row: Mapping[str, Any], chat: bool) -> Chat:
+    """Return the conversation."""
+    return Chat.of(turns_of(row["conversations"]))
+
+
+FORMAT = Format(("conversations",), read)

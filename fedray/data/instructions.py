@@ -1,0 +1,125 @@
+"""Instruction data: which format the columns have, and rows of it as fields of examples."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from fedray.config import DataConfig, RawRows
+from fedray.data.formats import alpaca, messages, prompt_completion, sharegpt
+from fedray.data.turns import Chat, Format, Pair
+from fedray.errors import DataError, choices, nearest
+
+FORMATS: dict[str, Format] = {
+    "messages": messages.FORMAT,
+    "sharegpt": sharegpt.FORMAT,
+    "alpaca": alpaca.FORMAT,
+    "prompt_completion": prompt_completion.FORMAT,
+}
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The format of a data set.
+
+    Attributes:
+        name: as in `data.format`.
+        detected: whether the columns alone say so.
+        chat: whether there is a chat template.
+    """
+
+    name: str
+    detected: bool
+    chat: bool
+
+    @property
+    def note(self) -> str:
+        """What was detected, in a sentence; empty if the configuration says it."""
+        columns = FORMATS[self.name].columns
+        what = f"instruction data in the format {self.name!r}, detected from {_named(columns)}"
+        return f"{what}; data.format sets another, data.prompt and data.answer read other columns" * self.detected
+
+    def fields(self, raw: RawRows) -> dict[str, pa.Array]:
+        """Return `prompt` and `answer` of these rows; or, for conversations, `turns` (JSON) and `context`.
+
+        Raises:
+            DataError: a row is not written in this format; the message says where.
+        """
+        found = [self._read(raw, row) for row in range(len(raw))]
+        if all(isinstance(one, Pair) for one in found):
+            pairs = [one for one in found if isinstance(one, Pair)]
+            prompts, answers = [one.prompt for one in pairs], [one.answer for one in pairs]
+            return {"prompt": _strings(prompts, raw), "answer": _strings(answers, raw)}
+        chats = [one for one in found if isinstance(one, Chat)]
+        if len(chats) < len(found):
+            row = next(row for row, one in enumerate(found) if type(one) is not type(found[0]))
+            raise DataError(f"{raw.row(row)}: earlier rows are {_kind(found[0])}, this one is {_kind(found[row])}")
+        texts = [json.dumps(one.turns, ensure_ascii=False, default=str) for one in chats]
+        return {"turns": _strings(texts, raw), "context": pa.array([one.context for one in chats], pa.int32())}
+
+    def _read(self, raw: RawRows, row: int) -> Chat | Pair:
+        layout = FORMATS[self.name]
+        names = [*layout.columns, *(name for name in layout.optional if name in raw.columns)]
+        try:
+            return layout.read({name: raw.columns[name][row] for name in names}, self.chat)
+        except ValueError as error:
+            raise DataError(f"{raw.row(row)}: data.format {self.name!r}: {error}") from None
+
+
+def find_instructions(parts: Sequence[RawRows], data: DataConfig, chat: bool) -> Instructions | None:
+    """Return the configured format, or the one that the columns of every part have; None for prompts and answers that
+    templates make.
+
+    Args:
+        chat: whether there is a chat template.
+
+    Raises:
+        DataError: the columns are not those of the configured format, or are those of several.
+    """
+    filled = [raw for raw in parts if len(raw)]
+    if data.format is not None:
+        for raw in filled:
+            _check_columns(raw, data.format)
+        return Instructions(data.format, False, chat)
+    if not filled or not data.default_templates:
+        return None
+    shared = set.intersection(*(set(raw.columns) for raw in filled))
+    if {"prompt", "answer"} <= shared:
+        return None
+    fitting = [name for name, layout in FORMATS.items() if shared >= set(layout.columns)]
+    if len(fitting) > 1:
+        raise DataError(
+            f"{filled[0].where}: the columns are those of several formats of instruction data: {choices(fitting)}; "
+            f"name one as data.format, or set data.prompt and data.answer; columns: {choices(sorted(shared))}"
+        )
+    return Instructions(fitting[0], True, chat) if fitting else None
+
+
+def _check_columns(raw: RawRows, name: str) -> None:
+    columns = FORMATS[name].columns
+    for column in columns:
+        if column not in raw.columns:
+            known = list(raw.columns)
+            fitting = [other for other, layout in FORMATS.items() if set(layout.columns) <= set(known)]
+            hint = f"; the columns are those of {choices(fitting)}" if fitting else ""
+            raise DataError(
+                f"{raw.where}: data.format {name!r} reads {_named(columns)}, but there is no column {column!r}"
+                f"{nearest(column, known)}; its columns: {choices(known)}{hint}"
+            )
+
+
+def _named(columns: Sequence[str]) -> str:
+    return f"the column{'s' * (len(columns) > 1)} {' and '.join(map(repr, columns))}"
+
+
+def _kind(found: Chat | Pair) -> str:
+    return "a text" if isinstance(found, Pair) else "a list of turns"
+
+
+def _strings(values: Sequence[str], raw: RawRows) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair, which no UTF-8 text can
+        row = next(row for row, value in enumerate(values) if value == error.object)
+        raise DataError(f"{raw.row(row)}: not a Unicode text: {error.reason}") from None
