@@ -10,7 +10,14 @@ from fedray.cli.console import ConfigPath, Overrides, open_console, reported
 from fedray.config import load_config, parse_overrides
 
 
-def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+def validate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    show: Annotated[
+        int,
+        typer.Option(help="Print this many training examples as tokens, with what is read and what is learned.", min=0),
+    ] = 0,
+) -> None:
     """Check an experiment, its data and its model without training; show its clients and what each method costs."""
     console = open_console()
     with reported():
@@ -21,6 +28,11 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         prepared = prepare(loaded)
         console.print(data_table(prepared.clients, prepared.data))
         console.print(cost_table(prepared.costs))
+        if show:
+            from fedray.models.tokenizer import load_tokenizer
+            from fedray.results.token_view import show_examples
+
+            show_examples(console, prepared.data, load_tokenizer(loaded.model), show)
         console.print("the experiment is valid", highlight=False)
 
 

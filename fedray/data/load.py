@@ -10,12 +10,12 @@ from fedray.config import Config
 from fedray.data.chat import ChatTemplate, find_chat_template
 from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
-from fedray.data.instructions import FORMATS, find_instructions
+from fedray.data.instructions import find_instructions
 from fedray.data.partition import Partition, partition
 from fedray.data.shards import FederatedData, Shard
 from fedray.data.subsample import subsample
 from fedray.data.tokenise import tokenise
-from fedray.errors import DataError, choices
+from fedray.errors import DataError
 from fedray.models.tokenizer import end_token_id
 from fedray.types import SPLITS, ClientId
 
@@ -35,8 +35,8 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     chats = "turns" in examples.table.column_names
     if config.data.chat_template is not None and not chats:
         raise DataError(
-            "data.chat_template: the data are prompts and answers, which are joined without a chat template; leave it "
-            f"out, or bring the data into one of the formats {choices(FORMATS)}"
+            "data.chat_template: the data are prompts and answers as texts, which no chat template changes; leave it "
+            "out, or write the data as conversations, for example with data.format: messages"
         )
     rows = partition(examples, config.partition, count, config.seed)
     tokens = tokenise(examples, tokenizer, config.data, template)

@@ -98,9 +98,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_validate_shows_clients_and_costs_and_trains_nothing(config: Path, tmp_path: Path) -> None:
-    result = call("validate", config, f"storage_path={tmp_path / 'runs'}")
+    result = call("validate", config, f"storage_path={tmp_path / 'runs'}", "--show", 2)
     assert result.exit_code == 0, result.output
     assert "the experiment is valid" in result.stdout
+    assert result.stdout.count(" tokens, label ") == 2
+    assert "<bos>|" in result.stdout
     assert "fedalt" in result.stdout
     assert not (tmp_path / "runs").exists()
 

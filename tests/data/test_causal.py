@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import byte_level, merged_bytes, sentencepiece_bpe, shown, unigram, word_piece
+from chats import WORDS, byte_level, merged_bytes, sentencepiece_bpe, shown, unigram, word_piece
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
@@ -33,6 +33,15 @@ def tokenizers() -> dict[str, PreTrainedTokenizerBase]:
     return {name: make() for name, make in TOKENIZERS.items()}
 
 
+def test_the_words_are_tokens(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    """What the borders below rely on."""
+    for name in ("byte-level BPE", "byte-level BPE, trimmed offsets"):
+        assert [len(tokenizers[name](word).input_ids) for word in WORDS] == [1] * len(WORDS)
+    for name in ("SentencePiece BPE", "unigram"):
+        ids = tokenizers[name]("good world the answer is", add_special_tokens=False).input_ids
+        assert len(ids) == 5
+
+
 def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, max_length: int = 1000) -> TokenRow:
     text = prompt + answer
     (row,) = CausalEncoder(tokenizer, max_length)([MarkedText(text, ((len(prompt), len(text)),), len(text))])
@@ -45,14 +54,13 @@ def marked(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str:
 
 
 BORDERS = [
-    # The merged tokens are those of the tokenizers' training text: " world", "hello", " the".
-    ("byte-level BPE", "hello", " world", "hello⟦ world<eos>⟧", 0),
-    ("byte-level BPE", "hello ", "world", "hello⟦ world<eos>⟧", 1),
-    ("byte-level BPE, trimmed offsets", "hello ", "world", "hello⟦ world<eos>⟧", 1),
-    ("byte-level BPE, trimmed offsets", "hello", " world", "hello⟦ world<eos>⟧", 0),
+    ("byte-level BPE", "good", " world", "good⟦ world<eos>⟧", 0),
+    ("byte-level BPE", "good ", "world", "good⟦ world<eos>⟧", 1),
+    ("byte-level BPE, trimmed offsets", "good ", "world", "good⟦ world<eos>⟧", 1),
+    ("byte-level BPE, trimmed offsets", "good", " world", "good⟦ world<eos>⟧", 0),
     ("byte-level BPE", "🙂", "🙃", "🙂⟦🙃<eos>⟧", 0),
-    ("SentencePiece BPE", "hello", " world", "<s> hello⟦world</s>⟧", 0),
-    ("SentencePiece BPE", "hello ", "world", "<s> hello⟦world</s>⟧", 1),
+    ("SentencePiece BPE", "good", " world", "<s> good⟦world</s>⟧", 0),
+    ("SentencePiece BPE", "good ", "world", "<s> good⟦world</s>⟧", 1),
     ("SentencePiece BPE", "é", "🙃x", "<s> é⟦🙃x</s>⟧", 0),
     ("unigram", "the answer", " is", "the answer⟦is</s>⟧", 0),
     ("unigram", "the answer ", "is", "the answer⟦is</s>⟧", 1),
@@ -60,7 +68,7 @@ BORDERS = [
     ("WordPiece", "the answer", " is here", "the answer⟦is here [SEP]⟧", 0),
     ("bytes", "a ", "b", "<bos>a ⟦b<eos>⟧", 0),
     ("bytes", "", "ab", "<bos>⟦ab<eos>⟧", 0),
-    ("byte-level BPE", "", "hello", "<eos>⟦hello<eos>⟧", 0),
+    ("byte-level BPE", "", "good", "<eos>⟦good<eos>⟧", 0),
     ("WordPiece", "  ", "yes", "[SEP]⟦yes [SEP]⟧", 0),
 ]
 
@@ -75,7 +83,7 @@ def test_a_token_on_the_border_belongs_to_the_answer(
     assert row.answer == (prompt + answer)[len(prompt) - shared :]
 
 
-words = st.sampled_from(["hello", " ", "world", "the", "\n", "  ", "🙂", "é", "ﬁ", "x", ".\n\n", "日本", "answer is"])
+words = st.sampled_from(["good", " ", "world", "the", "\n", "  ", "🙂", "é", "ﬁ", "x", ".\n\n", "日本", "answer is"])
 texts = st.lists(words, max_size=8).map("".join)
 
 
@@ -123,7 +131,7 @@ def table(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str
 def test_a_token_on_the_border_is_noted(
     tmp_path: Path, tokenizers: dict[str, PreTrainedTokenizerBase], cached: bool
 ) -> None:
-    rows = [("hello", " world"), ("hello ", "world"), ("x ", "the answer")]
+    rows = [("good", " world"), ("good ", "world"), ("x ", "the answer")]
     for _ in range(1 + cached):
         found = table(tmp_path, tokenizers["byte-level BPE"], rows)
     (note,) = found.notes

@@ -145,8 +145,8 @@ def test_several_formats_at_once_are_refused() -> None:
 
 def test_a_format_needs_its_columns() -> None:
     message = (
-        r"train.jsonl: data.format 'alpaca' reads the columns 'instruction' and 'output', but there is no column 'output'"
-        r" \(did you mean 'outputs'\?\); its columns: instruction, outputs, messages; the columns are those of"
+        r"train.jsonl: data.format 'alpaca' reads the columns 'instruction' and 'output', but there is no column "
+        r"'output' \(did you mean 'outputs'\?\); its columns: instruction, outputs, messages; the columns are those of"
     )
     with pytest.raises(DataError, match=message):
         find_instructions([rows("instruction", "outputs", "messages")], config(format="alpaca"), False)

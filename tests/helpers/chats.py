@@ -67,7 +67,7 @@ TOKENS = {
 }
 """The tokens that begin and end a text, and the others, by template."""
 
-WORDS = ("hello", " hello", " world", " the", "the", " answer", " is", "is", "yes", ".\n\n")
+WORDS = ("good", " good", " world", "the", " the", " answer", "is", " is", "yes", ".\n\n")
 """Texts that are one token of the small tokenizers with merges."""
 
 
@@ -129,7 +129,7 @@ def unigram() -> PreTrainedTokenizerFast:
 
 def word_piece() -> PreTrainedTokenizerFast:
     """Return a WordPiece tokenizer as BERT's: no token has a blank."""
-    words = sorted({"[UNK]", "hel", "##lo", ".", "here", *(word.strip() for word in WORDS)} - {""})
+    words = sorted({"[UNK]", "go", "##ods", ".", "here", *(word.strip() for word in WORDS)} - {""})
     backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -150,9 +150,13 @@ def shown(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: 
 
 
 def _merged(letters: Sequence[str], words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return vocabulary and merges of a BPE that makes each word one token, letter by letter from its start."""
-    merges = [(word[:end], word[end]) for word in words for end in range(1, len(word))]
-    tokens = dict.fromkeys([*letters, *(word[:end] for word in words for end in range(1, len(word) + 1))])
+    """Return vocabulary and merges of a BPE that makes each word one token: letter by letter from its start, or of a
+    first letter and an earlier word."""
+    merges: list[tuple[str, str]] = []
+    for i, word in enumerate(words):
+        whole = word[1:] in words[:i]
+        merges += [(word[0], word[1:])] if whole else [(word[:end], word[end]) for end in range(1, len(word))]
+    tokens = dict.fromkeys([*letters, *(first + second for first, second in merges)])
     return {token: i for i, token in enumerate(tokens)}, list(dict.fromkeys(merges))
 
 
