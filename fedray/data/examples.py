@@ -41,7 +41,7 @@ class Examples:
         task: what is learned from the examples.
         table: `split`, `file` (natural client), `task` (task name), and `text`, `label` (string: class name; float64:
             regression), `text_pair` where there is one; or, for causal_lm, `prompt`, `answer`, or for conversations
-            `turns` (JSON), `context` (number of leading turns without loss).
+            `turns` (JSON), `context` (number of leading turns without loss), `answer` (the last turn).
         columns: the source's own columns as strings, in the same rows as `table`.
         origins: int [rows, 2], each row's index in `sources` and its number there.
         sources: what was read, for messages, for example `train.csv: line`.

@@ -34,14 +34,16 @@ class Instructions:
     chat: bool
 
     @property
-    def note(self) -> str:
-        """What was detected, in a sentence; empty if the configuration says it."""
-        columns = FORMATS[self.name].columns
-        what = f"instruction data in the format {self.name!r}, detected from {_named(columns)}"
-        return f"{what}; data.format sets another, data.prompt and data.answer read other columns" * self.detected
+    def notes(self) -> tuple[str, ...]:
+        """What was detected; empty if the configuration says it."""
+        if not self.detected:
+            return ()
+        what = f"instruction data in the format {self.name!r}, detected from {_named(FORMATS[self.name].columns)}"
+        return (f"{what}; data.format names another one, data.prompt and data.answer read other columns",)
 
     def fields(self, raw: RawRows) -> dict[str, pa.Array]:
-        """Return `prompt` and `answer` of these rows; or, for conversations, `turns` (JSON) and `context`.
+        """Return `prompt` and `answer` of these rows; or, for conversations, `turns` (JSON), `context`, and as
+        `answer` the last turn.
 
         Raises:
             DataError: a row is not written in this format; the message says where.
@@ -55,8 +57,11 @@ class Instructions:
         if len(chats) < len(found):
             row = next(row for row, one in enumerate(found) if type(one) is not type(found[0]))
             raise DataError(f"{raw.row(row)}: earlier rows are {_kind(found[0])}, this one is {_kind(found[row])}")
-        texts = [json.dumps(one.turns, ensure_ascii=False, default=str) for one in chats]
-        return {"turns": _strings(texts, raw), "context": pa.array([one.context for one in chats], pa.int32())}
+        return {
+            "turns": _strings([json.dumps(one.turns, ensure_ascii=False, default=str) for one in chats], raw),
+            "context": pa.array([one.context for one in chats], pa.int32()),
+            "answer": _strings([one.turns[-1]["content"] for one in chats], raw),
+        }
 
     def _read(self, raw: RawRows, row: int) -> Chat | Pair:
         layout = FORMATS[self.name]

@@ -1,5 +1,6 @@
 """The examples of docs/data.md run as they stand."""
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import fedray
 from fedray.cli.app import app
 from fedray.config import load_config
 from fedray.data.examples import Examples, assemble
+from fedray.data.instructions import FORMATS as INSTRUCTIONS
 from fedray.data.readers import COMPRESSED, FORMATS
 
 PAGE = (DOCS / "data.md").read_text(encoding="utf-8")
@@ -44,6 +46,7 @@ def examples(config: str, **data: Any) -> Examples:
         ("recipes.yaml", ["client_000", "client_001"]),
         ("shops.yaml", ["north", "south"]),
         ("answers.yaml", ["Bo", "Zoë"]),
+        ("chats.yaml", ["food", "sums"]),
     ],
 )
 def test_an_experiment_of_the_page_is_valid(folder: Path, config: str, clients: list[str]) -> None:
@@ -51,6 +54,21 @@ def test_an_experiment_of_the_page_is_valid(folder: Path, config: str, clients: 
     assert ended.exit_code == 0, ended.output
     assert all(f" {client} " in ended.output for client in clients)
     assert "the experiment is valid" in ended.output
+
+
+COMMANDS = re.findall(r"^fedray validate (chats\.yaml .*)", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_instruction_data_in_every_format(folder: Path, words: str) -> None:
+    ended = CliRunner().invoke(app, ["validate", *words.split(), f"data.cache_dir={folder}/cache", "--show", "1"])
+    assert ended.exit_code == 0, ended.output
+    assert " of them learned" in ended.output
+
+
+def test_every_format_is_on_the_page() -> None:
+    assert len(COMMANDS) == 4
+    assert all(f"| `{name}` |" in PAGE for name in INSTRUCTIONS)
 
 
 def test_every_experiment_of_the_page_is_tried() -> None:

@@ -128,9 +128,9 @@ def test_the_format_is_detected_from_the_columns(columns: tuple[str, ...], expec
     assert (found and found.name) == expected
     if found is not None:
         named = " and ".join(map(repr, FORMATS[found.name].columns))
-        assert f"in the format {expected!r}, detected from the column" in found.note
-        assert named in found.note
-        assert not find_instructions([rows(*columns)], config(format=expected), False).note
+        assert f"in the format {expected!r}, detected from the column" in found.notes[0]
+        assert named in found.notes[0]
+        assert not find_instructions([rows(*columns)], config(format=expected), False).notes
 
 
 def test_nothing_is_detected_where_the_configuration_or_another_file_says_otherwise() -> None:

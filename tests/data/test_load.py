@@ -1,15 +1,18 @@
 """All of `fedray.data`: from a configuration to one shard per client, on generated and on real text."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import byte_level
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
+from fedray.errors import ConfigError, DataError
 from fedray.models.tokenizer import byte_tokenizer
 from fedray.types import SPLITS
 
@@ -170,3 +173,52 @@ def test_real_text_loads_and_partitions(
     assert min(sizes(data, "train")) >= config.partition.min_examples
     if expected.get("test"):
         assert min(sizes(data, "test")) >= 1
+
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+
+
+def chats(folder: Path, columns: dict[str, Any]) -> dict[str, Any]:
+    """Return the section `data` of twelve rows with two topics."""
+    rows = [columns | {"topic": "ab"[i % 2]} for i in range(12)]
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {"source": "files", "files": {"train": str(folder / "chats.jsonl")}, "max_length": 64}
+
+
+def test_conversations_have_natural_clients_and_an_end_of_their_own(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Generation may end with the token that ends a turn, or a text; a chat template must have something to do."""
+    by_topic = {"kind": "by_column", "column": "topic", "min_examples": 2}
+    tokenizer = byte_level(["<|im_start|>", "<|im_end|>"])
+    data = chats(tmp_path, {"messages": TURNS})
+    config = configure(data | {"chat_template": "chatml"}, by_topic, task="causal_lm", method="fedavg")
+    found = load_federated_data(config, tokenizer)
+    assert sorted(found.shards) == ["a", "b"]
+    assert found.end_token_ids == (258, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    assert found.notes[0].startswith("instruction data in the format 'messages', detected from the column 'messages'")
+    texts = chats(tmp_path, {"prompt": "Hi", "completion": "Yes"})
+    config = configure(texts, by_topic, task="causal_lm")
+    assert load_federated_data(config, tokenizer).end_token_ids == (258,)
+    config = configure(texts | {"chat_template": "chatml"}, by_topic, task="causal_lm")
+    with pytest.raises(DataError, match=r"data\.chat_template: the data are prompts and answers as texts"):
+        load_federated_data(config, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "alpaca", "prompt": "{instruction}"}, "data.format: 'alpaca' has columns of its own"),
+        ({"format": "alpacca"}, "data.format: got 'alpacca'"),
+        ({"chat_template": "."}, None),
+    ],
+)
+def test_a_format_is_checked_when_it_is_configured(
+    configure: Callable[..., Config], settings: dict[str, Any], message: str | None
+) -> None:
+    data = {"source": "files", "files": {"train": "-"}} | settings
+    if message is not None:
+        with pytest.raises(ConfigError, match=message):
+            configure(data, task="causal_lm")
+    with pytest.raises(ConfigError, match=f"data.{next(iter(settings))}: "):
+        configure(data)  # a task with labels

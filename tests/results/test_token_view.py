@@ -1,4 +1,4 @@
-"""Examples as tokens: blanks, line breaks, letters of several tokens and special tokens are seen, and what is learned."""
+"""Examples as tokens: blanks, line breaks, letters of several tokens, special tokens, and what is learned."""
 
 import json
 from io import StringIO
