@@ -4,10 +4,9 @@ A text is tokenised as a whole, as the model will read it, and the tokens with a
 token on the border of prompt and answer belongs to the answer.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -99,22 +98,17 @@ class CausalEncoder:
 
     def _whole(self, texts: Sequence[MarkedText]) -> Iterator[_Scored]:
         """Tokenise texts as a whole, and find their spans by the characters of each token."""
-        encoded = self._untrimmed(
-            [text.text for text in texts],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            verbose=False,
-            **({"split_special_tokens": False} if self.controls else {}),
-        )
+        settings = {"split_special_tokens": False} if self.controls else {}
+        with _untrimmed(self.tokenizer):
+            encoded = self.tokenizer(
+                [text.text for text in texts],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                verbose=False,
+                **settings,
+            )
         for row, text in enumerate(texts):
             yield _located(encoded, row, text)
-
-    @cached_property
-    def _untrimmed(self) -> PreTrainedTokenizerBase:
-        """The tokenizer without its post-processor, which may take the blanks out of a token's characters."""
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.backend_tokenizer.post_processor = None
-        return tokenizer
 
     def _apart(self, text: MarkedText) -> _Scored:
         """Tokenise what has a loss apart from the rest, for tokenizers that do not tell a token's characters."""
@@ -128,6 +122,17 @@ class CausalEncoder:
                 spans.append((len(ids), len(ids) + len(piece)))
             ids += piece
         return _joined(ids, spans, text)
+
+
+@contextmanager
+def _untrimmed(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Switch off the post-processor, which may take the blanks out of a token's characters."""
+    backend = tokenizer.backend_tokenizer
+    processor, backend.post_processor = backend.post_processor, None
+    try:
+        yield
+    finally:
+        backend.post_processor = processor
 
 
 def start_tokens(tokenizer: PreTrainedTokenizerBase) -> Ids:

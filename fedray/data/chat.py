@@ -177,14 +177,17 @@ def find_chat_template(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
     Raises:
         ConfigError: there is no template of that name, or the tokenizer lacks its tokens.
     """
+    given = data.chat_template
+    if given is None and not getattr(tokenizer, "chat_template", None):
+        return None
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     tokens.setdefault("eos_token", str(tokenizer.convert_ids_to_tokens(end_token_id(tokenizer))))
-    added = tuple({token.content for token in tokenizer.added_tokens_decoder.values()} | {tokens["eos_token"]})
-    given = data.chat_template
+    added = tuple(sorted({token.content for token in tokenizer.added_tokens_decoder.values()} | {tokens["eos_token"]}))
     if given is None:
-        if not getattr(tokenizer, "chat_template", None):
-            return None
-        text = _dated(tokenizer.get_chat_template())
+        try:
+            text = _dated(tokenizer.get_chat_template())
+        except ValueError as error:  # several templates, and none is the default
+            raise ConfigError(f"the tokenizer's chat template: {error}; set data.chat_template") from error
         return ChatTemplate("the tokenizer's chat template", text, tokens, added, True)
     if "{" in given:
         return ChatTemplate("data.chat_template", _dated(given), tokens, added, False)

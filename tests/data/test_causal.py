@@ -114,6 +114,14 @@ def test_the_tokens_are_those_of_the_joined_text(
         assert row.shared or spelt == len(answer.encode())
 
 
+def test_a_tokenizer_is_as_it_was(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    """Its post-processor, which begins and ends texts, is only switched off."""
+    for tokenizer in tokenizers.values():
+        before = tokenizer.backend_tokenizer.to_str(), tokenizer("good").input_ids
+        encoded(tokenizer, "good", " world")
+        assert (tokenizer.backend_tokenizer.to_str(), tokenizer("good").input_ids) == before
+
+
 def test_nothing_is_added_that_a_text_already_has() -> None:
     """`<bos>` and `<eos>` in templates, as they are copied from the pages of models."""
     tokenizer = byte_level(bos="<bos>")

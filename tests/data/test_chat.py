@@ -298,6 +298,15 @@ def test_conversations_need_a_template(tokens: Callable[..., Tokenised], tmp_pat
         tokens(byte_level(), TWO, chat_template="plian")
 
 
+def test_several_templates_need_a_default(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = {"tools": PLAIN, "rag": PLAIN}
+    with pytest.raises(ConfigError, match=r"the tokenizer's chat template: .*tools.*; set data\.chat_template"):
+        find_chat_template(config(tmp_path), tokenizer)
+    tokenizer.chat_template |= {"default": CHATML}
+    assert find_chat_template(config(tmp_path), tokenizer).text == CHATML
+
+
 def test_a_template_may_be_a_file(tokens: Callable[..., Tokenised], tmp_path: Path) -> None:
     """The configuration then has its content, and needs no file where it is used."""
     path = tmp_path / "chat.jinja"

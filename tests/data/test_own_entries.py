@@ -78,7 +78,11 @@ def test_clients_that_the_data_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("data.foldr", ".", "data.foldr: unknown key (did you mean 'folder'?); allowed: answer, cache_dir, class, "),
+        (
+            "data.foldr",
+            ".",
+            "data.foldr: unknown key (did you mean 'folder'?); allowed: answer, cache_dir, chat_template, class, ",
+        ),
         ("data.folder", 3, "data.folder: got 3: Input should be a valid string"),
         ("partition.overlp", 1, "partition.overlp: unknown key (did you mean 'overlap'?); allowed: class, kind, min_"),
         ("partition.overlap", 2, "partition.overlap: got 2: Input should be less than or equal to 1"),
