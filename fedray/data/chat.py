@@ -122,13 +122,13 @@ class ChatTemplate:
             start = len(prompt)
         else:
             located = located and text.startswith(before)
-        if not located or start >= end:
+        stop = end + len(self._tail[0]) * text.startswith(self._tail[0], end)
+        if not located or start > end or start == stop:
             raise DataError(
                 f"{self.name} does not show where turn {i + 1} begins and ends, because its text depends on the turn; "
                 "mark the assistant's part of the template with {% generation %} and {% endgeneration %}"
             )
-        ending = self._tail[0]
-        return start, end + len(ending) * text.startswith(ending, end), end
+        return start, stop, end
 
     def _prompt_before(self, turns: Sequence[Turn], i: int) -> str | None:
         """Return the turns before turn i with the generation prompt."""

@@ -100,6 +100,12 @@ GOLDEN = {
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦Hello.<|im_end|>⟧\n"
         "<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n⟦<think>\nI see.\n</think>\n\nNo.<|im_end|>⟧",
     ),
+    "qwen_3, nothing but a thought": (
+        QWEN_3,
+        turns("Hi", "<think>\nA guest.\n</think>\n\n", "More?", "No."),
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|>⟧\n"
+        "<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nNo.<|im_end|>⟧",
+    ),
     "gemma": (
         GEMMA,
         turns("Hi", "Hello.", "More?", "No. "),
