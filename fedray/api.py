@@ -67,13 +67,17 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     Raises:
         FedrayError: as `run`.
     """
-    if config.runtime == "ray":
-        check_reachable()
-    prepared = prepare(config)  # first: a callback may begin a tracker's run
-    everyone = [*build_callbacks(config.callbacks), *callbacks]
-    for event in events(prepared, place, resume):
-        for callback in everyone:
-            callback.on_event(event)
+    try:
+        if config.runtime == "ray":
+            check_reachable()
+        prepared = prepare(config)  # first: a callback may begin a tracker's run
+        everyone = [*build_callbacks(config.callbacks), *callbacks]
+        for event in events(prepared, place, resume):
+            for callback in everyone:
+                callback.on_event(event)
+    except BaseException:
+        place.remove_if_empty()  # nothing has been trained
+        raise
     return RunResult.load(place)
 
 

@@ -116,7 +116,7 @@ def submit(
         ) from None
     command = "sweep" if is_sweep(file) else "run"
     words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", place, "--or-resume"]
-    with TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         package = packed(working_dir, Path(folder), str(inside))
         job: dict[str, Any] = {
             "entrypoint": shlex.join(words),
@@ -130,6 +130,21 @@ def submit(
         }
         with _explained(client.get_address()):
             return _sent(client, job)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Yield a folder that is deleted afterwards.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    try:
+        made = TemporaryDirectory()
+    except OSError as error:
+        raise ConfigError(f"no temporary folder can be created: {error}; name another one in TMPDIR") from None
+    with made as folder:
+        yield folder
 
 
 def _sent(client: JobSubmissionClient, job: dict[str, Any]) -> str:

@@ -36,15 +36,17 @@ def resolve_run(config: Config, output: str | Path | None, resume: str | Path | 
 
 
 def new_place(config: Config, output: str | Path | None) -> StoragePath:
-    """Return the folder of a new run or sweep: `output`, or storage_path/NAME-TIME.
+    """Return the folder of a new run or sweep: `output`, or a new one, storage_path/NAME-TIME.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty, or cannot be created.
+        StorageError: storage_path cannot be written.
     """
     place = StoragePath.of(resolve_storage(output or config.storage_path))
-    place = place if output else place / timestamped(config.name)
-    check_empty(place)
-    return place
+    if output:
+        check_empty(place)
+        return place
+    return place.new_folder(timestamped(config.name))
 
 
 def continued(place: StoragePath, given: Config) -> Config:

@@ -143,8 +143,8 @@ def check_device(config: Config, nodes: Sequence[Amounts], elastic: bool) -> Non
     """
     if config.device == "cuda" and not elastic and not any(node.get("GPU", 0) > 0 for node in nodes):
         raise ConfigError(
-            "device: cuda, but no node of the cluster has a GPU; use device: auto or cpu, or name a cluster with GPUs in "
-            "RAY_ADDRESS"
+            "device: cuda, but no node of the cluster has a GPU; use device: auto or cpu, or a cluster with GPUs "
+            "(RAY_ADDRESS)"
         )
 
 

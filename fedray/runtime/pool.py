@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskE
 
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.federation.failures import FailedAttempt, Kind, TaskFailure
 from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch, failure_of, state_files
 from fedray.federation.tasks import ClientTask, Downlink, WorkerSetup
@@ -138,7 +138,7 @@ class ClientPool:
             serving = running[stream]
             try:
                 results = next_result_batch(stream)
-            except ConfigError:
+            except (ConfigError, StorageError):  # no other actor could do better
                 raise
             except (RayError, FedrayError) as error:  # the actor died, or its node with the results, or the call failed
                 yield from self._lost(running.pop(stream), queues, *_cause(error))

@@ -158,21 +158,22 @@ class SiloActor:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         gpus = self._resources.get("GPU", 0.0)
-        with tempfile.TemporaryDirectory(prefix="fedray-silo-") as folder:
-            trainer = TorchTrainer(
-                _serve,
-                train_loop_config={"mailbox": mailbox},
-                scaling_config=ScalingConfig(
-                    num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._resources
-                ),
-                run_config=RunConfig(name="silo", storage_path=folder, failure_config=FailureConfig(max_failures=0)),
-                # nccl does not support two workers on one GPU
-                torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
-            )
-            try:
+        scaling = ScalingConfig(num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._resources)
+        try:
+            with tempfile.TemporaryDirectory(prefix="fedray-silo-") as folder:
+                trainer = TorchTrainer(
+                    _serve,
+                    train_loop_config={"mailbox": mailbox},
+                    scaling_config=scaling,
+                    run_config=RunConfig(
+                        name="silo", storage_path=folder, failure_config=FailureConfig(max_failures=0)
+                    ),
+                    # nccl does not support two workers on one GPU
+                    torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+                )
                 trainer.fit()
-            except Exception as error:  # whatever the reason, the workers are gone
-                logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
+        except Exception as error:  # whatever the reason, the workers are gone
+            logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
         with self._changed:
             self._ended = True
             self._changed.notify_all()

@@ -7,16 +7,19 @@ once it is complete, so there one upload suffices.
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, StorageError, reason
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's names of stores that show an object only once its upload is complete."""
@@ -111,11 +114,43 @@ class StoragePath:
         return sorted(info.base_name for info in found)
 
     def make_folder(self) -> None:
-        """Create the folder, and those above it, if they do not exist."""
+        """Create the folder, and those above it, if they do not exist.
+
+        Raises:
+            StorageError: it cannot be created.
+        """
+        with self._writing():
+            if self.filesystem is None:
+                self.local.mkdir(parents=True, exist_ok=True)
+            else:
+                self.filesystem.create_dir(self.path, recursive=True)
+
+    def new_folder(self, name: str) -> "StoragePath":
+        """Create a folder NAME in this one, or NAME-2, NAME-3, ... if it exists. No other process gets the same one.
+
+        Other file systems do not tell who has created a folder: there the name gets random letters.
+
+        Raises:
+            StorageError: it cannot be created.
+        """
+        if self.filesystem is not None:
+            return self / f"{name}-{secrets.token_hex(3)}"
+        self.make_folder()
+        for number in count(1):
+            place = self / (name if number == 1 else f"{name}-{number}")
+            with place._writing():
+                try:
+                    place.local.mkdir()
+                    return place
+                except FileExistsError:
+                    continue
+        raise AssertionError("count() does not end")
+
+    def remove_if_empty(self) -> None:
+        """Delete the folder if nothing is in it."""
         if self.filesystem is None:
-            self.local.mkdir(parents=True, exist_ok=True)
-        else:
-            self.filesystem.create_dir(self.path, recursive=True)
+            with suppress(OSError):
+                self.local.rmdir()
 
     def read(self) -> bytes:
         """Return a file's contents.
@@ -135,27 +170,47 @@ class StoragePath:
             durable: whether the file, once this returns, survives a crash of the machine.
 
         Raises:
-            OSError: the file could not be written; an earlier version of it is untouched.
+            StorageError: the file could not be written; an earlier version of it is untouched.
         """
-        if self.filesystem is None:
-            self._write_here(data, durable)
-            return
-        if self.filesystem.type_name in OBJECT_STORES:
-            self._upload(self.path, data)
-            return
-        temporary = self._temporary()
-        self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
-        self._upload(temporary, data)
-        self.filesystem.move(temporary, self.path)
+        with self._writing():
+            if self.filesystem is None:
+                self._write_here(data, durable)
+            elif self.filesystem.type_name in OBJECT_STORES:
+                self._upload(self.path, data)
+            else:
+                temporary = self._temporary()
+                self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+                self._upload(temporary, data)
+                self.filesystem.move(temporary, self.path)
 
     def remove(self) -> None:
-        """Delete a file, or a folder with all its contents, if it exists."""
+        """Delete a file, or a folder with all its contents, if it exists.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
         filesystem = self.filesystem or fs.LocalFileSystem()
-        kind = filesystem.get_file_info(self.path).type
-        if kind == fs.FileType.Directory:
-            filesystem.delete_dir(self.path)
-        elif kind == fs.FileType.File:
-            filesystem.delete_file(self.path)
+        with self._writing("deleted"):
+            kind = filesystem.get_file_info(self.path).type
+            if kind == fs.FileType.Directory:
+                filesystem.delete_dir(self.path)
+            elif kind == fs.FileType.File:
+                filesystem.delete_file(self.path)
+
+    @contextmanager
+    def _writing(self, done: str = "written") -> Iterator[None]:
+        """Turn what goes wrong while the file or folder is written into one message.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(
+                f"{self}: cannot be {done}: {reason(error)}; make room, or choose another storage_path (--output); a "
+                "run that has begun can be continued with --resume"
+            ) from None
 
     def _write_here(self, data: bytes, durable: bool) -> None:
         path, temporary = Path(self.path), Path(self._temporary())

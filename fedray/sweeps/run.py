@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
 
 from fedray.config import Config, SweepConfig, load_sweep
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.experiment.callbacks import build_callbacks
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import new_place
@@ -157,7 +157,7 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
                 for actor in actors:
                     ray.kill(actor)
     finally:
-        with suppress(OSError):
+        with suppress(StorageError):
             (found.place / TUNE_FOLDER).remove()
         if lock is not None:
             lock.release()
@@ -198,8 +198,8 @@ def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener"
     )
     try:
         tuner.fit()
-    except TuneError as error:
-        raise listener.raised or FedrayError(f"the sweep ended: {first_line(error)}") from error
+    except (TuneError, OSError) as error:  # Tune does not wrap what it meets when it writes its own files
+        raise listener.raised or FedrayError(f"{place}: the sweep ended: {first_line(error)}") from error
 
 
 def _id(trial: Any) -> str:
@@ -279,7 +279,8 @@ class _Listener(tune.Callback):
 
     Attributes:
         found: the sweep's result so far.
-        raised: the exception that a callback or the code of a trial's actor raised, if any.
+        raised: the exception that a callback or the code of a trial's actor raised, or that the folder cannot be
+            written, if any.
     """
 
     raised: Exception | None
@@ -322,5 +323,9 @@ class _Listener(tune.Callback):
         metrics = {} if status in ("failed", "lost") else result["metrics"]
         ended = TrialResult(id, status, result.get("round", 0), metrics, error, result.get("seconds", 0.0))
         self.found = self.found.with_result(ended)
-        self.found.write()
+        try:
+            self.found.write()
+        except StorageError as error:
+            self.raised = error
+            raise
         self._notify(TrialFinished(next(one for one in self.found.trials if one.id == id), ended))

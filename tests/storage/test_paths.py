@@ -1,17 +1,15 @@
 """Files that are written whole or not at all, wherever they are."""
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as fs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import files_of_at_most
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, StorageError
 from fedray.storage.paths import StoragePath, safe_name
 
 
@@ -45,21 +43,11 @@ def test_a_missing_file_is_an_os_error(folder: StoragePath) -> None:
         (folder / "nothing").read()
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process may have more bytes: not a fixture, for pytest writes its own log."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
     file = StoragePath.of(tmp_path) / "file"
     file.write(b"old")
-    with files_of_at_most(1000), pytest.raises(OSError, match="too large"):
+    message = "file: cannot be written: File too large; make room, or choose"
+    with files_of_at_most(1000), pytest.raises(StorageError, match=message):
         file.write(bytes(1001))
     assert file.read() == b"old"
     assert os.listdir(tmp_path) == ["file"]
