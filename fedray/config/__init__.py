@@ -16,7 +16,7 @@ from fedray.config.metric import Metric
 from fedray.config.model import ModelConfig
 from fedray.config.overrides import parse_overrides
 from fedray.config.partition import NaturalClients, PartitionConfig, Shares
-from fedray.config.section import Section, describe
+from fedray.config.section import Section, absolute, describe
 from fedray.config.sweep import SweepConfig
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.config.yaml import parse_yaml
@@ -47,6 +47,7 @@ __all__ = [
     "SweepConfig",
     "TierConfig",
     "TrainConfig",
+    "absolute",
     "describe",
     "dump_yaml",
     "load_config",

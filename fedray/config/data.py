@@ -7,12 +7,13 @@ the modules of `fedray.data.sources`, found by the field `source`; a user's own 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from fedray.config.registry import Registry
-from fedray.config.section import PositiveInt, Section
+from fedray.config.section import PositiveInt, Section, absolute
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Split, Task
 
@@ -97,6 +98,11 @@ class DataConfig(Section):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return SOURCES.named(cls, value)
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        """Return this section with absolute paths; relative ones are below `folder`. A source with paths of its own
+        changes them, too, so that they mean the same in every process."""
+        return self.model_copy(update={"cache_dir": absolute(self.cache_dir, folder)})
 
     @abstractmethod
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterable[RawRows]:

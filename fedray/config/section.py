@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -10,6 +11,11 @@ from fedray.errors import choices, nearest
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def absolute(path: str, folder: Path) -> str:
+    """Return a relative path as one below the folder; absolute paths and URIs as they are."""
+    return path if "://" in path else str(folder / Path(path).expanduser())
 
 
 class Section(BaseModel):

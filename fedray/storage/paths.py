@@ -243,12 +243,17 @@ def is_uri(where: str) -> bool:
     return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
 
 
+def in_job_folder() -> bool:
+    """Return whether the current folder is a Ray job's copy of the submitted working directory, which has another path
+    on each node and is deleted some time after the job."""
+    return JOB_FOLDERS in Path.cwd().parts
+
+
 def resolve_storage(where: str | Path) -> str:
     """Return the absolute path or URI of results; a relative path is below the current directory.
 
-    In a Ray job the current directory is a copy of the submitted working directory, and Ray deletes it some time after
-    the job. There, a relative path is below FEDRAY_STORAGE, which the files in clusters/ set, or else below the home
-    directory.
+    In a Ray job, whose folder is deleted, a relative path is below FEDRAY_STORAGE, which the files in clusters/ set, or
+    else below the home directory.
 
     Raises:
         ConfigError: FEDRAY_STORAGE is neither an absolute path nor a URI.
@@ -256,7 +261,7 @@ def resolve_storage(where: str | Path) -> str:
     if isinstance(where, str) and is_uri(where):
         return where
     path = Path(where).expanduser()
-    if path.is_absolute() or JOB_FOLDERS not in Path.cwd().parts:
+    if path.is_absolute() or not in_job_folder():
         return str(path.absolute())
     begin = os.environ.get("FEDRAY_STORAGE") or str(Path.home())
     if not is_uri(begin) and not Path(begin).is_absolute():

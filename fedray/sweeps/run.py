@@ -7,6 +7,7 @@ none of Tune's files are kept.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedray.config import Config, SweepConfig, load_sweep
 from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.experiment.callbacks import build_callbacks
 from fedray.experiment.prepare import prepare
-from fedray.experiment.resume import new_place
+from fedray.experiment.resume import new_place, with_absolute_paths
 from fedray.experiment.run_folder import lock_folder
 from fedray.federation.events import Callback, RoundFinished
 from fedray.planning.cluster_plan import check_device
@@ -120,9 +121,15 @@ def resolve_sweep(given: SweepConfig, output: str | Path | None, resume: str | P
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
-        return resumed(StoragePath.of(resolve_storage(resume)), given)
+        return _with_absolute_paths(resumed(StoragePath.of(resolve_storage(resume)), given))
     named = trials[0].config.model_copy(update={"name": given.name})
-    return SweepResult(new_place(named, output), given, trials, {})
+    return _with_absolute_paths(SweepResult(new_place(named, output), given, trials, {}))
+
+
+def _with_absolute_paths(found: SweepResult) -> SweepResult:
+    """Return the sweep with absolute paths in its trials, which run in other processes."""
+    trials = [replace(trial, config=with_absolute_paths(trial.config)) for trial in found.trials]
+    return replace(found, trials=tuple(trials))
 
 
 def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepResult:
