@@ -194,6 +194,10 @@ def parse_tier_engine(tier: Mapping[str, Any], known: set[str]) -> dict[str, Any
         raise Mistakes(lines) from None
     except ValueError as error:
         raise Mistakes([f"engine: got {raw!r}: {error}"]) from None
+    for name in raw if isinstance(raw, Mapping) else ():
+        owners = [entry for entry in ENGINES.names if name in ENGINES.find(entry).model_fields]
+        if owners and name not in type(engine).model_fields:
+            raise ValueError(f"engine.{name}: needs engine: {choices(owners)}, got engine: {engine.label}")
     return {**own, **unknown, "engine": engine}
 
 

@@ -16,7 +16,7 @@ from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.tasks import WorkerSetup
 from fedray.planning.placement import Amounts, fits
-from fedray.runtime.causes import first_line, raised_by_code
+from fedray.runtime.causes import lost_by, raised_by_code
 from fedray.runtime.client_actor import ClientActor, prepare_node
 from fedray.runtime.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.runtime.messages import get, to_message
@@ -143,14 +143,14 @@ class ActorGroup:
                 handle.location = get(ref)
             except RayError as error:
                 _check_raised(handle.tier, error)
-                self.replace(handle, error)
+                self.replace(handle, lost_by(error))
         while not all(self.handles.values()):
             for ref in self.wait([]):
                 self.started(ref)
 
-    def replace(self, lost: ActorHandle, error: object) -> None:
+    def replace(self, lost: ActorHandle, cause: str) -> None:
         """Start another actor in place of a lost one, which is ended: it may only be out of reach."""
-        log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.location or "a node", error)
+        log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.location or "a node", cause)
         self.release(lost)
         self._begin(lost.tier)
 
@@ -197,7 +197,7 @@ class ActorGroup:
             if delay is None:
                 raise FedrayError(
                     f"clients: actors of tier {handle.tier!r} that should replace others died while they started, "
-                    f"{self._replacement.deaths(handle.tier)} times in a row: {first_line(error)}"
+                    f"{self._replacement.deaths(handle.tier)} times in a row: {lost_by(error)}"
                 ) from None
             self._delayed.append((monotonic() + delay, handle.tier))
             return None

@@ -1,6 +1,26 @@
-"""What Ray's exceptions mean: whether an actor's own code raised an exception, or its process was lost."""
+"""What Ray's exceptions mean: whether an actor's own code raised an exception, or its process was lost, and why."""
 
-from ray.exceptions import RayActorError, RayError, RayTaskError, UnserializableException
+import re
+
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, UnserializableException
+
+NODE_MEMORY = re.compile(r"Memory on the node \(IP: ([^,]+),.*?\) was ([\d.]+) ?GB used / ([\d.]+) ?GB")
+ENDED = re.compile(r"Selected to kill: \(.*?task name=(\w+).*?pid=(\d+).*?actual memory used=([\d.]+) ?GB")
+"""What the report of Ray's memory monitor says of the node, and of each process that it has ended."""
+
+CALLED = {
+    "DriverActor": "the driver",
+    "ClientActor": "a client actor",
+    "SiloActor": "a silo",
+    "RayTrainWorker": "a worker of a silo",
+}
+"""What messages call the processes of fedray, by the names of their classes."""
+
+LESS_MEMORY = (
+    "use fewer or smaller actors (clients.actors, clients.fuse, train.batch_size), a smaller cohort (clients.per_round)"
+    ", or nodes with more memory; `fedray plan` predicts what an actor needs, and `memory` of a tier reserves it"
+)
+"""What can be changed if memory runs out."""
 
 
 def first_line(error: BaseException) -> str:
@@ -27,6 +47,25 @@ def raised_by_code(error: BaseException) -> str | None:
             return raised_by_code(cause)
         return f"{type(cause).__name__}: {first_line(cause)}\n{error}"
     return None
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Return whether Ray's memory monitor has ended the process."""
+    return isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error) or bool(ENDED.search(str(error)))
+
+
+def lost_by(error: BaseException) -> str:
+    """Return in one line why a process was lost."""
+    if not ran_out_of_memory(error):
+        unclear = " (perhaps the system ended it because memory ran out)" if "OOM killer" in str(error) else ""
+        return f"{first_line(error)}{unclear}"
+    text = " ".join(str(error).split())
+    ended = [f"{CALLED.get(name, name)} (process {pid}) with {used} GB" for name, pid, used in ENDED.findall(text)]
+    if not ended or (node := NODE_MEMORY.search(text)) is None:
+        return f"{first_line(error)}; {LESS_MEMORY}"
+    address, used, limit = node.groups()
+    node_had = f"node {address} ({used} of {limit} GB in use)"
+    return f"memory ran out on {node_had}, and Ray ended {', '.join(ended)}; {LESS_MEMORY}"
 
 
 def _last_exception(trace: str) -> str:

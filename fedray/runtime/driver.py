@@ -21,7 +21,7 @@ from fedray.federation.events import Event, RoundFinished, TasksFinished
 from fedray.federation.local_pool import LocalPool
 from fedray.planning.cluster_plan import Cluster, check_device, this_machine
 from fedray.runtime.address import check_address
-from fedray.runtime.causes import raised_by_code
+from fedray.runtime.causes import lost_by, raised_by_code
 from fedray.runtime.cluster import has_autoscaler, living_nodes, on_callers_node
 from fedray.runtime.messages import Message, from_message, to_message
 from fedray.runtime.pool import ClientPool
@@ -142,7 +142,7 @@ def _driven(message: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
                     raise FedrayError(
                         f"an exception on the driver, for example in aggregate_train: {raised}"
                     ) from error
-                raise _DriverDied(str(error).strip().splitlines()[-1]) from error  # or an actor of the driver
+                raise _DriverDied(lost_by(error)) from error  # or an actor of the driver
             for event in batch:
                 if isinstance(event, FedrayError):
                     raise event

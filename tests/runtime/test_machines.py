@@ -200,3 +200,20 @@ def test_a_cache_that_is_full_on_a_node_ends_the_run_at_once(
     with pytest.raises(ConfigError, match=rf"data\.cache_dir: {cache}/backbones cannot be written: .*No space left"):
         fedray.run(load_config(config, changes), output=tmp_path / "run")
     assert list((cache / "tokens").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_driver_that_the_memory_monitor_ends_says_so(
+    config: dict[str, Any], own_cluster: None, tmp_path: Path
+) -> None:
+    """Ray is told that 1 % of the memory is too much."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    command = [sys.executable, "-m", "fedray", "run", str(file), "--output", str(tmp_path / "run")]
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100", "RAY_ADDRESS": "local"}
+    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "error: the driver died: memory ran out on node" in done.stderr
+    assert "Ray ended the driver (process" in done.stderr
+    assert "use fewer or smaller actors" in done.stderr
