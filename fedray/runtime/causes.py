@@ -56,6 +56,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def lost_by(error: BaseException) -> str:
     """Return in one line why a process was lost."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, RayError):  # a call of its own
+        return lost_by(error.cause)
     if not ran_out_of_memory(error):
         unclear = " (perhaps the system ended it because memory ran out)" if "OOM killer" in str(error) else ""
         return f"{first_line(error)}{unclear}"

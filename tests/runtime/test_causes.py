@@ -86,3 +86,4 @@ def test_a_process_that_was_killed_may_have_run_out_of_memory() -> None:
     trace = "The actor died.\nCommon causes: (1) the process was killed by the OOM killer, (2) it crashed"
     assert lost_by(RayError(trace)) == "The actor died. (perhaps the system ended it because memory ran out)"
     assert lost_by(RayError("The node is gone.")) == "The node is gone."
+    assert lost_by(task_error(task_error(RayError("The node is gone.")))) == "The node is gone."
