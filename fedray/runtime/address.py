@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any, cast
 
 import grpc
 from ray._private import services
@@ -31,7 +32,10 @@ def check_address(setting: str = "RAY_ADDRESS") -> None:
     Raises:
         ConfigError: the variable has another form, or the cluster does not answer or asks for another token.
     """
-    given = os.environ.get(setting, "")
+    given, canonical = (
+        os.environ.get(setting, ""),
+        cast(Any, services.canonicalize_bootstrap_address),
+    )  # Ray's own rules
     if "://" in given:
         scheme = given.partition("://")[0]
         what = "Ray Client, over which results cannot be streamed" if scheme == "ray" else "the address of a dashboard"
@@ -40,7 +44,7 @@ def check_address(setting: str = "RAY_ADDRESS") -> None:
             "HEAD:6379, or submit the experiment as a job: `fedray submit --address http://HEAD:8265`"
         )
     try:
-        address = services.canonicalize_bootstrap_address(given or None)  # Ray's own rules
+        address = canonical(given or None)
     except ConnectionError:
         raise ConfigError(
             f"{setting}: {given!r}, but no Ray cluster runs on this machine; start one with `ray start --head`, or "
@@ -66,10 +70,12 @@ def _check_answers(address: str, where: str, change: str) -> None:
         ConfigError: it does not answer, or asks for another token.
     """
     use_token()
+    messages: Any = gcs_service_pb2
+    services_of: Any = gcs_service_pb2_grpc
     try:
         with create_gcs_channel(address) as channel:
-            nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            nodes.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(limit=1), timeout=ANSWER_S)
+            nodes = services_of.NodeInfoGcsServiceStub(channel)
+            nodes.GetAllNodeInfo(messages.GetAllNodeInfoRequest(limit=1), timeout=ANSWER_S)
     except AuthenticationError:
         raise ConfigError(
             f"{where} cannot be asked: RAY_AUTH_MODE is token, but no token was found; {TOKEN_HELP}"

@@ -17,6 +17,7 @@ from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.experiment.resume import new_place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cached", "expected"), [(False, {"tokens", "backbones"}), (True, {"rounds.parquet", "checkpoints", "states"})]
 )
