@@ -33,7 +33,7 @@ def resolve_run(config: Config, output: str | Path | None, resume: str | Path | 
         if output is not None:
             raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
         place = StoragePath.of(resolve_storage(resume))
-        return continued(place, config), place
+        return with_absolute_paths(continued(place, config)), place
     return with_absolute_paths(config), new_place(config, output)
 
 
@@ -72,11 +72,12 @@ def continued(place: StoragePath, given: Config) -> Config:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
     if text is None:
         raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
-    stored = with_absolute_paths(load_config(parse_yaml(text, str(file))))  # runs of older versions have relative ones
-    given = with_absolute_paths(given)
+    stored = load_config(parse_yaml(text, str(file)))
     ours, theirs = values_by_path(to_mapping(stored)), values_by_path(to_mapping(given))
     found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
-    lines = differences(stored, given, lambda path: path in found or FREE.fullmatch(path) is not None)
+    # However paths are written, they are compared as what they mean here; runs of older versions have relative ones.
+    compared = with_absolute_paths(stored), with_absolute_paths(given)
+    lines = differences(*compared, lambda path: path in found or FREE.fullmatch(path) is not None)
     if lines:
         raise ConfigError(
             f"{place}: cannot be continued with another configuration; only rounds and settings that do not affect "

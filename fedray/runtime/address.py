@@ -32,10 +32,8 @@ def check_address(setting: str = "RAY_ADDRESS") -> None:
     Raises:
         ConfigError: the variable has another form, or the cluster does not answer or asks for another token.
     """
-    given, canonical = (
-        os.environ.get(setting, ""),
-        cast(Any, services.canonicalize_bootstrap_address),
-    )  # Ray's own rules
+    given = os.environ.get(setting, "")
+    canonical = cast(Any, services.canonicalize_bootstrap_address)  # Ray's own rules; its types leave out None
     if "://" in given:
         scheme = given.partition("://")[0]
         what = "Ray Client, over which results cannot be streamed" if scheme == "ray" else "the address of a dashboard"
