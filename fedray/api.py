@@ -13,6 +13,7 @@ from fedray.experiment.resume import resolve_run
 from fedray.federation.events import Callback
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
+from fedray.runtime.session import check_reachable
 from fedray.storage.paths import StoragePath
 
 SECTIONS = tuple(
@@ -66,11 +67,17 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     Raises:
         FedrayError: as `run`.
     """
-    prepared = prepare(config)  # first: a callback may begin a tracker's run
-    everyone = [*build_callbacks(config.callbacks), *callbacks]
-    for event in events(prepared, place, resume):
-        for callback in everyone:
-            callback.on_event(event)
+    try:
+        if config.runtime == "ray":
+            check_reachable()
+        prepared = prepare(config)  # first: a callback may begin a tracker's run
+        everyone = [*build_callbacks(config.callbacks), *callbacks]
+        for event in events(prepared, place, resume):
+            for callback in everyone:
+                callback.on_event(event)
+    except BaseException:
+        place.remove_if_empty()  # nothing has been trained
+        raise
     return RunResult.load(place)
 
 

@@ -30,8 +30,25 @@ class StateError(FedrayError):
     """A client's state cannot be written or read; exit code 1."""
 
 
+class StorageError(StateError):
+    """A file or folder of a run cannot be written, for example because the disk is full; once it can, the run continues
+    from its last checkpoint. Exit code 1."""
+
+
 class ClientFailure(FedrayError):
     """A client failed more often than `clients.max_failures` allows; the message gives the last cause. Exit code 1."""
+
+
+def cannot_cache(folder: object, error: Exception) -> ConfigError:
+    """Return what is said of a folder of `data.cache_dir` that cannot be written."""
+    return ConfigError(
+        f"data.cache_dir: {folder} cannot be written: {reason(error)}; make room there, or set it to another folder"
+    )
+
+
+def reason(error: Exception) -> str:
+    """Return what the operating system says, without the number and the file's name."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def nearest(name: str, allowed: Iterable[object]) -> str:

@@ -1,7 +1,10 @@
 """The command line: fedray run, sweep, submit, jobs, validate, params, plan."""
 
+from typing import Annotated
+
 import typer
 
+from fedray import __version__
 from fedray.cli.plan import params, plan, validate
 from fedray.cli.run import run, sweep
 from fedray.cli.submit import jobs_app, submit
@@ -13,6 +16,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fedray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Simulate federated fine-tuning of language models on Ray."""
+
+
 for command in (run, sweep, submit, validate, params, plan):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")

@@ -16,7 +16,6 @@ from zipfile import ZipFile
 
 import requests
 from aiohttp import ClientError
-from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env import packaging
 from ray.dashboard.modules import dashboard_sdk
 from ray.dashboard.modules.job import sdk
@@ -27,6 +26,7 @@ import fedray
 from fedray.config import parse_yaml
 from fedray.errors import ConfigError, FedrayError
 from fedray.results.report import readable_bytes
+from fedray.runtime.address import TOKEN_HELP, check_address, use_token
 from fedray.storage.paths import timestamped
 
 LARGEST_PACKAGE = 256_000_000
@@ -41,13 +41,11 @@ READY_S = 60.0
 STOP_S = 30.0
 """Seconds that a job may take to stop."""
 
+PORTS = {"http": 80, "https": 443, "ray": 10001}
+"""The port of an address that names none, by scheme."""
+
 OLDEST_RAY, TOO_NEW_RAY = (2, 60), (3,)
 """Supported versions of a cluster's Ray: from the first, below the second."""
-
-TOKEN_HELP = (
-    "give the cluster's token in RAY_AUTH_TOKEN, or its file in RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token); "
-    "on the head, `ray get-auth-token` prints it"
-)
 
 
 def connect(address: str | None) -> JobSubmissionClient:
@@ -61,14 +59,18 @@ def connect(address: str | None) -> JobSubmissionClient:
         ConfigError: there is no cluster, it requires another token, or its version of Ray is not supported.
     """
     # Ray's Jobs client sends a token only if RAY_AUTH_MODE says so; its other ways to connect search for one.
-    for chatty in (authentication_token_setup, dashboard_sdk, sdk, packaging):
+    for chatty in (dashboard_sdk, sdk, packaging):
         logging.getLogger(chatty.__name__).setLevel(logging.ERROR)
-    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    use_token()
     if address and "://" not in address:
         address = f"http://{address}"
-    with _explained(address):
-        if address:
-            _check_port(address)
+    setting = "RAY_API_SERVER_ADDRESS" if os.environ.get("RAY_API_SERVER_ADDRESS") else "RAY_ADDRESS"
+    named = address or os.environ.get(setting, "")
+    with _explained(named):
+        if "://" in named:
+            _check_port(named)
+        else:
+            check_address(setting)
         with _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if address else _without():
             client = JobSubmissionClient(address)
     theirs = str(client._server_ray_version)
@@ -114,7 +116,7 @@ def submit(
         ) from None
     command = "sweep" if is_sweep(file) else "run"
     words = ["python", "-m", "fedray", command, str(inside), *overrides, "--output", place, "--or-resume"]
-    with TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         package = packed(working_dir, Path(folder), str(inside))
         job: dict[str, Any] = {
             "entrypoint": shlex.join(words),
@@ -128,6 +130,21 @@ def submit(
         }
         with _explained(client.get_address()):
             return _sent(client, job)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Yield a folder that is deleted afterwards.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    try:
+        made = TemporaryDirectory()
+    except OSError as error:
+        raise ConfigError(f"no temporary folder can be created: {error}; name another one in TMPDIR") from None
+    with made as folder:
+        yield folder
 
 
 def _sent(client: JobSubmissionClient, job: dict[str, Any]) -> str:
@@ -256,8 +273,8 @@ def _check_port(address: str) -> None:
         OSError: nothing listens.
     """
     parts = urlsplit(address)
-    if parts.scheme in ("http", "https") and not os.environ.get(f"{parts.scheme}_proxy"):
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+    if parts.scheme in PORTS and not os.environ.get(f"{parts.scheme}_proxy"):
+        port = parts.port or PORTS[parts.scheme]
         socket.create_connection((parts.hostname or "", port), timeout=REACH_S).close()
 
 

@@ -26,6 +26,10 @@ def validate(
         from fedray.results.report import cost_table, data_table
 
         prepared = prepare(loaded)
+        if loaded.runtime == "ray":
+            from fedray.runtime.driver import check_cluster
+
+            check_cluster(loaded)
         console.print(data_table(prepared.clients, prepared.data))
         console.print(cost_table(prepared.costs))
         if show:

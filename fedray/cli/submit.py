@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from secrets import token_hex
 from typing import Annotated
 
 import typer
@@ -52,7 +53,7 @@ def submit(
             loaded = load_config(config, values)
             name, storage = loaded.name, loaded.storage_path
         client = connect(address)
-        place = output or f"{storage}/{timestamped(name)}"
+        place = output or f"{storage}/{timestamped(name)}-{token_hex(3)}"  # another one may be submitted this second
         job = submit_job(
             client,
             config,

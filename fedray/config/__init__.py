@@ -11,11 +11,12 @@ from fedray.config.clients import ClientsConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, RawRows
 from fedray.config.engine import EngineConfig, EngineMemory, Memory
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
-from fedray.config.load import dump_yaml, load_config, load_sweep, parse_overrides, to_mapping, values_by_path
+from fedray.config.load import dump_yaml, load_config, load_sweep, to_mapping, values_by_path
 from fedray.config.metric import Metric
 from fedray.config.model import ModelConfig
+from fedray.config.overrides import parse_overrides
 from fedray.config.partition import NaturalClients, PartitionConfig, Shares
-from fedray.config.section import Section, describe
+from fedray.config.section import Section, absolute, describe
 from fedray.config.sweep import SweepConfig
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.config.yaml import parse_yaml
@@ -46,6 +47,7 @@ __all__ = [
     "SweepConfig",
     "TierConfig",
     "TrainConfig",
+    "absolute",
     "describe",
     "dump_yaml",
     "load_config",

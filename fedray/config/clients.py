@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ByteSize,
     Field,
     SerializeAsAny,
@@ -30,11 +29,7 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def _off(value: Any) -> Any:
-    return "off" if value is False else value  # YAML reads the bare word as false
-
-
-Fuse = Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=2)], BeforeValidator(_off)]
+Fuse = Literal["auto", "off"] | Annotated[int, Field(ge=2)]
 """2 or more, `off`, or `auto`."""
 ROUNDING = 1e-6
 """Shares that differ from 1 by less than this are rounding."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from fedray.config.registry import Registry
-from fedray.config.section import PositiveInt, Section
+from fedray.config.section import PositiveInt, Section, absolute
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Split, Task
 
@@ -136,6 +136,11 @@ class DataConfig(Section):
     def default_templates(self) -> bool:
         """Whether neither `prompt` nor `answer` was changed."""
         return (self.prompt, self.answer) == (PROMPT, ANSWER)
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        """Return this section with absolute paths; relative ones are below `folder`. A source with paths of its own
+        changes them, too, so that they mean the same in every process."""
+        return self.model_copy(update={"cache_dir": absolute(self.cache_dir, folder)})
 
     @abstractmethod
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterable[RawRows]:

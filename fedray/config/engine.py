@@ -9,7 +9,8 @@ torch at module level: a configuration is loaded without it.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from fedray.config.option import Option
 from fedray.config.registry import Registry
@@ -88,6 +89,10 @@ class EngineConfig(Option):
         """Whether the base weights are kept on the host, in a copy of the engine's own, and come to the device as they
         are used. Otherwise they are loaded onto the device, and mapped from the node's file on a CPU."""
         return False
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        """Return this section with absolute paths; relative ones are below `folder`."""
+        return self
 
     def check(self, train: TrainConfig, where: str) -> None:
         """Check that the engine can do what the section `train` asks for, before anything starts.
@@ -189,6 +194,10 @@ def parse_tier_engine(tier: Mapping[str, Any], known: set[str]) -> dict[str, Any
         raise Mistakes(lines) from None
     except ValueError as error:
         raise Mistakes([f"engine: got {raw!r}: {error}"]) from None
+    for name in raw if isinstance(raw, Mapping) else ():
+        owners = [entry for entry in ENGINES.names if name in ENGINES.find(entry).model_fields]
+        if owners and name not in type(engine).model_fields:
+            raise ValueError(f"engine.{name}: needs engine: {choices(owners)}, got engine: {engine.label}")
     return {**own, **unknown, "engine": engine}
 
 

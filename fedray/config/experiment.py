@@ -1,6 +1,7 @@
 """An experiment: the sections together with the methods that it compares."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -10,7 +11,7 @@ from fedray.config.clients import ClientsConfig, TierConfig
 from fedray.config.data import AnySource
 from fedray.config.model import ModelConfig
 from fedray.config.partition import PARTITIONERS, AnyPartitioner
-from fedray.config.section import PositiveInt, Section, describe
+from fedray.config.section import PositiveInt, Section, absolute, describe
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.errors import choices
 from fedray.types import Task
@@ -142,6 +143,22 @@ class Config(Section):
             return self.clients
         tiers = {name: tier.model_copy(update={"num_gpus": 0.0}) for name, tier in self.clients.tiers.items()}
         return self.clients.model_copy(update={"num_gpus": 0.0, "tiers": tiers})
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        """Return this configuration with absolute paths, which mean the same in every process; relative ones are below
+        `folder`."""
+        tiers = {
+            name: tier.model_copy(update={"engine": tier.engine.with_absolute_paths(folder)})
+            for name, tier in self.clients.tiers.items()
+        }
+        return self.model_copy(
+            update={
+                "model": self.model.with_absolute_paths(folder),
+                "data": self.data.with_absolute_paths(folder),
+                "clients": self.clients.model_copy(update={"tiers": tiers}),
+                "storage_path": absolute(self.storage_path, folder),
+            }
+        )
 
     def section_for(self, entry: MethodConfig, tier: str | None = None) -> "MethodSections":
         """Return the common sections with this method's overrides applied, and with what a tier's devices can hold.

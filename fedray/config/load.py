@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from fedray.config.experiment import Config
+from fedray.config.overrides import override_value, set_value
 from fedray.config.section import Section, describe
 from fedray.config.sweep import SweepConfig
 from fedray.config.yaml import parse_yaml, to_yaml
@@ -44,7 +45,9 @@ def load_sweep(
     overrides = dict(overrides or {})
     for path in [path for path in overrides if path.startswith("space.")]:  # what follows is one key, dots and all
         if isinstance(raw.setdefault("space", {}), dict):
-            raw["space"][path.removeprefix("space.")] = _plain(overrides.pop(path))
+            raw["space"][path.removeprefix("space.")] = _plain(
+                override_value(SweepConfig, raw, path, overrides.pop(path))
+            )
     base = raw.get("base")
     if isinstance(base, str):
         raw["base"] = _read(base if isinstance(source, Mapping) else Path(where).parent / base)[1]
@@ -72,28 +75,11 @@ def _read(source: Section | Mapping[str, Any] | str | Path) -> tuple[str, dict[s
 
 def _checked(kind: type[Kind], where: str, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Kind:
     for path, value in overrides.items():
-        _override(raw, path, _plain(value))
+        set_value(raw, path, _plain(override_value(kind, raw, path, value)))
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, kind))) from None
-
-
-def parse_overrides(arguments: list[str]) -> dict[str, Any]:
-    """Turn `section.key=value` arguments into overrides; values are YAML.
-
-    Raises:
-        ConfigError: an argument without `=`.
-    """
-    overrides = {}
-    for argument in arguments:
-        path, equals, value = argument.partition("=")
-        if not equals or not path:
-            raise ConfigError(
-                f"override {argument!r}: expected section.key=value, for example rounds=10 or train.lr=1e-3"
-            )
-        overrides[path] = parse_yaml(value, f"override {path}")
-    return overrides
 
 
 def values_by_path(value: Any, path: str = "") -> dict[str, Any]:
@@ -144,24 +130,3 @@ def _plain(value: Any) -> Any:
     raise ConfigError(
         f"configuration: {value!r} is of type {type(value).__name__}; allowed: text, numbers, lists, mappings, null"
     )
-
-
-def _override(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set one dotted path in a nested mapping, in place."""
-    target: Any = raw
-    *parents, last = path.split(".")
-    for part in parents:
-        if isinstance(target, list):
-            if not part.isdigit() or int(part) >= len(target):
-                raise ConfigError(f"override {path}: {part!r} is not an index below {len(target)}")
-            target = target[int(part)]
-        elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            raise ConfigError(f"override {path}: {part!r} lies inside a plain value, not a section")
-    if isinstance(target, list) and last.isdigit() and int(last) < len(target):
-        target[int(last)] = value
-    elif isinstance(target, dict):
-        target[last] = value
-    else:
-        raise ConfigError(f"override {path}: {last!r} lies inside a plain value, not a section")

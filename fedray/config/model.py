@@ -1,11 +1,12 @@
 """The section `model`: what is fine-tuned."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field
 
 from fedray.config.clients import Precision
-from fedray.config.section import Section
+from fedray.config.section import Section, absolute
 
 
 class ModelConfig(Section):
@@ -22,3 +23,14 @@ class ModelConfig(Section):
     """Type of the frozen base weights; adapters are always float32. A tier may have its own (`precision`)."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off unless you know its author."""
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        """Return this section with local folders as absolute paths; relative ones are below `folder`."""
+
+        def local(name: str) -> str:
+            found = absolute(name, folder)
+            return found if Path(found).exists() else name  # otherwise a hub id
+
+        path = self.path if self.path == "random" else local(self.path)
+        tokenizer = self.tokenizer if self.tokenizer in (None, "bytes") else local(self.tokenizer)
+        return self.model_copy(update={"path": path, "tokenizer": tokenizer})

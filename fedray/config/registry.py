@@ -193,15 +193,33 @@ def _abstract(cls: Any) -> set[str]:
     return set(cls.__abstractmethods__)
 
 
+_own_folders: list[str] = []
+
+
+def own_folders() -> tuple[str, ...]:
+    """Return the folders in which this process looks for users' own modules: its current ones, and those of the process
+    that started the run."""
+    return tuple(_own_folders)
+
+
+def search_in(folders: Iterable[str]) -> None:
+    """Look for users' own modules in these folders, too."""
+    for folder in folders:
+        if folder not in _own_folders:
+            _own_folders.append(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
 def import_class(path: str) -> Any:
-    """Return what `module.Class` names; modules are also found in the current folder.
+    """Return what `module.Class` names; modules are also found in the current folder, and in that of the process that
+    started the run.
 
     Raises:
         ValueError: it cannot be imported.
     """
     module, _, name = path.rpartition(".")
-    if os.getcwd() not in sys.path:  # a user's file beside the configuration, when started through the entry point
-        sys.path.append(os.getcwd())
+    search_in([os.getcwd()])  # a user's file beside the configuration, when started through the entry point
     try:
         return getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's file raises while it runs

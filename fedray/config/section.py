@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -10,6 +11,11 @@ from fedray.errors import choices, nearest
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def absolute(path: str, folder: Path) -> str:
+    """Return a relative path as one below the folder; absolute paths and URIs as they are."""
+    return path if "://" in path else str(folder / Path(path).expanduser())
 
 
 class Section(BaseModel):
@@ -22,7 +28,10 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic reads `true` as 1; a rank of `true` is a mistake, not a one."""
+        """pydantic reads `true` as 1; a rank of `true` is a mistake, not a one. `false` is `off` where that is allowed,
+        because YAML reads the bare word as false."""
+        if value is False and "off" in _options(cls.model_fields[info.field_name or ""].annotation):
+            return "off"
         given = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(entry, bool) for entry in given):
             assert info.field_name is not None
@@ -60,6 +69,13 @@ def describe(error: ValidationError, root: type[BaseModel], field: str | None = 
             came = entry["input"]
             hint = nearest(came, re.findall(r"'([^']*)'", entry["msg"])) if isinstance(came, str) else ""
             yield f"{where}: got {came!r}: {entry['msg']}{hint}"
+
+
+def _options(annotation: Any) -> set[Any]:
+    """Return the values of a field that are written out in its type."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return set().union(*map(_options, get_args(annotation)))
 
 
 def _holds_numbers(annotation: Any) -> bool:

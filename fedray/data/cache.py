@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedray.errors import DataError
+from fedray.errors import cannot_cache
 
 
 @contextmanager
@@ -14,7 +14,7 @@ def replacing(path: Path) -> Iterator[str]:
     """Yield the name of a temporary file that becomes `path` if the block succeeds, and is deleted if it fails.
 
     Raises:
-        DataError: the folder cannot be written.
+        ConfigError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,4 @@ def replacing(path: Path) -> Iterator[str]:
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"data.cache_dir: {path.parent} cannot be written: {reason}; set it to another folder"
-        ) from None
+        raise cannot_cache(path.parent, error) from None

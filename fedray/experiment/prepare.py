@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path
@@ -115,6 +116,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
         ConfigError: the configuration, the data and the model do not fit together.
     """
     check_precision(config)
+    _check_gpus(config)
     check_own_classes(config)
     check_engines(config)
     check_metric(configured_metric(config.evaluation, config.task), config.task)
@@ -163,6 +165,19 @@ def check_precision(config: Config) -> None:
         tier = config.clients.tier(name)
         if (tier.precision or config.model.dtype) == "float16" and (config.device == "cpu" or tier.num_gpus == 0):
             raise ConfigError(f"tier {name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
+
+
+def _check_gpus(config: Config) -> None:
+    """Check that this process has a GPU if the experiment needs one here, and log GPUs that would not be used.
+
+    Raises:
+        ConfigError: `runtime: inline` cannot train with `device: cuda`.
+    """
+    if config.runtime == "inline" and config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda, but torch finds no GPU on this machine; use device: auto or cpu")
+    for name in config.clients.tier_names:
+        if config.device == "cpu" and (gpus := config.clients.tier(name).num_gpus):
+            log.warning("clients.num_gpus: %g on tier %r is ignored, because device is cpu", gpus, name)
 
 
 def check_engines(config: Config) -> None:

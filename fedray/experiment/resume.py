@@ -1,14 +1,16 @@
 """The folder and the configuration of a run, new or continued. A continued run may change only settings that do not
 affect results."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fedray.config import Config, Section, load_config, parse_yaml, to_mapping, values_by_path
 from fedray.errors import ConfigError
 from fedray.experiment.run_folder import check_empty
-from fedray.storage.paths import StoragePath, resolve_storage, timestamped
+from fedray.storage.paths import StoragePath, in_job_folder, resolve_storage, timestamped
 
 FREE = re.compile(
     r"name|rounds|runtime|storage_path|callbacks.*|checkpoint\..*|data\.cache_dir|"
@@ -31,20 +33,28 @@ def resolve_run(config: Config, output: str | Path | None, resume: str | Path | 
         if output is not None:
             raise ConfigError("output: a run that is continued stays in its folder; leave out --output")
         place = StoragePath.of(resolve_storage(resume))
-        return continued(place, config), place
-    return config, new_place(config, output)
+        return with_absolute_paths(continued(place, config)), place
+    return with_absolute_paths(config), new_place(config, output)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the configuration with absolute paths: other processes of the run have other current folders. In a job,
+    they are in their node's copy of the job's folder, so paths stay relative to it."""
+    return config if in_job_folder() else config.with_absolute_paths(Path.cwd())
 
 
 def new_place(config: Config, output: str | Path | None) -> StoragePath:
-    """Return the folder of a new run or sweep: `output`, or storage_path/NAME-TIME.
+    """Return the folder of a new run or sweep: `output`, or a new one, storage_path/NAME-TIME.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty, or cannot be created.
+        StorageError: storage_path cannot be written.
     """
     place = StoragePath.of(resolve_storage(output or config.storage_path))
-    place = place if output else place / timestamped(config.name)
-    check_empty(place)
-    return place
+    if output:
+        check_empty(place)
+        return place
+    return place.new_folder(timestamped(config.name))
 
 
 def continued(place: StoragePath, given: Config) -> Config:
@@ -65,7 +75,9 @@ def continued(place: StoragePath, given: Config) -> Config:
     stored = load_config(parse_yaml(text, str(file)))
     ours, theirs = values_by_path(to_mapping(stored)), values_by_path(to_mapping(given))
     found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
-    lines = differences(stored, given, lambda path: path in found or FREE.fullmatch(path) is not None)
+    # However paths are written, they are compared as what they mean here; runs of older versions have relative ones.
+    compared = with_absolute_paths(stored), with_absolute_paths(given)
+    lines = differences(*compared, lambda path: path in found or FREE.fullmatch(path) is not None)
     if lines:
         raise ConfigError(
             f"{place}: cannot be continued with another configuration; only rounds and settings that do not affect "
@@ -84,8 +96,14 @@ def differences(stored: Section, given: Section, may_differ: Callable[[str], boo
     return [
         f"  {path}: stored is {ours.get(path)!r}, given is {theirs.get(path)!r}"
         for path in sorted({*ours, *theirs})
-        if ours.get(path) != theirs.get(path) and not may_differ(path)
+        if not _same(ours.get(path), theirs.get(path)) and not may_differ(path)
     ]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Return whether two values are equal, or paths of one file."""
+    paths = [value for value in (ours, theirs) if isinstance(value, str) and os.path.isabs(value)]
+    return bool(ours == theirs) or (len(paths) == 2 and os.path.realpath(ours) == os.path.realpath(theirs))
 
 
 def _found_out(path: str, given: Config) -> bool:

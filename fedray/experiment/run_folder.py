@@ -31,7 +31,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from fedray.config import Config, dump_yaml
-from fedray.errors import ConfigError, StateError
+from fedray.errors import ConfigError, StateError, StorageError, reason
 from fedray.experiment.rows import Row, client_row, client_seconds, round_row, strict
 from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import RoundResult
@@ -57,7 +57,8 @@ class RunFolder:
 
     Raises:
         ConfigError: the folder of a new run exists and is not empty, or another process writes to it.
-        StateError: a table of the folder cannot be read or written.
+        StateError: a table of the folder cannot be read.
+        StorageError: the folder cannot be written.
     """
 
     def __init__(self, place: StoragePath, config: Config, resume: bool = False):
@@ -176,7 +177,7 @@ class RunFolder:
             table.compact()
         if not self._durable:  # the method cannot be continued, so its working files are deleted
             (self.place / "states" / summary.method).remove()
-            with suppress(OSError):
+            with suppress(StorageError):
                 if not (self.place / "states").names():
                     (self.place / "states").remove()
         places = [entry.key for entry in self._config.method]
@@ -228,10 +229,7 @@ class RunFolder:
         return table.take(np.argsort(keys, kind="stable"))
 
     def _write(self, name: str, data: bytes) -> None:
-        try:
-            (self.place / name).write(data, self._durable)
-        except OSError as error:
-            raise StateError(f"{self.place / name}: cannot be written: {error}") from None
+        (self.place / name).write(data, self._durable)
 
 
 def check_empty(place: StoragePath) -> None:
@@ -244,6 +242,8 @@ def check_empty(place: StoragePath) -> None:
         raise ConfigError(f"output {place}: exists and is not empty; name another folder with --output")
     if place.filesystem is None:
         parent = next(folder for folder in (place.local, *place.local.parents) if folder.exists())
+        if not parent.is_dir():
+            raise ConfigError(f"output {place}: {parent} is a file; name another folder with --output")
         if not os.access(parent, os.W_OK):
             raise ConfigError(f"output {place}: {parent} cannot be written to; name another folder with --output")
 
@@ -253,6 +253,7 @@ def lock_folder(place: StoragePath) -> FileLock | None:
 
     Raises:
         ConfigError: another process holds the lock.
+        StorageError: the folder cannot be written.
     """
     if place.filesystem is not None:
         return None
@@ -263,4 +264,6 @@ def lock_folder(place: StoragePath) -> FileLock | None:
         raise ConfigError(f"{place}: another process is writing here; stop it, or wait until it ends") from None
     except NotImplementedError:  # a file system without locks
         return None
+    except OSError as error:
+        raise StorageError(f"{place}: cannot be written: {reason(error)}") from None
     return lock

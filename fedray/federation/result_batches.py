@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedray.aggregation.pairwise import Node, PairwiseMean, leaf
-from fedray.errors import ConfigError, FedrayError, TrainingError
+from fedray.errors import ConfigError, FedrayError, StorageError, TrainingError
 from fedray.federation.failures import TaskFailure
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.federation.update_checks import objection
@@ -111,7 +111,7 @@ class ResultBatcher:
                 states = self._files.read([task.state for task in group])
                 tasks = [replace(task, state=state) for task, state in zip(group, states, strict=True)]
             results = list(self._train(tasks))
-        except (ConfigError, torch.AcceleratorError):  # not the client's fault, and the actor cannot serve others
+        except (ConfigError, StorageError, torch.AcceleratorError):  # not the client's fault, and others would have it
             raise
         except Exception as error:
             if not self._survives:

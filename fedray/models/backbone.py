@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
-from fedray.errors import ConfigError, choices, nearest
+from fedray.errors import ConfigError, cannot_cache, choices, nearest
 from fedray.models.node_file import FORMAT, adopt, write
 from fedray.models.paths import resolve_path
 from fedray.randomness import keyed_seed
@@ -103,11 +103,14 @@ def load_backbone(
         ConfigError: the weights cannot be found, read or reached, or do not fit the architecture.
     """
     file = Path(cache_dir).expanduser() / "backbones" / f"{_digest(model, arch, task, seed)}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                write(file, *_first_weights(model, arch, task, seed))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            with FileLock(file.with_suffix(".lock")):
+                if not file.exists():
+                    write(file, *_first_weights(model, arch, task, seed))
+    except OSError as error:
+        raise cannot_cache(file.parent, error) from None
     backbone = meta_backbone(arch, task)
     missing = adopt(backbone, file)
     setattr(backbone, MISSING_HEAD, missing)

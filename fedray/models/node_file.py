@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedray.errors import ConfigError, choices
+from fedray.errors import ConfigError, cannot_cache, choices
 
 FORMAT = 1
 """Part of the file's name; raise it when what is written changes."""
@@ -42,15 +42,16 @@ def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str]) -> No
             seen.add(id(tensor))
             tensors[name] = tensor.detach().contiguous()
     tensors |= {BUFFER + name: value.contiguous() for name, value in model.named_buffers() if name not in state}
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    except OSError as error:
+        raise cannot_cache(file.parent, error) from None
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata={"missing_head": json.dumps(list(missing_head))})
         os.replace(temporary, file)
-    except OSError as error:
-        raise ConfigError(
-            f"{file.parent}: cannot hold the base model: {error}; choose another data.cache_dir"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise cannot_cache(file.parent, error) from None
     finally:
         Path(temporary).unlink(missing_ok=True)
 

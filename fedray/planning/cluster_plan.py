@@ -131,6 +131,23 @@ def this_machine() -> Cluster:
     return Cluster((node,), min(sizes, default=0))
 
 
+def check_device(config: Config, nodes: Sequence[Amounts], elastic: bool) -> None:
+    """Check that the nodes have the GPUs that `device: cuda` asks for.
+
+    Args:
+        nodes: resources of each node.
+        elastic: whether an autoscaler can add nodes.
+
+    Raises:
+        ConfigError: no node has a GPU, and none can be added.
+    """
+    if config.device == "cuda" and not elastic and not any(node.get("GPU", 0) > 0 for node in nodes):
+        raise ConfigError(
+            "device: cuda, but no node of the cluster has a GPU; use device: auto or cpu, or a cluster with GPUs "
+            "(RAY_ADDRESS)"
+        )
+
+
 def parse_node(text: str) -> Amounts:
     """Parse `CPU=16,GPU=4,memory=64GB`; other names are further Ray resources.
 

@@ -16,6 +16,7 @@ from fedray.config import ClientsConfig
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.tasks import WorkerSetup
 from fedray.planning.placement import Amounts, fits
+from fedray.runtime.causes import lost_by, raised_by_code
 from fedray.runtime.client_actor import ClientActor, prepare_node
 from fedray.runtime.cluster import infeasible, living, living_nodes, readable, total_of
 from fedray.runtime.messages import get, to_message
@@ -106,6 +107,7 @@ class ActorGroup:
 
     Raises:
         ConfigError: a tier got no actor.
+        FedrayError: an actor's own code raises an exception while it starts.
     """
 
     def __init__(
@@ -129,21 +131,26 @@ class ActorGroup:
         self._start_together(dict.fromkeys(sizes, 1) if elastic else sizes)
 
     def setup(self, setups: Mapping[str, WorkerSetup]) -> None:
-        """Make every actor ready for a method."""
+        """Make every actor ready for a method.
+
+        Raises:
+            FedrayError: an actor's own code raises an exception.
+        """
         self._setups = {tier: ray.put(to_message(setup)) for tier, setup in setups.items()}
         self._starting = {self._set_up(handle): handle for handle in self._starting.values()}
         for handle, ref in [(handle, self._set_up(handle)) for handle in self._all()]:
             try:
                 handle.location = get(ref)
             except RayError as error:
-                self.replace(handle, error)
+                _check_raised(handle.tier, error)
+                self.replace(handle, lost_by(error))
         while not all(self.handles.values()):
             for ref in self.wait([]):
                 self.started(ref)
 
-    def replace(self, lost: ActorHandle, error: object) -> None:
+    def replace(self, lost: ActorHandle, cause: str) -> None:
         """Start another actor in place of a lost one, which is ended: it may only be out of reach."""
-        log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.location or "a node", error)
+        log.warning("tier %s: an actor on %s is replaced: %s", lost.tier, lost.location or "a node", cause)
         self.release(lost)
         self._begin(lost.tier)
 
@@ -179,17 +186,18 @@ class ActorGroup:
         """Return the actor whose reference is ready; None if it died, and then a replacement is scheduled.
 
         Raises:
-            FedrayError: actors of this tier die whenever they start.
+            FedrayError: actors of this tier die whenever they start, or their own code raises an exception.
         """
         handle = self._starting.pop(ref)
         try:
             handle.location = get(ref)
         except RayError as error:
+            _check_raised(handle.tier, error)
             delay = self._replacement.died(handle.tier, monotonic())
             if delay is None:
                 raise FedrayError(
                     f"clients: actors of tier {handle.tier!r} that should replace others died while they started, "
-                    f"{self._replacement.deaths(handle.tier)} times in a row: {first_line(error)}"
+                    f"{self._replacement.deaths(handle.tier)} times in a row: {lost_by(error)}"
                 ) from None
             self._delayed.append((monotonic() + delay, handle.tier))
             return None
@@ -244,6 +252,7 @@ class ActorGroup:
 
         Raises:
             ConfigError: a tier has no actor.
+            FedrayError: an actor's own code raises an exception.
         """
         handles = [ActorHandle(tier, self._start(tier)) for tier, size in sizes.items() for _ in range(size)]
         self._starting = {handle.actor.ready.remote(): handle for handle in handles}
@@ -253,6 +262,7 @@ class ActorGroup:
             for ref in done:
                 handle = self._starting.pop(ref)
                 self.handles[handle.tier].append(handle)
+                self._check_started(handle, ref)
             if self._elastic and monotonic() - begun > INFEASIBLE_S:
                 self._check_feasible()
         for tier in self._empty():
@@ -261,6 +271,22 @@ class ActorGroup:
                 f"clients: no client actor of tier {tier!r} could start in {monotonic() - begun:.0f} s; each requests "
                 f"{readable(self._resources[tier])}, the cluster has {readable(total_of(living_nodes()))}"
             )
+
+    def _check_started(self, handle: ActorHandle, ref: Any) -> None:
+        """Check that an actor whose process has started could be constructed. An actor that has died is replaced later,
+        by `setup`.
+
+        Raises:
+            FedrayError: its own code raises an exception.
+        """
+        try:
+            try:
+                get(ref)
+            except RayError as error:
+                _check_raised(handle.tier, error)
+        except FedrayError:
+            self.close()
+            raise
 
     def _check_feasible(self) -> None:
         """Check that the autoscaler can add a node for each tier that has no actor.
@@ -283,10 +309,15 @@ class ActorGroup:
         return self._source.start(self._resources[tier], self._workers[tier])
 
 
-def first_line(error: BaseException) -> str:
-    """Return the line of Ray's long messages that says what happened."""
-    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _check_raised(tier: str, error: RayError) -> None:
+    """Check that an actor was lost, and did not fail by an exception of its own code, which every other actor would
+    raise, too.
+
+    Raises:
+        FedrayError: it failed by an exception.
+    """
+    if (raised := raised_by_code(error)) is not None:
+        raise FedrayError(f"clients: an actor of tier {tier!r} cannot be set up: {raised}") from error
 
 
 def _prepare_nodes(clients: ClientsConfig, resources: Mapping[str, Amounts]) -> None:
@@ -297,14 +328,20 @@ def _prepare_nodes(clients: ClientsConfig, resources: Mapping[str, Amounts]) -> 
 
     Raises:
         ConfigError: a node lacks what an engine needs.
+        FedrayError: an engine's own code raises an exception.
     """
-    preparing = [
+    preparing = {
         prepare_node.options(
             num_gpus=resources[tier]["GPU"],
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-        ).remote(clients.tier(tier).engine, resources[tier]["GPU"])
+        ).remote(to_message(clients.tier(tier).engine), resources[tier]["GPU"]): tier
         for tier in resources
         for node in living()
         if clients.tier(tier).engine.prepares_node and fits(resources[tier], node["Resources"])
-    ]
-    get(preparing)
+    }
+    for ref, tier in preparing.items():
+        try:
+            get(ref)
+        except RayError as error:
+            _check_raised(tier, error)
+            raise

@@ -78,12 +78,14 @@ def location() -> str:
 
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)  # DeepSpeed asks for the kind of device once per process
-def prepare_node(engine: EngineConfig, gpus: float) -> None:
+def prepare_node(message: Message, gpus: float) -> None:
     """Prepare the node where this task runs for an engine (`EngineConfig.prepare_node`).
 
     Args:
+        message: contains the engine's `EngineConfig`.
         gpus: as for `ClientActor`.
     """
     if gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    engine: EngineConfig = from_message(message)
     engine.prepare_node("cuda" if torch.cuda.is_available() else "cpu")

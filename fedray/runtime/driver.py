@@ -1,6 +1,7 @@
 """DriverActor: owns the pool and the federation, and streams the events of an experiment."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
+from fedray.config import Config
 from fedray.errors import FedrayError
 from fedray.experiment.prepare import Prepared
 from fedray.experiment.resume import continued
 from fedray.experiment.run import run_experiment
 from fedray.federation.events import Event, RoundFinished, TasksFinished
 from fedray.federation.local_pool import LocalPool
-from fedray.planning.cluster_plan import Cluster
-from fedray.runtime.cluster import living_nodes, on_callers_node
+from fedray.planning.cluster_plan import Cluster, check_device, this_machine
+from fedray.runtime.address import check_address
+from fedray.runtime.causes import lost_by, raised_by_code
+from fedray.runtime.cluster import has_autoscaler, living_nodes, on_callers_node
 from fedray.runtime.messages import Message, from_message, to_message
 from fedray.runtime.pool import ClientPool
 from fedray.runtime.session import connected
@@ -86,6 +90,7 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
         resume: continue the run that is in the folder.
 
     Raises:
+        ConfigError: the cluster does not answer, or lacks the device.
         FedrayError: the experiment ended; the message says why.
     """
     place = StoragePath.of(where)
@@ -93,6 +98,7 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
         yield from run_experiment(prepared, LocalPool(prepared.data.shards), place, resume)
         return
     with connected():
+        check_device(prepared.config, living_nodes(), has_autoscaler())
         message, fruitless = _shared(prepared), 0
         while True:
             try:
@@ -131,12 +137,12 @@ def _driven(message: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
         for ref in driver.run.remote(message, place, resume):
             try:
                 batch = ray.get(ref)
-            except RayTaskError as error:
-                if isinstance(error.cause, RayError):  # an actor or an object of the driver is gone
-                    raise _DriverDied(str(error).strip().splitlines()[-1]) from error
-                raise FedrayError(f"an exception on the driver, for example in aggregate_train:\n{error}") from error
             except RayError as error:
-                raise _DriverDied(str(error).strip().splitlines()[-1]) from error
+                if (raised := raised_by_code(error)) is not None:
+                    raise FedrayError(
+                        f"an exception on the driver, for example in aggregate_train: {raised}"
+                    ) from error
+                raise _DriverDied(lost_by(error)) from error  # or an actor of the driver
             for event in batch:
                 if isinstance(event, FedrayError):
                     raise event
@@ -145,10 +151,28 @@ def _driven(message: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
         ray.kill(driver)  # the pool's actors are its children and end with it
 
 
+def check_cluster(config: Config) -> None:
+    """Check that the cluster on which an experiment would run answers and has the experiment's device, without starting
+    an actor: the cluster that RAY_ADDRESS names, or else this machine.
+
+    Raises:
+        ConfigError: the cluster does not answer, or lacks the device.
+    """
+    check_address()
+    if config.device != "cuda":
+        return
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        check_device(config, this_machine().nodes, elastic=False)
+        return
+    with connected():
+        check_device(config, living_nodes(), has_autoscaler())
+
+
 def running_cluster() -> Cluster:
     """Return the nodes of the cluster that RAY_ADDRESS names, and the memory that one of its GPUs reports.
 
     Raises:
+        ConfigError: the cluster does not answer.
         FedrayError: the cluster cannot be reached.
     """
     with connected():

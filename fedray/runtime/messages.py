@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayTaskError
 
+from fedray.config.registry import own_folders, search_in
 from fedray.data.shards import Shard, ShardPack
 from fedray.errors import ConfigError, FedrayError
 from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch
@@ -44,16 +45,18 @@ class Message(NamedTuple):
     Attributes:
         pickled: the pickled value without the memory of its arrays.
         buffers: the memory of its arrays, which is not copied.
+        folders: where the sender looks for users' own modules: Ray's processes have another current folder.
     """
 
     pickled: bytes
     buffers: list[pickle.PickleBuffer]
+    folders: tuple[str, ...] = ()
 
 
 def to_message(value: Any) -> Message:
     """Pickle a value."""
     buffers: list[pickle.PickleBuffer] = []
-    return Message(pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers)
+    return Message(pickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers, own_folders())
 
 
 def from_message(message: Message) -> Any:
@@ -63,6 +66,7 @@ def from_message(message: Message) -> Any:
         ConfigError: this process cannot import the class of something in it.
     """
     # Only messages of this run's Ray processes are unpickled here: none from a disk or another source.
+    search_in(message.folders)
     try:
         return pickle.loads(message.pickled, buffers=message.buffers)
     except (ImportError, AttributeError, ValueError) as error:

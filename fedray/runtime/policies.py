@@ -32,7 +32,9 @@ class Scaling:
     Attributes:
         sizes: actors of each tier.
         workers: by tier, number of processes of one actor.
-        resources: what one actor (one worker of a silo) of each tier requests.
+        requested: what one actor (one worker of a silo) of each tier requests, without its share of the GPUs if the
+            configuration names none.
+        resources: the same with its share.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class Scaling:
         self._fixed = {tier: clients.tier(tier).actors for tier in cohorts}
         self.workers = {tier: clients.tier(tier).workers for tier in cohorts}
         sharing = [tier for tier in cohorts if clients.tier(tier).num_gpus is None and self.workers[tier] == 1]
-        requested = requests(clients, list(cohorts), nodes)
-        self.sizes, self.resources = allot_with_gpus(requested, cohorts, self._fixed, nodes, sharing, self.workers)
+        self.requested = requests(clients, list(cohorts), nodes)
+        self.sizes, self.resources = allot_with_gpus(self.requested, cohorts, self._fixed, nodes, sharing, self.workers)
         if elastic:
             self.sizes = {
                 tier: self._fixed[tier] or min(math.ceil(most / num_pools), MAX_REQUESTED)

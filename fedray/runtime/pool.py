@@ -11,18 +11,18 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from fedray.config import ClientsConfig
 from fedray.data.shards import Shard
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.federation.failures import FailedAttempt, Kind, TaskFailure
 from fedray.federation.result_batches import BATCH_SECONDS, ResultBatch, failure_of, state_files
 from fedray.federation.tasks import ClientTask, Downlink, WorkerSetup
 from fedray.federation.work_queue import TaskGroup, Throughput, WorkQueue, ids_of, task_groups
 from fedray.methods.protocol import Initial
-from fedray.planning.placement import requests
-from fedray.runtime.actor_group import LOOK_S, ActorGroup, ActorHandle, ActorSource, first_line
+from fedray.runtime.actor_group import LOOK_S, ActorGroup, ActorHandle, ActorSource
+from fedray.runtime.causes import first_line, lost_by, ran_out_of_memory
 from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes
 from fedray.runtime.messages import get, next_result_batch, put_downlinks, put_shards, task_batch
 from fedray.runtime.policies import Scaling
@@ -64,10 +64,9 @@ class ClientPool:
         self._shards = put_shards(shards)
         self._files: StateFiles | None = None
         elastic, nodes = has_autoscaler(), living_nodes()
-        if not elastic:
-            workers = {tier: clients.tier(tier).workers for tier in cohorts}
-            check_room(requests(clients, list(cohorts), nodes), nodes, workers)
         self._scaling, self._looked_at_nodes = Scaling(clients, cohorts, nodes, elastic, num_pools), monotonic()
+        if not elastic:
+            check_room(self._scaling.requested, nodes, self._scaling.workers)
         self.group = ActorGroup(clients, self._scaling.sizes, self._scaling.resources, elastic, source)
 
     def setup(self, setups: Mapping[str, WorkerSetup]) -> Initial:
@@ -138,7 +137,7 @@ class ClientPool:
             serving = running[stream]
             try:
                 results = next_result_batch(stream)
-            except ConfigError:
+            except (ConfigError, StorageError):  # no other actor could do better
                 raise
             except (RayError, FedrayError) as error:  # the actor died, or its node with the results, or the call failed
                 yield from self._lost(running.pop(stream), queues, *_cause(error))
@@ -253,11 +252,11 @@ def _cause(error: Exception) -> tuple[Kind, str, TaskFailure | None]:
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, Exception) else error
         return "exception", f"{type(cause).__name__}: {first_line(cause)}", TaskFailure((), "", trace=str(error))
-    if isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error):  # Ray's memory monitor ended it
-        return "out of memory", first_line(error), None
+    if ran_out_of_memory(error):
+        return "out of memory", lost_by(error), None
     if isinstance(error, ObjectLostError):
         return "lost object", first_line(error), None
-    return "actor died", first_line(error), None
+    return "actor died", lost_by(error), None
 
 
 @dataclass

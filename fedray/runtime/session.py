@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from fedray.errors import FedrayError
+from fedray.runtime.address import check_address
 
 
 @contextmanager
@@ -17,6 +18,7 @@ def connected() -> Iterator[None]:
     the one that RAY_ADDRESS names or that runs on this machine, or else a new one that ends with the block.
 
     Raises:
+        ConfigError: RAY_ADDRESS names a cluster that does not answer.
         FedrayError: no cluster could be reached or started.
     """
     if ray.is_initialized():
@@ -29,6 +31,16 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def check_reachable() -> None:
+    """Check that a cluster that `connected` would connect to answers, which takes a moment.
+
+    Raises:
+        ConfigError: it does not answer.
+    """
+    if not ray.is_initialized():
+        check_address()
+
+
 def start_ray(**options: Any) -> None:
     """Connect quietly to the cluster that RAY_ADDRESS names or that runs on this machine, or start a new one.
 
@@ -38,8 +50,11 @@ def start_ray(**options: Any) -> None:
         options: passed on to `ray.init`.
 
     Raises:
+        ConfigError: RAY_ADDRESS names a cluster that does not answer.
         FedrayError: no cluster could be reached or started.
     """
+    if "address" not in options:
+        check_address()
     for last in (False, False, True):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

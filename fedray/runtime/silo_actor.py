@@ -10,6 +10,7 @@ A worker that dies ends the trainer, and with it this actor; the pool replaces i
 
 import logging
 import os
+import pickle
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from fedray.federation.result_batches import ResultBatcher
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
@@ -52,19 +54,26 @@ class SiloActor:
         self._size = workers
         self._resources = dict(resources)
         self._changed = threading.Condition()
-        self._call: tuple[int, Any] | None = None  # number and reference; a reference to None ends the workers
+        self._call: tuple[int, Any] | None = None  # number and reference; a message of None ends the workers
         self._result: Future[Any] = Future()
         self._here: set[int] = set()
         self._ended = False
+        self._broken: Exception | None = None
         self._one_call = threading.Lock()
         self._shards: dict[Any, Any] = {}
         mailbox = ray.get_runtime_context().current_actor
         threading.Thread(target=self._fit, args=(mailbox,), daemon=True).start()
 
     def ready(self) -> None:
-        """Return once all workers wait for their first call."""
+        """Return once all workers wait for their first call.
+
+        Raises:
+            Exception: a worker's own code raised it before that.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or len(self._here) == self._size)
+            self._changed.wait_for(lambda: self._broken or self._ended or len(self._here) == self._size)
+            if self._broken is not None:
+                raise self._broken
             self._die_if_ended()
 
     def setup(self, message: Message) -> str:
@@ -111,6 +120,12 @@ class SiloActor:
             number, call = self._call
             return number, [call]  # in a list, Ray does not resolve the reference
 
+    def cannot_start(self, error: Exception) -> None:
+        """Record the exception that a worker's own code raised before its first call; workers call this."""
+        with self._changed:
+            self._broken = error
+            self._changed.notify_all()
+
     def finish_call(self, result: Any, error: Exception | None) -> None:
         """Set the result of the call, or the exception that it raised; workers call this."""
         if error is not None and not self._result.done():
@@ -135,7 +150,7 @@ class SiloActor:
             os._exit(1)  # to the pool this actor has died, and it starts another
 
     def _post(self, call: tuple[str, tuple[Any, ...]] | None) -> None:
-        self._call = ((self._call[0] if self._call else 0) + 1, ray.put(call))
+        self._call = ((self._call[0] if self._call else 0) + 1, ray.put(to_message(call)))
         self._changed.notify_all()
 
     def _fit(self, mailbox: Any) -> None:
@@ -143,21 +158,22 @@ class SiloActor:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         gpus = self._resources.get("GPU", 0.0)
-        with tempfile.TemporaryDirectory(prefix="fedray-silo-") as folder:
-            trainer = TorchTrainer(
-                _serve,
-                train_loop_config={"mailbox": mailbox},
-                scaling_config=ScalingConfig(
-                    num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._resources
-                ),
-                run_config=RunConfig(name="silo", storage_path=folder, failure_config=FailureConfig(max_failures=0)),
-                # nccl does not support two workers on one GPU
-                torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
-            )
-            try:
+        scaling = ScalingConfig(num_workers=self._size, use_gpu=gpus > 0, resources_per_worker=self._resources)
+        try:
+            with tempfile.TemporaryDirectory(prefix="fedray-silo-") as folder:
+                trainer = TorchTrainer(
+                    _serve,
+                    train_loop_config={"mailbox": mailbox},
+                    scaling_config=scaling,
+                    run_config=RunConfig(
+                        name="silo", storage_path=folder, failure_config=FailureConfig(max_failures=0)
+                    ),
+                    # nccl does not support two workers on one GPU
+                    torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
+                )
                 trainer.fit()
-            except Exception as error:  # whatever the reason, the workers are gone
-                logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
+        except Exception as error:  # whatever the reason, the workers are gone
+            logging.getLogger(__name__).warning("a silo's workers ended: %s", error)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -167,27 +183,47 @@ class SiloActor:
 
 def _serve(config: Mapping[str, Any]) -> None:
     """Run a worker's loop: execute one call after another together with the others, until the mailbox ends it."""
+    mailbox = config["mailbox"]
+    try:
+        worker, rank = _start_worker()
+    except Exception as error:
+        ray.get(mailbox.cannot_start.remote(_portable(error)))
+        raise
+    number = 0
+    while True:
+        number, (posted,) = ray.get(mailbox.next_call.remote(rank, number))
+        try:
+            if (call := from_message(ray.get(posted))) is None:
+                return
+            name, arguments = call
+            result = getattr(worker, name)(*arguments)
+        except (ProcessLost, RayError):  # not the client's fault: the trainer ends, and the pool starts another silo
+            raise
+        except Exception as error:
+            ray.get(mailbox.finish_call.remote(None, _portable(error)))
+            raise
+        if rank == 0:
+            ray.get(mailbox.finish_call.remote(result, None))
+
+
+def _start_worker() -> tuple[Worker, int]:
+    """Return this process's worker and its rank among the silo's workers."""
     import torch
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    mailbox, rank = config["mailbox"], get_context().get_world_rank()
     if get_device().type == "cuda":
         torch.cuda.set_device(get_device())
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    worker, number = Worker(ProcessGroup(rank, get_context().get_world_size())), 0
-    while True:
-        number, (posted,) = ray.get(mailbox.next_call.remote(rank, number))
-        if (call := ray.get(posted)) is None:
-            return
-        name, arguments = call
-        try:
-            result = getattr(worker, name)(*arguments)
-        except ProcessLost:  # not the client's fault: the trainer ends, and the pool starts another silo
-            raise
-        except Exception as error:
-            ray.get(mailbox.finish_call.remote(None, error))
-            raise
-        if rank == 0:
-            ray.get(mailbox.finish_call.remote(result, None))
+    rank = get_context().get_world_rank()
+    return Worker(ProcessGroup(rank, get_context().get_world_size())), rank
+
+
+def _portable(error: Exception) -> Exception:
+    """Return the exception, or one with its message if another process could not unpickle it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the exception's own class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -106,7 +106,7 @@ class Checkpoints:
 
         Raises:
             StateError: the server's state holds something that could not be read back.
-            OSError: the checkpoint could not be written; the previous ones are intact.
+            StorageError: the checkpoint could not be written; the previous ones are intact.
         """
         blob = pack([progress.server])
         manifest = {

@@ -70,7 +70,8 @@ class StateFiles:
         """Write states into new files; return where each is.
 
         Raises:
-            StateError: a state holds something that could not be read back (`codec.pack`), or a file cannot be written.
+            StateError: a state holds something that could not be read back (`codec.pack`).
+            StorageError: a file cannot be written.
         """
         texts = [text for state in states if (text := pack_small(state)) is not None]
         if len(texts) == len(states):
@@ -110,10 +111,7 @@ class StateFiles:
         blob = pack(states)
         name = f"{server_round:05d}-{self._writer}-{self._written:06d}-{digest(blob)}.safetensors"
         self._written += 1
-        try:
-            (self._folder / name).write(blob, self._durable)
-        except OSError as error:
-            raise StateError(f"clients' states cannot be written: {error}") from error
+        (self._folder / name).write(blob, self._durable)
         return [StateRef(name, entry, len(states)) for entry in range(len(states))]
 
     def _state(self, ref: StateRef) -> Any:

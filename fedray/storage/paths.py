@@ -7,16 +7,19 @@ once it is complete, so there one upload suffices.
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, StorageError, reason
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's names of stores that show an object only once its upload is complete."""
@@ -24,12 +27,8 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 JOB_FOLDERS = "working_dir_files"
 """Name of the folder into which Ray unpacks the working directories of jobs."""
 
-CAPITALS = re.compile("[A-Z]")
-"""Other letters are percent-encoded."""
-
 LONGEST_NAME = 150
 """Longest file name derived from a client's id, in characters; most file systems allow 255 bytes."""
-
 
 @dataclass(frozen=True)
 class StoragePath:
@@ -114,11 +113,43 @@ class StoragePath:
         return sorted(info.base_name for info in found)
 
     def make_folder(self) -> None:
-        """Create the folder, and those above it, if they do not exist."""
+        """Create the folder, and those above it, if they do not exist.
+
+        Raises:
+            StorageError: it cannot be created.
+        """
+        with self._writing():
+            if self.filesystem is None:
+                self.local.mkdir(parents=True, exist_ok=True)
+            else:
+                self.filesystem.create_dir(self.path, recursive=True)
+
+    def new_folder(self, name: str) -> "StoragePath":
+        """Create a folder NAME in this one, or NAME-2, NAME-3, ... if it exists. No other process gets the same one.
+
+        Other file systems do not tell who has created a folder: there the name gets random letters.
+
+        Raises:
+            StorageError: it cannot be created.
+        """
+        if self.filesystem is not None:
+            return self / f"{name}-{secrets.token_hex(3)}"
+        self.make_folder()
+        for number in count(1):
+            place = self / (name if number == 1 else f"{name}-{number}")
+            with place._writing():
+                try:
+                    place.local.mkdir()
+                    return place
+                except FileExistsError:
+                    continue
+        raise AssertionError("count() does not end")
+
+    def remove_if_empty(self) -> None:
+        """Delete the folder if nothing is in it."""
         if self.filesystem is None:
-            self.local.mkdir(parents=True, exist_ok=True)
-        else:
-            self.filesystem.create_dir(self.path, recursive=True)
+            with suppress(OSError):
+                self.local.rmdir()
 
     def read(self) -> bytes:
         """Return a file's contents.
@@ -138,27 +169,47 @@ class StoragePath:
             durable: whether the file, once this returns, survives a crash of the machine.
 
         Raises:
-            OSError: the file could not be written; an earlier version of it is untouched.
+            StorageError: the file could not be written; an earlier version of it is untouched.
         """
-        if self.filesystem is None:
-            self._write_here(data, durable)
-            return
-        if self.filesystem.type_name in OBJECT_STORES:
-            self._upload(self.path, data)
-            return
-        temporary = self._temporary()
-        self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
-        self._upload(temporary, data)
-        self.filesystem.move(temporary, self.path)
+        with self._writing():
+            if self.filesystem is None:
+                self._write_here(data, durable)
+            elif self.filesystem.type_name in OBJECT_STORES:
+                self._upload(self.path, data)
+            else:
+                temporary = self._temporary()
+                self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+                self._upload(temporary, data)
+                self.filesystem.move(temporary, self.path)
 
     def remove(self) -> None:
-        """Delete a file, or a folder with all its contents, if it exists."""
+        """Delete a file, or a folder with all its contents, if it exists.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
         filesystem = self.filesystem or fs.LocalFileSystem()
-        kind = filesystem.get_file_info(self.path).type
-        if kind == fs.FileType.Directory:
-            filesystem.delete_dir(self.path)
-        elif kind == fs.FileType.File:
-            filesystem.delete_file(self.path)
+        with self._writing("deleted"):
+            kind = filesystem.get_file_info(self.path).type
+            if kind == fs.FileType.Directory:
+                filesystem.delete_dir(self.path)
+            elif kind == fs.FileType.File:
+                filesystem.delete_file(self.path)
+
+    @contextmanager
+    def _writing(self, done: str = "written") -> Iterator[None]:
+        """Turn what goes wrong while the file or folder is written into one message.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(
+                f"{self}: cannot be {done}: {reason(error)}; make room, or choose another storage_path (--output); a "
+                "run that has begun can be continued with --resume"
+            ) from None
 
     def _write_here(self, data: bytes, durable: bool) -> None:
         path, temporary = Path(self.path), Path(self._temporary())
@@ -185,18 +236,20 @@ class StoragePath:
         folder, _, name = self.path.rpartition("/")
         return f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
 
-
 def is_uri(where: str) -> bool:
     """Return whether a string is a URI and not a path."""
     return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
 
+def in_job_folder() -> bool:
+    """Return whether the current folder is a Ray job's copy of the submitted working directory, which has another path
+    on each node and is deleted some time after the job."""
+    return JOB_FOLDERS in Path.cwd().parts
 
 def resolve_storage(where: str | Path) -> str:
     """Return the absolute path or URI of results; a relative path is below the current directory.
 
-    In a Ray job the current directory is a copy of the submitted working directory, and Ray deletes it some time after
-    the job. There, a relative path is below FEDRAY_STORAGE, which the files in clusters/ set, or else below the home
-    directory.
+    In a Ray job, whose folder is deleted, a relative path is below FEDRAY_STORAGE, which the files in clusters/ set, or
+    else below the home directory.
 
     Raises:
         ConfigError: FEDRAY_STORAGE is neither an absolute path nor a URI.
@@ -204,18 +257,16 @@ def resolve_storage(where: str | Path) -> str:
     if isinstance(where, str) and is_uri(where):
         return where
     path = Path(where).expanduser()
-    if path.is_absolute() or JOB_FOLDERS not in Path.cwd().parts:
+    if path.is_absolute() or not in_job_folder():
         return str(path.absolute())
     begin = os.environ.get("FEDRAY_STORAGE") or str(Path.home())
     if not is_uri(begin) and not Path(begin).is_absolute():
         raise ConfigError(f"FEDRAY_STORAGE: {begin!r} is relative; it must be an absolute path or a URI")
     return f"{begin.rstrip('/')}/{path}"
 
-
 def timestamped(name: str) -> str:
     """Return NAME-TIME, with the current time."""
     return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that names created in it survive a crash of the machine."""
@@ -225,16 +276,11 @@ def sync_folder(folder: Path) -> None:
     finally:
         os.close(descriptor)
 
-
 def safe_name(id: str) -> str:
-    """Return a file name that is unique to the id and cannot lead out of its folder: `a/../b` becomes `a%2F..%2Fb`.
-
-    Names of different ids differ also where a file system ignores case or composes letters in its own way: an id with
-    capital letters gets a hash, so that `All` becomes `All~` and 16 digits.
-    """
+    """Return a file name that is unique to the id and cannot lead out of its folder: `a/../b` becomes `a%2F..%2Fb`."""
     name = quote(id, safe=" ", errors="surrogatepass").replace("~", "%7E")
     if name.startswith("."):
         name = f"%2E{name[1:]}"
-    if len(name) > LONGEST_NAME or not name or CAPITALS.search(id):
+    if len(name) > LONGEST_NAME or not name:
         name = f"{name[:LONGEST_NAME]}~{sha256(id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     return name

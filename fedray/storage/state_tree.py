@@ -107,7 +107,7 @@ def save_tensors(place: StoragePath, tensors: Mapping[str, Array], durable: bool
     """Write arrays by name to a safetensors file, atomically.
 
     Raises:
-        OSError: the file could not be written.
+        StorageError: the file could not be written.
     """
     place.write(save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}), durable)
 

@@ -110,15 +110,13 @@ class Table:
         self._write(self._folder / f"{self._name}.parquet", rows)
         self._rows, self._in_file = rows, rows.num_rows
         while self._side_files:
-            with _failing(self._side_files[-1], "removed"):
-                self._side_files[-1].remove()
+            self._side_files[-1].remove()
             self._side_files.pop()
 
     def _write(self, place: StoragePath, rows: pa.Table) -> None:
         buffer = BytesIO()
         pq.write_table(rows, buffer)
-        with _failing(place, "written"):
-            place.write(buffer.getvalue(), self._durable)
+        place.write(buffer.getvalue(), self._durable)
 
 
 def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
@@ -141,7 +139,7 @@ def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
 def _read_table(folder: StoragePath, name: str) -> pa.Table:
     side_files = _side_files_of(folder, name)  # listed first: rows that are compacted from now on are found in the file
     file = folder / f"{name}.parquet"
-    with _failing(file, "read"):
+    with _failing(file):
         parts = [_read(file)] if file.is_file() else []
     have = sum(part.num_rows for part in parts)
     for before, place in side_files:
@@ -155,7 +153,7 @@ def _read_table(folder: StoragePath, name: str) -> pa.Table:
 
 
 def _read(place: StoragePath) -> pa.Table:
-    with _failing(place, "read"):
+    with _failing(place):
         return pq.read_table(BytesIO(place.read()))
 
 
@@ -166,16 +164,16 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
 def _side_files_of(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
     """Return the side files of a table in order, each with the number of rows before its first."""
     pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
-    with _failing(folder, "read"):
+    with _failing(folder):
         names = folder.names()
     found = [(int(match[1]), folder / match[0]) for other in names if (match := pattern.fullmatch(other))]
     return sorted(found, key=lambda entry: entry[0])
 
 
 @contextmanager
-def _failing(place: StoragePath, done: str) -> Iterator[None]:
+def _failing(place: StoragePath) -> Iterator[None]:
     """Name the file or folder in the message of an error."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StateError(f"{place}: cannot be {done}: {error}") from None
+        raise StateError(f"{place}: cannot be read: {error}") from None

@@ -7,6 +7,7 @@ none of Tune's files are kept.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
 
 from fedray.config import Config, SweepConfig, load_sweep
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.experiment.callbacks import build_callbacks
 from fedray.experiment.prepare import prepare
-from fedray.experiment.resume import new_place
+from fedray.experiment.resume import new_place, with_absolute_paths
 from fedray.experiment.run_folder import lock_folder
 from fedray.federation.events import Callback, RoundFinished
+from fedray.planning.cluster_plan import check_device
 from fedray.planning.placement import Amounts, fit_times, requests
-from fedray.runtime.actor_group import first_line
+from fedray.runtime.causes import first_line, raised_by_code
 from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes, on_callers_node
-from fedray.runtime.session import connected
+from fedray.runtime.messages import to_message
+from fedray.runtime.session import check_reachable, connected
 from fedray.storage.paths import StoragePath, resolve_storage
 from fedray.sweeps.result import SweepResult, TrialFinished, TrialResult, begin, more_is_better, resumed
 from fedray.sweeps.shared import DatasetCache, SharedActors
@@ -112,14 +115,21 @@ def resolve_sweep(given: SweepConfig, output: str | Path | None, resume: str | P
         ConfigError: the sweep cannot be run, or the folder is that of another sweep.
         StateError: the folder is not that of a sweep.
     """
+    check_reachable()
     trials = trials_of(given)
     prepare(trials[0].config)  # data and model, as far as all trials have them in common
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")
-        return resumed(StoragePath.of(resolve_storage(resume)), given)
+        return _with_absolute_paths(resumed(StoragePath.of(resolve_storage(resume)), given))
     named = trials[0].config.model_copy(update={"name": given.name})
-    return SweepResult(new_place(named, output), given, trials, {})
+    return _with_absolute_paths(SweepResult(new_place(named, output), given, trials, {}))
+
+
+def _with_absolute_paths(found: SweepResult) -> SweepResult:
+    """Return the sweep with absolute paths in its trials, which run in other processes."""
+    trials = [replace(trial, config=with_absolute_paths(trial.config)) for trial in found.trials]
+    return replace(found, trials=tuple(trials))
 
 
 def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepResult:
@@ -139,6 +149,9 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
         if not (waiting := found.waiting):
             return found
         with _environment(TUNE_SETTINGS), connected():
+            for trial in waiting:
+                if trial.config.runtime == "ray":
+                    check_device(trial.config, living_nodes(), has_autoscaler())
             concurrent = _concurrent(found.sweep, waiting)
             begin(found)
             kinds: list[Any] = [SharedActors, DatasetCache]
@@ -151,7 +164,7 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
                 for actor in actors:
                     ray.kill(actor)
     finally:
-        with suppress(OSError):
+        with suppress(StorageError):
             (found.place / TUNE_FOLDER).remove()
         if lock is not None:
             lock.release()
@@ -162,7 +175,7 @@ def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener"
     sweep, config, place = context.found.sweep, waiting[0].config, context.found.place
     # A trial that only drives needs no CPU. Tune requires some request, and drivers belong on the head node.
     needs = {"cpu": config.clients.num_cpus or 1} if config.runtime == "inline" else {HEAD: 0.001}
-    running = tune.with_resources(tune.with_parameters(TrialActor, context=context), needs)
+    running = tune.with_resources(tune.with_parameters(TrialActor, context=to_message(context)), needs)
     stopping = None
     if (asha := sweep.scheduler) is not None:
         stopping = ASHAScheduler(
@@ -192,8 +205,8 @@ def _tune(waiting: Sequence[Trial], context: SweepContext, listener: "_Listener"
     )
     try:
         tuner.fit()
-    except TuneError as error:
-        raise listener.raised or FedrayError(f"the sweep ended: {first_line(error)}") from error
+    except (TuneError, OSError) as error:  # Tune does not wrap what it meets when it writes its own files
+        raise listener.raised or FedrayError(f"{place}: the sweep ended: {first_line(error)}") from error
 
 
 def _id(trial: Any) -> str:
@@ -273,7 +286,8 @@ class _Listener(tune.Callback):
 
     Attributes:
         found: the sweep's result so far.
-        raised: the exception that a callback raised, if any.
+        raised: the exception that a callback or the code of a trial's actor raised, or that the folder cannot be
+            written, if any.
     """
 
     raised: Exception | None
@@ -305,6 +319,10 @@ class _Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._shared_actors.reclaim.remote(trial.config["trial"])
+        error = trial.get_pickled_error()
+        if error is not None and (raised := raised_by_code(error)) is not None:  # by every other trial's actor, too
+            self.raised = FedrayError(f"a trial's actor cannot be set up: {raised}")
+            raise self.raised
         self._finished(trial, "lost", trial.last_result, f"its process ended: {trial.get_error()}")
 
     def _finished(self, trial: Any, status: Any, result: Mapping[str, Any], error: str) -> None:
@@ -312,5 +330,9 @@ class _Listener(tune.Callback):
         metrics = {} if status in ("failed", "lost") else result["metrics"]
         ended = TrialResult(id, status, result.get("round", 0), metrics, error, result.get("seconds", 0.0))
         self.found = self.found.with_result(ended)
-        self.found.write()
+        try:
+            self.found.write()
+        except StorageError as error:
+            self.raised = error
+            raise
         self._notify(TrialFinished(next(one for one in self.found.trials if one.id == id), ended))

@@ -17,7 +17,7 @@ from fedray.data.shards import FederatedData
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.placement import Amounts
 from fedray.runtime.actor_group import start_actor
-from fedray.runtime.messages import get
+from fedray.runtime.messages import Message, from_message, get, to_message
 from fedray.runtime.silo_actor import start_silo
 
 MAX_DATA_SETS = 8
@@ -98,8 +98,11 @@ class DatasetCache:
         self._found: OrderedDict[str, Any] = OrderedDict()
         self.loads = 0
 
-    def data(self, config: Config) -> list[Any]:
+    def data(self, message: Message) -> list[Any]:
         """Return a reference to the data of an experiment.
+
+        Args:
+            message: contains the experiment's configuration.
 
         Returns:
             The reference in a list: Ray would resolve a bare one.
@@ -107,6 +110,7 @@ class DatasetCache:
         Raises:
             DataError: the data do not match the configuration.
         """
+        config: Config = from_message(message)
         key = _data_key(config)
         if key not in self._found:
             self.loads += 1
@@ -128,7 +132,7 @@ class CachedDatasets:
         self._cache = cache
 
     def __call__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
-        (ref,) = get(self._cache.data.remote(config))
+        (ref,) = get(self._cache.data.remote(to_message(config)))
         data: FederatedData = ray.get(ref)
         return data
 

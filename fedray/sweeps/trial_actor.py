@@ -16,7 +16,8 @@ from fedray.experiment.run import run_experiment
 from fedray.federation.events import Event, MethodFinished, RoundFinished
 from fedray.federation.local_pool import LocalPool
 from fedray.results.run_result import RunResult
-from fedray.runtime.actor_group import first_line
+from fedray.runtime.causes import first_line
+from fedray.runtime.messages import from_message
 from fedray.runtime.pool import ClientPool
 from fedray.storage.paths import StoragePath
 from fedray.sweeps.result import SweepResult
@@ -134,9 +135,12 @@ class TrialActor(tune.Trainable):
 
         Args:
             config: names the trial.
-            given: `context`, the sweep's `SweepContext`.
+            given: `context`, a message that contains the sweep's `SweepContext`.
+
+        Raises:
+            ConfigError: this process cannot import a class that the sweep names.
         """
-        self.context = given["context"]
+        self.context = from_message(given["context"])
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

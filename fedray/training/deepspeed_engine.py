@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from torch import distributed, nn
 
 from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.config import TrainConfig
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, reason
 from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero_stage
 from fedray.training.optimizer import Schedule, build_optimizer, decay_for_sgd, weight_decays
 from fedray.training.process_group import SINGLE_PROCESS
@@ -231,8 +232,31 @@ def compile_extensions(offload: OffloadConfig, device: str | torch.device) -> No
                 "offload.params: nvme needs DeepSpeed's async_io, which needs the library libaio with its headers "
                 "(Debian and Ubuntu: apt install libaio-dev) on every node of the tier; install it, or use params: cpu"
             )
+        check_offload_folder(offload)
     for builder in builders:
-        _load(builder)
+        try:
+            _load(builder)
+        except OSError as error:
+            raise ConfigError(
+                f"offload: the folder of DeepSpeed's extension {builder.name} cannot be written: {error}; name another "
+                "one in TORCH_EXTENSIONS_DIR on every node of the tier"
+            ) from None
+
+
+def check_offload_folder(offload: OffloadConfig) -> None:
+    """Check that the folder of `params: nvme` can be written on this node; create it if it does not exist.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    assert offload.path is not None
+    folder = Path(offload.path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"offload.path: {folder} cannot be written: {reason(error)}; name another folder") from None
 
 
 def _load(builder: Any) -> None:

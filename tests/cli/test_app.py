@@ -9,6 +9,7 @@ import yaml
 from tiny import tiny_bert
 from typer.testing import CliRunner
 
+import fedray
 from fedray.cli.app import app
 
 CONFIG: dict[str, Any] = {
@@ -151,3 +152,8 @@ def test_a_plan_that_cannot_be_made(config: Path, arguments: list[str], says: st
     assert result.exit_code == 2, result.output
     assert says in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_the_version() -> None:
+    result = call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"fedray {fedray.__version__}\n")

@@ -96,25 +96,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 # --- overrides ------------------------------------------------------------------------------------------------------
 
 
-def test_overrides_are_parsed_as_yaml() -> None:
-    assert parse_overrides(["rounds=10", "train.lr=1e-3", "name=a=b", "lora.targets=[q, v]", "train.clip="]) == {
-        "rounds": 10,
-        "train.lr": 0.001,
-        "name": "a=b",
-        "lora.targets": ["q", "v"],
-        "train.clip": None,
-    }
-
-
 @pytest.mark.parametrize("argument", ["rounds", "=3", ""])
 def test_an_override_without_a_value(argument: str) -> None:
     with pytest.raises(ConfigError, match=r"expected section\.key=value"):
         parse_overrides([argument])
-
-
-def test_an_override_that_is_not_yaml() -> None:
-    with pytest.raises(ConfigError, match=r"override lora\.targets: not valid YAML"):
-        parse_overrides(["lora.targets=[q"])
 
 
 def test_overrides_set_fields_sections_and_list_elements() -> None:

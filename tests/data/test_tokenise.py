@@ -12,7 +12,7 @@ import fedray.data.tokenise as module
 from fedray.config import DataConfig, ModelConfig, RawRows
 from fedray.data.examples import Examples, assemble
 from fedray.data.sources.files import Files
-from fedray.errors import DataError
+from fedray.errors import ConfigError
 from fedray.models.tokenizer import byte_tokenizer, load_tokenizer
 from fedray.types import Task
 
@@ -174,7 +174,7 @@ def test_a_cache_folder_that_cannot_be_written_names_its_setting(
 ) -> None:
     (tmp_path / "file").write_text("")
     data = config(tmp_path / "file")
-    with pytest.raises(DataError, match=r"data\.cache_dir: .* cannot be written"):
+    with pytest.raises(ConfigError, match=r"data\.cache_dir: .* cannot be written"):
         tokenise(examples(data, "classification", text=["a", "b"], label=["x", "y"]), tokenizer, data)
 
 

@@ -7,7 +7,17 @@ import pytest
 from fedray.config import Memory, load_config
 from fedray.errors import ConfigError
 from fedray.planning.accounting import Cost
-from fedray.planning.cluster_plan import PROCESS, Cluster, Plan, parse_bytes, parse_node, plans, rooms, this_machine
+from fedray.planning.cluster_plan import (
+    PROCESS,
+    Cluster,
+    Plan,
+    check_device,
+    parse_bytes,
+    parse_node,
+    plans,
+    rooms,
+    this_machine,
+)
 from fedray.planning.memory import Footprint
 from fedray.training.metering import CUDA_CONTEXT
 
@@ -156,3 +166,22 @@ def test_a_silo_is_several_of_what_it_asks_for() -> None:
         whole = float(workers == 2)  # who says nothing of GPUs gets whole ones, where there are enough
         assert room.request["GPU"] == max(whole, 0.5)
         assert (room.alone, room.together) == ((1, 1) if whole else (silos, silos))
+
+
+@pytest.mark.parametrize(
+    ("device", "nodes", "elastic", "missing"),
+    [
+        ("cuda", [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 0.0}], False, True),
+        ("cuda", [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}], False, False),
+        ("cuda", [{"CPU": 2.0}], True, False),  # an autoscaler may add the GPU
+        ("auto", [{"CPU": 2.0}], False, False),
+        ("cpu", [{"CPU": 2.0}], False, False),
+    ],
+)
+def test_cuda_needs_a_gpu_somewhere(device: str, nodes: list[dict[str, float]], elastic: bool, missing: bool) -> None:
+    config = load_config(configured(), {"device": device})
+    if missing:
+        with pytest.raises(ConfigError, match="device: cuda, but no node of the cluster has a GPU"):
+            check_device(config, nodes, elastic)
+    else:
+        check_device(config, nodes, elastic)

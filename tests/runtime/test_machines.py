@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import psutil
@@ -17,7 +17,7 @@ from calling import Calling
 
 import fedray
 from fedray.config import load_config
-from fedray.errors import FedrayError
+from fedray.errors import ConfigError, FedrayError, StorageError
 from fedray.experiment.prepare import prepare
 from fedray.federation.events import Event, MethodStarted, RoundFinished
 from fedray.results.run_result import RunResult
@@ -167,8 +167,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("runtime", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_full_disk_ends_the_run_and_with_more_room_it_is_continued(
-    config: dict[str, Any], whole: RunResult, small_disk: Path
+    config: dict[str, Any], whole: RunResult, cluster: None, small_disk: Path, runtime: Literal["ray", "inline"]
 ) -> None:
     run = small_disk / "run"
     finished = []
@@ -177,11 +178,42 @@ def test_a_full_disk_ends_the_run_and_with_more_room_it_is_continued(
         if isinstance(event, RoundFinished):
             finished.append(event.server_round)
 
-    with pytest.raises((FedrayError, OSError), match="No space left on device"):
-        fedray.run(config, runtime="inline", output=run, callbacks=[Calling(on_event)])
+    with pytest.raises(StorageError, match=rf"{run}.*: cannot be written: .*No space left on device.*--resume"):
+        fedray.run(config, runtime=runtime, output=run, callbacks=[Calling(on_event)])
+    assert finished, "rounds have been finished before the disk was full"
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     begun = []
-    fedray.run(config, runtime="inline", resume=run, callbacks=[Calling(lambda event: begun.append(event))])
+    fedray.run(config, runtime=runtime, resume=run, callbacks=[Calling(lambda event: begun.append(event))])
     assert isinstance(begun[0], MethodStarted)
     assert begun[0].server_round == len(finished)
     assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_a_cache_that_is_full_on_a_node_ends_the_run_at_once(
+    config: dict[str, Any], cluster: None, small_disk: Path, tmp_path: Path
+) -> None:
+    """The tokens fit, and were written by the process that checks the experiment; the base model does not."""
+    cache = small_disk / "cache"
+    large = {**config["model"]["config"], "intermediate_size": 2048}
+    changes = {"data.cache_dir": str(cache), "model.config": large}
+    with pytest.raises(ConfigError, match=rf"data\.cache_dir: {cache}/backbones cannot be written: .*No space left"):
+        fedray.run(load_config(config, changes), output=tmp_path / "run")
+    assert list((cache / "tokens").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_driver_that_the_memory_monitor_ends_says_so(
+    config: dict[str, Any], own_cluster: None, tmp_path: Path
+) -> None:
+    """Ray is told that 1 % of the memory is too much."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    command = [sys.executable, "-m", "fedray", "run", str(file), "--output", str(tmp_path / "run")]
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100", "RAY_ADDRESS": "local"}
+    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert "error: the driver died: memory ran out on node" in done.stderr
+    assert "Ray ended the driver (process" in done.stderr
+    assert "use fewer or smaller actors" in done.stderr

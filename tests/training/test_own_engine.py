@@ -112,6 +112,11 @@ def test_its_memory_is_predicted_where_it_says_what_it_holds() -> None:
         ),
         ({"class": "my_engine.Missing"}, "class 'my_engine.Missing' cannot be imported: AttributeError"),
         ({"class": "my_engine.MyEngineConfig", "name": "torch"}, "expected either `name` (built in) or `class`"),
+        (
+            {"class": "my_engine.MyEngineConfig", "offload": {"optimizer": "cpu"}},
+            "clients.tiers.all: engine.offload: needs engine: deepspeed, got engine: MyEngineConfig",
+        ),
+        ({"name": "torch", "offload": "none"}, "engine.offload: needs engine: deepspeed, got engine: torch"),
         ({"factor": 1}, "clients.tiers.all.engine: got {'factor': 1}: expected deepspeed, torch, or a mapping with"),
     ],
 )

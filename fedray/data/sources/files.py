@@ -1,13 +1,14 @@
 """`files`: files of the kinds that `fedray.data.readers` reads, by split, and by task or client."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from fedray.config import DataConfig, RawRows
+from fedray.config import DataConfig, RawRows, absolute
 from fedray.data.readers import FileName, read_file
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Split, Task
@@ -26,6 +27,15 @@ class Files(DataConfig):
         if not self.files:
             raise ValueError("files: the source `files` needs at least {train: PATH}")
         return self
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        files = {
+            name: {split: absolute(path, folder) for split, path in entry.items()}
+            if isinstance(entry, dict)
+            else absolute(entry, folder)
+            for name, entry in self.files.items()
+        }
+        return super().with_absolute_paths(folder).model_copy(update={"files": files})
 
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterator[RawRows]:
         # With a `train` among them the keys are splits; a misspelt one must not become a client.
@@ -76,7 +86,8 @@ def _names(paths: list[Path]) -> list[str]:
     for names in (stems, [path.parent.name for path in paths]):
         if len(set(names)) == len(paths):
             return names
-    return [path.with_name(stem).as_posix() for path, stem in zip(paths, stems, strict=True)]
+    common = Path(os.path.commonpath(paths))  # how the pattern is written, absolute or not, must not make other clients
+    return [path.relative_to(common).with_name(stem).as_posix() for path, stem in zip(paths, stems, strict=True)]
 
 
 ENTRY = Files

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedray.config import DataConfig, RawRows
+from fedray.config import DataConfig, RawRows, absolute
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Split, Task
 
@@ -26,6 +26,11 @@ class Hub(DataConfig):
         if not self.name:
             raise ValueError("name: the source `hub` needs the name of a dataset")
         return self
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        found = absolute(self.name or "", folder)
+        named = {"name": found} if Path(found).is_dir() else {}  # otherwise an id of the hub
+        return super().with_absolute_paths(folder).model_copy(update=named)
 
     def load(self, task: Task, seed: int, num_clients: int | None) -> list[RawRows]:
         name = self.name or ""

@@ -7,11 +7,12 @@ here imports deepspeed, so that a configuration can be checked before anything s
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedray.config import EngineConfig, EngineMemory, Memory, Section, TrainConfig
+from fedray.config import EngineConfig, EngineMemory, Memory, Section, TrainConfig, absolute
 from fedray.errors import ConfigError
 
 AUTO = "auto"
@@ -59,6 +60,12 @@ class DeepSpeedConfig(EngineConfig):
     def weights_on_host(self) -> bool:
         """Stage 3 moves parameters to the device one by one: the whole model may be larger than that."""
         return zero_stage(self.offload) == 3
+
+    def with_absolute_paths(self, folder: Path) -> Self:
+        if self.offload.path is None:
+            return self
+        offload = self.offload.model_copy(update={"path": absolute(self.offload.path, folder)})
+        return self.model_copy(update={"offload": offload})
 
     def check(self, train: TrainConfig, where: str) -> None:
         engine_config(train, self.offload, self.deepspeed, f"{where}.deepspeed")

@@ -237,3 +237,17 @@ def test_mistakes_in_the_mapping_of_files_are_located(tmp_path: Path, entries: A
     with pytest.raises(DataError) as caught:
         load(filled)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_clients_have_the_same_names_however_a_pattern_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and their folders repeat, so a name needs more of the path: what the files do not have in common."""
+    for place in ("a/x", "a/y", "b/x"):
+        (tmp_path / "data" / place).mkdir(parents=True)
+        (tmp_path / "data" / place / "train.jsonl").write_text('{"text": "t", "label": 1}')
+    monkeypatch.chdir(tmp_path)
+    written = "data/*/*/train.jsonl", f"{tmp_path}/data/*/*/train.jsonl", "./data/*/*/train.jsonl"
+    for pattern in written:
+        source = Files(files={"train": pattern})
+        assert [rows.file for rows in source.load("classification", 0, None)] == ["a/x/train", "a/y/train", "b/x/train"]
