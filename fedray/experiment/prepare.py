@@ -21,7 +21,8 @@ from fedray.federation.rounds import Federation, Pool
 from fedray.federation.tasks import WorkerSetup
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
-from fedray.models.backbone import architecture, max_positions, meta_backbone
+from fedray.models.architecture import architecture
+from fedray.models.backbone import max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.costs import TierCosts, costs
 from fedray.planning.memory import Footprint, Tokens, predict

@@ -23,7 +23,8 @@ from transformers import (
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
 from fedray.models import backbone
-from fedray.models.backbone import architecture, load_backbone, max_positions, meta_backbone, missing_head
+from fedray.models.architecture import architecture
+from fedray.models.backbone import load_backbone, max_positions, meta_backbone, missing_head
 from fedray.types import Task
 
 SIZES: dict[str, Any] = {
@@ -122,7 +123,8 @@ def test_a_write_stays_in_its_process(tmp_path: Path) -> None:
     assert mapped, "the weights are a private copy, not a mapping of the node's file"
     code = f"""
 from fedray.config import ModelConfig
-from fedray.models.backbone import architecture, load_backbone
+from fedray.models.architecture import architecture
+from fedray.models.backbone import load_backbone
 model = ModelConfig(path={str(folder)!r})
 arch = architecture(model, "classification", 3, None, 0)
 loaded = load_backbone(model, arch, "classification", 0, "cpu", {str(tmp_path / "cache")!r})
