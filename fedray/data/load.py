@@ -1,6 +1,7 @@
 """All of `fedray.data` in one function: from a configuration to one shard of tokenised examples per client."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from fedray.data.partition import Partition, partition
 from fedray.data.shards import FederatedData, Shard
 from fedray.data.subsample import subsample
 from fedray.data.tokenise import tokenise
+from fedray.models.classes import class_order
 from fedray.types import SPLITS, ClientId
 
 
@@ -24,6 +26,8 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     count = config.clients.count
     raw = config.data.load(config.task, config.seed, count)
     examples = subsample(assemble(list(raw), config.data, config.task), config.data, config.seed)
+    if config.task == "classification":
+        examples = replace(examples, label_names=class_order(config.model, examples.label_names))
     rows = partition(examples, config.partition, count, config.seed)
     tokens = tokenise(examples, tokenizer, config.data)
     shards = {

@@ -9,22 +9,33 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError, choices
-from fedray.models.architecture import one_line, remedy
+from fedray.models.build import build, build_meta, model_class
 from fedray.models.node_file import FORMAT, adopt, write
-from fedray.models.paths import resolve_path
+from fedray.models.paths import gguf_options, remedy, resolve_path
+from fedray.models.reading import Reading
 from fedray.randomness import keyed_seed
 from fedray.types import Task
+
+NO_ADAPTER = "no-adapter"
+"""Folder in which transformers looks for a peft adapter, whose layers it would otherwise put into the model."""
+
+OF_A_PART = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.(?!model\.|lm_head\.)": "model.",
+}
+"""How the weights of a language part are called in the checkpoint of the whole model, and in its own."""
 
 MISSING_HEAD = "fedray_missing_head"
 """Attribute of a loaded model, read by `missing_head`."""
@@ -34,8 +45,7 @@ log = logging.getLogger(__name__)
 
 def meta_backbone(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
     """Return the model on the meta device: shapes without weights, for counting and for layouts."""
-    with torch.device("meta"):
-        return _frozen(_build(arch, task))
+    return _frozen(build_meta(arch, task))
 
 
 def max_positions(model: nn.Module) -> int | None:
@@ -95,21 +105,6 @@ def missing_head(model: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(model, MISSING_HEAD, ()))
 
 
-def _build(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    # Only a configuration that was itself allowed to run the hub's code comes from a module of that code.
-    trusted = type(arch).__module__.startswith("transformers_modules")
-    try:
-        # The configuration is kept by the model and changed in places.
-        built: PreTrainedModel = _auto_class(task).from_config(copy.deepcopy(arch), trust_remote_code=trusted)
-    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"model: {arch.model_type} cannot be built for the task {task}: {one_line(error)}") from error
-    return built
-
-
-def _auto_class(task: Task) -> Any:
-    return AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
-
-
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -131,12 +126,13 @@ def _digest(model: ModelConfig, arch: PreTrainedConfig, task: Task, seed: int) -
         "revision": model.revision,
         "commit": getattr(arch, "_commit_hash", None),
         "files": [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in files],
-        "arch": arch.to_json_string(use_diff=False),
+        "gguf": gguf_options(model.path),
+        "arch": {**arch.to_dict(), "id2label": arch.num_labels, "label2id": None},  # names do not change weights
         "dtype": model.dtype,
         "task": task,
         "seed": seed if drawn else None,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def _first_weights(
@@ -149,17 +145,21 @@ def _first_weights(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed if model.path == "random" else 0, "backbone"))
         if model.path == "random":
-            drawn = _build(arch, task)
+            drawn = build(arch, task)
             return drawn, [name for name in dict(drawn.named_parameters()) if name in _head_names(drawn, task)]
-        loaded, missing = _pretrained(model, arch, task)
+        loaded, missing, mismatched = _pretrained(model, arch, task)
     head = _head_names(loaded, task)
+    _check_shapes(model, loaded, mismatched - head)
     _check_missing(model, loaded, missing - head)
-    return loaded, sorted(missing & head)
+    new = _names_of_classes(arch, task) if Reading.of(arch).new_head else set()
+    return loaded, sorted((missing | mismatched | new) & head)
 
 
-def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
+def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """Return the checkpoint's model, the parameters that it lacks, and those that have another shape there."""
+    part = {"key_mapping": OF_A_PART} if Reading.of(arch).part_of else {}
     try:
-        loaded, info = _auto_class(task).from_pretrained(
+        loaded, info = model_class(arch, task).from_pretrained(
             resolve_path(model.path),
             config=copy.deepcopy(arch),
             dtype=arch.dtype,
@@ -167,10 +167,34 @@ def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple
             trust_remote_code=model.trust_remote_code,
             ignore_mismatched_sizes=True,  # a head with another number of labels; the base is checked by the caller
             output_loading_info=True,
+            adapter_kwargs={"subfolder": NO_ADAPTER},
+            **gguf_options(model.path),
+            **part,
         )
     except Exception as error:  # transformers, huggingface_hub, safetensors and torch each raise their own kinds
         raise ConfigError(f"model.path: no weights could be loaded from {model.path!r}: {remedy(error)}") from error
-    return loaded, {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    return loaded, set(info["missing_keys"]), {key[0] for key in info["mismatched_keys"]}
+
+
+def _names_of_classes(arch: PreTrainedConfig, task: Task) -> set[str]:
+    """Return the parameters whose shape depends on the number of classes."""
+    wider = copy.deepcopy(arch)
+    wider.num_labels = arch.num_labels + 1
+    shapes = {name: parameter.shape for name, parameter in build_meta(arch, task).named_parameters()}
+    return {name for name, parameter in build_meta(wider, task).named_parameters() if parameter.shape != shapes[name]}
+
+
+def _check_shapes(model: ModelConfig, loaded: PreTrainedModel, mismatched: set[str]) -> None:
+    """A part of the base whose shape differs would be drawn anew without a word."""
+    if mismatched:
+        name = min(mismatched)
+        shape = tuple(loaded.get_parameter(name).shape)
+        names = choices(sorted(mismatched), limit=5)
+        raise ConfigError(
+            f"model.path: {model.path!r} has weights of another shape than its configuration says: {names} "
+            f"({name} should be {shape}); correct config.json, or override it in model.config (after tokens were "
+            "added, vocab_size is the number of rows of the embeddings)"
+        )
 
 
 def _check_missing(model: ModelConfig, loaded: PreTrainedModel, missing: set[str]) -> None:
