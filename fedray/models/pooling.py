@@ -60,8 +60,11 @@ class PooledClassifier:
             inputs: others of the base model.
         """
         if self.config.is_encoder_decoder:  # reads the text twice, as BART's and T5's own classifiers do
-            start = torch.full_like(input_ids[:, :1], self.config.decoder_start_token_id)
-            inputs["decoder_input_ids"] = torch.cat([start, input_ids[:, :-1]], dim=1)
+            start = getattr(self.config, "decoder_start_token_id", None)
+            start = self.config.pad_token_id if start is None else start
+            inputs["decoder_input_ids"] = torch.cat(
+                [torch.full_like(input_ids[:, :1], start), input_ids[:, :-1]], dim=1
+            )
         states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **inputs)[0]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         features = pool(states, mask, self.reading.pooling)
