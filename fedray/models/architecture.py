@@ -16,7 +16,7 @@ from fedray.models.checkpoint import sentence_encoder, untied_weights
 from fedray.models.classes import has_own_head, own_classes, same_classes
 from fedray.models.paths import gguf_options
 from fedray.models.reading import ATTRIBUTE, Reading
-from fedray.models.stored import stored_configuration, text_part, warn_of_adapter
+from fedray.models.stored import stored_configuration, text_part, warn_of_adapter, warn_of_quantisation
 from fedray.types import Task
 
 ROPE_FIELDS = ("rope_theta", "rope_scaling")
@@ -65,7 +65,9 @@ def architecture(
     arch.dtype = getattr(torch, model.dtype)
     if task != "causal_lm":
         _prepare_head(model, arch, task, num_labels, label_names)
-    if not drawn and not gguf_options(model.path):
+    if gguf_options(model.path):
+        warn_of_quantisation(model)
+    elif not drawn:
         warn_of_adapter(model)
         untied = untied_weights(model, build_meta(arch, task))
         replace(Reading.of(arch), untied=untied).store(arch)

@@ -9,12 +9,13 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from filelock import FileLock
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GgufConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
@@ -157,7 +158,9 @@ def _first_weights(
 
 def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Return the checkpoint's model, the parameters that it lacks, and those that have another shape there."""
-    part = {"key_mapping": OF_A_PART} if Reading.of(arch).part_of else {}
+    options: dict[str, Any] = {"key_mapping": OF_A_PART} if Reading.of(arch).part_of else {}
+    if of_gguf := gguf_options(model.path):
+        options |= {**of_gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
         loaded, info = model_class(arch, task).from_pretrained(
             resolve_path(model.path),
@@ -168,8 +171,7 @@ def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple
             ignore_mismatched_sizes=True,  # a head with another number of labels; the base is checked by the caller
             output_loading_info=True,
             adapter_kwargs={"subfolder": NO_ADAPTER},
-            **gguf_options(model.path),
-            **part,
+            **options,
         )
     except Exception as error:  # transformers, huggingface_hub, safetensors and torch each raise their own kinds
         raise ConfigError(f"model.path: no weights could be loaded from {model.path!r}: {remedy(error)}") from error

@@ -5,11 +5,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.errors import ConfigError, one_line
-from fedray.models.pooling import pooled_class
+from fedray.models.language import LanguageModel
+from fedray.models.on_base import OnBase, class_on_base
+from fedray.models.pooling import PooledClassifier
 from fedray.models.reading import Reading
 from fedray.types import Task
 
@@ -22,13 +31,15 @@ def build(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
     """
     try:
         # The configuration is kept by the model and changed in places.
-        own, reading = copy.deepcopy(arch), Reading.of(arch)
-        if task != "causal_lm" and reading.pooling != "head":
-            built: PreTrainedModel = model_class(arch, task)._from_config(own)
-        else:
-            built = model_class(arch, task).from_config(own, trust_remote_code=_trusted(arch))
+        own, found = copy.deepcopy(arch), model_class(arch, task)
+        built: PreTrainedModel = (
+            found._from_config(own)
+            if issubclass(found, OnBase)
+            else found.from_config(own, trust_remote_code=_trusted(arch))
+        )
     except (ValueError, TypeError, AssertionError, RuntimeError, AttributeError) as error:
-        part = f", the language part of {reading.part_of}," if reading.part_of else ""
+        whole = Reading.of(arch).part_of
+        part = f", the language part of {whole}," if whole else ""
         raise ConfigError(
             f"model: {arch.model_type}{part} cannot be built for the task {task}: {one_line(error)}"
         ) from error
@@ -53,14 +64,14 @@ def build_meta(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
 
 def model_class(arch: PreTrainedConfig, task: Task) -> Any:
     """Return the class with `from_pretrained` that loads the model for the task."""
-    if task == "causal_lm":
+    reading = Reading.of(arch)
+    if task == "causal_lm" and (_continues_text(arch) or not _describes_images(reading)):
         return AutoModelForCausalLM
-    if Reading.of(arch).pooling == "head":
+    if task != "causal_lm" and reading.pooling == "head":
         return AutoModelForSequenceClassification
     with torch.device("meta"):
-        base: PreTrainedModel = AutoModel.from_config(copy.deepcopy(arch), trust_remote_code=_trusted(arch))
-    found: Any = type(base)
-    return pooled_class(found)
+        base: Any = type(AutoModel.from_config(copy.deepcopy(arch), trust_remote_code=_trusted(arch)))
+    return class_on_base(LanguageModel if task == "causal_lm" else PooledClassifier, base)
 
 
 def has_classifier(arch: PreTrainedConfig) -> bool:
@@ -71,8 +82,19 @@ def has_classifier(arch: PreTrainedConfig) -> bool:
 
 def is_decoder(arch: PreTrainedConfig) -> bool:
     """Return whether a token's last hidden state depends on earlier tokens only, so that the last one has read all."""
-    continues = type(arch) in AutoModelForCausalLM._model_mapping and getattr(arch, "is_decoder", True)
-    return bool(continues or arch.is_encoder_decoder)
+    continues = _continues_text(arch) and getattr(arch, "is_decoder", True)
+    return bool(continues or arch.is_encoder_decoder or _describes_images(Reading.of(arch)))
+
+
+def _continues_text(arch: PreTrainedConfig) -> bool:
+    return type(arch) in AutoModelForCausalLM._model_mapping
+
+
+def _describes_images(reading: Reading) -> bool:
+    """Return whether the model is the language part of one that answers in text, so that it can have an output layer;
+    CLIP's, for example, cannot."""
+    known = reading.part_of in CONFIG_MAPPING
+    return known and CONFIG_MAPPING[reading.part_of] in AutoModelForImageTextToText._model_mapping
 
 
 def _trusted(arch: PreTrainedConfig) -> bool:

@@ -7,47 +7,26 @@ A normalised vector has length √d rather than sentence-transformers' 1, so tha
 hidden states. Cosines stay the same, and a linear head learns at the usual rates instead of d times more slowly.
 """
 
-import inspect
 import math
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fedray.config import Pooling
+from fedray.models.on_base import OnBase
 from fedray.models.reading import Reading
 
 
-@cache
-def pooled_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return the classifier's class on a base model's class.
+class PooledClassifier(OnBase):
+    """The part for `class_on_base`: pooling, and a linear layer."""
 
-    It inherits from its family: weights have the names of the family's checkpoints, and attention and checkpointing are
-    as the family supports them.
-    """
-    family: Any = next(parent for parent in base.__mro__[1:] if issubclass(parent, PreTrainedModel))
-    fields = {"base_class": base, "base_model_prefix": family.base_model_prefix or "model"}
-    return type(f"Pooled{base.__name__}", (PooledClassifier, family), fields)
-
-
-class PooledClassifier:
-    """The part of the classifier that is the same for all families; see `pooled_class`."""
-
-    base_class: type[PreTrainedModel]
-    base_model_prefix: str
-
-    def __init__(self: Any, config: PreTrainedConfig):
-        super().__init__(config)  # type: ignore[call-arg]
-        unused = {"add_pooling_layer": False} if _has_pooler(self.base_class) else {}
-        setattr(self, self.base_model_prefix, self.base_class(config, **unused))
+    def add_head(self: Any, config: PreTrainedConfig) -> None:
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.reading = Reading.of(config)
-        self.post_init()
 
     def forward(
         self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
@@ -87,7 +66,3 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     places = torch.arange(mask.shape[1], device=mask.device)
     chosen = (mask != 0).long().argmax(1) if pooling == "cls" else (places * (mask != 0)).argmax(1)
     return states[torch.arange(len(states), device=states.device), chosen].float()
-
-
-def _has_pooler(base: type[PreTrainedModel]) -> bool:
-    return "add_pooling_layer" in inspect.signature(base.__init__).parameters

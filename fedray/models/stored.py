@@ -3,6 +3,8 @@ that also reads images or sound."""
 
 import json
 import logging
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
@@ -11,13 +13,16 @@ from transformers.configuration_utils import PreTrainedConfig
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
 from fedray.models.checkpoint import stored_file
-from fedray.models.paths import gguf_options, remedy, resolve_path
+from fedray.models.paths import find_package, gguf_options, remedy, resolve_path
 from fedray.models.reading import Reading
 
 ADAPTER = "adapter_config.json"
 OF_THE_WHOLE = ("architectures", "id2label", "label2id", "problem_type", "tie_word_embeddings")
 """Fields in which the configuration of the whole model counts for its language part."""
 PEFT_CLASSES = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_CLS": "AutoPeftModelForSequenceClassification"}
+
+PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
+"""Types in GGUF files that are not quantised."""
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +33,10 @@ def stored_configuration(model: ModelConfig) -> PreTrainedConfig:
     Raises:
         ConfigError: there is none, or it cannot be read or reached.
     """
-    _refuse_adapter(model)
+    if gguf_options(model.path):
+        _require_gguf(model)
+    else:
+        _refuse_adapter(model)
     try:
         whole: PreTrainedConfig = AutoConfig.from_pretrained(
             resolve_path(model.path),
@@ -45,7 +53,8 @@ def stored_configuration(model: ModelConfig) -> PreTrainedConfig:
     if text is None:
         return whole
     for name in OF_THE_WHOLE:
-        setattr(text, name, getattr(whole, name))
+        if hasattr(whole, name):
+            setattr(text, name, getattr(whole, name))
     return text
 
 
@@ -57,8 +66,7 @@ def text_part(whole: PreTrainedConfig) -> PreTrainedConfig | None:
 
 def warn_of_adapter(model: ModelConfig) -> None:
     """Say that a peft adapter in the checkpoint's folder is not used."""
-    file = None if gguf_options(model.path) else stored_file(model, ADAPTER)
-    if file is not None:
+    if stored_file(model, ADAPTER) is not None:
         log.warning(
             "%s holds a peft adapter besides the model; only the model is used. To train on from the adapter, merge it "
             "into the model first (peft: merge_and_unload)",
@@ -66,10 +74,34 @@ def warn_of_adapter(model: ModelConfig) -> None:
         )
 
 
+def warn_of_quantisation(model: ModelConfig) -> None:
+    """Say in which types a GGUF file holds its weights, and what becomes of them."""
+    from gguf import GGUFReader
+
+    file = Path(resolve_path(model.path)) / gguf_options(model.path)["gguf_file"]
+    kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
+    if set(kinds) <= PLAIN_TYPES:
+        return
+    listed = ", ".join(f"{kind} ({count} tensors)" for kind, count in kinds.most_common())
+    log.warning(
+        "%s holds weights of the types %s; they are dequantised to %s, and differ from the original model's by as much "
+        "as they were rounded",
+        model.path,
+        listed,
+        model.dtype,
+    )
+
+
+def _require_gguf(model: ModelConfig) -> None:
+    if find_package("gguf") is None:
+        raise ConfigError(
+            f"model.path: {model.path!r} needs the package gguf; install the extra (`pip install 'fedray[gguf]'`), or "
+            "name a model in transformers' format"
+        )
+
+
 def _refuse_adapter(model: ModelConfig) -> None:
     """Say what to do with a folder that holds an adapter and no model: its base is another model."""
-    if gguf_options(model.path):
-        return
     file = stored_file(model, ADAPTER)
     if file is None or stored_file(model, "config.json") is not None:
         return
