@@ -63,3 +63,8 @@ def choices(allowed: Iterable[object], limit: int = 20) -> str:
     names = [str(a) for a in allowed]
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown}, ... ({len(names)} in all)"
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text as one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from fedray.config.engine import EngineConfig, EngineMemory, Memory
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
 from fedray.config.load import dump_yaml, load_config, load_sweep, to_mapping, values_by_path
 from fedray.config.metric import Metric
-from fedray.config.model import ModelConfig
+from fedray.config.model import ModelConfig, Pooling
 from fedray.config.overrides import parse_overrides
 from fedray.config.partition import NaturalClients, PartitionConfig, Shares
 from fedray.config.section import Section, absolute, describe
@@ -39,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "NaturalClients",
     "PartitionConfig",
+    "Pooling",
     "Precision",
     "RawRows",
     "ReftSection",

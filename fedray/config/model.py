@@ -1,12 +1,14 @@
 """The section `model`: what is fine-tuned."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from fedray.config.clients import Precision
 from fedray.config.section import Section, absolute
+
+Pooling = Literal["mean", "cls", "last", "head"]
 
 
 class ModelConfig(Section):
@@ -23,6 +25,11 @@ class ModelConfig(Section):
     """Type of the frozen base weights; adapters are always float32. A tier may have its own (`precision`)."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off unless you know its author."""
+    pooling: Pooling | None = None
+    """Classification and regression: what the task head reads of a text. The mean of its tokens' last hidden states,
+    the first one (cls), the last one, or what transformers' own classifier of this architecture reads (head). Default:
+    as a sentence encoder's folder says (`modules.json`), else head; last or mean (an encoder) where transformers has no
+    classifier."""
 
     def with_absolute_paths(self, folder: Path) -> Self:
         """Return this section with local folders as absolute paths; relative ones are below `folder`."""

@@ -1,6 +1,7 @@
 """All of `fedray.data` in one function: from a configuration to one shard of tokenised examples per client."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from fedray.data.shards import FederatedData, Shard
 from fedray.data.subsample import subsample
 from fedray.data.tokenise import tokenise
 from fedray.errors import DataError
+from fedray.models.classes import class_order
 from fedray.models.tokenizer import end_token_id
 from fedray.types import SPLITS, ClientId
 
@@ -32,6 +34,8 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else None
     source = assemble(raw, config.data, config.task, instructions)
     examples = subsample(source, config.data, config.seed)
+    if config.task == "classification":
+        examples = replace(examples, label_names=class_order(config.model, examples.label_names))
     chats = "turns" in examples.table.column_names
     if config.data.chat_template is not None and not chats:
         raise DataError(

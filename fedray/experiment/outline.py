@@ -5,7 +5,7 @@ from transformers import PretrainedConfig
 from fedray.config import Config, ModelConfig
 from fedray.experiment.population import make_client
 from fedray.experiment.prepare import check_engines, check_precision, prepare, split_labels
-from fedray.models.backbone import architecture
+from fedray.models.architecture import architecture
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.accounting import Cost
 from fedray.planning.costs import TierCosts, costs

@@ -22,7 +22,8 @@ from fedray.federation.rounds import Federation, Pool
 from fedray.federation.tasks import WorkerSetup
 from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
-from fedray.models.backbone import architecture, max_positions, meta_backbone
+from fedray.models.architecture import architecture
+from fedray.models.backbone import max_positions, meta_backbone
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.costs import TierCosts, costs
 from fedray.planning.memory import Footprint, Tokens, predict
@@ -134,7 +135,8 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     model, num_labels = split_labels(config)
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")
-    arch = architecture(model, config.task, len(data.label_names), data.vocab_size, data.pad_token_id)
+    names = data.label_names
+    arch = architecture(model, config.task, len(names), data.vocab_size, data.pad_token_id, names)
     _check_length(config, max_positions(meta_backbone(arch, config.task)))
     fewest = min(shard.num_examples("validation") for shard in data.shards.values())
     return Prepared(config, data, clients, arch, costs(config, arch, clients, fewest))

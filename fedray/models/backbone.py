@@ -1,4 +1,4 @@
-"""The frozen base model: its architecture, its shape without weights, and its weights shared by all actors of a node.
+"""The frozen base model: its shape without weights, and its weights shared by all actors of a node.
 
 The weights are in one safetensors file per node, written once under a lock. Every process maps it copy-on-write, so
 pages are shared until a process writes to them, and a write stays in the process that made it.
@@ -8,7 +8,6 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,28 @@ import torch
 import transformers
 from filelock import FileLock
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import GgufConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
-from fedray.errors import ConfigError, cannot_cache, choices, nearest
+from fedray.errors import ConfigError, cannot_cache, choices
+from fedray.models.build import build, build_meta, model_class
 from fedray.models.node_file import FORMAT, adopt, write
-from fedray.models.paths import resolve_path
+from fedray.models.paths import gguf_options, remedy, resolve_path
+from fedray.models.reading import Reading
 from fedray.randomness import keyed_seed
 from fedray.types import Task
 
-ROPE_FIELDS = ("rope_theta", "rope_scaling")
-"""Older names that transformers still reads where a configuration has `rope_parameters`."""
+NO_ADAPTER = "no-adapter"
+"""Folder in which transformers looks for a peft adapter, whose layers it would otherwise put into the model."""
+
+OF_A_PART = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.(?!model\.|lm_head\.)": "model.",
+}
+"""How the weights of a language part are called in the checkpoint of the whole model, and in its own."""
 
 MISSING_HEAD = "fedray_missing_head"
 """Attribute of a loaded model, read by `missing_head`."""
@@ -35,43 +44,9 @@ MISSING_HEAD = "fedray_missing_head"
 log = logging.getLogger(__name__)
 
 
-def architecture(
-    model: ModelConfig, task: Task, num_labels: int, vocab_size: int | None, pad_token_id: int | None
-) -> PreTrainedConfig:
-    """Return the model's configuration for the task, with every dropout probability 0: the base is frozen.
-
-    Args:
-        num_labels: number of classes; ignored for regression (1) and causal_lm.
-        vocab_size: number of tokens of the tokenizer. A `random` model takes it over unless `model.config` has its
-            own; any model must have at least as many.
-        pad_token_id: the tokenizer's.
-
-    Raises:
-        ConfigError: the configuration cannot be found or read, a field of `model.config` is unknown or of a wrong
-            type, or the tokenizer has more tokens than the model.
-    """
-    arch = _drawn_architecture(model, vocab_size) if model.path == "random" else _stored_architecture(model)
-    if vocab_size is not None and vocab_size > arch.vocab_size:
-        raise ConfigError(
-            f"model.tokenizer: has {vocab_size} tokens, but the model {model.path!r} only {arch.vocab_size}; choose "
-            "the model's own tokenizer, or a model with a larger vocabulary"
-        )
-    for name, value in arch.to_dict().items():
-        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(arch, name, 0.0)
-    if pad_token_id is not None:
-        arch.pad_token_id = pad_token_id
-    if task != "causal_lm":
-        arch.num_labels = 1 if task == "regression" else num_labels
-        arch.problem_type = "regression" if task == "regression" else "single_label_classification"
-    arch.dtype = getattr(torch, model.dtype)
-    return arch
-
-
 def meta_backbone(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
     """Return the model on the meta device: shapes without weights, for counting and for layouts."""
-    with torch.device("meta"):
-        return _frozen(_build(arch, task))
+    return _frozen(build_meta(arch, task))
 
 
 def max_positions(model: nn.Module) -> int | None:
@@ -134,66 +109,6 @@ def missing_head(model: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(model, MISSING_HEAD, ()))
 
 
-def _drawn_architecture(model: ModelConfig, vocab_size: int | None) -> PreTrainedConfig:
-    fields = {"vocab_size": vocab_size, **model.config} if vocab_size is not None else dict(model.config)
-    model_type = fields.pop("model_type")
-    if model_type not in transformers.CONFIG_MAPPING:
-        known = sorted(transformers.CONFIG_MAPPING.keys())
-        raise ConfigError(f"model.config.model_type: transformers knows no {model_type!r}{nearest(model_type, known)}")
-    _check_fields(fields, AutoConfig.for_model(model_type))
-    try:
-        return AutoConfig.for_model(model_type, **fields)
-    except Exception as error:  # validators of every architecture raise their own kinds
-        raise ConfigError(f"model.config: {_line(error)}") from error
-
-
-def _stored_architecture(model: ModelConfig) -> PreTrainedConfig:
-    try:
-        arch: PreTrainedConfig = AutoConfig.from_pretrained(
-            resolve_path(model.path), revision=model.revision or "main", trust_remote_code=model.trust_remote_code
-        )
-    except ConfigError:
-        raise
-    except Exception as error:  # transformers, huggingface_hub and json each raise their own kinds
-        raise ConfigError(
-            f"model.path: no configuration could be read from {model.path!r}: {_remedy(error)}"
-        ) from error
-    _check_fields(model.config, arch)
-    for name, value in model.config.items():
-        try:
-            setattr(arch, name, value)
-        except Exception as error:
-            raise ConfigError(f"model.config.{name}: {_line(error)}") from error
-    return arch
-
-
-def _check_fields(fields: Iterable[str], arch: PreTrainedConfig) -> None:
-    known = {*arch.to_dict(), *arch.attribute_map} - {"model_type", "transformers_version", "dtype"}
-    if "rope_parameters" in known:
-        known |= set(ROPE_FIELDS)
-    for name in fields:
-        if name not in known:
-            raise ConfigError(
-                f"model.config.{name}: {arch.model_type} has no such field{nearest(name, known)}; it has "
-                f"{choices(sorted(known), limit=60)}"
-            )
-
-
-def _build(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    # Only a configuration that was itself allowed to run the hub's code comes from a module of that code.
-    trusted = type(arch).__module__.startswith("transformers_modules")
-    try:
-        # The configuration is kept by the model and changed in places.
-        built: PreTrainedModel = _auto_class(task).from_config(copy.deepcopy(arch), trust_remote_code=trusted)
-    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"model: {arch.model_type} cannot be built for the task {task}: {_line(error)}") from error
-    return built
-
-
-def _auto_class(task: Task) -> Any:
-    return AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification
-
-
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -215,12 +130,13 @@ def _digest(model: ModelConfig, arch: PreTrainedConfig, task: Task, seed: int) -
         "revision": model.revision,
         "commit": getattr(arch, "_commit_hash", None),
         "files": [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in files],
-        "arch": arch.to_json_string(use_diff=False),
+        "gguf": gguf_options(model.path),
+        "arch": {**arch.to_dict(), "id2label": arch.num_labels, "label2id": None},  # names do not change weights
         "dtype": model.dtype,
         "task": task,
         "seed": seed if drawn else None,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def _first_weights(
@@ -233,17 +149,23 @@ def _first_weights(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed if model.path == "random" else 0, "backbone"))
         if model.path == "random":
-            drawn = _build(arch, task)
+            drawn = build(arch, task)
             return drawn, [name for name in dict(drawn.named_parameters()) if name in _head_names(drawn, task)]
-        loaded, missing = _pretrained(model, arch, task)
+        loaded, missing, mismatched = _pretrained(model, arch, task)
     head = _head_names(loaded, task)
+    _check_shapes(model, loaded, mismatched - head)
     _check_missing(model, loaded, missing - head)
-    return loaded, sorted(missing & head)
+    new = _names_of_classes(arch, task) if Reading.of(arch).new_head else set()
+    return loaded, sorted((missing | mismatched | new) & head)
 
 
-def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
+def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """Return the checkpoint's model, the parameters that it lacks, and those that have another shape there."""
+    options: dict[str, Any] = {"key_mapping": OF_A_PART} if Reading.of(arch).part_of else {}
+    if of_gguf := gguf_options(model.path):
+        options |= {**of_gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        loaded, info = _auto_class(task).from_pretrained(
+        loaded, info = model_class(arch, task).from_pretrained(
             resolve_path(model.path),
             config=copy.deepcopy(arch),
             dtype=arch.dtype,
@@ -251,10 +173,33 @@ def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple
             trust_remote_code=model.trust_remote_code,
             ignore_mismatched_sizes=True,  # a head with another number of labels; the base is checked by the caller
             output_loading_info=True,
+            adapter_kwargs={"subfolder": NO_ADAPTER},
+            **options,
         )
     except Exception as error:  # transformers, huggingface_hub, safetensors and torch each raise their own kinds
-        raise ConfigError(f"model.path: no weights could be loaded from {model.path!r}: {_remedy(error)}") from error
-    return loaded, {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+        raise ConfigError(f"model.path: no weights could be loaded from {model.path!r}: {remedy(error)}") from error
+    return loaded, set(info["missing_keys"]), {key[0] for key in info["mismatched_keys"]}
+
+
+def _names_of_classes(arch: PreTrainedConfig, task: Task) -> set[str]:
+    """Return the parameters whose shape depends on the number of classes."""
+    wider = copy.deepcopy(arch)
+    wider.num_labels = arch.num_labels + 1
+    shapes = {name: parameter.shape for name, parameter in build_meta(arch, task).named_parameters()}
+    return {name for name, parameter in build_meta(wider, task).named_parameters() if parameter.shape != shapes[name]}
+
+
+def _check_shapes(model: ModelConfig, loaded: PreTrainedModel, mismatched: set[str]) -> None:
+    """A part of the base whose shape differs would be drawn anew without a word."""
+    if mismatched:
+        name = min(mismatched)
+        shape = tuple(loaded.get_parameter(name).shape)
+        names = choices(sorted(mismatched), limit=5)
+        raise ConfigError(
+            f"model.path: {model.path!r} has weights of another shape than its configuration says: {names} "
+            f"({name} should be {shape}); correct config.json, or override it in model.config (after tokens were "
+            "added, vocab_size is the number of rows of the embeddings)"
+        )
 
 
 def _check_missing(model: ModelConfig, loaded: PreTrainedModel, missing: set[str]) -> None:
@@ -276,18 +221,3 @@ def _head_names(model: PreTrainedModel, task: Task) -> set[str]:
     base = {id(parameter) for parameter in model.base_model.parameters()}
     named = () if task == "causal_lm" else model.named_parameters()
     return {name for name, parameter in named if id(parameter) not in base}
-
-
-def _line(error: Exception) -> str:
-    """Return an error's text as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _remedy(error: Exception) -> str:
-    text = _line(error)
-    if "trust_remote_code" in text:
-        return f"{text} (model.trust_remote_code: true runs its code; only for authors you know)"
-    return (
-        f"{text}. Name a local folder, `package:NAME`, or a hub id that this machine can reach (HF_HOME: where earlier "
-        "downloads lie)"
-    )

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fedray.errors import ConfigError, cannot_cache, choices
 
-FORMAT = 1
+FORMAT = 2
 """Part of the file's name; raise it when what is written changes."""
 
 BUFFER = "buffer:"
@@ -36,19 +36,23 @@ def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str]) -> No
     """
     state = model.state_dict(keep_vars=True)
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
     for name, tensor in state.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
             tensors[name] = tensor.detach().contiguous()
     tensors |= {BUFFER + name: value.contiguous() for name, value in model.named_buffers() if name not in state}
+    metadata = {"missing_head": json.dumps(list(missing_head)), "tied": json.dumps(tied)}
     try:
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
     except OSError as error:
         raise cannot_cache(file.parent, error) from None
     os.close(handle)
     try:
-        save_file(tensors, temporary, metadata={"missing_head": json.dumps(list(missing_head))})
+        save_file(tensors, temporary, metadata=metadata)
         os.replace(temporary, file)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise cannot_cache(file.parent, error) from None
@@ -66,7 +70,7 @@ def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
     try:
         tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
-            missing = json.loads(opened.metadata()["missing_head"])
+            missing, tied = (json.loads(opened.metadata()[name]) for name in ("missing_head", "tied"))
     except (SafetensorError, OSError) as error:
         raise ConfigError(
             f"{file}: the node's copy of the base model is damaged ({error}); delete this file"
@@ -76,7 +80,9 @@ def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
     for name in tensors.keys() - state.keys():
         path, _, buffer = name.removeprefix(BUFFER).rpartition(".")
         model.get_submodule(path).register_buffer(buffer, tensors[name], persistent=False)
-    model.tie_weights()
+    for name, source in tied.items():
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, model.get_parameter_or_buffer(source))
     lost = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if lost:
         raise ConfigError(

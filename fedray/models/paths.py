@@ -6,16 +6,17 @@ import sysconfig
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from fedray.errors import ConfigError, choices, nearest
+from fedray.errors import ConfigError, choices, nearest, one_line
 
 PACKAGE = "package:"
+GGUF = ".gguf"
 
 
 def resolve_path(path: str) -> str:
     """Return the folder that `path` names, or `path` itself if it is a hub id.
 
     `package:NAME` is the folder with a config.json inside the installed package NAME (its root if that has one, else
-    the only folder below it that does). The package is found, never imported.
+    the only folder below it that does). The package is found, never imported. Of a GGUF file it is the file's folder.
 
     Raises:
         ConfigError: the package is not installed, holds no config.json or several; a local folder is missing.
@@ -25,11 +26,29 @@ def resolve_path(path: str) -> str:
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)
+    if local.is_file() and local.suffix == GGUF:
+        return str(local.parent)
     if local.exists():
-        raise ConfigError(f"{path}: expected a folder with a config.json, got a file")
+        raise ConfigError(f"{path}: expected a folder with a config.json or a .gguf file, got a file of another kind")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(f"{path}: no such folder{_nearest_sibling(local)}")
     return path
+
+
+def gguf_options(path: str) -> dict[str, str]:
+    """Return what `from_pretrained` needs besides the folder to read a GGUF file; nothing for other models."""
+    return {"gguf_file": Path(path).name} if path.endswith(GGUF) else {}
+
+
+def remedy(error: Exception) -> str:
+    """Return why a model could not be read, and what to do about it."""
+    text = one_line(error)
+    if "trust_remote_code" in text:
+        return f"{text} (model.trust_remote_code: true runs its code; only for authors you know)"
+    return (
+        f"{text}. Name a local folder, `package:NAME`, or a hub id that this machine can reach (HF_HOME: where earlier "
+        "downloads lie)"
+    )
 
 
 def find_package(name: str) -> ModuleSpec | None:

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
-from fedray.models.paths import resolve_path
+from fedray.models.paths import gguf_options, resolve_path
 
 BYTES = "bytes"
 
@@ -79,7 +79,7 @@ def _pretrained(name: str, model: ModelConfig) -> PreTrainedTokenizerBase:
     revision = {"revision": model.revision} if model.revision and not model.tokenizer else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=model.trust_remote_code, **revision
+            folder, trust_remote_code=model.trust_remote_code, **revision, **gguf_options(name)
         )
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own kinds
         raise ConfigError(f"{where}: no tokenizer could be loaded from {name!r}: {_reason(error)}") from error

@@ -30,6 +30,7 @@ JOB_FOLDERS = "working_dir_files"
 LONGEST_NAME = 150
 """Longest file name derived from a client's id, in characters; most file systems allow 255 bytes."""
 
+
 @dataclass(frozen=True)
 class StoragePath:
     """A file or folder.
@@ -236,14 +237,17 @@ class StoragePath:
         folder, _, name = self.path.rpartition("/")
         return f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
 
+
 def is_uri(where: str) -> bool:
     """Return whether a string is a URI and not a path."""
     return re.match(r"^[A-Za-z][A-Za-z0-9+.-]+://", where) is not None
+
 
 def in_job_folder() -> bool:
     """Return whether the current folder is a Ray job's copy of the submitted working directory, which has another path
     on each node and is deleted some time after the job."""
     return JOB_FOLDERS in Path.cwd().parts
+
 
 def resolve_storage(where: str | Path) -> str:
     """Return the absolute path or URI of results; a relative path is below the current directory.
@@ -264,9 +268,11 @@ def resolve_storage(where: str | Path) -> str:
         raise ConfigError(f"FEDRAY_STORAGE: {begin!r} is relative; it must be an absolute path or a URI")
     return f"{begin.rstrip('/')}/{path}"
 
+
 def timestamped(name: str) -> str:
     """Return NAME-TIME, with the current time."""
     return f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder to disk, so that names created in it survive a crash of the machine."""
@@ -275,6 +281,7 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
 
 def safe_name(id: str) -> str:
     """Return a file name that is unique to the id and cannot lead out of its folder: `a/../b` becomes `a%2F..%2Fb`."""

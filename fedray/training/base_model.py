@@ -18,7 +18,7 @@ def load_base_model(
     """Return the frozen base model with its weights, as the tier's devices hold it.
 
     Args:
-        architecture: from `fedray.models.backbone.architecture`.
+        architecture: from `fedray.models.architecture.architecture`.
         tier_name: for messages.
         device: cuda or cpu, where the tier computes.
 

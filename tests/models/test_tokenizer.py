@@ -115,7 +115,7 @@ def test_a_missing_local_folder_gets_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'model'"):
         resolve_path(str(tmp_path / "modle"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="got a file"):
+    with pytest.raises(ConfigError, match="got a file of another kind"):
         resolve_path(str(tmp_path / "file"))
 
 

@@ -12,7 +12,8 @@ from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.experiment.outline import costs_from_configuration
 from fedray.methods.registry import build_method
-from fedray.models.backbone import architecture, meta_backbone
+from fedray.models.architecture import architecture
+from fedray.models.backbone import meta_backbone
 from fedray.planning.accounting import Attached, Cost, method_cost
 from fedray.types import Client
 

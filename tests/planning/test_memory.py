@@ -22,7 +22,8 @@ from fedray.experiment.outline import footprints_from_configuration
 from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.fedavg import FedAvg
-from fedray.models.backbone import architecture, meta_backbone
+from fedray.models.architecture import architecture
+from fedray.models.backbone import meta_backbone
 from fedray.planning.memory import Footprint
 from fedray.training.engine import make_engine
 from fedray.training.engines.deepspeed import OffloadConfig
