@@ -10,7 +10,7 @@ from fedray.config import DataConfig
 from fedray.config.partition import IntArray
 from fedray.data.examples import Examples
 from fedray.data.partition import Partition
-from fedray.data.templates import optional_columns
+from fedray.data.reading.templates import optional_columns
 from fedray.errors import nearest
 from fedray.types import SPLITS, Split
 

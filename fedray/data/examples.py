@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from fedray.config import DataConfig, RawRows
 from fedray.config.partition import IntArray
-from fedray.data.instructions import Instructions
-from fedray.data.templates import filled
-from fedray.data.values import as_text, class_name, column_of, shown
+from fedray.data.formats.instructions import Instructions
+from fedray.data.reading.templates import filled
+from fedray.data.reading.values import as_text, class_name, column_of, shown
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Task
 

@@ -8,16 +8,16 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
-from fedray.data.chat import ChatTemplate, find_chat_template
 from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
-from fedray.data.instructions import find_instructions
+from fedray.data.formats.instructions import find_instructions
 from fedray.data.partition import Partition, partition
 from fedray.data.shards import FederatedData, Shard
 from fedray.data.subsample import subsample
-from fedray.data.tokenise import tokenise
+from fedray.data.tokens.chat import ChatTemplate, find_chat_template
+from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
-from fedray.models.classes import class_order
+from fedray.models.checkpoints.classes import class_order
 from fedray.models.tokenizer import end_token_id
 from fedray.types import SPLITS, ClientId
 

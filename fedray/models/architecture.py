@@ -12,11 +12,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError, choices, nearest, one_line
 from fedray.models.build import build_meta, has_classifier, is_decoder
-from fedray.models.checkpoint import sentence_encoder, untied_weights
-from fedray.models.classes import has_own_head, own_classes, same_classes
+from fedray.models.checkpoints.classes import has_own_head, own_classes, same_classes
+from fedray.models.checkpoints.files import sentence_encoder, untied_weights
+from fedray.models.checkpoints.stored import stored_configuration, text_part, warn_of_adapter, warn_of_quantisation
 from fedray.models.paths import gguf_options
 from fedray.models.reading import ATTRIBUTE, Reading
-from fedray.models.stored import stored_configuration, text_part, warn_of_adapter, warn_of_quantisation
 from fedray.types import Task
 
 ROPE_FIELDS = ("rope_theta", "rope_scaling")

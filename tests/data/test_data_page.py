@@ -13,8 +13,8 @@ import fedray
 from fedray.cli.app import app
 from fedray.config import load_config
 from fedray.data.examples import Examples, assemble
-from fedray.data.instructions import FORMATS as INSTRUCTIONS
-from fedray.data.readers import COMPRESSED, FORMATS
+from fedray.data.formats.instructions import FORMATS as INSTRUCTIONS
+from fedray.data.reading.readers import COMPRESSED, FORMATS
 
 PAGE = (DOCS / "data.md").read_text(encoding="utf-8")
 FILES = examples_of(PAGE)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedray.config import CheckpointConfig, Config, load_config, parse_overrides, parse_yaml
-from fedray.data.readers import read_file
+from fedray.data.reading.readers import read_file
 from fedray.errors import ConfigError, DataError, StateError
 from fedray.results.run_result import read_summaries
 from fedray.storage.checkpoints import Checkpoints, Progress, sealed_line

@@ -17,7 +17,7 @@ from fedray.data.load import load_federated_data
 from fedray.federation.initial import first_head
 from fedray.models.architecture import architecture
 from fedray.models.backbone import load_backbone, missing_head
-from fedray.models.classes import class_order, own_classes, same_classes
+from fedray.models.checkpoints.classes import class_order, own_classes, same_classes
 from fedray.models.tokenizer import byte_tokenizer
 from fedray.types import Task
 from tests.models.test_checkpoints import BATCH, drawn

@@ -1,4 +1,4 @@
-"""Formats of instruction data, one per file: what a row's columns say.
+"""Formats of instruction data, one per file: from a row's columns to a prompt and an answer, or to turns.
 
-Uses: data.
+Uses: config, data.
 """

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedray.data.turns import Chat, Format, Pair, required_text
-from fedray.data.values import as_text
+from fedray.data.formats.turns import Chat, Format, Pair, required_text
+from fedray.data.reading.values import as_text
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedray.data.turns import Chat, Format, turns_of
+from fedray.data.formats.turns import Chat, Format, turns_of
 
 
 def read(row: Mapping[str, Any], chat: bool) -> Chat:

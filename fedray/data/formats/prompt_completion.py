@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedray.data.turns import Chat, Format, Pair, required_text, turns_of
-from fedray.data.values import as_text, shown
+from fedray.data.formats.turns import Chat, Format, Pair, required_text, turns_of
+from fedray.data.reading.values import as_text, shown
 
 
 def read(row: Mapping[str, Any], chat: bool) -> Chat | Pair:

@@ -1,4 +1,4 @@
-"""`files`: files of the kinds that `fedray.data.readers` reads, by split, and by task or client."""
+"""`files`: files of the kinds that `fedray.data.reading.readers` reads, by split, and by task or client."""
 
 import glob
 import os
@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from fedray.config import DataConfig, RawRows, absolute
-from fedray.data.readers import FileName, read_file
+from fedray.data.reading.readers import FileName, read_file
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Split, Task
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fedray.data.examples import Examples, assemble
-from fedray.data.readers import COMPRESSED
+from fedray.data.reading.readers import COMPRESSED
 from fedray.data.sources.files import Files
 from fedray.errors import DataError
 from fedray.types import Task

@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
-from fedray.models.checkpoint import stored_file
+from fedray.models.checkpoints.files import stored_file
 from fedray.models.paths import find_package, gguf_options, remedy, resolve_path
 from fedray.models.reading import Reading
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from fedray.data.chat import MarkedText, Span
+from fedray.data.tokens.chat import MarkedText, Span
 from fedray.models.tokenizer import end_token_id
 from fedray.types import IGNORED
 

@@ -8,9 +8,9 @@ import pytest
 from fedray.config import DataConfig, RawRows
 from fedray.config.data import FormatName
 from fedray.data.examples import assemble
-from fedray.data.instructions import FORMATS, find_instructions
+from fedray.data.formats.instructions import FORMATS, find_instructions
+from fedray.data.formats.turns import Chat, Pair, turns_of
 from fedray.data.sources.files import Files
-from fedray.data.turns import Chat, Pair, turns_of
 from fedray.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedray.config import RawRows
-from fedray.data.csv_files import check_names, decoded, read_csv, read_tsv
+from fedray.data.reading.csv_files import check_names, decoded, read_csv, read_tsv
 from fedray.errors import DataError, choices
 from fedray.types import Split
 

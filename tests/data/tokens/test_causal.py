@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from fedray.config import RawRows
-from fedray.data.causal import CausalEncoder, TokenRow
-from fedray.data.chat import MarkedText
 from fedray.data.examples import assemble
 from fedray.data.sources.files import Files
-from fedray.data.tokenise import Tokenised, tokenise
+from fedray.data.tokens.causal import CausalEncoder, TokenRow
+from fedray.data.tokens.chat import MarkedText
+from fedray.data.tokens.tokenise import Tokenised, tokenise
 from fedray.models.tokenizer import byte_tokenizer
 
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fedray.config import DataConfig
-from fedray.data.chat_templates import CHAT_TEMPLATES
-from fedray.data.turns import Turn
+from fedray.data.formats.turns import Turn
+from fedray.data.tokens.chat_templates import CHAT_TEMPLATES
 from fedray.errors import ConfigError, DataError, choices, nearest
 from fedray.models.tokenizer import end_token_id
 

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from fedray.config import DataConfig
 from fedray.data.cache import replacing
-from fedray.data.causal import CausalEncoder, TokenRow
-from fedray.data.chat import ChatTemplate, MarkedText
 from fedray.data.examples import Examples
-from fedray.data.token_notes import token_notes
+from fedray.data.tokens.causal import CausalEncoder, TokenRow
+from fedray.data.tokens.chat import ChatTemplate, MarkedText
+from fedray.data.tokens.notes import token_notes
 from fedray.errors import DataError
 from fedray.models.tokenizer import end_token_id
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedray.data.values import shown
+from fedray.data.reading.values import shown
 from fedray.errors import choices, nearest
 
 Turn = Mapping[str, Any]

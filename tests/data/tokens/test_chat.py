@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import DataConfig, RawRows
-from fedray.data.chat import find_chat_template
-from fedray.data.chat_templates import CHATML, PLAIN
 from fedray.data.examples import assemble
-from fedray.data.instructions import find_instructions
+from fedray.data.formats.instructions import find_instructions
 from fedray.data.sources.files import Files
-from fedray.data.tokenise import Tokenised, tokenise
+from fedray.data.tokens.chat import find_chat_template
+from fedray.data.tokens.chat_templates import CHATML, PLAIN
+from fedray.data.tokens.tokenise import Tokenised, tokenise
 from fedray.errors import ConfigError, DataError
 
 Conversation = list[dict[str, Any]]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.data.values import as_text, class_name, is_missing
+from fedray.data.reading.values import as_text, class_name, is_missing
 
 NOTHING = [None, math.nan, np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT")]
 

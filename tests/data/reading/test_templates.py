@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config import RawRows
-from fedray.data.templates import filled, optional_columns
+from fedray.data.reading.templates import filled, optional_columns
 from fedray.errors import DataError
 
 ALPACA = "{instruction}{input?:\n\n### Input:\n{input}}\n\n### Response:\n"

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from fedray.config import DataConfig, RawRows
 from fedray.data.formats import alpaca, messages, prompt_completion, sharegpt
-from fedray.data.turns import Chat, Format, Pair
+from fedray.data.formats.turns import Chat, Format, Pair
 from fedray.errors import DataError, choices, nearest
 
 FORMATS: dict[str, Format] = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.data.csv_files import Table, _fast, _strict, read_csv, read_tsv
+from fedray.data.reading.csv_files import Table, _fast, _strict, read_csv, read_tsv
 from fedray.errors import DataError
 
 CELL = st.lists(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-import fedray.data.tokenise as module
+import fedray.data.tokens.tokenise as module
 from fedray.config import DataConfig, ModelConfig, RawRows
 from fedray.data.examples import Examples, assemble
 from fedray.data.sources.files import Files

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
-from fedray.models.stored import stored_configuration
+from fedray.models.checkpoints.stored import stored_configuration
 
 
 def class_order(model: ModelConfig, names: Sequence[str]) -> tuple[str, ...]:

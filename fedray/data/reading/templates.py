@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import Formatter
 
 from fedray.config import RawRows
-from fedray.data.values import as_text, column_of
+from fedray.data.reading.values import as_text, column_of
 from fedray.errors import DataError
 
 
