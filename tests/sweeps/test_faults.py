@@ -52,7 +52,7 @@ def test_a_trial_whose_process_dies_is_lost_and_continued(base: dict[str, Any], 
 
     def on_event(event: Any) -> None:
         if isinstance(event, RoundFinished) and event.trial == "0000" and not killed:
-            for process in processes("Running"):
+            for process in processes("TrialActor"):
                 killed.append(process.pid)
                 process.kill()
 
