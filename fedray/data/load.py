@@ -58,7 +58,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         fingerprint=_fingerprint(examples, rows),
         end_token_ids=_end_token_ids(tokenizer, template if chats else None) if config.task == "causal_lm" else (),
         notes=(
-            *(instructions.notes if instructions is not None else ()),
+            *(instructions.notes(source.column_names) if instructions is not None else ()),
             *data_notes(source, examples, rows, config.data),
             *tokens.notes,
         ),

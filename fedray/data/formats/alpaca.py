@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedray.data.formats.turns import Chat, Format, Pair, required_text
+from fedray.data.formats.turns import Chat, Format, Pair, led_by_system, required_text
 from fedray.data.reading.values import as_text
 
 WITH_INPUT = (
@@ -23,9 +23,10 @@ def read(row: Mapping[str, Any], chat: bool) -> Chat | Pair:
     given = as_text(row.get("input"))
     if chat:
         question = f"{instruction}\n\n{given}" if given.strip() else instruction
-        return Chat(({"role": "user", "content": question}, {"role": "assistant", "content": output}))
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+        return Chat(tuple(led_by_system(row, turns)))
     prompt = WITH_INPUT if given.strip() else WITHOUT_INPUT
     return Pair(prompt.format(instruction=instruction, input=given), output)
 
 
-FORMAT = Format(("instruction", "output"), read, optional=("input",))
+FORMAT = Format(("instruction", "output"), read, optional=("input", "system"))

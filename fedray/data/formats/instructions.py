@@ -1,7 +1,7 @@
 """Instruction data: which format the columns have, and rows of it as fields of examples."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,6 +17,8 @@ FORMATS: dict[str, Format] = {
     "alpaca": alpaca.FORMAT,
     "prompt_completion": prompt_completion.FORMAT,
 }
+CONVERSATIONAL = ("system", "history", "tools", "functions")
+"""Columns that data sets have beside a conversation, and that change what the model reads."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,19 @@ class Instructions:
     detected: bool
     chat: bool
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was detected; empty if the configuration says it."""
-        if not self.detected:
-            return ()
-        what = f"instruction data in the format {self.name!r}, detected from {_named(FORMATS[self.name].columns)}"
-        return (f"{what}; data.format names another one, data.prompt and data.answer read other columns",)
+    def notes(self, columns: Collection[str]) -> tuple[str, ...]:
+        """Return what was detected, and which of the data's columns look like a part of a conversation, but are not
+        read."""
+        layout, notes = FORMATS[self.name], []
+        if self.detected:
+            notes.append(
+                f"instruction data in the format {self.name!r}, detected from {_named(layout.columns)}; data.format "
+                "names another one, data.prompt and data.answer read other columns"
+            )
+        read = {*layout.columns, *(layout.optional if self.chat else set(layout.optional) - {"system"})}
+        if unread := [name for name in CONVERSATIONAL if name in columns and name not in read]:
+            notes.append(f"data.format {self.name!r} does not read {_named(unread)}")
+        return tuple(notes)
 
     def fields(self, raw: RawRows) -> dict[str, pa.Array]:
         """Return `prompt` and `answer` of these rows; or, for conversations, `turns` (JSON), `context`, and as

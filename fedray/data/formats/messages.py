@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedray.data.formats.turns import Chat, Format, turns_of
+from fedray.data.formats.turns import Chat, Format, led_by_system, turns_of
 
 
 def read(row: Mapping[str, Any], chat: bool) -> Chat:
     """Return the conversation."""
-    return Chat.of(turns_of(row["messages"]))
+    return Chat.of(led_by_system(row, turns_of(row["messages"])))
 
 
-FORMAT = Format(("messages",), read)
+FORMAT = Format(("messages",), read, optional=("system",))

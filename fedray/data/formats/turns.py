@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedray.data.reading.values import shown
+from fedray.data.reading.values import is_missing, shown
 from fedray.errors import choices, nearest
 
 Turn = Mapping[str, Any]
@@ -85,6 +85,18 @@ def turns_of(value: Any) -> list[Turn]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"expected a list of turns, got {shown(value)}")
     return [_turn(turn, f"turn {number}") for number, turn in enumerate(value, start=1)]
+
+
+def led_by_system(row: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns after the row's own column `system`, if it has one and the turns do not begin with such a turn.
+
+    Raises:
+        ValueError: the column holds something else than a text.
+    """
+    system = row.get("system")
+    if is_missing(system) or turns[0]["role"] == "system":
+        return list(turns)
+    return [{"role": "system", "content": required_text(system, "system")}, *turns]
 
 
 def required_text(value: Any, column: str) -> str:

@@ -46,6 +46,10 @@ ROWS: list[tuple[str, dict[str, Any], bool, Chat | Pair]] = [
     ("messages", {"messages": PARTS}, True, Chat((USER | {"name": "Ann"}, ANSWER | {"content": "Yes"}))),
     ("sharegpt", {"conversations": [SYSTEM_SAID, *SAID]}, True, Chat((SYSTEM, USER, ANSWER))),
     ("sharegpt", {"conversations": [USER, ANSWER]}, True, Chat((USER, ANSWER))),
+    ("sharegpt", {"conversations": SAID, "system": "Be brief."}, True, Chat((SYSTEM, USER, ANSWER))),
+    ("sharegpt", {"conversations": [SYSTEM_SAID, *SAID], "system": "No."}, True, Chat((SYSTEM, USER, ANSWER))),
+    ("messages", {"messages": [USER, ANSWER], "system": None}, True, Chat((USER, ANSWER))),
+    ("alpaca", SUM | {"system": "Be brief."}, True, Chat((SYSTEM, *asked("Add.\n\n1 2", "3").turns))),
     ("sharegpt", {"conversations": CALL}, True, Chat(CALLED)),
     ("alpaca", SUM, True, asked("Add.\n\n1 2", "3")),
     ("alpaca", NO_INPUT, True, asked("Add.", "3")),
@@ -128,9 +132,9 @@ def test_the_format_is_detected_from_the_columns(columns: tuple[str, ...], expec
     assert (found and found.name) == expected
     if found is not None:
         named = " and ".join(map(repr, FORMATS[found.name].columns))
-        assert f"in the format {expected!r}, detected from the column" in found.notes[0]
-        assert named in found.notes[0]
-        assert not find_instructions([rows(*columns)], config(format=expected), False).notes
+        assert f"in the format {expected!r}, detected from the column" in found.notes(columns)[0]
+        assert named in found.notes(columns)[0]
+        assert not find_instructions([rows(*columns)], config(format=expected), False).notes(columns)
 
 
 def test_nothing_is_detected_where_the_configuration_or_another_file_says_otherwise() -> None:
@@ -167,3 +171,13 @@ def test_half_a_letter_is_located() -> None:
 def test_a_name_is_not_the_content_of_a_turn() -> None:
     """`from` may be an empty column of a table that also has roles."""
     assert turns_of([USER | {"from": None, "value": None}]) == [USER | {}]
+
+
+def test_columns_of_a_conversation_that_are_not_read_are_noted() -> None:
+    columns = ("conversations", "system", "tools", "topic")
+    chats = find_instructions([rows(*columns)], config(format="sharegpt"), True)
+    assert chats is not None
+    assert chats.notes(columns) == ("data.format 'sharegpt' does not read the column 'tools'",)
+    texts = find_instructions([rows("instruction", "output", "system")], config(format="alpaca"), False)
+    assert texts is not None
+    assert texts.notes(["system"]) == ("data.format 'alpaca' does not read the column 'system'",)
