@@ -13,8 +13,9 @@ Pooling = Literal["mean", "cls", "last", "head"]
 
 class ModelConfig(Section):
     path: str
-    """Hub id, local folder, `package:NAME` (the folder with a config.json inside an installed Python package), or
-    `random` (weights drawn from the seed, architecture from `config`)."""
+    """Hub id, local folder, `package:NAME` (the folder with a config.json inside an installed Python package), a local
+    file in GGUF (`model.gguf`, dequantised to `dtype`), or `random` (weights drawn from the seed, architecture from
+    `config`)."""
     config: dict[str, Any] = Field(default_factory=dict)
     """For `random`: a transformers configuration (`model_type` and its fields). Otherwise: overrides of its fields."""
     tokenizer: str | None = None

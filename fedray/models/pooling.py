@@ -3,8 +3,14 @@
 Sentence encoders are trained with such a vector, the mean of the tokens or one token; transformers' own classifier of
 the same architecture often reads another one. It also serves the architectures for which transformers has none.
 
-A normalised vector has length √d rather than sentence-transformers' 1, so that its values are about as large as other
-hidden states. Cosines stay the same, and a linear head learns at the usual rates instead of d times more slowly.
+A normalised vector has length √d rather than sentence-transformers' 1, which for a linear head only changes how fast it
+learns. Measured with all-MiniLM-L6-v2 on ten examples of each of banking77's 77 classes (batches of 8, head_lr 4e-3),
+accuracy on test examples after 1, 3 and 10 epochs of the head alone, and after two epochs with LoRA (lr 2e-3):
+
+    BERT's pooler, which the encoder was not trained with    44, 58, 72 %    76 %
+    mean                                                     76, 83, 85 %    80 %
+    mean of length 1                                         66, 80, 84 %    74 %
+    mean of length √d                                        78, 83, 84 %    80 %
 """
 
 import math

@@ -11,8 +11,10 @@ from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
 from fedray.adapters.stacked import AdapterStack, CannotBatch
-from fedray.config import LoraSection, ReftSection
+from fedray.config import LoraSection, ModelConfig, ReftSection
 from fedray.errors import TrainingError
+from fedray.models.architecture import architecture
+from fedray.models.build import build
 from fedray.training.batched import join, run_batched
 from fedray.training.trainer import LocalTrainer
 
@@ -109,6 +111,21 @@ def test_every_family(family, locals_of):
     torch.manual_seed(3)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     adapter = attach_lora(model, LoraSection(rank=2), rest_rank=3, mixer="adaptive")
+    locals_ = locals_of(adapter, measure=True, batch_size=2, lr=0.01, eps=1e-4)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"), [("bert", "mean"), ("roberta", "cls"), ("llama", "last"), ("cohere", None)]
+)
+def test_classifiers_with_another_pooling(family, pooling, locals_of):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    fields = {"vocab_size": 40, "max_position_embeddings": 40, "initializer_range": 0.2, **sizes}
+    section = ModelConfig(path="random", tokenizer="bytes", config={"model_type": family, **fields}, pooling=pooling)
+    torch.manual_seed(3)
+    model = build(architecture(section, "classification", 3, None, 0), "classification").eval()
+    adapter = attach_lora(model, LoraSection(rank=2))
     locals_ = locals_of(adapter, measure=True, batch_size=2, lr=0.01, eps=1e-4)
     values = {name: first_values(adapter, name) for name in locals_}
     compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)

@@ -11,9 +11,11 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
-from fedray.config import LoraSection, ReftSection
+from fedray.config import LoraSection, ModelConfig, ReftSection
 from fedray.evaluation.losses import score
+from fedray.models.architecture import architecture
 from fedray.models.backbone import checkpoint_activations
+from fedray.models.build import build
 from fedray.training.tracing import Traced, trace_evaluation, trace_step
 
 EXAMPLES, TOKENS = 8, 128
@@ -27,6 +29,15 @@ def bert():
 
 def llama():
     return LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=688, num_key_value_heads=2))
+
+
+def pooled():
+    """A sentence encoder's classifier: the mean of the tokens, scaled to a fixed length."""
+    config = {"model_type": "bert", **SIZES, "intermediate_size": 1024}
+    section = ModelConfig(path="random", tokenizer="bytes", config=config, pooling="mean")
+    arch = architecture(section, "classification", 2, None, 0)
+    arch.fedray = {**arch.fedray, "normalised": True}
+    return build(arch, "classification")
 
 
 def lora(model):
@@ -74,7 +85,7 @@ def profiled(model, task, training, examples):
     return largest
 
 
-@pytest.mark.parametrize("make", [bert, llama])
+@pytest.mark.parametrize("make", [bert, llama, pooled])
 @pytest.mark.parametrize("attach", [lora, attach_full, checkpointed, reft])
 def test_a_traced_step_is_a_real_one_within_a_tenth(make, attach):
     """The issue asks for a quarter."""
@@ -85,7 +96,7 @@ def test_a_traced_step_is_a_real_one_within_a_tenth(make, attach):
     assert abs(traced.peak / measured - 1) < 0.1, (traced, measured)
 
 
-@pytest.mark.parametrize("make", [bert, llama])
+@pytest.mark.parametrize("make", [bert, llama, pooled])
 def test_an_evaluation_is_a_real_one_within_a_tenth(make):
     task = "causal_lm" if make is llama else "classification"
     traced = trace_evaluation(built(make, lora, "meta"), task, EXAMPLES, TOKENS)
