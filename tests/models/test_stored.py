@@ -26,9 +26,9 @@ from transformers import (
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ModelConfig
 from fedray.errors import ConfigError
-from fedray.models import stored
 from fedray.models.architecture import architecture
 from fedray.models.backbone import load_backbone, meta_backbone
+from fedray.models.checkpoints import stored
 from fedray.models.tokenizer import load_tokenizer
 from fedray.types import Task
 from tests.models.test_checkpoints import BATCH, drawn, logits
