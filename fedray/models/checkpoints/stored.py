@@ -17,7 +17,10 @@ from fedray.models.paths import find_package, gguf_options, remedy, resolve_path
 from fedray.models.reading import Reading
 
 ADAPTER = "adapter_config.json"
-OF_THE_WHOLE = ("architectures", "id2label", "label2id", "problem_type", "tie_word_embeddings")
+OF_THE_WHOLE = (
+    *("architectures", "id2label", "label2id", "problem_type", "tie_word_embeddings"),
+    *("_name_or_path", "_commit_hash"),
+)
 """Fields in which the configuration of the whole model counts for its language part."""
 PEFT_CLASSES = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_CLS": "AutoPeftModelForSequenceClassification"}
 
