@@ -1,5 +1,7 @@
 """A linear layer with an individual LoRA branch and, optionally, a frozen second branch and a mixer, on peft's layer.
 
+The linear layer is torch's Linear, or transformers' Conv1D (GPT-2), which stores W0 transposed, as [d_in, d_out].
+
     y = W0 x + s · w_L B A drop(x) + s · w_R B_R A_R drop(x),      s = lora_alpha / r
 
 FedALT (arXiv 2503.11880) mixes the branches per token, (w_R, w_L) = softmax(G x); FedHFT (arXiv 2510.14054) loads its
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import torch
 from peft.tuners import lora
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fedray.adapters.context import ForwardContext
 from fedray.adapters.dropout import KeyedDropout
@@ -26,6 +29,9 @@ from fedray.adapters.rows import keep_rows
 
 NAME = "default"
 """peft's name of the only adapter."""
+
+LINEAR = (nn.Linear, Conv1D)
+"""The kinds of layers that can have a branch."""
 
 Mixer = Literal["adaptive", "none"] | float
 
@@ -64,7 +70,7 @@ class BranchedLinear(lora.Linear):
             mixer: `adaptive`: FedALT's G; a number α: w_L = α, w_R = 1 − α; `none`: both 1.
         """
         device = self._base_weight().device
-        d_out, d_in = self._base_weight().shape
+        d_out, d_in = self.d_out, cast(int, self.in_features)
         shapes = {"lora_A": (self.r[NAME], d_in), "lora_B": (d_out, self.r[NAME])}
         if rest_rank is not None:
             shapes |= {"lora_rest_A": (rest_rank, d_in), "lora_rest_B": (d_out, rest_rank)}
@@ -75,6 +81,7 @@ class BranchedLinear(lora.Linear):
         self.lora_dropout[NAME] = KeyedDropout(dropout, name, context)
         self._context, self._rest_dropout = context, rest_dropout
         self._mixer = mixer if isinstance(mixer, str) else float(mixer)
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # peft's name for a transposed weight
         self.set_adapter(NAME)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 
+class CannotBatch(Exception):
+    """Why these clients can only be trained one by one."""
+
+
 @dataclass(frozen=True)
 class ClientBatch:
     """The members of one forward pass.
@@ -33,6 +37,11 @@ class ClientBatch:
     @property
     def count(self) -> int:
         return len(self.slots)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens every row has."""
+        return max(tokens for _, tokens in self.shapes)
 
     @cached_property
     def real(self) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.context import ForwardContext
 from fedray.randomness import keyed_seed
 
@@ -46,10 +47,16 @@ class KeyedDropout(nn.Module):
 
     def _mask(self, x: Tensor, shapes: Sequence[Sequence[int]] | None) -> Tensor:
         """Return the mask. In a client batch, every member's draw is as it would be alone: by its own key, in its own
-        batch's shape."""
+        batch's shape.
+
+        Raises:
+            CannotBatch: x has another shape than the pass's tokens, so that a member's shape alone is not known.
+        """
         members = self.context.client_batch
         if members is None:
             return dropout_mask(self.context.dropout_key, self.name, x.shape, self.p, x.device)
+        if shapes is None and x.shape[:-1] != (members.count * members.rows, members.tokens):
+            raise CannotBatch(f"{self.name} reads {tuple(x.shape)}, which is not one row per example and token")
 
         def draw(key: int, shape: Sequence[int]) -> Tensor:
             return dropout_mask(key, self.name, shape, self.p, x.device)

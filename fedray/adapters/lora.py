@@ -23,8 +23,21 @@ QUERY_VALUE = (
     ("q_lin", "v_lin"),
     ("query_proj", "value_proj"),
     ("Wqkv",),
+    ("q_proj", "kv_b_proj"),
+    ("q_b_proj", "kv_b_proj"),
+    ("q_b_proj", "kv_proj"),
+    ("kv_proj",),
+    ("q", "v"),
+    ("Wq", "Wv"),
+    ("project_q", "project_v"),
+    ("q_head", "v_head"),
+    ("c_attn",),
+    ("qkv_proj",),
+    ("in_proj",),
 )
-"""What the families of models call their query and value layers; the first convention that a model follows is used."""
+"""What the families of models call their query and value layers, or the layer that computes them; the first convention
+that a model follows is used. `in_proj` is DeBERTa's, and the input layer of Mamba's mixers, which have no attention and
+whose other layers' weights are read without the layers being called (peft refuses some of them)."""
 
 
 def attach_lora(
@@ -51,12 +64,12 @@ def attach_lora(
         seed: keys the first values of A and G.
 
     Raises:
-        ConfigError: a target that the model does not have.
+        ConfigError: a target that the model does not have, or that peft does not support in this family.
         ValueError: the model already has a LoRA.
     """
     import peft
 
-    from fedray.adapters.branched import NAME, BranchedLinear
+    from fedray.adapters.branched import LINEAR, NAME, BranchedLinear
 
     if any(isinstance(module, BranchedLinear) for module in model.modules()):
         raise ValueError("the model already has a LoRA; load the backbone anew for another adapter")
@@ -69,9 +82,12 @@ def attach_lora(
         target_modules=paths,
         init_lora_weights=False,
     )
-    config._register_custom_module({nn.Linear: BranchedLinear})
-    # On the meta device peft's own first values cost nothing and draw nothing from the global generator.
-    peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
+    config._register_custom_module(dict.fromkeys(LINEAR, BranchedLinear))
+    try:
+        # On the meta device peft's own first values cost nothing and draw nothing from the global generator.
+        peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise ConfigError(f"lora.targets: {error}") from error
     context = ForwardContext(model)
     layers: dict[str, BranchedLinear] = {}
     for path in paths:
@@ -107,20 +123,22 @@ def _groups(layers: "dict[str, BranchedLinear]", rest: bool, mixer: bool) -> lis
 def _targets(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Return the paths of the linear layers called one of `names` (default: query and value), head and output layer
     apart, in the model's order."""
+    from fedray.adapters.branched import LINEAR
+
     never = {id(inner) for module in head_modules(model).values() for inner in module.modules()}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     linear = {
         path: path.rpartition(".")[2]
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) not in never and module is not output
+        if isinstance(module, LINEAR) and id(module) not in never and module is not output
     }
     available = sorted(set(linear.values()))
     if not names:
-        names = next((group for group in QUERY_VALUE if set(group) <= set(available)), ())
+        names = _default_targets(model, available)
     if not names:
         raise ConfigError(
             f"lora.targets: no query and value layers are known for {type(model).__name__}; name its target layers, "
-            f"from: {choices(available) or 'none, since it has no torch.nn.Linear (Conv1D layers are not supported)'}"
+            f"from: {choices(available) or 'none, since it has no linear layers besides its head; use adapter: reft'}"
         )
     for name in names:
         if name not in available:
@@ -129,3 +147,14 @@ def _targets(model: nn.Module, names: Sequence[str]) -> list[str]:
                 f"it has {choices(available)}"
             )
     return [path for path, name in linear.items() if name in names]
+
+
+def _default_targets(model: nn.Module, available: Sequence[str]) -> Sequence[str]:
+    """Return the names of the query and value layers: by convention, else those that peft adapts in this family."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as FAMILIES
+
+    for names in QUERY_VALUE:
+        if set(names) <= set(available):
+            return names
+    names = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""), ())
+    return tuple(names) if not isinstance(names, str) and set(names) <= set(available) else ()

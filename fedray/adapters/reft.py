@@ -11,7 +11,7 @@ orthogonal parametrization keeps a d × d matrix and completes it at random when
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
@@ -30,7 +31,7 @@ from fedray.adapters.layout import Slot
 from fedray.adapters.positions import Positions, select, select_spread
 from fedray.aggregation.stiefel import retract
 from fedray.config import ReftSection
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, choices
 from fedray.types import Vector
 
 ORTHONORMAL = ("loreft", "direft")
@@ -84,7 +85,7 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
         ConfigError: a layer index that the model does not have, a rank above the hidden size, no position at all.
         ValueError: the model already has interventions.
     """
-    width = int(cast(Any, model).config.hidden_size)
+    width = _width(model)
     positions = Positions.parse(section.positions, section.tie_positions)
     blocks = _chosen(model, section)
     if section.rank > width:
@@ -99,11 +100,14 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
     context = ForwardContext(model)
     base.reft = nn.ModuleDict()
     entries: list[Entry] = []
+    reached: set[str] = set()
     for index, (path, block) in blocks.items():
         own = {where: _intervention(section, width, f"{path}.{where}", context, model) for where in positions.wheres}
         base.reft.update({f"{index}_{where}": intervention for where, intervention in own.items()})
         entries += [entry for where, module in own.items() for entry in _entries(f"{path}.{where}", module)]
-        block.register_forward_hook(_edit(own, positions, context))
+        block.register_forward_hook(_edit(path, width, own, positions, context))
+        block.register_forward_hook(lambda *_, path=path: reached.add(path))
+    model.register_forward_hook(_all_reached([path for path, _ in blocks.values()], reached))
     adapter = Adapter(model, [Group("reft", entries, draw_reft), *([head] if head else [])], context)
     adapter.set_trainable(*adapter.names)
     model.train(model.training)  # the new modules take over the model's mode
@@ -113,13 +117,42 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the model's blocks by path, in order: the first list of `num_hidden_layers` modules, else the longest."""
+    """Return the model's blocks by path, in order; an encoder-decoder's are its encoder's.
+
+    They are the first list of `num_hidden_layers` modules, else the longest list. Lists of modules that transformers
+    marks as blocks (their activations can be recomputed) go before others.
+
+    Raises:
+        ConfigError: there is no list of blocks, or several that belong together (XLM's attentions and feed-forward
+            layers, Funnel's stages).
+    """
     depth = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    marked = {
+        path: blocks
+        for path, blocks in lists.items()
+        if len(blocks) and all(isinstance(block, GradientCheckpointingLayer) for block in blocks)
+    }
+    lists = marked or {
+        path: blocks for path, blocks in lists.items() if not all(isinstance(block, nn.ModuleList) for block in blocks)
+    }
     if not lists:
-        raise ConfigError(f"{type(model).__name__} has no list of blocks; interventions need one")
+        raise ConfigError(f"reft: {type(model).__name__} has no list of blocks; interventions need one")
     path = max(lists, key=lambda path: (len(lists[path]) == depth, len(lists[path])))
+    parent, length = path.rpartition(".")[0], len(lists[path])
+    parts = [other for other in lists if other.rpartition(".")[0] == parent and len(lists[other]) == length]
+    if len(parts) > 1:
+        raise ConfigError(
+            f"reft: {type(model).__name__} has no single list of blocks, but {choices(parts)}; use `adapter: lora`"
+        )
     return {f"{path}.{index}": block for index, block in enumerate(lists[path])}
+
+
+def _width(model: nn.Module) -> int:
+    """Return how many values the model holds per token between its blocks; attribute maps of configurations give
+    n_embd, d_model and the like this name."""
+    config: Any = model.config
+    return int(config.get_text_config().hidden_size)
 
 
 def _chosen(model: nn.Module, section: ReftSection) -> dict[int, tuple[str, nn.Module]]:
@@ -189,13 +222,21 @@ def _entries(name: str, module: Any) -> list[Entry]:
     ]
 
 
-def _edit(own: Mapping[str, nn.Module], positions: Positions, context: ForwardContext) -> Callable[..., Any]:
-    """Return the forward hook of one block."""
+def _edit(
+    path: str, width: int, own: Mapping[str, nn.Module], positions: Positions, context: ForwardContext
+) -> Callable[..., Any]:
+    """Return the forward hook of the block at a path."""
 
     def edit(hidden: Tensor) -> Tensor:
         """[batch, tokens, d] in the base's type; only the selected tokens are gathered, edited in float32, put back."""
         if context.batch is None:
             raise RuntimeError("interventions need input_ids or inputs_embeds passed to the whole model")
+        if tuple(hidden.shape) != (*context.batch.shape, width):
+            raise ConfigError(
+                f"reft: {path} has an output of shape {tuple(hidden.shape)} for {context.batch.shape[0]} examples of "
+                f"{context.batch.shape[1]} tokens and a hidden size of {width}; interventions need one vector per "
+                "token; use `adapter: lora`"
+            )
         tokens = hidden.reshape(-1, hidden.shape[-1])
         edited: list[tuple[Tensor, Tensor]] = []
         for where, index in select(positions, context.batch).items():
@@ -215,6 +256,23 @@ def _edit(own: Mapping[str, nn.Module], positions: Positions, context: ForwardCo
         return tokens.index_copy(0, indices, values).reshape(hidden.shape)
 
     def hook(block: nn.Module, args: Any, output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+        if isinstance(output, tuple | list):
+            return type(output)((edit(output[0]), *output[1:]))
+        return edit(output)
+
+    return hook
+
+
+def _all_reached(paths: Sequence[str], reached: set[str]) -> Callable[..., None]:
+    """Return a forward hook of the whole model: a model that runs a block without calling it skips the block's hook."""
+
+    def hook(model: nn.Module, *_: Any) -> None:
+        missed = [path for path in paths if path not in reached]
+        reached.clear()
+        if missed:
+            raise ConfigError(
+                f"reft: {type(model).__name__} does not call {choices(missed)} as modules, so nothing can be edited "
+                "there; use `adapter: lora`"
+            )
 
     return hook

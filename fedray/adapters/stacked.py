@@ -17,16 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.reft import RotationEntry
 from fedray.adapters.rows import keep_rows
 
 if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
-
-
-class CannotBatch(Exception):
-    """Why these clients can only be trained one by one."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +227,19 @@ class _Linear:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [members · n, ..., d_in]."""
-        weight = self.stack.view(self._weight)
+        """Compute the layer for all members.
+
+        Args:
+            x: [members · rows, ..., d_in] or [members · rows · tokens, d_in].
+
+        Raises:
+            CannotBatch: x has neither form, as in models that work on [tokens, examples, d].
+        """
+        weight, members = self.stack.view(self._weight), self.stack.adapter.context.client_batch
+        if members is not None and members.rows:
+            rows = members.count * members.rows
+            if x.shape[0] != rows and (x.ndim > 2 or x.shape[0] != rows * members.tokens):
+                raise CannotBatch(f"a layer of the model reads {tuple(x.shape)}, which is not one row per example")
         if self._rows is not None:
             # Scattering B costs less than scattering the outputs of all tokens.
             rows = self.stack.used_rows[self._rows][:, :, None].expand(weight.shape)

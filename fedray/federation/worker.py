@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.heads import label_text_head
-from fedray.adapters.stacked import AdapterStack, CannotBatch
+from fedray.adapters.stacked import AdapterStack
 from fedray.config import TierConfig
 from fedray.evaluation.metrics import configured_metric
 from fedray.federation.initial import draw_initial, first_head

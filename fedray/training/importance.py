@@ -74,14 +74,25 @@ def shift_gradients(
 ) -> dict[str, torch.Tensor]:
     """Return ∂L_e / ∂shift for a zero shift per example and output dimension, [examples, 1, d_out], by module path.
 
-    The shift is added to the output at all tokens, so autograd itself sums over them.
+    The shift is added to the output at all tokens, so autograd itself sums over them. A layer that the model calls
+    several times (ALBERT's) has one shift.
+
+    Raises:
+        TrainingError: a layer's output has not one row per example.
     """
     shifts: dict[str, torch.Tensor] = {}
+    examples = len(batch["input_ids"])
 
     def shift(path: str) -> Any:
         def hook(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-            one_token = (output.shape[0], *(1 for _ in output.shape[1:-1]), output.shape[-1])
-            shifts[path] = output.new_zeros(one_token, requires_grad=True)
+            if output.ndim < 3 or output.shape[0] != examples:
+                raise TrainingError(
+                    f"importance: {path!r} has an output of shape {tuple(output.shape)}, which is not one row per "
+                    f"example ({examples}); choose other lora.targets, or `importance: energy`"
+                )
+            if path not in shifts:
+                one_token = (output.shape[0], *(1 for _ in output.shape[1:-1]), output.shape[-1])
+                shifts[path] = output.new_zeros(one_token, requires_grad=True)
             return output + shifts[path]
 
         return hook

@@ -21,6 +21,7 @@ FAMILIES = {
     "roberta": {"type_vocab_size": 1},
     "llama": {"num_key_value_heads": 1, "eos_token_id": 1, "bos_token_id": 2},
     "gpt_neox": {"eos_token_id": 1, "bos_token_id": 2},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "eos_token_id": 1, "bos_token_id": 2},
     "qwen2": {"num_key_value_heads": 1, "eos_token_id": 1, "bos_token_id": 2},
 }
 

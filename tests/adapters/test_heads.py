@@ -21,6 +21,7 @@ HEADS = {
     "bert": ["classifier.weight", "classifier.bias"],
     "roberta": [f"classifier.{part}.{kind}" for part in ("dense", "out_proj") for kind in ("weight", "bias")],
     "llama": ["score.weight"],
+    "gpt2": ["score.weight"],
     "gpt_neox": ["score.weight"],
     "qwen2": ["score.weight"],
 }

@@ -26,6 +26,7 @@ TARGETS = {
     "roberta": ("query", "value"),
     "llama": ("q_proj", "v_proj"),
     "gpt_neox": ("query_key_value",),
+    "gpt2": ("c_attn",),
     "qwen2": ("q_proj", "v_proj"),
 }
 
@@ -68,7 +69,8 @@ def test_lora_is_the_merged_weight(make: Make, family: str, batch: Batch) -> Non
     merged, parts = make(family), tensors(adapter, "lora")
     for path in adapter.targets:
         weight = merged.get_submodule(path).weight
-        weight.data += SCALE * parts[f"{path}.B"] @ parts[f"{path}.A"]
+        delta = SCALE * parts[f"{path}.B"] @ parts[f"{path}.A"]
+        weight.data += delta.T if family == "gpt2" else delta  # GPT-2 stores its weights transposed
     expected = merged(**batch).logits
     assert (expected - make(family)(**batch).logits).abs().max() > 0.01
     torch.testing.assert_close(adapter.model(**batch).logits, expected, atol=1e-5, rtol=1e-4)
@@ -333,10 +335,23 @@ def test_unknown_targets_name_the_nearest(make: Make) -> None:
 
 
 def test_models_without_linear_layers_are_refused() -> None:
-    from transformers import GPT2Config, GPT2ForSequenceClassification
+    """FNet's blocks have linear layers, but none for query and value; XLNet's query is no layer."""
+    from transformers import FNetConfig, FNetForSequenceClassification
 
-    with pytest.raises(ConfigError, match="Conv1D"):
-        attach_lora(GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)), SECTION)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 9}
+    with pytest.raises(ConfigError, match="no query and value layers are known for FNet.*dense"):
+        attach_lora(FNetForSequenceClassification(FNetConfig(**sizes)), SECTION)
+
+
+def test_layers_that_peft_does_not_support() -> None:
+    """Mamba's kernel reads the weight of `out_proj` without calling the layer; its input layer is the default."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 2, "vocab_size": 9}
+    with pytest.raises(ConfigError, match=r"lora\.targets: .*'out_proj' is incompatible"):
+        attach_lora(MambaForCausalLM(MambaConfig(**sizes)), LoraSection(targets=("out_proj",)))
+    adapter = attach_lora(MambaForCausalLM(MambaConfig(**sizes)), SECTION)
+    assert list(adapter.targets) == ["backbone.layers.0.mixer.in_proj"]
 
 
 def test_one_lora_per_model(make: Make) -> None:

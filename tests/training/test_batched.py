@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
-from fedray.adapters.stacked import AdapterStack, CannotBatch
+from fedray.adapters.stacked import AdapterStack
 from fedray.config import LoraSection, ModelConfig, ReftSection
 from fedray.errors import TrainingError
 from fedray.models.architecture import architecture

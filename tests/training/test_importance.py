@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from families import tiny_family
 
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection
@@ -12,20 +13,22 @@ from fedray.training.importance import fisher_importance
 
 
 def by_hand(adapter, table, task):
-    """Mean over examples of (sum over tokens of dL/dy)², L the loss of that example alone, y the layer's output."""
+    """Mean over examples of (sum over tokens of dL/dy)², L the loss of that example alone, y the layer's output; over
+    the tokens of all calls, where a layer is called several times."""
     adapter.model.eval()
     totals = dict.fromkeys(adapter.targets, 0.0)
-    outputs = {}
+    outputs = {path: [] for path in adapter.targets}
     for path, module in adapter.targets.items():
-        module.register_forward_hook(lambda _, __, output, path=path: outputs.update({path: output}))
+        module.register_forward_hook(lambda _, __, output, path=path: outputs[path].append(output))
     for row in table.to_pylist():
         batch = {"input_ids": torch.tensor([row["input_ids"]]), "labels": torch.tensor([row["labels"]])}
         loss = adapter.model(**batch).loss
         if task == "causal_lm":
             loss = loss * sum(label != -100 for label in row["labels"][1:])
-        gradients = torch.autograd.grad(loss, [outputs[path] for path in adapter.targets])
-        for path, gradient in zip(adapter.targets, gradients, strict=True):
-            totals[path] = totals[path] + gradient[0].sum(0).double().numpy() ** 2
+        for path in adapter.targets:
+            gradients = torch.autograd.grad(loss, outputs[path], retain_graph=True)
+            totals[path] = totals[path] + sum(gradient[0].sum(0) for gradient in gradients).double().numpy() ** 2
+            outputs[path].clear()
     return {path: total / table.num_rows for path, total in totals.items()}
 
 
@@ -108,3 +111,25 @@ def test_it_sees_the_second_branch(backbone, examples):
     assert any(not np.allclose(loaded[path], without[path], rtol=0.01) for path in without)
     batch = {"input_ids": torch.tensor([[3, 4]]), "labels": torch.tensor([0])}
     assert score(adapter.model, batch, "classification").losses.isfinite().all()
+
+
+def test_a_layer_that_is_called_several_times(examples):
+    """ALBERT's blocks are one block: its query and value have one output each, shifted at all their calls."""
+
+    def adapted():
+        return attach_lora(tiny_family("albert", "classification", spread=0.3, num_hidden_layers=3), LoraSection())
+
+    table = examples("classification", 6, 1)
+    ours = fisher_importance(adapted(), table, "classification", 4, 256, "cpu")
+    expected = by_hand(adapted(), table, "classification")
+    assert len(ours) == 2
+    for path, values in expected.items():
+        assert values.max() > 1e-5
+        np.testing.assert_allclose(ours[path], values, rtol=1e-3, atol=1e-6 * values.max())
+
+
+def test_layers_without_one_row_per_example_are_refused(examples):
+    """XLNet works on [tokens, examples, d]; its rows of layer outputs would be taken for examples."""
+    adapter = attach_lora(tiny_family("xlnet", "classification"), LoraSection(targets=("layer_1",)))
+    with pytest.raises(TrainingError, match="not one row per example.*importance: energy"):
+        fisher_importance(adapter, examples("classification", 6, 1), "classification", 3, 256, "cpu")
