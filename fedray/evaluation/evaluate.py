@@ -21,6 +21,7 @@ from fedray.data.batches import batches
 from fedray.errors import ConfigError
 from fedray.evaluation.losses import Scored, prompts, score
 from fedray.evaluation.metrics import check_metric
+from fedray.models.checks import reads_left_padding
 from fedray.types import Evaluation, Task
 
 Device = torch.device | str
@@ -107,7 +108,11 @@ def generate(
     device: Device,
     max_new_tokens: int,
 ) -> list[str]:
-    """Return the greedy continuation of each example's prompt (see `prompts`), in the table's order."""
+    """Return the greedy continuation of each example's prompt (see `prompts`), in the table's order.
+
+    A model that reads padding on the left gets one prompt at a time.
+    """
+    batch_size = 1 if reads_left_padding(model) else batch_size
     prompt_ids = pa.array(prompts(table), pa.list_(pa.int32()))
     prompt_table = pa.table({"input_ids": prompt_ids, "labels": prompt_ids})
     order = by_length(prompt_table)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
@@ -63,7 +63,9 @@ def architecture(
     if pad_token_id is not None:
         arch.pad_token_id = pad_token_id
     arch.dtype = getattr(torch, model.dtype)
-    if task != "causal_lm":
+    if task == "causal_lm":
+        _read_forwards(model, arch)
+    else:
         _prepare_head(model, arch, task, num_labels, label_names)
     if gguf_options(model.path):
         warn_of_quantisation(model)
@@ -72,6 +74,19 @@ def architecture(
         untied = untied_weights(model, build_meta(arch, task))
         replace(Reading.of(arch), untied=untied).store(arch)
     return arch
+
+
+def _read_forwards(model: ModelConfig, arch: PreTrainedConfig) -> None:
+    """Give an encoder that can be a decoder its causal mask; other families' decoders have one anyway."""
+    if arch.is_encoder_decoder or getattr(arch, "is_decoder", True):
+        return
+    arch.is_decoder = True
+    if model.path != "random" and type(arch) in AutoModelForMaskedLM._model_mapping:
+        log.warning(
+            "%s: an encoder (%s), which was trained to read both ways, reads only earlier tokens as a language model",
+            model.path,
+            arch.model_type,
+        )
 
 
 def _prepare_head(

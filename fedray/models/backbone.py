@@ -21,6 +21,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError, choices
 from fedray.models.build import build, build_meta, model_class
+from fedray.models.checks import READS_LEFT_PADDING, check_model
 from fedray.models.node_file import FORMAT, adopt, write
 from fedray.models.paths import gguf_options, remedy, resolve_path
 from fedray.models.reading import Reading
@@ -75,17 +76,21 @@ def load_backbone(
         cache_dir: folder for the node's files; one per model, revision, architecture and type.
 
     Raises:
-        ConfigError: the weights cannot be found, read or reached, or do not fit the architecture.
+        ConfigError: the weights cannot be found, read or reached, or do not fit the architecture, or the model reads
+            what it must not (`fedray.models.checks`).
     """
     file = Path(cache_dir).expanduser() / "backbones" / f"{_digest(model, arch, task, seed)}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                write(file, *_first_weights(model, arch, task, seed))
+                weights, new = _first_weights(model, arch, task, seed)
+                left_padding = check_model(model.path, weights, task, max_positions(weights))
+                write(file, weights, new, left_padding)
     backbone = meta_backbone(arch, task)
-    missing = adopt(backbone, file)
+    missing, left_padding = adopt(backbone, file)
     setattr(backbone, MISSING_HEAD, missing)
+    setattr(backbone, READS_LEFT_PADDING, left_padding)
     placed: PreTrainedModel = _frozen(backbone).to(torch.device(device))
     return placed
 

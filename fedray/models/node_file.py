@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fedray.errors import ConfigError, choices
 
-FORMAT = 2
+FORMAT = 3
 """Part of the file's name; raise it when what is written changes."""
 
 BUFFER = "buffer:"
@@ -25,11 +25,12 @@ BUFFER = "buffer:"
 device has none of their values."""
 
 
-def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str]) -> None:
+def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str], left_padding: bool) -> None:
     """Write the weights, each tied one once, and all buffers; the file appears complete or not at all.
 
     Args:
         missing_head: parameters of the task head that no checkpoint had; kept in the file's metadata.
+        left_padding: whether the model reads padding on the left (`fedray.models.checks`); kept there, too.
 
     Raises:
         ConfigError: the folder cannot hold the file.
@@ -45,7 +46,8 @@ def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str]) -> No
             first[id(tensor)] = name
             tensors[name] = tensor.detach().contiguous()
     tensors |= {BUFFER + name: value.contiguous() for name, value in model.named_buffers() if name not in state}
-    metadata = {"missing_head": json.dumps(list(missing_head)), "tied": json.dumps(tied)}
+    facts = {"missing_head": list(missing_head), "tied": tied, "left_padding": left_padding}
+    metadata = {name: json.dumps(fact) for name, fact in facts.items()}
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
     os.close(handle)
     try:
@@ -59,9 +61,11 @@ def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str]) -> No
         Path(temporary).unlink(missing_ok=True)
 
 
-def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
-    """Give a model on the meta device the file's mapped tensors (no copies), its buffers and its ties; return
-    `missing_head`.
+def adopt(model: PreTrainedModel, file: Path) -> tuple[tuple[str, ...], bool]:
+    """Give a model on the meta device the file's mapped tensors (no copies), its buffers and its ties.
+
+    Returns:
+        `missing_head` and `left_padding`, as they were written.
 
     Raises:
         ConfigError: the file is damaged, or does not hold every value of the model.
@@ -69,7 +73,7 @@ def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
     try:
         tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
-            missing, tied = (json.loads(opened.metadata()[name]) for name in ("missing_head", "tied"))
+            facts = {name: json.loads(fact) for name, fact in opened.metadata().items()}
     except (SafetensorError, OSError) as error:
         raise ConfigError(
             f"{file}: the node's copy of the base model is damaged ({error}); delete this file"
@@ -79,7 +83,7 @@ def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
     for name in tensors.keys() - state.keys():
         path, _, buffer = name.removeprefix(BUFFER).rpartition(".")
         model.get_submodule(path).register_buffer(buffer, tensors[name], persistent=False)
-    for name, source in tied.items():
+    for name, source in facts["tied"].items():
         path, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(path), leaf, model.get_parameter_or_buffer(source))
     lost = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
@@ -87,4 +91,4 @@ def adopt(model: PreTrainedModel, file: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"model: {type(model).__name__} cannot be shared between processes: no values for {choices(lost)}"
         )
-    return tuple(missing)
+    return tuple(facts["missing_head"]), bool(facts["left_padding"])
