@@ -55,13 +55,17 @@ class KeyedDropout(nn.Module):
         members = self.context.client_batch
         if members is None:
             return dropout_mask(self.context.dropout_key, self.name, x.shape, self.p, x.device)
-        if shapes is None and x.shape[:-1] != (members.count * members.rows, members.tokens):
-            raise CannotBatch(f"{self.name} reads {tuple(x.shape)}, which is not one row per example and token")
 
         def draw(key: int, shape: Sequence[int]) -> Tensor:
             return dropout_mask(key, self.name, shape, self.p, x.device)
 
-        return members.mask(x, members.shapes if shapes is None else shapes, draw)
+        if shapes is not None:
+            return members.mask(x, shapes, draw)
+        rows = members.count * members.rows
+        if x.shape[0] not in (rows, rows * members.tokens) or x.shape[:-1].numel() != rows * members.tokens:
+            raise CannotBatch(f"{self.name} reads {tuple(x.shape)}, which is not one row per example and token")
+        by_token = x.reshape(rows, members.tokens, x.shape[-1])
+        return members.mask(by_token, members.shapes, draw).reshape(x.shape)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -26,6 +26,7 @@ QUERY_VALUE = (
     ("q_proj", "kv_b_proj"),
     ("q_b_proj", "kv_b_proj"),
     ("q_b_proj", "kv_proj"),
+    ("q_a_proj", "kv_b_proj"),
     ("kv_proj",),
     ("q", "v"),
     ("Wq", "Wv"),

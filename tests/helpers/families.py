@@ -6,7 +6,13 @@ The sizes below are set where a family's configuration has a field of the name; 
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -68,12 +74,11 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "minicpm3": {"num_key_value_heads": 4},
-    "mistral4": {"num_key_value_heads": 4},
+    "mistral4": {"num_key_value_heads": 4, "head_dim": 16},
     "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2},
     "qwen3_5_moe_text": ATTENTION_LAST,
     "qwen3_5_text": ATTENTION_LAST,
     "qwen3_next": ATTENTION_LAST,
-    "qwen4_exp_text": ATTENTION_LAST,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 32], "attn_layers": ["local", "lsh"]},
     "roc_bert": {
@@ -83,10 +88,58 @@ EXTRAS: dict[str, dict[str, Any]] = {
         "shape_embed_dim": 8,
     },
     "t5": {"decoder_start_token_id": 256},
+    "bailing_hybrid": {**ATTENTION_LAST, "num_key_value_heads": 4},
+    "deepseek_v32": {"num_key_value_heads": 4},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
+    "glm_moe_dsa": {"num_key_value_heads": 4},
+    "kimi_linear": {**ATTENTION_LAST, "linear_num_heads": 4, "num_key_value_heads": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "lilt": {"hidden_size": 48},
+    "luke": {"entity_vocab_size": 10},
+    "markuplm": {
+        "max_xpath_tag_unit_embeddings": 20,
+        "max_xpath_subs_unit_embeddings": 20,
+        "tag_pad_id": 16,
+        "subs_pad_id": 17,
+        "xpath_unit_hidden_size": 8,
+        "max_depth": 4,
+    },
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "youtu": {"num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
+
+MULTIMODAL = (
+    *("dots3_note", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2"),
+    *("layoutlmv2", "layoutlmv3", "llama4", "mllama", "modernvbert", "moss_transcribe_diarize"),
+    *("musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
+    "ultravbert",
+)
+LARGE = (
+    *("blt", "cohere_compass_text", "cpmant", "dbrx", "perceiver", "qwen4_exp_text", "t5gemma"),
+    *("t5gemma2", "xlstm", "zamba", "zamba2"),
+)
+NOT_BUILT: dict[str, str] = {
+    **dict.fromkeys(MULTIMODAL, "also reads images or sound; where its language part has a line above, that is used"),
+    **dict.fromkeys(LARGE, "cannot be built small from a configuration of a few numbers"),
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "drafts tokens for another model"),
+    "reformer": "its language model is built only with `is_decoder` in its configuration",
+}
+"""Families that the sweep leaves out, and why."""
 
 TASKS: dict[Task, Any] = {"causal_lm": AutoModelForCausalLM, "classification": AutoModelForSequenceClassification}
 NAMES: dict[Task, Any] = {
@@ -102,6 +155,17 @@ def tiny_config(family: str, **fields: Any) -> Any:
     known = {*default.to_dict(), *default.attribute_map}
     small = {name: size for name, size in SIZES.items() if name in known}
     return kind(**{**small, **EXTRAS.get(family, {}), **fields})
+
+
+def tiny_base(family: str, seed: int = 0, spread: float | None = None) -> PreTrainedModel:
+    """Return a base model of the family, without a task head."""
+    config = tiny_config(family)
+    if spread is not None:
+        config.initializer_range = spread
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModel.from_config(config)
+    return model.eval()
 
 
 def tiny_family(family: str, task: Task, seed: int = 0, spread: float | None = None, **fields: Any) -> PreTrainedModel:
