@@ -40,6 +40,9 @@ QUERY_VALUE = (
 that a model follows is used. `in_proj` is DeBERTa's, and the input layer of Mamba's mixers, which have no attention and
 whose other layers' weights are read without the layers being called (peft refuses some of them)."""
 
+TO_AN_ENCODER = ("encoder_attn", "cross_attn")
+"""What BART's and ProphetNet's kinds of decoders call their attention to an encoder."""
+
 
 def attach_lora(
     model: nn.Module,
@@ -122,11 +125,14 @@ def _groups(layers: "dict[str, BranchedLinear]", rest: bool, mixer: bool) -> lis
 
 
 def _targets(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return the paths of the linear layers called one of `names` (default: query and value), head and output layer
-    apart, in the model's order."""
+    """Return the paths of the linear layers called one of `names` (default: query and value), in the model's order:
+    without the head, the output layer, and a lone decoder's attention to an encoder, which is never called."""
     from fedray.adapters.branched import LINEAR
 
-    never = {id(inner) for module in head_modules(model).values() for inner in module.modules()}
+    apart = list(head_modules(model).values())
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        apart += [module for path, module in model.named_modules() if path.rpartition(".")[2] in TO_AN_ENCODER]
+    never = {id(inner) for module in apart for inner in module.modules()}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     linear = {
         path: path.rpartition(".")[2]
@@ -154,8 +160,8 @@ def _default_targets(model: nn.Module, available: Sequence[str]) -> Sequence[str
     """Return the names of the query and value layers: by convention, else those that peft adapts in this family."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as FAMILIES
 
-    for names in QUERY_VALUE:
-        if set(names) <= set(available):
-            return names
+    convention = next((names for names in QUERY_VALUE if set(names) <= set(available)), None)
+    if convention is not None:
+        return convention
     names = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""), ())
     return tuple(names) if not isinstance(names, str) and set(names) <= set(available) else ()

@@ -237,8 +237,8 @@ class _Linear:
         """
         weight, members = self.stack.view(self._weight), self.stack.adapter.context.client_batch
         if members is not None and members.rows:
-            rows = members.count * members.rows
-            if x.shape[0] != rows and (x.ndim > 2 or x.shape[0] != rows * members.tokens):
+            examples = members.count * members.rows
+            if x.shape[0] != examples and (x.ndim > 2 or x.shape[0] != examples * members.tokens):
                 raise CannotBatch(f"a layer of the model reads {tuple(x.shape)}, which is not one row per example")
         if self._rows is not None:
             # Scattering B costs less than scattering the outputs of all tokens.

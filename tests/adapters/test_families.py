@@ -6,8 +6,10 @@ import pytest
 import torch
 from families import tiny_family
 
+from fedray.adapters.client_batch import CannotBatch, ClientBatch
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft, find_blocks
+from fedray.adapters.stacked import AdapterStack
 from fedray.config import LoraSection, ReftSection
 from fedray.errors import ConfigError
 
@@ -97,3 +99,39 @@ def test_blocks_whose_outputs_are_not_one_vector_per_token(family: str, message:
     attach_reft(model, ReftSection())
     with pytest.raises(ConfigError, match=f"{message}.*adapter: lora"):
         model(**ROWS)
+
+
+@pytest.mark.parametrize("family", ["bart", "marian"])
+def test_a_lone_decoder_has_no_lora_where_it_would_read_an_encoder(family: str) -> None:
+    """Its attention to an encoder is never called: its parameters would be counted and sent, and never trained."""
+    adapter = attach_lora(tiny_family(family, "causal_lm"), LoraSection())
+    assert len(adapter.targets) == 2 * 2  # query and value of two blocks
+    assert not [path for path in adapter.targets if "encoder_attn" in path]
+    whole = attach_lora(tiny_family("bart", "classification"), LoraSection())
+    assert len(whole.targets) == 2 * 2 + 2 * 2 * 2  # an encoder's blocks have one attention, a decoder's two
+
+
+def pass_of_two(family: str, dropout: float, targets: tuple[str, ...] = ()) -> torch.Tensor:
+    """Two clients' rows through one stack, in training mode."""
+    adapter = attach_lora(tiny_family(family, "classification"), LoraSection(dropout=dropout, targets=targets))
+    stack = AdapterStack(adapter, 2)
+    with stack.installed():
+        adapter.model.train()
+        stack.use(stack.values, [0, 1], training=False)
+        adapter.context.client_batch = ClientBatch((0, 1), ((1, 5), (1, 5)), 1, "cpu", (3, 4))
+        logits: torch.Tensor = adapter.model(**ROWS).logits
+    return logits
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_layers_that_cannot_be_divided_among_clients(dropout: float) -> None:
+    """XLNet's layers and Longformer's read [tokens, examples, d]."""
+    with pytest.raises(CannotBatch, match="not one row per example"):
+        pass_of_two("xlnet", dropout, ("layer_1",))
+    with pytest.raises(CannotBatch, match="not one row per example"):
+        pass_of_two("longformer", dropout)
+
+
+def test_layers_that_read_one_token_after_another() -> None:
+    """OPT's feed-forward layers read [examples · tokens, d], and are divided all the same."""
+    assert pass_of_two("opt", 0.5, ("fc1",)).isfinite().all()

@@ -9,6 +9,7 @@ import gc
 import numpy as np
 import pytest
 import torch
+from families import tiny_family
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedray.adapters.lora import attach_lora
@@ -69,7 +70,12 @@ def loreft(backbone):
     return attach_reft(backbone("classification"), ReftSection(rank=2, positions="f2+l2", dropout=0.1))
 
 
-KINDS = {make.__name__: make for make in (plain, bfloat16, causal, fedalt, masked, loreft)}
+def conv1d(backbone):
+    """GPT-2 holds its weights transposed."""
+    return attach_lora(tiny_family("gpt2", "classification", spread=0.3, pad_token_id=0), LORA, rest_rank=3)
+
+
+KINDS = {make.__name__: make for make in (plain, bfloat16, causal, fedalt, masked, loreft, conv1d)}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +145,7 @@ def assert_close(ours, theirs):
 
 
 SLOW = {("bfloat16", 0), ("causal", 0), ("causal", 2), ("fedalt", 0), ("loreft", 0), ("masked", 0), ("fedalt", 3)}
+SLOW |= {("conv1d", 0), ("conv1d", 2)}
 
 
 def combinations(*kinds):
