@@ -52,7 +52,7 @@ def architecture(
     """
     drawn = model.path == "random"
     arch = _drawn_architecture(model, vocab_size) if drawn else _stored_architecture(model)
-    if vocab_size is not None and vocab_size > arch.vocab_size:
+    if vocab_size is not None and vocab_size > getattr(arch, "vocab_size", vocab_size):  # CANINE hashes characters
         raise ConfigError(
             f"model.tokenizer: has {vocab_size} tokens, but the model {model.path!r} only {arch.vocab_size}; choose "
             "the model's own tokenizer, or a model with a larger vocabulary"

@@ -127,7 +127,7 @@ MULTIMODAL = (
     *("dots3_note", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "git", "got_ocr2"),
     *("layoutlmv2", "layoutlmv3", "llama4", "mllama", "modernvbert", "moss_transcribe_diarize"),
     *("musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp"),
-    "ultravbert",
+    *("trocr", "ultravbert", "whisper"),
 )
 LARGE = (
     *("blt", "cohere_compass_text", "cpmant", "dbrx", "perceiver", "qwen4_exp_text", "t5gemma"),
