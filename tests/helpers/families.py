@@ -50,6 +50,13 @@ SIZES: dict[str, int] = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
     "state_size": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "input_embedding_size": WIDTH,
+    "output_embedding_size": WIDTH,
+    "zero_expert_num": 2,
 }
 
 ATTENTION_LAST: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
@@ -65,6 +72,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"num_key_value_heads": 4},
     "esm": {"mask_token_id": 259, "token_dropout": False},
     "esmc": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2},
     "funnel": {"block_sizes": [1, 1]},
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},

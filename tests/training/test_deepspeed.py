@@ -72,7 +72,8 @@ def loreft(backbone):
 
 def conv1d(backbone):
     """GPT-2 holds its weights transposed."""
-    return attach_lora(tiny_family("gpt2", "classification", spread=0.3, pad_token_id=0), LORA, rest_rank=3)
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return attach_lora(tiny_family("gpt2", "classification", spread=0.3, pad_token_id=0, **off), LORA, rest_rank=3)
 
 
 KINDS = {make.__name__: make for make in (plain, bfloat16, causal, fedalt, masked, loreft, conv1d)}
