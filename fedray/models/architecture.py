@@ -15,8 +15,8 @@ from fedray.models.build import build_meta, has_classifier, is_decoder
 from fedray.models.checkpoints.classes import has_own_head, own_classes, same_classes
 from fedray.models.checkpoints.files import sentence_encoder, untied_weights
 from fedray.models.checkpoints.stored import stored_configuration, text_part, warn_of_adapter, warn_of_quantisation
+from fedray.models.load_options import ATTRIBUTE, LoadOptions
 from fedray.models.paths import gguf_options
-from fedray.models.reading import ATTRIBUTE, Reading
 from fedray.types import Task
 
 ROPE_FIELDS = ("rope_theta", "rope_scaling")
@@ -36,7 +36,8 @@ def architecture(
 ) -> PreTrainedConfig:
     """Return the model's configuration for the task, with every dropout probability 0: the base is frozen.
 
-    What follows from the checkpoint's other files is in it, too (`Reading`), and warnings say what a user should know.
+    What follows from the checkpoint's other files is in it, too (`LoadOptions`), and warnings say what a user should
+    know.
 
     Args:
         num_labels: number of classes; ignored for regression (1) and causal_lm.
@@ -72,7 +73,7 @@ def architecture(
     elif not drawn:
         warn_of_adapter(model)
         untied = untied_weights(model, build_meta(arch, task))
-        replace(Reading.of(arch), untied=untied).store(arch)
+        replace(LoadOptions.of(arch), untied=untied).store(arch)
     return arch
 
 
@@ -97,7 +98,7 @@ def _prepare_head(
     new_head = False
     if model.path != "random" and has_own_head(arch) and (label_names or task == "regression"):
         new_head = _misfit(model, arch, task, label_names, pooled)
-    replace(Reading.of(arch), pooling=pooled.pooling, normalised=pooled.normalised, new_head=new_head).store(arch)
+    replace(LoadOptions.of(arch), pooling=pooled.pooling, normalised=pooled.normalised, new_head=new_head).store(arch)
     arch.problem_type = "regression" if task == "regression" else "single_label_classification"
     names = ["LABEL_0"] if task == "regression" else label_names or [f"LABEL_{i}" for i in range(num_labels)]
     arch.id2label = dict(enumerate(names))
@@ -106,7 +107,7 @@ def _prepare_head(
         arch.use_cache = False
 
 
-def _pooled(model: ModelConfig, arch: PreTrainedConfig) -> Reading:
+def _pooled(model: ModelConfig, arch: PreTrainedConfig) -> LoadOptions:
     """Return how the head reads a text: as configured, as the sentence encoder's folder says, or as the family does.
 
     Raises:
@@ -118,7 +119,7 @@ def _pooled(model: ModelConfig, arch: PreTrainedConfig) -> Reading:
             f"model.pooling: transformers has no classifier for {arch.model_type}; choose mean, cls or last"
         )
     if model.pooling is not None:
-        return Reading(pooling=model.pooling)
+        return LoadOptions(pooling=model.pooling)
     encoder = None if model.path == "random" or gguf_options(model.path) else sentence_encoder(model)
     if encoder is not None:
         if encoder.left_out:
@@ -127,14 +128,14 @@ def _pooled(model: ModelConfig, arch: PreTrainedConfig) -> Reading:
                 model.path,
                 choices(encoder.left_out),
             )
-        return Reading(pooling=encoder.pooling, normalised=encoder.normalised)
+        return LoadOptions(pooling=encoder.pooling, normalised=encoder.normalised)
     if own:
-        return Reading()
-    return Reading(pooling="last" if is_decoder(arch) else "mean")
+        return LoadOptions()
+    return LoadOptions(pooling="last" if is_decoder(arch) else "mean")
 
 
 def _misfit(
-    model: ModelConfig, arch: PreTrainedConfig, task: Task, label_names: Sequence[str], pooled: Reading
+    model: ModelConfig, arch: PreTrainedConfig, task: Task, label_names: Sequence[str], pooled: LoadOptions
 ) -> bool:
     """Return whether the checkpoint's own head was trained on something else than it is now to learn, and say so."""
     own = own_classes(arch)

@@ -22,9 +22,9 @@ from fedray.config import ModelConfig
 from fedray.errors import ConfigError, cannot_cache, choices
 from fedray.models.build import build, build_meta, model_class
 from fedray.models.checks import READS_LEFT_PADDING, check_model
+from fedray.models.load_options import LoadOptions
 from fedray.models.node_file import FORMAT, adopt, write
 from fedray.models.paths import gguf_options, remedy, resolve_path
-from fedray.models.reading import Reading
 from fedray.randomness import keyed_seed
 from fedray.types import Task
 
@@ -86,7 +86,7 @@ def load_backbone(
             with FileLock(file.with_suffix(".lock")):
                 if not file.exists():
                     weights, new = _first_weights(model, arch, task, seed)
-                    left_padding = check_model(model.path, weights, task, max_positions(weights))
+                    left_padding = check_model(model.path, _frozen(weights), task, max_positions(weights))
                     write(file, weights, new, left_padding)
     except OSError as error:
         raise cannot_cache(file.parent, error) from None
@@ -160,13 +160,13 @@ def _first_weights(
     head = _head_names(loaded, task)
     _check_shapes(model, loaded, mismatched - head)
     _check_missing(model, loaded, missing - head)
-    new = _names_of_classes(arch, task) if Reading.of(arch).new_head else set()
+    new = _names_of_classes(arch, task) if LoadOptions.of(arch).new_head else set()
     return loaded, sorted((missing | mismatched | new) & head)
 
 
 def _pretrained(model: ModelConfig, arch: PreTrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str], set[str]]:
     """Return the checkpoint's model, the parameters that it lacks, and those that have another shape there."""
-    options: dict[str, Any] = {"key_mapping": OF_A_PART} if Reading.of(arch).part_of else {}
+    options: dict[str, Any] = {"key_mapping": OF_A_PART} if LoadOptions.of(arch).part_of else {}
     if of_gguf := gguf_options(model.path):
         options |= {**of_gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:

@@ -17,9 +17,9 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.errors import ConfigError, one_line
 from fedray.models.language import LanguageModel
+from fedray.models.load_options import LoadOptions
 from fedray.models.on_base import OnBase, class_on_base
 from fedray.models.pooling import PooledClassifier
-from fedray.models.reading import Reading
 from fedray.types import Task
 
 
@@ -38,7 +38,7 @@ def build(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
             else found.from_config(own, trust_remote_code=_trusted(arch))
         )
     except (ValueError, TypeError, AssertionError, RuntimeError, AttributeError) as error:
-        whole = Reading.of(arch).part_of
+        whole = LoadOptions.of(arch).part_of
         part = f", the language part of {whole}," if whole else ""
         raise ConfigError(
             f"model: {arch.model_type}{part} cannot be built for the task {task}: {one_line(error)}"
@@ -54,7 +54,7 @@ def build_meta(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
     """
     with torch.device("meta"):
         built = build(arch, task)
-    for name in Reading.of(arch).untied:
+    for name in LoadOptions.of(arch).untied:
         path, _, leaf = name.rpartition(".")
         module = built.get_submodule(path)
         setattr(module, leaf, nn.Parameter(torch.empty_like(getattr(module, leaf))))
@@ -64,10 +64,10 @@ def build_meta(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
 
 def model_class(arch: PreTrainedConfig, task: Task) -> Any:
     """Return the class with `from_pretrained` that loads the model for the task."""
-    reading = Reading.of(arch)
-    if task == "causal_lm" and (_continues_text(arch) or not _describes_images(reading)):
+    options = LoadOptions.of(arch)
+    if task == "causal_lm" and (_continues_text(arch) or not _describes_images(options)):
         return AutoModelForCausalLM
-    if task != "causal_lm" and reading.pooling == "head":
+    if task != "causal_lm" and options.pooling == "head":
         return AutoModelForSequenceClassification
     with torch.device("meta"):
         base: Any = type(AutoModel.from_config(copy.deepcopy(arch), trust_remote_code=_trusted(arch)))
@@ -83,18 +83,18 @@ def has_classifier(arch: PreTrainedConfig) -> bool:
 def is_decoder(arch: PreTrainedConfig) -> bool:
     """Return whether a token's last hidden state depends on earlier tokens only, so that the last one has read all."""
     continues = _continues_text(arch) and getattr(arch, "is_decoder", True)
-    return bool(continues or arch.is_encoder_decoder or _describes_images(Reading.of(arch)))
+    return bool(continues or arch.is_encoder_decoder or _describes_images(LoadOptions.of(arch)))
 
 
 def _continues_text(arch: PreTrainedConfig) -> bool:
     return type(arch) in AutoModelForCausalLM._model_mapping
 
 
-def _describes_images(reading: Reading) -> bool:
+def _describes_images(options: LoadOptions) -> bool:
     """Return whether the model is the language part of one that answers in text, so that it can have an output layer;
     CLIP's, for example, cannot."""
-    known = reading.part_of in CONFIG_MAPPING
-    return known and CONFIG_MAPPING[reading.part_of] in AutoModelForImageTextToText._model_mapping
+    known = options.part_of in CONFIG_MAPPING
+    return known and CONFIG_MAPPING[options.part_of] in AutoModelForImageTextToText._model_mapping
 
 
 def _trusted(arch: PreTrainedConfig) -> bool:

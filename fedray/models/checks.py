@@ -2,6 +2,7 @@
 
 - A language model must not read the tokens after the one that it predicts the next of: it would see the answers.
 - A text's result must not depend on padding, or on the texts beside it: losses would change with the batch size.
+- Training must not draw random numbers of the model's own, which no seed of an experiment keys.
 
 Differences are compared with the change that another token causes, so that the checks also find what a model with
 small weights reads. They are checks of these weights on a CPU, with whatever attention transformers chooses there.
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedray.errors import ConfigError, one_line
-from fedray.models.reading import Reading
+from fedray.models.load_options import LoadOptions
 from fedray.types import Task
 
 SHORT, LONG = 6, 13
@@ -56,7 +57,8 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
         Whether a language model generates another text if its prompt is padded on the left. Training never pads there.
 
     Raises:
-        ConfigError: the model reads later tokens, padding on the right, or the other texts of its batch.
+        ConfigError: the model reads later tokens, padding on the right, or the other texts of its batch, or draws
+            random numbers in training.
     """
     model.eval()
     pad, tokens = getattr(model.config, "pad_token_id", None), _plain_tokens(model)
@@ -84,11 +86,12 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
 
 @dataclass(frozen=True)
 class _Read:
-    """Whether a model reads what it must not."""
+    """Whether a model reads what it must not, or draws random numbers in training."""
 
     later: bool
     others: bool
     padding: bool
+    draws: bool
     left_padding: bool
 
 
@@ -128,6 +131,7 @@ class _Rows:
             and any(differ(several[row, :place], several[-1, :place]) for row, place in enumerate(places)),
             others=differ(several[-1], alone),
             padding=any(differ(logits, alone) for logits in padded),
+            draws=self._draws(short),
             left_padding=self.task == "causal_lm" and self._reads_left_padding(short, long, differ),
         )
 
@@ -136,6 +140,15 @@ class _Rows:
         options = {"use_cache": False} if self.task == "causal_lm" else {}
         mask = torch.ones_like(ids) if mask is None else mask
         return cast(Tensor, self.model(input_ids=ids, attention_mask=mask, **options).logits).float()
+
+    def _draws(self, row: Tensor) -> bool:
+        """Return whether two passes of training differ: the dropout that a configuration names is already off."""
+        self.model.train()
+        try:
+            one, two = (self._logits(row[None]) for _ in range(2))
+        finally:
+            self.model.eval()
+        return not torch.equal(one, two)
 
     def _reads_left_padding(self, short: Tensor, long: Tensor, differ: Any) -> bool:
         """Generate two tokens alone and padded. What cannot be generated in a batch counts as reading padding."""
@@ -209,11 +222,16 @@ def _refuse(name: str, model: PreTrainedModel, task: Task, read: _Read) -> None:
     if read.padding or read.others:
         what = "the other texts of a batch" if read.others else "padding"
         remedy = "choose another model"
-        if task != "causal_lm" and Reading.of(model.config).pooling == "head":
+        if task != "causal_lm" and LoadOptions.of(model.config).pooling == "head":
             remedy += ", or set model.pooling to last or mean, which helps if only the family's own head does so"
         raise ConfigError(
             f"model.path: {name} ({family}) reads {what}, so that a text's loss would depend on the batch size and on "
             f"the texts beside it; {remedy}"
+        )
+    if read.draws:
+        raise ConfigError(
+            f"model.path: {name} ({family}) draws random numbers of its own in training, such as noise in a router, so "
+            "that no run could be repeated; set the field of model.config that turns it off, or choose another model"
         )
 
 

@@ -23,8 +23,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fedray.config import Pooling
+from fedray.models.load_options import LoadOptions
 from fedray.models.on_base import OnBase
-from fedray.models.reading import Reading
 
 
 class PooledClassifier(OnBase):
@@ -32,7 +32,7 @@ class PooledClassifier(OnBase):
 
     def add_head(self: Any, config: PreTrainedConfig) -> None:
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.reading = Reading.of(config)
+        self.options = LoadOptions.of(config)
 
     def forward(
         self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
@@ -52,8 +52,8 @@ class PooledClassifier(OnBase):
             )
         states = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **inputs)[0]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        features = pool(states, mask, self.reading.pooling)
-        if self.reading.normalised:
+        features = pool(states, mask, self.options.pooling)
+        if self.options.normalised:
             features = math.sqrt(features.shape[-1]) * functional.normalize(features, dim=-1)
         return SequenceClassifierOutput(logits=self.classifier(features.to(self.classifier.weight.dtype)))
 

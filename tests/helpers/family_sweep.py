@@ -42,7 +42,7 @@ from fedray.federation.local_pool import LocalPool
 from fedray.federation.tasks import ClientResult, ClientTask, downlinks_of
 from fedray.federation.worker import Worker
 from fedray.models.checks import reads_left_padding
-from fedray.models.reading import Reading
+from fedray.models.load_options import LoadOptions
 from fedray.storage.paths import StoragePath
 from fedray.types import Task
 
@@ -263,7 +263,7 @@ class _Trial:
     def _compare_loss(self, prepared: Prepared, worker: Worker) -> None:
         """Compare with the logits of transformers' own class."""
         arch = prepared.architecture
-        if Reading.of(arch).pooling != "head" and self.task != "causal_lm":
+        if LoadOptions.of(arch).pooling != "head" and self.task != "causal_lm":
             return
         config = AutoConfig.from_pretrained(self.folder / "model")
         config.pad_token_id = prepared.data.pad_token_id
@@ -327,6 +327,7 @@ REASONS = {
     "reads the tokens after": "reads later tokens",
     "reads padding": "reads padding",
     "reads the other texts": "reads other texts",
+    "draws random numbers": "draws random numbers in training",
     "no query and value layers are known": "name `lora.targets`",
     "no single list of blocks": "no list of blocks",
     "does not call .* as modules": "blocks are not called",

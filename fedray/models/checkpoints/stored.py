@@ -13,8 +13,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
 from fedray.models.checkpoints.files import stored_file
+from fedray.models.load_options import LoadOptions
 from fedray.models.paths import find_package, gguf_options, remedy, resolve_path
-from fedray.models.reading import Reading
 
 ADAPTER = "adapter_config.json"
 OF_THE_WHOLE = (
@@ -52,7 +52,7 @@ def stored_configuration(model: ModelConfig) -> PreTrainedConfig:
     except Exception as error:  # transformers, huggingface_hub and json each raise their own kinds
         raise ConfigError(f"model.path: no configuration could be read from {model.path!r}: {remedy(error)}") from error
     text = text_part(whole)
-    Reading(part_of="" if text is None else whole.model_type).store(text or whole)
+    LoadOptions(part_of="" if text is None else whole.model_type).store(text or whole)
     if text is None:
         return whole
     for name in OF_THE_WHOLE:

@@ -1,4 +1,4 @@
-"""How a model is read beyond what its transformers configuration says; it travels inside the configuration."""
+"""How a model is built and loaded beyond what its transformers configuration says; it travels inside that."""
 
 from dataclasses import asdict, dataclass
 from typing import Self
@@ -8,11 +8,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from fedray.config import Pooling
 
 ATTRIBUTE = "fedray"
-"""The field of a transformers configuration that holds a `Reading`; plain values, since configurations become JSON."""
+"""The field of a transformers configuration that holds them, as plain values, since configurations become JSON."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadOptions:
     """What `architecture` decides and what building and loading the model follow.
 
     Attributes:
