@@ -29,6 +29,8 @@ SMALL = 100_000_000
 TOLERANCE = {torch.float32: 1e-3}
 """Of the change that another token causes, by type; clean families stay below 1e-4 in float32."""
 HALF_TOLERANCE = 0.1
+PASSES = 4
+"""Passes of training that must agree: a router that draws may choose the same experts twice."""
 ROUNDING = 16
 """Units of rounding of the largest logit that no check looks below."""
 
@@ -57,8 +59,8 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
         Whether a language model generates another text if its prompt is padded on the left. Training never pads there.
 
     Raises:
-        ConfigError: the model reads later tokens, padding on the right, or the other texts of its batch, or draws
-            random numbers in training.
+        ConfigError: the model reads later tokens, padding on the right, or the other texts of its batch, draws random
+            numbers in training, or does not predict one token after each token.
     """
     model.eval()
     pad, tokens = getattr(model.config, "pad_token_id", None), _plain_tokens(model)
@@ -72,6 +74,8 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             read = rows.measure()
+        except ConfigError:
+            raise
         except Exception as error:  # models of the hub's own may need anything
             log.warning(
                 "%s cannot be checked for reading later tokens or padding, since it does not run a few tokens on a "
@@ -131,7 +135,7 @@ class _Rows:
             and any(differ(several[row, :place], several[-1, :place]) for row, place in enumerate(places)),
             others=differ(several[-1], alone),
             padding=any(differ(logits, alone) for logits in padded),
-            draws=self._draws(short),
+            draws=self._draws(rows),
             left_padding=self.task == "causal_lm" and self._reads_left_padding(short, long, differ),
         )
 
@@ -139,16 +143,22 @@ class _Rows:
         """Return the logits as training and evaluation compute them, in float32."""
         options = {"use_cache": False} if self.task == "causal_lm" else {}
         mask = torch.ones_like(ids) if mask is None else mask
-        return cast(Tensor, self.model(input_ids=ids, attention_mask=mask, **options).logits).float()
+        logits = cast(Tensor, self.model(input_ids=ids, attention_mask=mask, **options).logits).float()
+        if self.task == "causal_lm" and logits.shape[:-1] != ids.shape:
+            raise ConfigError(
+                f"model.path: {type(self.model).__name__} gives an output of shape {tuple(logits.shape)} for "
+                f"{tuple(ids.shape)} tokens; a language model gives one distribution per token; choose another model"
+            )
+        return logits
 
-    def _draws(self, row: Tensor) -> bool:
-        """Return whether two passes of training differ: the dropout that a configuration names is already off."""
+    def _draws(self, rows: Tensor) -> bool:
+        """Return whether passes of training differ: the dropout that a configuration names is already off."""
         self.model.train()
         try:
-            one, two = (self._logits(row[None]) for _ in range(2))
+            first, *others = (self._logits(rows) for _ in range(PASSES))
         finally:
             self.model.eval()
-        return not torch.equal(one, two)
+        return not all(torch.equal(first, other) for other in others)
 
     def _reads_left_padding(self, short: Tensor, long: Tensor, differ: Any) -> bool:
         """Generate two tokens alone and padded. What cannot be generated in a batch counts as reading padding."""

@@ -87,6 +87,14 @@ class DrawsInTraining(Toy):
         return states * (1 + torch.rand(())) if self.training else states
 
 
+class PredictsTwo(Toy):
+    """Predicts the next two tokens after each token, as ProphetNet does."""
+
+    def forward(self, **inputs: Any) -> Any:
+        logits = super().forward(**inputs).logits
+        return SimpleNamespace(logits=torch.stack([logits, logits], dim=1))
+
+
 class ToyClassifier(Toy):
     """Reads the mean of a text's tokens."""
 
@@ -155,6 +163,7 @@ OTHERS = "reads the other texts of a batch"
         (ReadsAll, "causal_lm", LATER),
         (ReadsNeighbours, "causal_lm", OTHERS),
         (ReadsWidth, "causal_lm", PADDING),
+        (PredictsTwo, "causal_lm", "one distribution per token"),
         (DrawsInTraining, "causal_lm", "draws random numbers of its own in training"),
         (ToyClassifier, "classification", None),
         (AveragesPadding, "classification", PADDING),
