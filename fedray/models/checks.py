@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedray.errors import ConfigError, one_line
@@ -133,9 +133,9 @@ class _Rows:
         return _Read(
             later=self.task == "causal_lm"
             and any(differ(several[row, :place], several[-1, :place]) for row, place in enumerate(places)),
-            others=differ(several[-1], alone),
+            others=differ(several[-1], alone) or self._normalises(),
             padding=any(differ(logits, alone) for logits in padded),
-            draws=self._draws(rows),
+            draws=not self._normalises() and self._draws(rows),
             left_padding=self.task == "causal_lm" and self._reads_left_padding(short, long, differ),
         )
 
@@ -151,6 +151,10 @@ class _Rows:
             )
         return logits
 
+    def _normalises(self) -> bool:
+        """Return whether a layer normalises over the batch in training; a pass would change what it holds."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+
     def _draws(self, rows: Tensor) -> bool:
         """Return whether passes of training differ: the dropout that a configuration names is already off."""
         self.model.train()
@@ -161,12 +165,12 @@ class _Rows:
         return not all(torch.equal(first, other) for other in others)
 
     def _reads_left_padding(self, short: Tensor, long: Tensor, differ: Any) -> bool:
-        """Generate two tokens alone and padded. What cannot be generated in a batch counts as reading padding."""
+        """Generate two tokens alone and padded. What cannot be generated in a batch counts as reading padding; what
+        else a model does must be checked all the same."""
         if not self.model.can_generate():
             return False
-        alone = self._generated(*self._padded([short], left=True))
         try:
-            padded = self._generated(*self._padded([short, long], left=True))
+            alone, padded = (self._generated(*self._padded(rows, left=True)) for rows in ([short], [short, long]))
         except Exception:  # Reformer, ProphetNet: positions that do not start at the first column are refused
             return True
         if differ(padded.logits[0][0], alone.logits[0][0]):

@@ -8,14 +8,14 @@ import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
 import torch
 from families import tiny_config, tiny_family
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, GPT2LMHeadModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
@@ -85,6 +85,24 @@ class DrawsInTraining(Toy):
 
     def read(self, states: Tensor, mask: Tensor) -> Tensor:
         return states * (1 + torch.rand(())) if self.training else states
+
+
+class Normalised(Toy):
+    """Normalises over the batch, in training only."""
+
+    def __init__(self, config: ToyConfig):
+        super().__init__(config)
+        self.norm = nn.BatchNorm1d(config.width)
+
+    def read(self, states: Tensor, mask: Tensor) -> Tensor:
+        return cast(Tensor, self.norm(super().read(states, mask).mT).mT)
+
+
+class CannotGenerate(ReadsNext, GenerationMixin):
+    """Reads the next token, and its generation fails, as ProphetNet's does."""
+
+    def prepare_inputs_for_generation(self, *_: Any, **__: Any) -> dict[str, Any]:
+        raise RuntimeError("position_ids are incorrect")
 
 
 class PredictsTwo(Toy):
@@ -163,6 +181,8 @@ OTHERS = "reads the other texts of a batch"
         (ReadsAll, "causal_lm", LATER),
         (ReadsNeighbours, "causal_lm", OTHERS),
         (ReadsWidth, "causal_lm", PADDING),
+        (CannotGenerate, "causal_lm", LATER),
+        (Normalised, "causal_lm", OTHERS),
         (PredictsTwo, "causal_lm", "one distribution per token"),
         (DrawsInTraining, "causal_lm", "draws random numbers of its own in training"),
         (ToyClassifier, "classification", None),
