@@ -91,21 +91,16 @@ def _logits_at(model: nn.Module, batch: Mapping[str, torch.Tensor], where: torch
     """Return the logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
 
     The output layer gets only those positions: with a vocabulary of 128,000 tokens the logits of a whole batch are
-    larger than the model, and the prompt's are never looked at. ProphetNet's output layer also reads what predicts the
-    tokens after the next; it gets all positions.
+    larger than the model, and the prompt's are never looked at.
     """
-    cut = False
 
-    def only_scored(_: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor] | None:
-        nonlocal cut
-        cut = args[0].shape[:-1] == where.shape
-        return (args[0][where].unsqueeze(0),) if cut else None
+    def only_scored(_: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
+        return (args[0][where].unsqueeze(0),)
 
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     handle = model.get_output_embeddings().register_forward_pre_hook(only_scored)  # type: ignore[operator]
     try:
         with labelled(batch["labels"]):  # an adapter's hooks see from them where the prompt ends
-            logits: torch.Tensor = model(**inputs, use_cache=False).logits
-            return logits.squeeze(0) if cut else logits[where]
+            return model(**inputs, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
     finally:
         handle.remove()
