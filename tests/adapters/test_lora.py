@@ -334,26 +334,6 @@ def test_unknown_targets_name_the_nearest(make: Make) -> None:
         attach_lora(make("bert"), LoraSection(targets=("querry",)))
 
 
-def test_models_without_linear_layers_are_refused() -> None:
-    """FNet's blocks have linear layers, but none for query and value; XLNet's query is no layer."""
-    from transformers import FNetConfig, FNetForSequenceClassification
-
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 9}
-    with pytest.raises(ConfigError, match="no query and value layers are known for FNet.*dense"):
-        attach_lora(FNetForSequenceClassification(FNetConfig(**sizes)), SECTION)
-
-
-def test_layers_that_peft_does_not_support() -> None:
-    """Mamba's kernel reads the weight of `out_proj` without calling the layer; its input layer is the default."""
-    from transformers import MambaConfig, MambaForCausalLM
-
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 2, "vocab_size": 9}
-    with pytest.raises(ConfigError, match=r"lora\.targets: .*'out_proj' is incompatible"):
-        attach_lora(MambaForCausalLM(MambaConfig(**sizes)), LoraSection(targets=("out_proj",)))
-    adapter = attach_lora(MambaForCausalLM(MambaConfig(**sizes)), SECTION)
-    assert list(adapter.targets) == ["backbone.layers.0.mixer.in_proj"]
-
-
 def test_one_lora_per_model(make: Make) -> None:
     model = make("bert")
     attach_lora(model, SECTION)

@@ -1,13 +1,12 @@
 """Folders that cannot be made and files that cannot be written: one message, which names the folder and the setting."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from limits import files_of_at_most
+from limits import files_of_at_most, mounted
 from typer.testing import CliRunner
 
 import fedray
@@ -58,13 +57,8 @@ def failure(config: dict[str, Any], run: Path, size: int) -> str | None:
 @pytest.fixture
 def no_inodes(tmp_path: Path) -> Iterator[Path]:
     """A file system in which nothing can be created, even by root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", str(folder)], capture_output=True)
-    if mount.returncode:
-        pytest.skip(f"needs to mount a tmpfs: {mount.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "nr_inodes=1") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("setting", ["--output", "storage_path", "data.cache_dir"])

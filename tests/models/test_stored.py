@@ -11,6 +11,7 @@ import numpy.typing as npt
 import peft
 import pytest
 import torch
+from families import tiny_family
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -18,8 +19,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
 )
 
@@ -247,19 +246,9 @@ def write_gguf(file: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationTy
 
 @pytest.fixture(scope="module")
 def llama() -> PreTrainedModel:
-    config = LlamaConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=96,
-        vocab_size=300,
-        max_position_embeddings=64,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: PreTrainedModel = LlamaForCausalLM(config).eval()
-    return model
+    """Quantised blocks are 32 values wide."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    return tiny_family("llama", "causal_lm", hidden_size=64, intermediate_size=96, vocab_size=300, **heads)
 
 
 def gguf_logits(model: PreTrainedModel) -> Tensor:

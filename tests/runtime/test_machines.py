@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 from calling import Calling
+from limits import mounted
 
 import fedray
 from fedray.config import load_config
@@ -158,13 +159,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_process(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", str(folder)], capture_output=True)
-    if mount.returncode:
-        pytest.skip(f"needs to mount a tmpfs: {mount.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "size=260k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("runtime", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
