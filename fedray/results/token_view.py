@@ -35,16 +35,16 @@ def show_examples(console: Console, data: FederatedData, tokenizer: PreTrainedTo
         console.print("tokens: ", Text(" read ", READ[1]), Text(" learned ", LEARNED[0]), sep="")
     else:
         console.print("tokens: read, ⟦learned⟧", highlight=False)
-    for client, row in islice(_examples(data), count):
+    for client, row in islice(_examples(data, count), count):
         console.print()
-        console.print(_title(client, row, data), style="bold" if colour else None, highlight=False)
+        console.print(_title(client, row, data), style="bold" if colour else None, highlight=False, markup=False)
         tokens = _tokens(row, tokenizer)
         console.print(_coloured(tokens) if colour else _bracketed(tokens), soft_wrap=not colour, highlight=False)
 
 
-def _examples(data: FederatedData) -> Iterator[tuple[ClientId, pa.Table]]:
-    """Yield the training examples of all clients in turn, as tables of one row."""
-    tables = {client: shard.tables["train"] for client, shard in data.shards.items()}
+def _examples(data: FederatedData, count: int) -> Iterator[tuple[ClientId, pa.Table]]:
+    """Yield training examples of all clients in turn, at most `count` of each, as tables of one row."""
+    tables = {client: shard.tables["train"].slice(0, count) for client, shard in data.shards.items()}
     each = [[(client, table.slice(i, 1)) for i in range(table.num_rows)] for client, table in tables.items()]
     return (example for turn in zip_longest(*each) for example in turn if example is not None)
 

@@ -73,6 +73,8 @@ def test_labels_are_shown_where_they_are_what_is_learned(tmp_path: Path) -> None
     assert "a: 2 tokens, label 'joy', class 1\na|b\n" in text
     text = shown(tmp_path, byte_level(), 2, False, data=data | {"files": {"b": files["b"]}}, task="regression")
     assert "b: 2 tokens, label 2.5\na|b\n" in text
+    text = shown(tmp_path, byte_level(), 2, False, data=data | {"files": {"[red]b[/x]": files["a"]}})
+    assert "[red]b[/x]: 2 tokens" in text
 
 
 @pytest.mark.parametrize(
