@@ -105,8 +105,7 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
         own = {where: _intervention(section, width, f"{path}.{where}", context, model) for where in positions.wheres}
         base.reft.update({f"{index}_{where}": intervention for where, intervention in own.items()})
         entries += [entry for where, module in own.items() for entry in _entries(f"{path}.{where}", module)]
-        block.register_forward_hook(_edit(path, width, own, positions, context))
-        block.register_forward_hook(lambda *_, path=path: reached.add(path))
+        block.register_forward_hook(_edit(path, width, own, positions, context, reached))
     model.register_forward_hook(_all_reached([path for path, _ in blocks.values()], reached))
     adapter = Adapter(model, [Group("reft", entries, draw_reft), *([head] if head else [])], context)
     adapter.set_trainable(*adapter.names)
@@ -223,9 +222,14 @@ def _entries(name: str, module: Any) -> list[Entry]:
 
 
 def _edit(
-    path: str, width: int, own: Mapping[str, nn.Module], positions: Positions, context: ForwardContext
+    path: str,
+    width: int,
+    own: Mapping[str, nn.Module],
+    positions: Positions,
+    context: ForwardContext,
+    reached: set[str],
 ) -> Callable[..., Any]:
-    """Return the forward hook of the block at a path."""
+    """Return the forward hook of the block at a path, which adds the path to what a pass has reached."""
 
     def edit(hidden: Tensor) -> Tensor:
         """[batch, tokens, d] in the base's type; only the selected tokens are gathered, edited in float32, put back."""
@@ -256,6 +260,7 @@ def _edit(
         return tokens.index_copy(0, indices, values).reshape(hidden.shape)
 
     def hook(block: nn.Module, args: Any, output: Any) -> Any:
+        reached.add(path)
         if isinstance(output, tuple | list):
             return type(output)((edit(output[0]), *output[1:]))
         return edit(output)

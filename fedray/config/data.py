@@ -53,9 +53,14 @@ class RawRows:
     def __len__(self) -> int:
         return len(self.rows) if self.rows is not None else len(next(iter(self.columns.values()), ()))
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The number of every row in messages."""
+        return self.rows if self.rows is not None else range(1, len(self) + 1)
+
     def row(self, index: int) -> str:
         """Return the place of a row, for a message."""
-        return f"{self.where}: {self.unit} {self.rows[index] if self.rows is not None else index + 1}"
+        return f"{self.where}: {self.unit} {self.numbers[index]}"
 
     def at(self, index: int, column: str) -> str:
         """Return the place of a value, for a message."""

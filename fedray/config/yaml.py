@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, one_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,7 +53,7 @@ def parse_yaml(text: str, where: str) -> Any:
             raise ValueError(f"more than {MOST_VALUES:,} values, with every alias written out")
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not valid YAML: {one_line(error)}") from None
     finally:
         if loader is not None:
             loader.dispose()

@@ -103,8 +103,7 @@ def _shared_texts(examples: Examples, by_split: Mapping[Split, IntArray]) -> Ite
 def _content(examples: Examples) -> pa.Array:
     """Return what the model reads of every example, and for causal_lm also what it must continue with; blanks and line
     breaks do not count."""
-    conversations = "turns" in examples.table.column_names
-    names = ("turns",) if conversations else ("prompt", "answer", "text", "text_pair")
+    names = ("turns",) if examples.conversations else ("prompt", "answer", "text", "text_pair")
     parts = [examples.table[name] for name in names if name in examples.table.column_names]
     joined = pc.binary_join_element_wise(*parts, " ")
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(joined, r"\s+", " ")).combine_chunks()

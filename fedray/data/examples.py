@@ -16,7 +16,7 @@ from fedray.config import DataConfig, RawRows
 from fedray.config.partition import IntArray
 from fedray.data.formats.instructions import Instructions
 from fedray.data.reading.templates import filled
-from fedray.data.reading.values import as_text, class_name, column_of, shown
+from fedray.data.reading.values import as_text, class_name, column_of, shown, text_array
 from fedray.errors import DataError, choices, nearest
 from fedray.types import SPLITS, Task
 
@@ -68,6 +68,11 @@ class Examples:
         """Return the place of a row in its source, for a message."""
         source, number = self.origins[row]
         return f"{self.sources[source]} {number}"
+
+    @property
+    def conversations(self) -> bool:
+        """Whether the examples are conversations, which a chat template renders."""
+        return "turns" in self.table.column_names
 
     @property
     def column_names(self) -> list[str]:
@@ -133,7 +138,7 @@ def assemble(
         raise DataError(f"no examples in {sources or 'the data'}")
     if "train" not in table["split"].unique().to_pylist():
         raise DataError(f"no training examples in {sources}: name the split that serves as train")
-    origins = [np.stack([np.full(len(raw), part), _numbers(raw)], axis=1) for part, raw in enumerate(parts)]
+    origins = [np.stack([np.full(len(raw), part), raw.numbers], axis=1) for part, raw in enumerate(parts)]
     examples = Examples(
         task, table, _own_columns(parts), np.concatenate(origins), tuple(f"{raw.where}: {raw.unit}" for raw in parts)
     )
@@ -210,17 +215,7 @@ def _own_columns(parts: Sequence[RawRows]) -> pa.Table:
 
 
 def _array(values: Sequence[str], raw: RawRows, column: str) -> pa.Array:
-    """Return strings as an Arrow array; JSON may hold half a surrogate pair, which no UTF-8 text can."""
-    try:
-        return pa.array(values, pa.string())
-    except UnicodeEncodeError as error:
-        row = next(row for row, value in enumerate(values) if value == error.object)
-        raise DataError(f"{raw.at(row, column)}: not a Unicode text: {error.reason}") from None
-
-
-def _numbers(raw: RawRows) -> Sequence[int]:
-    """Return the number of every row, for messages."""
-    return raw.rows if raw.rows is not None else range(1, len(raw) + 1)
+    return text_array(values, lambda row: raw.at(row, column))
 
 
 def _label_names(examples: Examples, data: DataConfig, sources: str) -> tuple[str, ...]:

@@ -36,8 +36,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     examples = subsample(source, config.data, config.seed)
     if config.task == "classification":
         examples = replace(examples, label_names=class_order(config.model, examples.label_names))
-    chats = "turns" in examples.table.column_names
-    if config.data.chat_template is not None and not chats:
+    if config.data.chat_template is not None and not examples.conversations:
         raise DataError(
             "data.chat_template: the data are prompts and answers as texts, which no chat template changes; leave it "
             "out, or write the data as conversations, for example with data.format: messages"
@@ -56,7 +55,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
         latent_group=_latent_groups(examples, config.data.group_column, rows),
         fingerprint=_fingerprint(examples, rows),
-        end_token_ids=_end_token_ids(tokenizer, template if chats else None) if config.task == "causal_lm" else (),
+        end_token_ids=_end_token_ids(examples, tokenizer, template),
         notes=(
             *(instructions.notes(source.column_names) if instructions is not None else ()),
             *data_notes(source, examples, rows, config.data),
@@ -65,10 +64,14 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     )
 
 
-def _end_token_ids(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> tuple[int, ...]:
+def _end_token_ids(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None
+) -> tuple[int, ...]:
     """Return the tokens that end an answer: that of a text and, in conversations, that of the assistant's turn."""
+    if examples.task != "causal_lm":
+        return ()
     ids = [end_token_id(tokenizer)]
-    if template is not None and template.end_token is not None:
+    if examples.conversations and template is not None and template.end_token is not None:
         ids.append(int(tokenizer.convert_tokens_to_ids(template.end_token)))
     return tuple(dict.fromkeys(ids))
 

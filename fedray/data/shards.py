@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import compute
 
-from fedray.types import SPLITS, ClientId, Split, Task
+from fedray.types import IGNORED, SPLITS, ClientId, Split, Task
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,19 @@ class Shard:
     def longest(self, split: Split = "train") -> int:
         """Return the tokens of the longest example, 0 where there is none."""
         return compute.max(compute.list_value_length(self.tables[split]["input_ids"])).as_py() or 0
+
+
+def last_answer(labels: npt.NDArray[np.integer]) -> int | None:
+    """Return where the last answer of a causal_lm example begins; None if nothing is learned from the example. Nothing
+    predicts a text's first token, whatever its label.
+
+    Args:
+        labels: [tokens].
+    """
+    scored = labels != IGNORED
+    scored[:1] = False
+    starts = np.flatnonzero(scored[1:] & ~scored[:-1]) + 1
+    return int(starts[-1]) if len(starts) else None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fedray.data.shards import last_answer
 from fedray.models.labels import labelled
 from fedray.types import IGNORED, Task
 
@@ -68,9 +69,7 @@ def prompts(table: pa.Table) -> list[npt.NDArray[np.int32]]:
     """Return what the model reads of each example before its last answer, the last tokens with a loss; at least one."""
     cut = []
     for tokens, labels in zip(_rows(table, "input_ids"), _rows(table, "labels"), strict=True):
-        scored = np.concatenate([[False], labels[1:] != IGNORED])
-        starts = np.flatnonzero(scored[1:] & ~scored[:-1]) + 1
-        cut.append(tokens[: starts[-1]] if len(starts) else tokens)
+        cut.append(tokens[: last_answer(labels)])
     return cut
 
 

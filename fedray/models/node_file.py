@@ -5,8 +5,6 @@ in the process that made it (safetensors maps files privately; a test with two p
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedray.errors import ConfigError, cannot_cache, choices
+from fedray.models.cache import replacing
 
 FORMAT = 3
 """Part of the file's name; raise it when what is written changes."""
@@ -48,18 +47,11 @@ def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str], left_
     tensors |= {BUFFER + name: value.contiguous() for name, value in model.named_buffers() if name not in state}
     facts = {"missing_head": list(missing_head), "tied": tied, "left_padding": left_padding}
     metadata = {name: json.dumps(fact) for name, fact in facts.items()}
-    try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    except OSError as error:
-        raise cannot_cache(file.parent, error) from None
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, file)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise cannot_cache(file.parent, error) from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(file) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # its own kind for a full disk
+            raise cannot_cache(file.parent, error) from None
 
 
 def adopt(model: PreTrainedModel, file: Path) -> tuple[tuple[str, ...], bool]:

@@ -223,7 +223,7 @@ def _start_worker() -> tuple[Worker, int]:
 def _portable(error: Exception) -> Exception:
     """Return the exception, or one with its message if another process could not unpickle it."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # only what this line pickled
     except Exception:  # whatever the exception's own class raises
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -149,9 +149,10 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
         if not (waiting := found.waiting):
             return found
         with _environment(TUNE_SETTINGS), connected():
+            nodes, elastic = living_nodes(), has_autoscaler()
             for trial in waiting:
                 if trial.config.runtime == "ray":
-                    check_device(trial.config, living_nodes(), has_autoscaler())
+                    check_device(trial.config, nodes, elastic)
             concurrent = _concurrent(found.sweep, waiting)
             begin(found)
             kinds: list[Any] = [SharedActors, DatasetCache]

@@ -9,6 +9,7 @@ import pyarrow as pa
 from fedray.config import DataConfig, RawRows
 from fedray.data.formats import alpaca, messages, prompt_completion, sharegpt
 from fedray.data.formats.turns import Chat, Format, Pair
+from fedray.data.reading.values import text_array
 from fedray.errors import DataError, choices, nearest
 
 FORMATS: dict[str, Format] = {
@@ -60,15 +61,15 @@ class Instructions:
         if all(isinstance(one, Pair) for one in found):
             pairs = [one for one in found if isinstance(one, Pair)]
             prompts, answers = [one.prompt for one in pairs], [one.answer for one in pairs]
-            return {"prompt": _strings(prompts, raw), "answer": _strings(answers, raw)}
+            return {"prompt": text_array(prompts, raw.row), "answer": text_array(answers, raw.row)}
         chats = [one for one in found if isinstance(one, Chat)]
         if len(chats) < len(found):
             row = next(row for row, one in enumerate(found) if type(one) is not type(found[0]))
             raise DataError(f"{raw.row(row)}: earlier rows are {_kind(found[0])}, this one is {_kind(found[row])}")
         return {
-            "turns": _strings([json.dumps(one.turns, ensure_ascii=False, default=str) for one in chats], raw),
+            "turns": text_array([json.dumps(one.turns, ensure_ascii=False, default=str) for one in chats], raw.row),
             "context": pa.array([one.context for one in chats], pa.int32()),
-            "answer": _strings([one.turns[-1]["content"] for one in chats], raw),
+            "answer": text_array([one.turns[-1]["content"] for one in chats], raw.row),
         }
 
     def _read(self, raw: RawRows, row: int) -> Chat | Pair:
@@ -128,11 +129,3 @@ def _named(columns: Sequence[str]) -> str:
 
 def _kind(found: Chat | Pair) -> str:
     return "a text" if isinstance(found, Pair) else "a list of turns"
-
-
-def _strings(values: Sequence[str], raw: RawRows) -> pa.Array:
-    try:
-        return pa.array(values, pa.string())
-    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair, which no UTF-8 text can
-        row = next(row for row, value in enumerate(values) if value == error.object)
-        raise DataError(f"{raw.row(row)}: not a Unicode text: {error.reason}") from None

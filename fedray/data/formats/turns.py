@@ -25,7 +25,7 @@ class Chat:
     """A conversation up to its last assistant turn.
 
     Attributes:
-        context: number of leading turns without loss, whoever speaks.
+        context: number of leading turns without loss, the assistant's included.
     """
 
     turns: tuple[Turn, ...]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from fedray.config import RawRows
 from fedray.data.reading.csv_files import check_names, decoded, read_csv, read_tsv
-from fedray.errors import DataError, choices
+from fedray.errors import DataError, choices, reason
 from fedray.types import Split
 
 Columns = dict[str, Sequence[Any]]
@@ -92,7 +92,7 @@ def _content(path: Path, compression: str) -> bytes:
                 _check_size(path, len(content))
         return bytes(content)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def _json_lines(text: str, where: str) -> tuple[list[Any], list[int]]:
@@ -160,7 +160,7 @@ def _parquet(path: Path, split: Split, file: str, task: str) -> RawRows:
             table = opened.read()
         columns = table.to_pydict()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a valid Parquet file: {error}") from None
     return RawRows(str(path), columns, split, file, task, range(1, table.num_rows + 1))

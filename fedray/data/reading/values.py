@@ -3,12 +3,13 @@
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fedray.config import RawRows
 from fedray.errors import DataError, choices, nearest
@@ -77,6 +78,22 @@ def _spelt(text: str) -> str:
 def shown(value: Any) -> str:
     """Return a wrong value as a message shows it."""
     return "nothing" if is_missing(value) or value == "" else repr(value)[:80]
+
+
+def text_array(values: Sequence[str], place: Callable[[int], str]) -> pa.Array:
+    """Return strings as an Arrow array.
+
+    Args:
+        place: returns the place of a value, for the message.
+
+    Raises:
+        DataError: a value is no Unicode text: JSON may hold half a surrogate pair, which UTF-8 cannot.
+    """
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError as error:
+        row = next(row for row, value in enumerate(values) if value == error.object)
+        raise DataError(f"{place(row)}: not a Unicode text: {error.reason}") from None
 
 
 def column_of(raw: RawRows, name: str, setting: str) -> Sequence[Any]:

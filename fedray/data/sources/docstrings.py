@@ -21,8 +21,8 @@ from pathlib import Path
 
 from fedray.config import DataConfig, RawRows
 from fedray.config.section import PositiveInt
-from fedray.data.cache import replacing
 from fedray.errors import DataError, nearest
+from fedray.models.cache import replacing
 from fedray.models.paths import find_package, installed_packages
 from fedray.types import Task
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedray.config import DataConfig, RawRows, absolute
-from fedray.errors import DataError, choices, nearest
+from fedray.errors import DataError, choices, nearest, one_line
 from fedray.types import SPLITS, Split, Task
 
 
@@ -53,7 +53,7 @@ class Hub(DataConfig):
             else:
                 found = datasets.load_dataset(str(folder) if folder.is_dir() else name, self.config)
         except Exception as error:  # datasets, huggingface_hub, fsspec and pyarrow each raise their own kinds
-            reasons = ": ".join(" ".join(str(reason).split()) for reason in (error, error.__cause__) if reason)
+            reasons = ": ".join(one_line(cause) for cause in (error, error.__cause__) if isinstance(cause, Exception))
             raise DataError(
                 f"data.name: the dataset {name!r} could not be loaded: {reasons}. Without a "
                 "connection to the hub, name a local dataset folder, use `source: files`, or set HF_HOME to a folder "

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from fedray.types import IGNORED
+from fedray.data.shards import last_answer
 
 
 def token_notes(tokens: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
@@ -39,16 +39,10 @@ def token_notes(tokens: pa.Table, tokenizer: PreTrainedTokenizerBase, max_length
     if len(rows):
         row = int(rows[0])
         ids, labels = (np.asarray(tokens[name][row].as_py()) for name in ("input_ids", "labels"))
-        token = tokenizer.decode([ids[_last_answer(labels)]], clean_up_tokenization_spaces=False)
+        token = tokenizer.decode([ids[last_answer(labels)]], clean_up_tokenization_spaces=False)
         text = tokens["answer"][row].as_py()
         yield (
             f"a token spans the border between prompt and answer in {len(rows):,} of {len(shared):,} examples, for "
             f"example {token!r} of the answer {text[:40]!r}, of which {text[: shared[row]]!r} ends the prompt; it "
             "counts as answer, and generation starts before it: a prompt should not end in a blank or within a word"
         )
-
-
-def _last_answer(labels: np.ndarray) -> int:
-    """Return the first token of the last answer."""
-    scored = labels != IGNORED
-    return int(np.flatnonzero(scored & ~np.concatenate([[False], scored[:-1]]))[-1])

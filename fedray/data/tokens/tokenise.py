@@ -17,12 +17,12 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import DataConfig
-from fedray.data.cache import replacing
 from fedray.data.examples import Examples
 from fedray.data.tokens.causal import CausalEncoder, TokenRow
 from fedray.data.tokens.chat import ChatTemplate, MarkedText
 from fedray.data.tokens.notes import token_notes
 from fedray.errors import DataError
+from fedray.models.cache import replacing
 from fedray.models.tokenizer import end_token_id
 
 FORMAT = "2"
@@ -66,7 +66,7 @@ def tokenise(
     Raises:
         DataError: the cache folder cannot be written, a text has no tokens, or a conversation cannot be rendered.
     """
-    if "turns" in examples.table.column_names and template is None:
+    if examples.conversations and template is None:
         raise DataError(
             f"the data are conversations, but the tokenizer {tokenizer.name_or_path!r} has no chat template; set "
             "data.chat_template to `plain`, `chatml`, a Jinja template, or the path of a file with one"
@@ -77,7 +77,7 @@ def tokenise(
         tokens = _tokenised(examples, tokenizer, data.max_length, template)
         _write(tokens, path)
     notes = tuple(token_notes(tokens, tokenizer, data.max_length))
-    if template is not None and "turns" in examples.table.column_names and template.note:
+    if template is not None and examples.conversations and template.note:
         notes = (*notes, template.note)
     tokens = tokens.drop_columns([name for name in MEASURES if name in tokens.column_names])
     if examples.task != "causal_lm":
@@ -98,7 +98,7 @@ def _tokenised(
 ) -> pa.Table:
     if examples.task != "causal_lm":
         encode = partial(_encode_texts, tokenizer=tokenizer, max_length=max_length)
-    elif "turns" not in examples.table.column_names or template is None:
+    elif not examples.conversations or template is None:
         ending = str(tokenizer.convert_ids_to_tokens(end_token_id(tokenizer)))
         encoder = CausalEncoder(tokenizer, max_length)
         encode = partial(_encode_marked, encoder=encoder, mark=partial(_pair, ending=ending))
@@ -177,7 +177,7 @@ def _digest(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig, template: ChatTemplate | None
 ) -> str:
     digest = hashlib.sha256()
-    chat = repr(template) if "turns" in examples.table.column_names else ""
+    chat = repr(template) if examples.conversations else ""
     for part in (FORMAT, transformers.__version__, examples.task, data.max_length, chat, *_identity(tokenizer)):
         digest.update(f"{part}\x1f".encode())
     for name in ("text", "text_pair", "prompt", "answer", "turns"):
@@ -185,7 +185,7 @@ def _digest(
             # The templates of prompts and answers are already filled in, so their result stands for them.
             for text in examples.table[name].to_pylist():
                 digest.update(f"{name}{len(text)}:{text}".encode("utf-8", "surrogatepass"))
-    if "context" in examples.table.column_names:
+    if examples.conversations:
         digest.update(examples.table["context"].to_numpy().tobytes())
     return digest.hexdigest()
 

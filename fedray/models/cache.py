@@ -1,4 +1,4 @@
-"""Files that other processes see complete or not at all."""
+"""Files below `data.cache_dir`, which other processes see complete or not at all."""
 
 import os
 import tempfile
