@@ -77,7 +77,7 @@ class Worker:
         self._meter = self._metered(method, tier, resting)
         model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
         generating = configured_metric(config.evaluation, config.task).reads == "texts"
-        treatment = getattr(method, "effective_head", sections.head)
+        treatment = getattr(method, "effective_head", getattr(method, "head", sections.head))
         texts = treatment == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
         # The first head is that of the backbone alone, before the adapter is attached, and in the common precision: a
