@@ -14,6 +14,9 @@ REQUIRED: Mapping[str, Any] = {"carried_rank": 64}
 LOSSLESS: Mapping[str, Mapping[str, Any]] = {"fedhft": {"downlink_rank": 16}}
 """Settings with which a method sends down all that its server has; by default FedHFT truncates its sum to rank r."""
 
+SAME: Mapping[str, str] = {"fedit": "fedavg"}
+"""Methods that are another one with its defaults."""
+
 ONE_BY_ONE: Mapping[str, str] = {}
 """Methods whose clients are not trained in one step, and why."""
 
