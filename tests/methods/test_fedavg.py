@@ -119,7 +119,7 @@ def test_of_one_client_is_local_training(start):
     assert np.array_equal(run.federation.server.shared.head, alone.state("client_000").head)
 
 
-@pytest.mark.parametrize("head", ["local", "frozen_label_text"])
+@pytest.mark.parametrize("head", ["local", "frozen_label_text", "frozen_random"])
 def test_a_head_that_is_not_shared_never_travels(start, head):
     run = start("fedavg", head=head)
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_a_head_that_is_not_shared_never_travels(start, head):
             assert result.uplink_bytes == result.downlink_bytes == 4 * run.initial.layouts["lora"].size
     assert run.federation.server.shared.head is None
     heads = [run.state(client.id).head for client in run.prepared.clients]
-    if head == "frozen_label_text":
+    if head.startswith("frozen"):
         assert heads == [None] * 3
         assert np.array_equal(run.worker.adapter.read("head"), run.initial.head())
     else:
