@@ -1,5 +1,7 @@
 """Means of LoRA products against the dense formulas of each paper."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -189,7 +191,7 @@ def test_sweeps_never_raise_the_error(seed, K, r):
     mean = means(factors, weights)[2]
     errors = [error(dense(least_squares(factors, weights, sweeps)), mean) for sweeps in range(6)]
     assert errors[0] == pytest.approx(error(dense(mean_factors(factors, weights)), mean), abs=1e-6)
-    assert all(after <= before + 1e-6 for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before + 1e-6 for before, after in pairwise(errors))
     best = truncate(concatenate(list(zip(weights, factors, strict=True))), r)
     assert error(dense(best), mean) <= errors[-1] + 1e-6
 
