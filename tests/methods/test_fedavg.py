@@ -10,7 +10,8 @@ from scipy.linalg import polar
 from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.kinds.reft import ReftKind
 from fedray.config import LoraSection, ReftSection
-from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter
+from fedray.methods.fedavg import FedAvg
+from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 
 
 def fedavg(**options):

@@ -75,6 +75,17 @@ def block_of(slot: Slot) -> int:
     return int(slot.module.rsplit(".", 2)[-2])
 
 
+def held_by_any(common: Layout, owns: Sequence[Layout]) -> npt.NDArray[np.bool_] | None:
+    """Return which values of the common vector some client holds, [common.size]; None: all of them."""
+    found = [places(common, own) for own in owns]
+    if any(where is None for where in found):
+        return None
+    held = np.zeros(common.size, bool)
+    for where in found:
+        held[where] = True
+    return held
+
+
 def held_mean(
     common: Layout, previous: Vector, held: Sequence[tuple[Layout, Vector]], weights: Sequence[float]
 ) -> Vector:
