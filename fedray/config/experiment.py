@@ -16,7 +16,7 @@ from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, T
 from fedray.errors import choices
 from fedray.types import Task
 
-Head = Literal["shared", "local", "frozen_label_text"]
+Head = Literal["shared", "local", "frozen_label_text", "frozen_random"]
 
 
 class MethodConfig(BaseModel):
@@ -75,8 +75,8 @@ class Config(Section):
     task: Task = "classification"
     """classification and regression read a label with a task head; causal_lm continues text and has no head."""
     head: Head | None = None
-    """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names. Left out: each
-    method's own default, which is `shared` unless the method says otherwise."""
+    """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names or to one random
+    draw for all clients. Left out: each method's own default, which is `shared` unless the method says otherwise."""
     model: ModelConfig
     data: AnySource
     partition: AnyPartitioner = Field(default_factory=lambda: PARTITIONERS.parse({}))

@@ -172,7 +172,7 @@ def test_full_fine_tuning_is_whole_on_every_tier(start):
     assert run.federation.server.shared.adapter.size == run.initial.layouts["full"].size
 
 
-@pytest.mark.parametrize("head", ["shared", "frozen_label_text"])
+@pytest.mark.parametrize("head", ["shared", "frozen_label_text", "frozen_random"])
 def test_the_head_is_the_same_on_tiers_of_another_precision(start, head):
     """Also where it follows from the base model, which a bfloat16 tier rounds."""
     tiers = {"strong": TIERS["strong"], "half": {"clients": ["client_001"], "precision": "bfloat16"}}
