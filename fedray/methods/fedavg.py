@@ -18,7 +18,7 @@ from fedray.adapters.rotations import retract_rotations
 from fedray.aggregation.server_optimizer import ServerOptimizerOption, State, step_where_held
 from fedray.aggregation.server_optimizers.sgd import TAKE_THE_MEAN
 from fedray.methods.parts import heads
-from fedray.methods.parts.capacity import held_by_any, held_mean, own_layout
+from fedray.methods.parts.capacity import held_by_any, held_mean, own_layout, places
 from fedray.methods.protocol import Averages, Initial, Metrics, Uploaded
 from fedray.methods.shared_adapter import GlobalAdapter, SharedAdapter
 from fedray.methods.shared_adapter import Server as SharedServer
@@ -66,11 +66,11 @@ class FedAvg(SharedAdapter):
         if not updates:
             return server, {}
         layout, old, counts = server.layout, server.shared, self.counts(updates)
-        own = [own_layout(layout, update.capacity) for update in updates]
-        sent = [(held, update.payload.adapter) for held, update in zip(own, updates, strict=True)]
-        mean = held_mean(layout, old.adapter, sent, counts)
+        held = [places(layout, own_layout(layout, update.capacity)) for update in updates]
+        sent = [update.payload.adapter for update in updates]
+        mean = held_mean(old.adapter, list(zip(held, sent, strict=True)), counts)
         adapter, adapter_optimizer = step_where_held(
-            self.server_optimizer, server.adapter_optimizer, old.adapter, mean, held_by_any(layout, own)
+            self.server_optimizer, server.adapter_optimizer, old.adapter, mean, held_by_any(layout.size, held)
         )
         head_optimizer = server.head_optimizer
         head = heads.average(old.head, [update.payload.head for update in updates], counts)

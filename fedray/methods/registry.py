@@ -13,7 +13,10 @@ from fedray.errors import ConfigError, choices, nearest
 from fedray.methods.protocol import AnyMethod, FederatedMethod
 
 METHODS: Registry[Any] = Registry(
-    "method", "fedray.methods", object, others=("parts", "protocol", "registry", "shared_adapter")
+    "method",
+    "fedray.methods",
+    object,
+    others=("carried_adapter", "combined_factors", "parts", "protocol", "registry", "shared_adapter"),
 )
 
 SECTIONS = ("lora", "reft", "head")

@@ -64,6 +64,11 @@ class SharedAdapter:
     weights: Averages = "examples"
 
     @property
+    def name(self) -> str:
+        """The method's name in messages."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def effective_head(self) -> Head:
         """How the head is treated, whatever `head` says for all methods."""
         return self.head
@@ -135,5 +140,5 @@ class SharedAdapter:
             ConfigError: the adapter's group is not "lora".
         """
         if self.adapter.group != "lora":
-            name = type(self).__module__.rpartition(".")[2]
-            raise ConfigError(f"{name}.adapter: {self.adapter.label} has no factors A and B, {why}; use adapter: lora")
+            kind = self.adapter.label
+            raise ConfigError(f"{self.name}.adapter: {kind} has no factors A and B, {why}; use adapter: lora")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every_method import REQUIRED
 from round_result import all_results
 from tiny import tiny_bert
 
@@ -47,17 +48,18 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
     fields = METHODS.find(name).__dataclass_fields__
+    required = {field: REQUIRED[field] for field in REQUIRED if field in fields}
     own = {section: {"rank": 3} for section in ("lora", "reft") if {section, "adapter"} & fields.keys()}
-    if "adapter" in fields and "no factors A and B" in refusal({"name": name, "adapter": "reft"}):
+    if "adapter" in fields and "no factors A and B" in refusal({"name": name, "adapter": "reft", **required}):
         own.pop("reft")
     assert own
     for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
         entry = {"adapter": section, section: own[section]} if section else own
-        check_sections(name, {section: own[section]} if section else own, entry)
+        check_sections(name, {section: own[section]} if section else own, {**entry, **required})
 
 
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-    head = "local" if not refusal({"name": name, "head": "local"}) else "shared"
+    head = "local" if not refusal({"name": name, **entry, "head": "local"}) else "shared"
     built: Any = build({"name": name, "head": head, **entry}, **{"lora.alpha": 7, "reft.dropout": 0.2})
     assert type(built) is METHODS.find(name)
     holder = getattr(built, "adapter", built)
