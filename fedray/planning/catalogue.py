@@ -38,15 +38,15 @@ COHORT = 5
 
 MODEL = {
     "model_type": "llama",
-    "hidden_size": 20,
+    "hidden_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "intermediate_size": 24,
     "vocab_size": 64,
 }
-"""Query 20 x 20 and value 10 x 20. At rank 3, A has 120 numbers, B 90, a mixer 80, LoReFT 246, and the head of 7
-classes 140."""
+"""Query 64 x 64 and value 32 x 64. At rank 3, A has 384 numbers, B 288, the mixers 256, LoReFT 774, and the head of 5
+classes 320. Five clients' 15 columns are below every width."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _seen(config: Config, tier: str | None) -> tuple[Attached, Exchange]:
         tier: the client's; None: it holds the whole adapter.
     """
     (entry,) = config.method
-    arch = architecture(config.model, config.task, 7, None, None)
+    arch = architecture(config.model, config.task, 5, None, None)
     whole = attached(config, arch, entry, None)
     held = whole if tier is None else attached(config, arch, entry, tier)
     capacity = {} if tier is None else config.clients.tier(tier).capacity
@@ -203,21 +203,29 @@ def _trained(adapter: Adapter) -> Iterator[str]:
 
 def _parts(payload: Any, units: Mapping[int, str]) -> str:
     """Return what a payload's arrays are: parts of the adapter, or multiples of one, or else the fields' own names."""
+    sizes = {path: value.size for path, value in leaves(payload) if isinstance(value, np.ndarray) and value.size}
+    fields: dict[str, dict[str, int]] = {}
+    for path, size in sizes.items():
+        fields.setdefault(path.partition("/")[0], {})[path] = size
     counts: Counter[str] = Counter()
-    for path, value in leaves(payload):
-        if isinstance(value, np.ndarray) and value.size:
-            counts.update(_part(path, value.size, units))
+    for inner in fields.values():
+        if whole := _multiple(sum(inner.values()), units):
+            counts.update(whole)
+            continue
+        for path, size in inner.items():
+            name = [name for name in path.split("/") if not name.isdigit()][-1]
+            counts.update(_multiple(size, units) or {name: 1})
     known = [name for name in units.values() if name in counts]
     names = [*known, *(name for name in counts if name not in known)]
     return ", ".join(name if counts[name] == 1 else f"{counts[name]} × {name}" for name in names)
 
 
-def _part(path: str, size: int, units: Mapping[int, str]) -> dict[str, int]:
+def _multiple(size: int, units: Mapping[int, str]) -> dict[str, int] | None:
+    """Return the part, or the largest one that is contained a whole number of times, with that number."""
     for unit in (size, *sorted(units, reverse=True)):
         if unit in units and size % unit == 0:
             return {units[unit]: size // unit}
-    names = [name for name in path.split("/") if not name.isdigit()]
-    return {names[-1]: 1}
+    return None
 
 
 def _sentence(cls: type[Any]) -> str:

@@ -25,6 +25,8 @@ def found() -> dict[str, MethodFacts]:
     ("name", "trains", "down", "up", "kept", "personalised", "ranks"),
     [
         ("fedavg", "LoRA, head", "LoRA, head", "LoRA, head", "", False, True),
+        ("flora", "LoRA, head", "5 × LoRA, head", "LoRA, head", "", False, True),
+        ("fedex_lora", "LoRA, head", "5 × LoRA, head", "LoRA, head", "", False, True),
         ("fedper", "LoRA, head", "LoRA", "LoRA", "head", True, True),
         ("ffa_lora", "B, head", "B, head", "B, head", "", False, True),
         ("fedsa_lora", "LoRA, head", "A", "A", "B, head", True, True),
@@ -105,13 +107,16 @@ def test_fields_and_their_documentation() -> None:
 
 
 def test_multiples_of_a_part_are_counted() -> None:
-    """Five LoRAs of 10 in one array and two heads in two; 13 numbers are nothing that is known."""
+    """Five LoRAs of 10 in one array, one in two, and two heads in two; 13 numbers are nothing that is known."""
 
     def zeros(size: int) -> Vector:
         return np.zeros(size, np.float32)
 
-    payload = {"carried": zeros(50), "heads": [zeros(7), zeros(7)], "other": zeros(13), "none": None}
-    assert _parts(payload, {10: "LoRA", 7: "head"}) == "5 × LoRA, 2 × head, other"
+    payload = {"stack": zeros(50), "pair": {"A": zeros(6), "B": zeros(4)}, "heads": [zeros(7), zeros(7)]}
+    rest = {"both": [zeros(10), zeros(7)], "other": zeros(13), "none": None}
+    units = {10: "LoRA", 4: "B", 7: "head"}
+    assert _parts(payload, units) == "6 × LoRA, 2 × head"
+    assert _parts(rest, units) == "LoRA, head, other"
 
 
 def test_the_rows_of_the_table() -> None:
