@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from fedray.adapters.rotations import retract_rotations
 from fedray.aggregation.server_optimizer import ServerOptimizerOption, State, step_where_held
 from fedray.aggregation.server_optimizers.sgd import TAKE_THE_MEAN
-from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import held_by_any, held_mean, own_layout, places
 from fedray.methods.protocol import Averages, Initial, Metrics, Uploaded
 from fedray.methods.shared_adapter import GlobalAdapter, SharedAdapter
@@ -73,7 +72,7 @@ class FedAvg(SharedAdapter):
             self.server_optimizer, server.adapter_optimizer, old.adapter, mean, held_by_any(layout.size, held)
         )
         head_optimizer = server.head_optimizer
-        head = heads.average(old.head, [update.payload.head for update in updates], counts)
+        head = self.mean_head(server, updates)
         if old.head is not None and head is not None:
             head, head_optimizer = step_where_held(self.server_optimizer, head_optimizer, old.head, head)
         shared = GlobalAdapter(retract_rotations(layout, adapter), head)
