@@ -109,9 +109,7 @@ class HetLora(SharedAdapter):
         active = [update.payload.active_rank for update in updates]
         previous = split(server.layout, server.shared.adapter)
         adapter = join([self._mean(target, active, old) for target, old in zip(targets, previous, strict=True)])
-        sent = [update.payload.head for update in updates]
-        head = heads.average(server.shared.head, sent, self.counts(updates))
-        return replace(server, shared=GlobalAdapter(adapter, head)), {}
+        return replace(server, shared=GlobalAdapter(adapter, self.mean_head(server, updates))), {}
 
     def _mean(self, factors: Delta, active: Sequence[int], previous: LowRank) -> LowRank:
         """Return the server's next factors for one target.

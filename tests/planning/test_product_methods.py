@@ -51,7 +51,7 @@ def test_what_is_carried_goes_down_as_five_adapters(name: str) -> None:
     assert (found.trainable, found.uplink, found.downlink) == (SEVEN_B, SEVEN_B, 20_971_520)
 
 
-@pytest.mark.parametrize("name", ["flexlora", "lora_fair", "flora_na"])
+@pytest.mark.parametrize("name", ["flexlora", "hetlora", "lora_fair", "flora_na"])
 def test_other_methods_on_products_send_what_fedavg_sends(name: str) -> None:
     found = cost(ROBERTA, "classification", {"name": name})
     assert (found.trainable, found.uplink, found.downlink) == (1_838_082,) * 3
