@@ -1,5 +1,5 @@
-"""FedAvg (McMahan et al., 2017) on LoRA (= FedIT, arXiv 2305.05644), on LoReFT (FedReFT's ablation baseline), or on the
-whole model (full fine-tuning, the denominator of every ratio).
+"""FedAvg (McMahan et al., 2017, arXiv 1602.05629) on LoRA (= FedIT, arXiv 2305.05644), on LoReFT (FedReFT's ablation
+baseline), or on the whole model (full fine-tuning, the denominator of every ratio).
 
 Every client of the cohort starts from the server's adapter θ, trains it, and sends it back; the server takes the mean,
 

@@ -57,10 +57,30 @@ class Attached:
     adapter: Adapter
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What one client had in the second of two rounds on shapes; every value is zero.
+
+    Attributes:
+        trainable: parameters that it trained.
+        downlink, uplink: payloads that it received and sent.
+        state: what it keeps.
+        shapes: signatures of the uplink in the first round and in later ones.
+        asked: arguments of `Local.train` that only some engines can do.
+    """
+
+    trainable: int
+    downlink: Any
+    uplink: Any
+    state: Any
+    shapes: Expected
+    asked: frozenset[str]
+
+
 def method_cost(
     whole: Attached, held: Attached, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
 ) -> Cost:
-    """Run two rounds on shapes; return what the last of `clients`, all of one tier, trains and sends.
+    """Return what the last of `clients`, all of one tier, trains and sends.
 
     Args:
         whole: the method as the driver has it.
@@ -68,6 +88,17 @@ def method_cost(
         validation_examples: validation examples of every client.
     """
     total = sum(parameter.numel() for parameter in held.adapter.model.parameters())  # before rows are masked
+    found = exchange(whole, held, clients, seed, validation_examples)
+    method, up, down = whole.method, found.uplink, found.downlink
+    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in held.adapter.names else "-"
+    sizes = numbers(up), numbers(down), num_bytes(up), num_bytes(down)
+    return Cost(found.trainable, total, *sizes, head, found.shapes, found.asked)
+
+
+def exchange(
+    whole: Attached, held: Attached, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
+) -> Exchange:
+    """Run two rounds on shapes and return what the last client had in the second; arguments as of `method_cost`."""
     method, shapes = whole.method, Shapes(held.adapter)
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
@@ -90,19 +121,8 @@ def method_cost(
             pack_small(states[client.id])  # raises if the state could not be written to a file
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, [_mean(updates)] if averages(method) else updates)
-    up, down = payload, downlinks[clients[-1].id].payload
-    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
-    return Cost(
-        local.trainable,
-        total,
-        numbers(up),
-        numbers(down),
-        num_bytes(up),
-        num_bytes(down),
-        head,
-        frozenset(seen),
-        frozenset(asked),
-    )
+    last = clients[-1].id
+    return Exchange(local.trainable, downlinks[last].payload, payload, states[last], frozenset(seen), frozenset(asked))
 
 
 def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:

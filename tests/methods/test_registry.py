@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_method import REQUIRED
+from every_method import entry as minimal
 from round_result import all_results
 from tiny import tiny_bert
 
@@ -48,9 +48,9 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
     fields = METHODS.find(name).__dataclass_fields__
-    required = {field: REQUIRED[field] for field in REQUIRED if field in fields}
+    required = minimal(name)
     own = {section: {"rank": 3} for section in ("lora", "reft") if {section, "adapter"} & fields.keys()}
-    if "adapter" in fields and "no factors A and B" in refusal({"name": name, "adapter": "reft", **required}):
+    if "adapter" in fields and "no factors A and B" in refusal({**required, "adapter": "reft"}):
         own.pop("reft")
     assert own
     for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
