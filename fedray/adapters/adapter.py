@@ -41,6 +41,8 @@ class TrainableGroup:
 class Adapter:
     """The adapter of one model.
 
+    "GROUP.PART" names the slots of one part of a group wherever a group is named: "lora.B" is B of every LoRA.
+
     Groups of the built-in adapters: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights),
     "reft" (interventions), "full" (every parameter of the base model), "head" (task head, of every adapter whose model
     has one). Layouts and counts also work on a model on the meta device; `read` and `load` need values.
@@ -86,10 +88,10 @@ class Adapter:
         return self._context
 
     def layout(self, name: str) -> Layout:
-        """Return the layout of a group.
+        """Return the layout of a group, or of a part of one.
 
         Raises:
-            KeyError: there is no such group; the message names those that there are.
+            KeyError: there is no such group or part; the message names those that there are.
         """
         return self._group(name).layout
 
@@ -147,7 +149,7 @@ class Adapter:
         """Train exactly the named groups.
 
         Args:
-            names: of groups; "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA).
+            names: of groups, or of parts of groups.
 
         Raises:
             KeyError: there is no such group or part.
@@ -158,7 +160,7 @@ class Adapter:
                 "set_trainable() is for the method's attach(), which declares all that ever trains; to train a part of "
                 "that in train_client, call local.train(parts=[...])"
             )
-        chosen = {id(entry.parameter) for name in names for entry in self.entries(name)}
+        chosen = {id(parameter) for name in names for parameter in self._group(name).parameters()}
         for group in self._groups.values():
             for parameter in group.parameters():
                 parameter.requires_grad_(id(parameter) in chosen)
@@ -254,6 +256,14 @@ class Adapter:
             entries = (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
             self._groups["lora"] = Group("lora", entries, self._groups["lora"].draw)
 
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """Return the entries of a group or of a part, in the order of its layout.
+
+        Raises:
+            KeyError: there is no such group or part.
+        """
+        return self._group(name).entries
+
     def observed(self) -> dict[str, float]:
         """Return, by name, the mean of what the adapter's modules observed in evaluation mode since the last call, over
         modules and non-padding tokens (`ForwardContext.observe`)."""
@@ -263,18 +273,10 @@ class Adapter:
         return nullcontext() if self._gathering is None else self._gathering(parameters, writing)
 
     def _group(self, name: str) -> Group:
-        if name not in self._groups:
-            raise KeyError(f"no group {name!r}{nearest(name, self._groups)}; this adapter has {choices(self._groups)}")
-        return self._groups[name]
-
-    def entries(self, name: str) -> list[Entry]:
-        """Return the entries of a group, or of one of its parts ("lora.B"), in the order of the layout.
-
-        Raises:
-            KeyError: there is no such group or part.
-        """
+        """Return a group, or the part of a group that "GROUP.PART" names."""
         group_name, _, part = name.partition(".")
-        entries = [entry for entry in self._group(group_name).entries if part in ("", entry.slot.part)]
-        if not entries:
-            raise KeyError(f"group {group_name!r} has no part {part!r}")
-        return entries
+        if group_name not in self._groups:
+            known = choices(self._groups)
+            raise KeyError(f"no group {group_name!r}{nearest(group_name, self._groups)}; this adapter has {known}")
+        group = self._groups[group_name]
+        return group.part(part) if part else group

@@ -70,7 +70,7 @@ class BranchedLinear(lora.Linear):
             mixer: `adaptive`: FedALT's G; a number α: w_L = α, w_R = 1 − α; `none`: both 1.
         """
         device = self._base_weight().device
-        d_out, d_in = self.d_out, cast(int, self.in_features)
+        d_out, d_in = self.d_out, self.d_in
         shapes = {"lora_A": (self.r[NAME], d_in), "lora_B": (d_out, self.r[NAME])}
         if rest_rank is not None:
             shapes |= {"lora_rest_A": (rest_rank, d_in), "lora_rest_B": (d_out, rest_rank)}
@@ -101,6 +101,11 @@ class BranchedLinear(lora.Linear):
     def d_out(self) -> int:
         """How many rows the whole B has. From peft's layer: the base weight itself may be partitioned, and so empty."""
         return cast(int, self.out_features)
+
+    @property
+    def d_in(self) -> int:
+        """How many columns A has."""
+        return cast(int, self.in_features)
 
     @property
     def rows(self) -> npt.NDArray[np.int64] | None:

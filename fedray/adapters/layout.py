@@ -99,6 +99,10 @@ class Layout:
             for slot, start in zip(self.slots, self.offsets, strict=True)
         ]
 
+    def part(self, part: Part) -> "Layout":
+        """Return the layout of the slots of one part, for example of all A."""
+        return Layout(tuple(slot for slot in self.slots if slot.part == part))
+
     def mask(self, parts: set[Part]) -> npt.NDArray[np.bool_]:
         """Return a boolean vector of shape [size]: True where the slot's part is one of `parts`."""
         return np.concatenate(

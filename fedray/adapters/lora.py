@@ -49,6 +49,7 @@ def attach_lora(
     section: LoraSection,
     *,
     rest_rank: int | None = None,
+    clip_rest: bool = False,
     rest_dropout: bool = True,
     mixer: "Mixer | None" = None,
     seed: int = 0,
@@ -63,6 +64,7 @@ def attach_lora(
     Args:
         model: a transformers model, also on the meta device; attached to at most once.
         rest_rank: rank of the frozen second branch; None: there is none.
+        clip_rest: whether no target's second branch has a rank above min(d_out, d_in), which holds every matrix.
         rest_dropout: whether the second branch shares the first one's dropout draw (FedALT) or sees x itself (FedHFT).
         mixer: `adaptive`, a fixed α on the individual branch (1 − α on the other), or `none` (the default): both 1.
         seed: keys the first values of A and G.
@@ -97,7 +99,8 @@ def attach_lora(
     for path in paths:
         layer = model.get_submodule(path)
         assert isinstance(layer, BranchedLinear)
-        layer.complete(path, context, section.dropout, rest_rank, rest_dropout, "none" if mixer is None else mixer)
+        rank = min(rest_rank, layer.d_out, layer.d_in) if rest_rank is not None and clip_rest else rest_rank
+        layer.complete(path, context, section.dropout, rank, rest_dropout, "none" if mixer is None else mixer)
         layers[path] = layer
     groups = _groups(layers, rest_rank is not None, rest_rank is not None and mixer == "adaptive")
     adapter = Adapter(model, groups + ([head] if head else []), context, layers)
