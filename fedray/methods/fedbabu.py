@@ -43,7 +43,7 @@ class FedBabu(FedAvg):
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = super().attach(model)
-        heads.require_head("fedbabu", adapter)
+        heads.require_head(self.name, adapter)
         adapter.set_trainable(self.shared, "head")
         return adapter
 
