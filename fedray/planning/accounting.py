@@ -172,7 +172,7 @@ class NoTraining:
     """A trainer of one client that changes nothing.
 
     Attributes:
-        trainable: parameters that attach() declared to train, once `train` was called.
+        trained: how many values every slot has that `train` would have trained.
         asked: arguments of `train` that not every engine can do (`EngineConfig.steers`).
     """
 
@@ -181,12 +181,18 @@ class NoTraining:
     seed: int
     shapes: Shapes
     validation_examples: int
-    trainable: int = 0
+    trained: dict[str, int] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
 
     @property
     def measures(self) -> bool:
-        return True
+        """Only in the first round: what a method trains for an evaluation alone counts in no round's costs."""
+        return self.server_round == 0
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that the round trains in any of its calls."""
+        return sum(self.trained.values())
 
     def train(
         self,
@@ -202,7 +208,8 @@ class NoTraining:
         check_call(self.shapes.adapter, parts, epochs, steps, steering, mean_gradient)
         used = {"parts": parts is not None, "steering": steering is not None, "mean_gradient": mean_gradient}
         self.asked |= {name for name, asked in used.items() if asked}
-        self.trainable = self.shapes.num_trainable()
+        with self.shapes.adapter.narrowed(parts):
+            self.trained |= self.shapes.adapter.training_sizes()
         return {name: self.shapes.read(name) for name in self.shapes.names} if mean_gradient else {}
 
     def measure(self) -> None:

@@ -21,7 +21,10 @@ ONE_BY_ONE: Mapping[str, str] = {}
 ONE_RANK: Mapping[str, str] = {}
 """Methods that refuse tiers of another rank, and why."""
 
-NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {}
+NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
+    "ditto": "the personal model, which is evaluated after training, never becomes the common one",
+    "fedbabu": "what is fine-tuned for an evaluation is not kept",
+}
 """Methods that do not give a federation's only client its own model back, and why."""
 
 UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
