@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from fedray.adapters.context import ForwardContext
-from fedray.adapters.group import Entry, Group
+from fedray.adapters.group import Group
 from fedray.adapters.layout import Layout
 from fedray.errors import choices, nearest
 from fedray.types import Capacity, Vector
@@ -41,9 +41,12 @@ class TrainableGroup:
 class Adapter:
     """The adapter of one model.
 
+    "GROUP.PART" names the slots of one part of a group wherever a group is named: "lora.B" is B of every LoRA.
+
     Groups of the built-in adapters: "lora" (first branch), "rest" (second branch), "mixer" (what weighs them), "gate"
     (similarity to a client's examples), "core" and "frames" (R, and B and A around it), "reft" (interventions), "full"
-    (every parameter of the base model), "head" (task head, of every adapter whose model has one). Layouts and counts also work on a model on the meta device; `read` and `load` need values.
+    (every parameter of the base model), "head" (task head, of every adapter whose model has one). Layouts and counts
+    also work on a model on the meta device; `read` and `load` need values.
 
     Args:
         model: the model with the adapter's modules in it.
@@ -85,10 +88,10 @@ class Adapter:
         return self._context
 
     def layout(self, name: str) -> Layout:
-        """Return the layout of a group.
+        """Return the layout of a group, or of a part of one.
 
         Raises:
-            KeyError: there is no such group; the message names those that there are.
+            KeyError: there is no such group or part; the message names those that there are.
         """
         return self._group(name).layout
 
@@ -146,9 +149,9 @@ class Adapter:
         """Train exactly the named groups.
 
         Args:
-            names: of groups; "lora.B" is only the slots of part B of the group "lora" (FFA-LoRA).
+            names: of groups, or of parts of groups.
         """
-        chosen = {id(entry.parameter) for name in names for entry in self._selected(name)}
+        chosen = {id(parameter) for name in names for parameter in self._group(name).parameters()}
         for group in self._groups.values():
             for parameter in group.parameters():
                 parameter.requires_grad_(id(parameter) in chosen)
@@ -216,13 +219,10 @@ class Adapter:
         return nullcontext() if self._gathering is None else self._gathering(parameters, writing)
 
     def _group(self, name: str) -> Group:
-        if name not in self._groups:
-            raise KeyError(f"no group {name!r}{nearest(name, self._groups)}; this adapter has {choices(self._groups)}")
-        return self._groups[name]
-
-    def _selected(self, name: str) -> list[Entry]:
+        """Return a group, or the part of a group that "GROUP.PART" names."""
         group_name, _, part = name.partition(".")
-        entries = [entry for entry in self._group(group_name).entries if part in ("", entry.slot.part)]
-        if not entries:
-            raise KeyError(f"group {group_name!r} has no part {part!r}")
-        return entries
+        if group_name not in self._groups:
+            known = choices(self._groups)
+            raise KeyError(f"no group {group_name!r}{nearest(group_name, self._groups)}; this adapter has {known}")
+        group = self._groups[group_name]
+        return group.part(part) if part else group

@@ -76,7 +76,7 @@ class BranchedLinear(lora.Linear):
             core: whether the first branch has an R.
         """
         device = self._base_weight().device
-        rank, d_out, d_in = self.r[NAME], self.d_out, cast(int, self.in_features)
+        rank, d_out, d_in = self.r[NAME], self.d_out, self.d_in
         shapes = {"lora_A": (rank, d_in), "lora_B": (d_out, rank)}
         if core:
             shapes["lora_core"] = (rank, rank)
@@ -110,7 +110,7 @@ class BranchedLinear(lora.Linear):
 
     @property
     def d_in(self) -> int:
-        """How long the layer's input is."""
+        """How many columns A has."""
         return cast(int, self.in_features)
 
     @property

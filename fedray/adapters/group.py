@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedray.adapters.layout import Layout, Slot
+from fedray.adapters.layout import Layout, Part, Slot
 from fedray.types import Vector
 
 
@@ -57,6 +57,17 @@ class Group:
     @cached_property
     def layout(self) -> Layout:
         return Layout(tuple(entry.slot for entry in self.entries))
+
+    def part(self, part: Part) -> "Group":
+        """Return the entries of one part as a group of their own, over the same parameters.
+
+        Raises:
+            KeyError: there are none.
+        """
+        entries = [entry for entry in self.entries if entry.slot.part == part]
+        if not entries:
+            raise KeyError(f"group {self.name!r} has no part {part!r}")
+        return Group(f"{self.name}.{part}", entries, self.draw)
 
     def first_values(self, seed: int) -> Vector:
         """Return the values that a run starts from, [layout.size]."""

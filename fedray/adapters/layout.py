@@ -12,8 +12,8 @@ from fedray.types import Vector, state_type
 
 Part = str
 """Role of a tensor. A, B: LoRA factors, of which a tier may hold fewer components (`lora_rank`). R, W, b: LoReFT's and
-DiReFT's rotation, source, bias. P: the free projection of NoReFT and NodiReFT. G, w_R, w_L, present: mixers. v: gate. core: Fed-SB's R. tensor: anything else. An
-adapter kind may add parts of its own, under other names."""
+DiReFT's rotation, source, bias. P: the free projection of NoReFT and NodiReFT. G, w_R, w_L, present: mixers. v: gate.
+core: Fed-SB's R. tensor: anything else. An adapter kind may add parts of its own, under other names."""
 
 
 @state_type("Slot", "fedray.adapters.layout.Slot")
@@ -98,6 +98,10 @@ class Layout:
             (slot, vector[start : start + slot.size].reshape(slot.shape))
             for slot, start in zip(self.slots, self.offsets, strict=True)
         ]
+
+    def part(self, part: Part) -> "Layout":
+        """Return the layout of the slots of one part, for example of all A."""
+        return Layout(tuple(slot for slot in self.slots if slot.part == part))
 
     def mask(self, parts: set[Part]) -> npt.NDArray[np.bool_]:
         """Return a boolean vector of shape [size]: True where the slot's part is one of `parts`."""

@@ -52,6 +52,7 @@ def attach_lora(
     section: LoraSection,
     *,
     rest_rank: int | None = None,
+    clip_rest: bool = False,
     rest_dropout: bool = True,
     mixer: "Mixer | None" = None,
     core: bool = False,
@@ -69,6 +70,7 @@ def attach_lora(
     Args:
         model: a transformers model, also on the meta device; attached to at most once.
         rest_rank: rank of the second branch; None: there is none. For `experts`, a multiple of the first one's.
+        clip_rest: whether no target's second branch has a rank above min(d_out, d_in), which holds every matrix.
         rest_dropout: whether the second branch shares the first one's dropout draw (FedALT) or sees x itself (FedHFT).
         mixer: what weighs the branches (`fedray.adapters.mixers`); default `none`: both weights are 1.
         core: whether the branch is s · B R A.
@@ -105,8 +107,9 @@ def attach_lora(
     for path in paths:
         layer = model.get_submodule(path)
         assert isinstance(layer, BranchedLinear)
+        rank = min(rest_rank, layer.d_out, layer.d_in) if rest_rank is not None and clip_rest else rest_rank
         mixing = "none" if mixer is None else mixer
-        layer.complete(path, context, section.dropout, rest_rank, rest_dropout, mixing, core)
+        layer.complete(path, context, section.dropout, rank, rest_dropout, mixing, core)
         layers[path] = layer
         if core and section.rank > min(layer.d_in, layer.d_out):
             raise ConfigError(

@@ -101,7 +101,7 @@ class Router(Mixing):
         counted = torch.cat([torch.ones_like(present[..., :1]), present, present], -1)
         logits = self.G(x).float().masked_fill(~counted, float("-inf"))
         place = logits.detach().argsort(dim=-1, descending=True).argsort(dim=-1)
-        # Masked before the softmax: a logit that is not chosen has gradient 0, and not one of rounding for AdamW to enlarge.
+        # Masked before the softmax, so that logits that are not chosen have gradient 0: AdamW would enlarge rounding.
         shares = torch.softmax(logits.masked_fill(place > present.sum(-1, keepdim=True), float("-inf")), dim=-1)
         own = shares[..., :1] + shares[..., 1 + others :].sum(-1, keepdim=True)
         return shares[..., 1 : 1 + others], own

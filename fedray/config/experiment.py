@@ -16,7 +16,7 @@ from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, T
 from fedray.errors import choices
 from fedray.types import Task
 
-Head = Literal["shared", "local", "frozen_label_text"]
+Head = Literal["shared", "local", "frozen_label_text", "frozen_random"]
 
 
 class MethodConfig(BaseModel):
@@ -74,8 +74,9 @@ class Config(Section):
     """A name, a mapping with `name` and hyperparameters, or a list of these to compare."""
     task: Task = "classification"
     """classification and regression read a label with a task head; causal_lm continues text and has no head."""
-    head: Head = "shared"
-    """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names."""
+    head: Head | None = None
+    """Task head: trained and averaged, trained and private, or frozen to embeddings of the label names or to one random
+    draw for all clients. Left out: each method's own default, which is `shared` unless the method says otherwise."""
     model: ModelConfig
     data: AnySource
     partition: AnyPartitioner = Field(default_factory=lambda: PARTITIONERS.parse({}))
@@ -187,7 +188,7 @@ class Config(Section):
 class MethodSections(Section):
     """What one method of the comparison uses of the common sections."""
 
-    head: Head
+    head: Head | None
     lora: LoraSection
     reft: ReftSection
     train: TrainConfig

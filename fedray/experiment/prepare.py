@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, choices
 from fedray.evaluation.metrics import check_metric, configured_metric
 from fedray.experiment.population import make_clients
 from fedray.federation.participation import cohort_size
@@ -24,6 +24,8 @@ from fedray.methods.protocol import Initial
 from fedray.methods.registry import build_method
 from fedray.models.architecture import architecture
 from fedray.models.backbone import max_positions, meta_backbone
+from fedray.models.checkpoints.classes import has_own_head
+from fedray.models.checkpoints.stored import stored_configuration
 from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.costs import TierCosts, costs
 from fedray.planning.memory import Footprint, Tokens, predict
@@ -139,7 +141,20 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     arch = architecture(model, config.task, len(names), data.vocab_size, data.pad_token_id, names)
     _check_length(config, max_positions(meta_backbone(arch, config.task)))
     fewest = min(shard.num_examples("validation") for shard in data.shards.values())
-    return Prepared(config, data, clients, arch, costs(config, arch, clients, fewest))
+    found = costs(config, arch, clients, fewest)
+    _note_drawn_heads(config, found)
+    return Prepared(config, data, clients, arch, found)
+
+
+def _note_drawn_heads(config: Config, costs: Mapping[str, TierCosts]) -> None:
+    """Log which methods replace the checkpoint's own task head by a random draw."""
+    drawn = [key for key, tiers in costs.items() if any(cost.head == "frozen_random" for cost in tiers.values())]
+    if drawn and config.model.path != "random" and has_own_head(stored_configuration(config.model)):
+        log.warning(
+            "%s: its own task head is not used by %s: head: frozen_random draws another one",
+            config.model.path,
+            choices(drawn),
+        )
 
 
 def check_own_classes(config: Config) -> None:

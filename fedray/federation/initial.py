@@ -10,13 +10,18 @@ from fedray.models.backbone import missing_head
 from fedray.types import Vector
 
 
-def first_head(model: PreTrainedModel, seed: int) -> Vector | None:
-    """Return the model's own task head, with the parts drawn that its checkpoint lacks; None if it has no head."""
+def first_head(model: PreTrainedModel, seed: int, keep: bool = True) -> Vector | None:
+    """Return the model's own task head, with the parts drawn that its checkpoint lacks; None if it has no head.
+
+    Args:
+        keep: whether the parts stay that the checkpoint has; False draws the whole head.
+    """
     head = head_group(model)
     if head is None:
         return None
     std = getattr(model.config, "initializer_range", 0.02)
-    return draw_head(head.layout, head.read(), missing_head(model), seed, std)
+    drawn = missing_head(model) if keep else [slot.module for slot in head.layout.slots]
+    return draw_head(head.layout, head.read(), drawn, seed, std)
 
 
 def draw_initial(adapter: Adapter, seed: int, head: Vector | None) -> Initial:

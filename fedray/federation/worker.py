@@ -77,7 +77,8 @@ class Worker:
         self._meter = self._metered(method, tier, resting)
         model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
         generating = configured_metric(config.evaluation, config.task).reads == "texts"
-        texts = sections.head == "frozen_label_text" and config.task == "classification"
+        treatment = getattr(method, "effective_head", getattr(method, "head", sections.head))
+        texts = treatment == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
         # The first head is that of the backbone alone, before the adapter is attached, and in the common precision: a
         # tier's own precision would give its clients another head.
@@ -86,7 +87,8 @@ class Worker:
             common = TierConfig(share=1.0)
             reference = load_base_model(config, setup.architecture, setup.tier, common, self.device)
         texts_head = label_text_head(reference, tokenizer, setup.label_names) if texts else None
-        head = first_head(reference, config.seed) if texts_head is None else texts_head
+        drawn = first_head(reference, config.seed, keep=treatment != "frozen_random")
+        head = drawn if texts_head is None else texts_head
         adapter = method.attach(model)
         self.training_context = TrainingContext(
             task=config.task,

@@ -33,12 +33,10 @@ from fedray.adapters.rows import hold_rows
 from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
 from fedray.aggregation.low_rank import (
     MIN_MEMBERSHIP,
-    LowRank,
     cluster_update,
     compress,
     concatenate,
     gram,
-    relative_error,
     truncate,
 )
 from fedray.aggregation.masks import Mask, energy, random_rows, top_rows
@@ -47,6 +45,7 @@ from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import own_layout
+from fedray.methods.parts.carried import cut, grow
 from fedray.methods.parts.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
 from fedray.methods.parts.wire import Wire, WireType, decode, encode
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update, needs
@@ -319,22 +318,14 @@ class FedHft:
         Args:
             pi: the cohort's memberships in this cluster, [cohort].
         """
-        grown: list[LowRank] = []
-        error = 0.0
-        for target, old in enumerate(delta):
-            update = cluster_update(
-                [factor[target] for factor in factors], pi, [mask[target] for mask in masks], self.normalise
-            )
-            if update.rank == 0:  # no client in this cluster
-                grown.append(old)
-                continue
-            total = concatenate([(1.0, old), (1.0, update)])
-            if self.server_state == "full":
-                grown.append(compress(total))
-                continue
-            grown.append(truncate(total, self.server_rank or self.lora.rank))
-            error = max(error, relative_error(grown[-1], total))
-        return tuple(grown), error
+        updates = [
+            cluster_update([factor[target] for factor in factors], pi, [mask[target] for mask in masks], self.normalise)
+            for target in range(len(delta))
+        ]
+        if self.server_state == "full":
+            return grow(delta, updates, lambda x: (compress(x), 0.0))
+        rank = self.server_rank or self.lora.rank
+        return grow(delta, updates, lambda x: cut(x, rank))
 
     def _recluster(self, server: Server) -> Server:
         """Refit the mixture on the latest updates and set π_k to the posteriors (the outer level)."""

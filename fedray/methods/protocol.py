@@ -95,6 +95,17 @@ class Initial:
     layouts: Mapping[str, Layout]
     vectors: Mapping[str, Vector]
 
+    def layout(self, name: str) -> Layout:
+        """Return the layout of a group, or of a part of one ("lora.B")."""
+        group, _, part = name.partition(".")
+        return self.layouts[group].part(part) if part else self.layouts[group]
+
+    def vector(self, name: str) -> Vector:
+        """Return the first values of a group, or of a part of one ("lora.B"), [layout(name).size]."""
+        group, _, part = name.partition(".")
+        vector = self.vectors[group]
+        return vector[self.layouts[group].mask({part})] if part else vector
+
     def head(self) -> Vector | None:
         """Return the initial task head, or None where the model has none."""
         return self.vectors.get("head")

@@ -12,7 +12,12 @@ from fedray.config.section import Mistakes
 from fedray.errors import ConfigError, choices, nearest
 from fedray.methods.protocol import AnyMethod, FederatedMethod
 
-METHODS: Registry[Any] = Registry("method", "fedray.methods", object, others=("parts", "protocol", "registry"))
+METHODS: Registry[Any] = Registry(
+    "method",
+    "fedray.methods",
+    object,
+    others=("carried_adapter", "combined_factors", "parts", "protocol", "registry", "shared_adapter"),
+)
 
 SECTIONS = ("lora", "reft", "head")
 """Fields that are filled from the configuration's sections where a method declares them."""
@@ -42,6 +47,9 @@ def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -
             raise ConfigError(f"{where}: has no use for the section {name!r}; it reads {choices(used)}")
     sections = config.section_for(entry, tier)
     filled = {name: getattr(sections, name) for name in SECTIONS if name in fields}
+    if "head" in filled and filled["head"] is None:
+        default = fields["head"].default
+        filled["head"] = "shared" if default is dataclasses.MISSING else default
     for name in kinds:
         filled[name] = _kind(entry.hyperparameters.get(name, fields[name].default), sections, f"{where}: {name}")
     try:

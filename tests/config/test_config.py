@@ -74,7 +74,7 @@ METHOD = st.tuples(
     st.sampled_from(["fedreft", "fedalt", "local"]).map(lambda name: {"name": name})
     | st.just({"class": "my_methods.Mine"}),
     some(
-        head=st.sampled_from(["shared", "local", "frozen_label_text"]),
+        head=st.sampled_from(["shared", "local", "frozen_label_text", "frozen_random"]),
         lora=LORA,
         reft=REFT,
         train=TRAIN,

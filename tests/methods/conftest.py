@@ -178,14 +178,21 @@ class VectorAdapter:
         self.names = tuple(self._layouts)
 
     def layout(self, name: str) -> Layout:
-        return self._layouts[name]
+        group, _, part = name.partition(".")
+        return self._layouts[group].part(part) if part else self._layouts[group]
 
     def read(self, name: str) -> Any:
-        return self._vectors[name].copy()
+        group, where = self._where(name)
+        return self._vectors[group][where].copy()
 
     def load(self, name: str, vector: Any) -> None:
-        assert vector.shape == (self._layouts[name].size,)
-        self._vectors[name] = np.array(vector, dtype=np.float32)
+        assert vector.shape == (self.layout(name).size,)
+        group, where = self._where(name)
+        self._vectors[group][where] = vector
+
+    def _where(self, name: str) -> tuple[str, Any]:
+        group, _, part = name.partition(".")
+        return group, self._layouts[group].mask({part}) if part else slice(None)
 
 
 @dataclass

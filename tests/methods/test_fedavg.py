@@ -10,7 +10,9 @@ from scipy.linalg import polar
 from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.kinds.reft import ReftKind
 from fedray.config import LoraSection, ReftSection
-from fedray.methods.fedavg import ClientState, FedAvg, GlobalAdapter
+from fedray.methods.fedavg import FedAvg
+from fedray.methods.protocol import Update
+from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 
 
 def fedavg(**options):
@@ -117,7 +119,7 @@ def test_of_one_client_is_local_training(start):
     assert np.array_equal(run.federation.server.shared.head, alone.state("client_000").head)
 
 
-@pytest.mark.parametrize("head", ["local", "frozen_label_text"])
+@pytest.mark.parametrize("head", ["local", "frozen_label_text", "frozen_random"])
 def test_a_head_that_is_not_shared_never_travels(start, head):
     run = start("fedavg", head=head)
     for _ in range(2):
@@ -127,7 +129,7 @@ def test_a_head_that_is_not_shared_never_travels(start, head):
             assert result.uplink_bytes == result.downlink_bytes == 4 * run.initial.layouts["lora"].size
     assert run.federation.server.shared.head is None
     heads = [run.state(client.id).head for client in run.prepared.clients]
-    if head == "frozen_label_text":
+    if head.startswith("frozen"):
         assert heads == [None] * 3
         assert np.array_equal(run.worker.adapter.read("head"), run.initial.head())
     else:
@@ -148,3 +150,51 @@ def test_full_fine_tuning_averages_the_whole_model(start):
     again = start({"name": "fedavg", "adapter": "full"})
     assert np.array_equal(again.initial.vectors["full"], before)
     run.round()
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "fedsa_lora"])
+def test_two_rounds_with_a_server_optimizer(start, name):
+    """FedAdam by hand on what was sent, adapter and head alike; m and v go on into the second round."""
+    run = start({"name": name, "head": "shared", "server_optimizer": {"name": "adam", "lr": 0.05, "tau": 0.01}})
+    moments = {"adapter": (0, 1e-4), "head": (0, 1e-4)}
+    for _ in range(2):
+        before = run.server.shared
+        payloads = [result.payload for result in run.serve().values()]
+        run.round()
+        for part, (m, v) in moments.items():
+            theta = getattr(before, part).astype(float)
+            p, q, r = (getattr(payload, part).astype(float) for payload in payloads)
+            mean = (9 * p + 5 * q + 7 * r) / 21
+            m = 0.9 * m + 0.1 * (mean - theta)
+            v = 0.99 * v + 0.01 * (mean - theta) ** 2
+            moments[part] = m, v
+            expected = theta + 0.05 * m / (np.sqrt(v) + 0.01)
+            np.testing.assert_allclose(getattr(run.server.shared, part), expected, atol=1e-6)
+
+
+def test_a_server_optimizer_moves_rotations_along_the_manifold(start):
+    run = start({"name": "fedavg", "adapter": "reft", "server_optimizer": {"name": "momentum", "lr": 0.5}})
+    run.rounds(2)
+    for slot, value in run.server.layout.items(run.server.shared.adapter):
+        if slot.part == "R":
+            np.testing.assert_allclose(value @ value.T, np.eye(len(value)), atol=1e-5)
+
+
+def test_components_that_nobody_held_keep_their_moments(start):
+    """Only clients of rank 1 take part: the second component and its m and v stay."""
+    tiers = {"weak": {"clients": ["client_000", "client_001", "client_002"], "lora_rank": 1}, "rest": {"share": 1.0}}
+    run = start(
+        {"name": "fedavg", "server_optimizer": {"name": "yogi", "lr": 0.05}}, clients__tiers=tiers, clients__count=4
+    )
+    layout, before = run.server.layout, run.server
+    updates = [update for update in run.serve().values() if update.client.tier == "weak"]
+    uplinks = [Update(result.client, result.client.num_examples, result.payload) for result in updates]
+    after, _ = run.method.aggregate_train(before, uplinks)
+    for vectors in (
+        (before.shared.adapter, after.shared.adapter),
+        *((before.adapter_optimizer[part], after.adapter_optimizer[part]) for part in ("m", "v")),
+    ):
+        for (slot, old), (_, new) in zip(*(layout.items(vector) for vector in vectors), strict=True):
+            first, second = (0, 1) if slot.part == "A" else (np.s_[:, 0], np.s_[:, 1])
+            assert np.array_equal(old[second], new[second])
+            assert not np.array_equal(old[first], new[first])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from every_method import REQUIRED
 from round_result import all_results
 from tiny import tiny_bert
 
@@ -47,15 +48,18 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
     fields = METHODS.find(name).__dataclass_fields__
+    required = {field: REQUIRED[field] for field in REQUIRED if field in fields}
     own = {section: {"rank": 3} for section in ("lora", "reft") if {section, "adapter"} & fields.keys()}
+    if "adapter" in fields and "no factors A and B" in refusal({"name": name, "adapter": "reft", **required}):
+        own.pop("reft")
     assert own
     for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
         entry = {"adapter": section, section: own[section]} if section else own
-        check_sections(name, {section: own[section]} if section else own, entry)
+        check_sections(name, {section: own[section]} if section else own, {**entry, **required})
 
 
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-    head = "shared" if name == "head_only" else "local"
+    head = "local" if not refusal({"name": name, **entry, "head": "local"}) else "shared"
     built: Any = build({"name": name, "head": head, **entry}, **{"lora.alpha": 7, "reft.dropout": 0.2})
     assert type(built) is METHODS.find(name)
     holder = getattr(built, "adapter", built)
@@ -77,6 +81,15 @@ def test_hyperparameters_are_set_and_read_as_their_types() -> None:
     assert auto.clusters == "auto"
 
 
+def refusal(method: Mapping[str, Any]) -> str:
+    """What is wrong with an entry; empty: nothing."""
+    try:
+        build(method)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def refused(method: Mapping[str, Any] | str) -> str:
     with pytest.raises(ConfigError) as caught:
         build(method)
@@ -88,10 +101,9 @@ def refused(method: Mapping[str, Any] | str) -> str:
     [
         (
             "fedhtf",
-            "method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); "
-            "allowed: fedalt, fedavg, fedhft, fedreft, head_only, local",
+            f"method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); allowed: {', '.join(METHODS.names)}",
         ),
-        ("zzz", "method 'zzz': unknown method 'zzz'; allowed: fedalt, fedavg, fedhft, fedreft, head_only, local"),
+        ("zzz", f"method 'zzz': unknown method 'zzz'; allowed: {', '.join(METHODS.names)}"),
         (
             {"name": "fedreft", "aggregate": "maen"},
             "method 'fedreft': aggregate: unknown aggregation rule 'maen' (did you mean 'mean'?); "

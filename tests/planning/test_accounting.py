@@ -227,6 +227,7 @@ BASE = bert_parameters(TINY, D, LAYERS, FFN, VOCABULARY, POSITIONS)
         ("fedavg", {}, LORA + HEAD, LORA, LORA + HEAD, LORA + HEAD, "shared"),
         ("fedavg", {"head": "local"}, LORA + HEAD, LORA, LORA, LORA, "local"),
         ({"name": "fedavg", "head": "frozen_label_text"}, {}, LORA, LORA, LORA, LORA, "frozen_label_text"),
+        ("fedavg", {"head": "frozen_random"}, LORA, LORA, LORA, LORA, "frozen_random"),
         ({"name": "fedavg", "adapter": "reft"}, {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
         ("fedreft", {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
         ({"name": "fedreft", "align": "procrustes"}, {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),

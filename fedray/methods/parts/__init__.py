@@ -1,4 +1,5 @@
-"""What methods share: heads, partial capacity, LoRA factors, number types on the wire, leave-one-out aggregates.
+"""What methods share: heads, partial capacity, LoRA factors, carried sums, number types on the wire, leave-one-out
+aggregates.
 
 No module here is a method.
 

@@ -62,10 +62,15 @@ def gather(common: Layout, own: Layout, vector: Vector) -> Vector:
 def scatter(common: Layout, own: Layout, values: Vector) -> Vector:
     """Return held values in their places, NaN elsewhere: themselves where everything is held. [own.size] ->
     [common.size]"""
-    where = places(common, own)
+    return in_place(common.size, places(common, own), values)
+
+
+def in_place(size: int, where: Places | None, values: Vector) -> Vector:
+    """Return values in their places of a common vector, NaN elsewhere: themselves where they are everywhere (None).
+    [held] -> [size]"""
     if where is None:
         return values
-    vector = np.full(common.size, np.nan, np.float32)
+    vector = np.full(size, np.nan, np.float32)
     vector[where] = values
     return vector
 
@@ -75,24 +80,35 @@ def block_of(slot: Slot) -> int:
     return int(slot.module.rsplit(".", 2)[-2])
 
 
-def held_mean(
-    common: Layout, previous: Vector, held: Sequence[tuple[Layout, Vector]], weights: Sequence[float]
-) -> Vector:
-    """Return the weighted mean of each value over the clients that hold it; the previous value where no
-    client does. [common.size]
+def held_by_any(size: int, held: Sequence[Places | None]) -> npt.NDArray[np.bool_] | None:
+    """Return which values of the common vector some client holds, [size]; None: all of them.
 
     Args:
-        common: layout of the whole vector.
-        previous: the vector before, [common.size].
-        held: each client's own layout and its values.
+        size: of the common vector.
+        held: where each client's values lie in it; None: everywhere.
+    """
+    if any(where is None for where in held):
+        return None
+    found = np.zeros(size, bool)
+    for where in held:
+        found[where] = True
+    return found
+
+
+def held_mean(previous: Vector, held: Sequence[tuple[Places | None, Vector]], weights: Sequence[float]) -> Vector:
+    """Return the weighted mean of each value over the clients that hold it; the previous value where no
+    client does. [d]
+
+    Args:
+        previous: the common vector before, [d].
+        held: where each client's values lie in the common vector (None: everywhere), and the values.
         weights: how much each client counts.
     """
-    if all(places(common, own) is None for own, _ in held):
+    if all(where is None for where, _ in held):
         return weighted_mean(np.stack([vector for _, vector in held]), np.asarray(weights)) if held else previous
-    total, weight = np.zeros(common.size), np.zeros(common.size)
-    for (own, vector), share in zip(held, weights, strict=True):
-        where = places(common, own)
-        where = np.arange(common.size) if where is None else where
-        total[where] += share * vector.astype(np.float64)
-        weight[where] += share
+    total, weight = np.zeros(previous.size), np.zeros(previous.size)
+    for (where, vector), share in zip(held, weights, strict=True):
+        own = slice(None) if where is None else where
+        total[own] += share * vector.astype(np.float64)
+        weight[own] += share
     return np.where(weight > 0, total / np.where(weight > 0, weight, 1), previous).astype(np.float32)

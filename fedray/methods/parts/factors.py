@@ -11,7 +11,9 @@ import numpy.typing as npt
 from fedray.adapters.layout import Layout
 from fedray.aggregation.low_rank import LowRank
 from fedray.aggregation.masks import Mask, pack, unpack
-from fedray.types import Vector
+from fedray.aggregation.products import pad
+from fedray.methods.parts.capacity import own_layout
+from fedray.types import Capacity, Vector
 
 Delta = tuple[LowRank, ...]
 """One low-rank matrix B A per target, in layout order."""
@@ -34,6 +36,23 @@ def join(deltas: Sequence[LowRank]) -> Vector:
     """Return the flat vector of factors, the inverse of `split`."""
     parts = [part.reshape(-1) for delta in deltas for part in (delta.A, delta.B)]
     return np.concatenate(parts).astype(np.float32, copy=False)
+
+
+def by_target(layout: Layout, sent: Sequence[tuple[Capacity, Vector]]) -> list[Delta]:
+    """Return, for each target, the clients' factors, each of the rank that the client's tier has.
+
+    Args:
+        layout: of the common adapter.
+        sent: each client's capacity and its factors.
+    """
+    clients = [split(own_layout(layout, capacity), vector) for capacity, vector in sent]
+    return list(zip(*clients, strict=True))
+
+
+def by_target_padded(layout: Layout, sent: Sequence[tuple[Capacity, Vector]]) -> list[Delta]:
+    """Return the same with zeros for the components that a tier lacks, so that all have the common rank."""
+    ranks = [slot.shape[0] for slot in layout.slots[::2]]
+    return [tuple(pad(x, rank) for x in target) for rank, target in zip(ranks, by_target(layout, sent), strict=True)]
 
 
 def zero(layout: Layout) -> Delta:

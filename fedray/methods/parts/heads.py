@@ -1,7 +1,8 @@
 """The task head. Whether it is local or shared changes accuracy strongly, so all methods offer the same choices.
 
 shared: averaged by the driver, weighted by num_examples (FedHFT: per cluster); local: trained and kept by the client;
-frozen_label_text: the embeddings of the label names, equal for all, neither trained nor sent.
+frozen_label_text, frozen_random: the embeddings of the label names, or the experiment's random draw, equal for all
+clients, neither trained nor sent. The draw is the control that shows what the label names contribute.
 """
 
 from collections.abc import Sequence
@@ -19,22 +20,25 @@ from fedray.types import Vector
 
 Payload = TypeVar("Payload")
 
+FROZEN: tuple[Head, ...] = ("frozen_label_text", "frozen_random")
+"""Heads that stay as the worker draws them."""
+
 
 def trainable(head: Head, adapter: Adapter, *groups: str) -> tuple[str, ...]:
     """Return `groups`, and the head if the model has one that trains."""
-    return (*groups, "head") if "head" in adapter.names and head != "frozen_label_text" else groups
+    return (*groups, "head") if "head" in adapter.names and head not in FROZEN else groups
 
 
 def load(head: Head, adapter: Adapter, shared: Vector | None, own: Vector | None) -> None:
     """Load the head that the client starts the round with; a frozen head stays as it is."""
-    vector = {"shared": shared, "local": own, "frozen_label_text": None}[head]
+    vector = {"shared": shared, "local": own}.get(head)
     if vector is not None:
         adapter.load("head", vector)
 
 
 def read(head: Head, adapter: Adapter) -> tuple[Vector | None, Vector | None]:
     """Return (the head that is sent, the head that stays with the client)."""
-    if "head" not in adapter.names or head == "frozen_label_text":
+    if "head" not in adapter.names or head in FROZEN:
         return None, None
     vector = adapter.read("head")
     return (vector, None) if head == "shared" else (None, vector)

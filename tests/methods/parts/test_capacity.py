@@ -62,14 +62,14 @@ def test_a_value_is_averaged_over_those_who_hold_it():
     low = own_layout(LORA, {"lora_rank": 2})
     before = np.full(16, -1, np.float32)
     fours, eights = np.full(16, 4, np.float32), np.full(low.size, 8, np.float32)
-    both = held_mean(LORA, before, [(LORA, fours), (low, eights)], [1, 3])
+    both = held_mean(before, [(None, fours), (places(LORA, low), eights)], [1, 3])
     only_first = [4, 5, 8, 11]
     assert both[only_first].tolist() == [4, 4, 4, 4]
     assert set(np.delete(both, only_first)) == {7}
-    nobody = held_mean(LORA, before, [(low, eights), (low, eights)], [1, 3])
+    nobody = held_mean(before, [(places(LORA, low), eights)] * 2, [1, 3])
     assert nobody[only_first].tolist() == [-1, -1, -1, -1]
     assert set(np.delete(nobody, only_first)) == {8}
-    assert held_mean(LORA, before, [], []) is before
+    assert held_mean(before, [], []) is before
 
 
 # ---------------------------------------------------------------- whole rounds of tiers
@@ -172,7 +172,7 @@ def test_full_fine_tuning_is_whole_on_every_tier(start):
     assert run.federation.server.shared.adapter.size == run.initial.layouts["full"].size
 
 
-@pytest.mark.parametrize("head", ["shared", "frozen_label_text"])
+@pytest.mark.parametrize("head", ["shared", "frozen_label_text", "frozen_random"])
 def test_the_head_is_the_same_on_tiers_of_another_precision(start, head):
     """Also where it follows from the base model, which a bfloat16 tier rounds."""
     tiers = {"strong": TIERS["strong"], "half": {"clients": ["client_001"], "precision": "bfloat16"}}

@@ -1,0 +1,39 @@
+"""Methods whose server combines the clients' LoRA factors target by target, in closed form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedray.aggregation.low_rank import LowRank
+from fedray.methods.parts import heads
+from fedray.methods.parts.factors import by_target_padded, join
+from fedray.methods.protocol import Metrics, Update
+from fedray.methods.shared_adapter import GlobalAdapter, Server, SharedAdapter
+
+
+@dataclass(frozen=True)
+class Combined(SharedAdapter):
+    """FedAvg's clients, and a server that needs every client's factors. Subclasses add `combine`.
+
+    Factors of tiers with fewer components are filled up with zeros.
+    """
+
+    def __post_init__(self) -> None:
+        self.requires_lora("which the server combines")
+
+    def combine(self, factors: Sequence[LowRank], counts: Sequence[int]) -> LowRank:
+        """Return the server's next factors for one target.
+
+        Args:
+            factors: the clients', all of the common rank, in the order of client ids.
+            counts: what each client counts for, in any unit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define combine(factors, counts)")
+
+    def aggregate_train(self, server: Server, updates: Sequence[Update[GlobalAdapter]]) -> tuple[Server, Metrics]:
+        if not updates:
+            return server, {}
+        counts = self.counts(updates)
+        targets = by_target_padded(server.layout, [(update.capacity, update.payload.adapter) for update in updates])
+        adapter = join([self.combine(target, counts) for target in targets])
+        head = heads.average(server.shared.head, [update.payload.head for update in updates], counts)
+        return replace(server, shared=GlobalAdapter(adapter, head)), {}

@@ -1,0 +1,144 @@
+"""What methods with one adapter for all clients have in common: everything but how the server combines the updates.
+
+A client receives the shared values, trains them, and sends them back. A method may share only a part of the adapter
+("lora.A"); the client trains a second part and keeps it, if the method says so, and the head is treated as `head` says.
+Where tiers hold parts of the adapter (`fedray.methods.parts.capacity`), payloads contain what the tier holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.kind import AdapterKind
+from fedray.adapters.kinds.lora import LORA
+from fedray.adapters.layout import Layout
+from fedray.config import Head
+from fedray.errors import ConfigError
+from fedray.methods.parts import heads
+from fedray.methods.parts.capacity import gather, own_layout
+from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Uploaded
+from fedray.types import Client, ClientId, Vector, state_type
+
+
+@state_type("fedavg.Shared", "fedray.methods.fedavg.Shared")
+@dataclass(frozen=True)
+class GlobalAdapter:
+    """What all clients have in common: the shared values of the adapter and, if it is shared, the head. Downlink and
+    uplink."""
+
+    adapter: Vector
+    head: Vector | None
+
+
+@state_type("shared_adapter.Server")
+@dataclass(frozen=True)
+class Server:
+    """Server state: the shared values and their layout."""
+
+    layout: Layout
+    shared: GlobalAdapter
+
+
+@state_type("fedavg.Client", "fedray.methods.fedavg.OwnHead")
+@dataclass(frozen=True)
+class ClientState:
+    """Client state: the head and the part of the adapter that the client keeps, where it keeps them."""
+
+    head: Vector | None
+    private: Vector | None = None
+
+
+@dataclass(frozen=True)
+class SharedAdapter:
+    """One adapter for all clients. Subclasses add `aggregate_train`, and may override the other functions.
+
+    Attributes:
+        adapter: what is trained and shared.
+        weights: what a client counts for: `examples` (n_k) or `uniform`.
+    """
+
+    head: Head = "shared"
+    adapter: AdapterKind = LORA
+    weights: Averages = "examples"
+
+    @property
+    def name(self) -> str:
+        """The method's name in messages."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def effective_head(self) -> Head:
+        """How the head is treated, whatever `head` says for all methods."""
+        return self.head
+
+    @property
+    def shared(self) -> str:
+        """The group, or the part of one, that travels and that the server combines."""
+        return self.adapter.group
+
+    @property
+    def private(self) -> str | None:
+        """The part that a client trains and keeps."""
+        return None
+
+    def attach(self, model: nn.Module) -> Adapter:
+        adapter = self.adapter.attach(model)
+        parts = (self.shared,) if self.private is None else (self.shared, self.private)
+        adapter.set_trainable(*heads.trainable(self.effective_head, adapter, *parts))
+        return adapter
+
+    def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
+        return Server(initial.layout(self.shared), self.first_shared(initial))
+
+    def first_shared(self, initial: Initial) -> GlobalAdapter:
+        """Return what the server starts from."""
+        return GlobalAdapter(initial.vector(self.shared), heads.initial(self.effective_head, initial.head())[0])
+
+    def init_client(self, initial: Initial, client: Client) -> ClientState:
+        private = None if self.private is None else initial.vector(self.private)
+        return ClientState(heads.initial(self.effective_head, initial.head())[1], private)
+
+    def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[GlobalAdapter]]:
+        holders: dict[Layout, list[ClientId]] = {}
+        for client in cohort:
+            holders.setdefault(own_layout(server.layout, client.capacity), []).append(client.id)
+        return [
+            Broadcast(replace(server.shared, adapter=gather(server.layout, own, server.shared.adapter)), ids)
+            for own, ids in holders.items()
+        ]
+
+    def train_client(
+        self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local
+    ) -> tuple[GlobalAdapter, ClientState]:
+        self.load(adapter, client_state, downlink, local)
+        self.train(downlink, local)
+        head_up, head_own = heads.read(self.effective_head, adapter)
+        private = None if self.private is None else adapter.read(self.private)
+        return GlobalAdapter(adapter.read(self.shared), head_up), ClientState(head_own, private)
+
+    def load(self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local) -> None:
+        """Load everything that the client starts the round with."""
+        adapter.load(self.shared, downlink.adapter)
+        if self.private is not None and client_state.private is not None:
+            adapter.load(self.private, client_state.private)
+        heads.load(self.effective_head, adapter, downlink.head, client_state.head)
+
+    def train(self, downlink: GlobalAdapter, local: Local) -> None:
+        """Train what was loaded."""
+        local.train()
+
+    def counts(self, updates: Sequence[Uploaded[GlobalAdapter]]) -> list[int]:
+        """Return what each update counts for in a weighted mean, in any unit."""
+        return [update.num_examples if self.weights == "examples" else update.num_clients for update in updates]
+
+    def requires_lora(self, why: str) -> None:
+        """Refuse an adapter without the factors A and B.
+
+        Raises:
+            ConfigError: the adapter's group is not "lora".
+        """
+        if self.adapter.group != "lora":
+            kind = self.adapter.label
+            raise ConfigError(f"{self.name}.adapter: {kind} has no factors A and B, {why}; use adapter: lora")
