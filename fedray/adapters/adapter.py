@@ -1,7 +1,7 @@
 """An adapter as methods see it: named groups of parameters inside a frozen model, each one flat vector."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ import numpy.typing as npt
 from torch import nn
 
 from fedray.adapters.context import ForwardContext
-from fedray.adapters.group import Group
+from fedray.adapters.group import Entry, Group
 from fedray.adapters.layout import Layout
-from fedray.errors import choices, nearest
+from fedray.errors import TrainingError, choices, nearest
 from fedray.types import Capacity, Vector
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Adapter:
         self._whole = {group.name: group.layout for group in groups}
         self._context = context
         self._gathering: Gathering | None = None
+        self._settled = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,12 +151,58 @@ class Adapter:
 
         Args:
             names: of groups, or of parts of groups.
+
+        Raises:
+            KeyError: there is no such group or part.
+            TrainingError: what trains is settled.
         """
-        chosen = {id(parameter) for name in names for parameter in self._group(name).parameters()}
+        if self._settled:
+            raise TrainingError(
+                "set_trainable() is for the method's attach(), which declares all that ever trains; to train a part of "
+                "that in train_client, call local.train(parts=[...])"
+            )
+        chosen = {id(entry.parameter) for name in names for entry in self.entries(name)}
         for group in self._groups.values():
             for parameter in group.parameters():
                 parameter.requires_grad_(id(parameter) in chosen)
                 parameter.grad = None
+
+    def settle(self) -> None:
+        """Fix what trains, for which an engine, a stack of adapters or a count is made: `set_trainable` is refused from
+        now on."""
+        self._settled = True
+
+    @contextmanager
+    def narrowed(self, parts: Sequence[str] | None) -> Iterator[None]:
+        """Within, only some of what trains does; everything else has no gradient.
+
+        Args:
+            parts: names as in `set_trainable`; None: all that trains.
+
+        Raises:
+            KeyError: there is no such group or part.
+            TrainingError: one of the parts does not train.
+        """
+        if parts is None:
+            yield
+            return
+        chosen = {name: self.entries(name) for name in parts}
+        frozen = [name for name in parts if not all(entry.parameter.requires_grad for entry in chosen[name])]
+        if frozen or not parts:
+            what = f"not declared to train: {choices(frozen)}" if parts else "names nothing"
+            raise TrainingError(
+                f"train(parts={list(parts)}): {what}; name some of what the method's attach() gives to set_trainable()"
+            )
+        moving = {id(entry.parameter) for entries in chosen.values() for entry in entries}
+        parameters = [parameter for group in self._groups.values() for parameter in group.parameters()]
+        resting = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in moving]
+        for parameter in resting:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in resting:
+                parameter.requires_grad_(True)
 
     def trainable_groups(self) -> list[TrainableGroup]:
         """Return what trains, at most two entries per group: with and without weight decay."""
@@ -179,6 +226,14 @@ class Adapter:
         """Return how many parameters train."""
         entries = [entry for group in self._groups.values() for entry in group.entries]
         return sum(entry.slot.size for entry in entries if entry.parameter.requires_grad)
+
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """Return the entries of a group, or of a part of one, in the order of the layout.
+
+        Raises:
+            KeyError: there is no such group or part.
+        """
+        return self._group(name).entries
 
     def set_dropout_key(self, key: int) -> None:
         """Key the dropout masks of the following forward passes; set it anew for every micro-batch."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedray.adapters.adapter import Adapter
+from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.reft import RotationEntry
@@ -52,7 +52,6 @@ class AdapterStack:
 
     Attributes:
         columns: one per entry of the adapter; those that train come first, group by group.
-        trained: how many of the columns train.
         values: [members, size].
 
     Raises:
@@ -62,7 +61,6 @@ class AdapterStack:
     def __init__(self, adapter: Adapter, members: int):
         self.adapter, self.members = adapter, members
         self.columns = _columns(adapter)
-        self.trained = sum(column.group is not None for column in self.columns)
         self._column = {id(column.entry.parameter): index for index, column in enumerate(self.columns)}
         self._uses = _uses(adapter, self._column)
         flat = torch.cat([column.entry.parameter.detach().reshape(-1) for column in self.columns])
@@ -74,6 +72,7 @@ class AdapterStack:
         }
         self.used_rows: dict[str, Tensor] = {}
         self._views: list[Tensor] = []
+        self._moving: Sequence[int] = ()
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
 
     def member(self, index: int) -> "StackedAdapter":
@@ -96,46 +95,72 @@ class AdapterStack:
                 self._views = []
                 self.adapter.context.client_batch = None
 
-    def use(self, values: Tensor, slots: Sequence[int], training: bool) -> None:
+    def columns_of(self, groups: Sequence[TrainableGroup]) -> list[int]:
+        """Return the columns of the groups' parameters, in their order."""
+        return [self._column[id(parameter)] for group in groups for parameter in group.parameters]
+
+    def gather(self, values: Tensor, columns: Sequence[int]) -> Tensor:
+        """Return the values of some columns one after another, [members, their size]: a view, if they come first in
+        `values`, [members, size]."""
+        if list(columns) == list(range(len(columns))):
+            return values[:, : sum(self._sizes(columns))]
+        chosen = [self.columns[index] for index in columns]
+        return torch.cat([values[:, column.start : column.stop] for column in chosen], dim=1)
+
+    def write(self, slots: Sequence[int], columns: Sequence[int], moved: Tensor) -> None:
+        """Set the values of some columns, gathered, of the members in these places."""
+        places = torch.tensor(slots, device=moved.device)
+        for index, piece in zip(columns, torch.split(moved, self._sizes(columns), dim=1), strict=True):
+            self.values[places, self.columns[index].start : self.columns[index].stop] = piece
+
+    def _sizes(self, columns: Sequence[int]) -> list[int]:
+        return [self.columns[index].stop - self.columns[index].start for index in columns]
+
+    def use(
+        self, values: Tensor, slots: Sequence[int], columns: Sequence[int] = (), moving: Tensor | None = None
+    ) -> None:
         """Choose the members of the following passes.
 
         Args:
-            values: [members of the pass, size]; when training, views of it receive gradients.
+            values: [members of the pass, size].
             slots: the members' places in the stack.
-            training: whether gradients are needed.
+            columns: those that train.
+            moving: their values, gathered: views of it receive gradients.
         """
         with torch.no_grad():
             self._views = [
                 values[:, column.start : column.stop].view(len(values), *column.entry.parameter.shape)
                 for column in self.columns
             ]
-        if training:
-            self._views[: self.trained] = [view.detach().requires_grad_() for view in self._views[: self.trained]]
+        self._moving = columns
+        if moving is not None:
+            for index, piece in zip(columns, torch.split(moving, self._sizes(columns), dim=1), strict=True):
+                self._views[index] = piece.view_as(self._views[index]).detach().requires_grad_()
         self.used_rows = {path: rows[list(slots)] for path, rows in self.rows.items()}
         self._seen.clear()
         for use in self._uses:
-            use.begin(training)
+            use.begin(training=moving is not None)
 
     def take_gradients(self) -> tuple[Tensor, npt.NDArray[np.bool_] | None]:
         """Return and drop the gradients.
 
         Returns:
-            The gradients, [members of the pass, trained values], and which parameters have one, [members, trained];
-            None: all. A parameter that took no part in a member's step has no gradient, rather than a zero one.
+            The gradients, [members of the pass, values that train], and which of these columns have one, [members,
+            columns]; None: all. A parameter that took no part in a member's step has none, rather than a zero one.
         """
-        leaves = self._views[: self.trained]
-        members = len(leaves[0])
-        present = np.ones((members, self.trained), bool)
+        members = len(self._views[0])
+        present = np.ones((members, len(self._moving)), bool)
         gradients = []
-        for index, leaf in enumerate(leaves):
+        for place, index in enumerate(self._moving):
+            leaf = self._views[index]
             if leaf.grad is None:
-                present[:, index] = False
+                present[:, place] = False
                 gradients.append(leaf.new_zeros(members, leaf[0].numel()))
                 continue
             gradients.append(leaf.grad.reshape(members, -1))
             leaf.grad = None
             if index in self._seen:
-                present[:, index] = self._seen[index]
+                present[:, place] = self._seen[index]
         self._seen.clear()
         return torch.cat(gradients, dim=1), None if present.all() else present
 
@@ -176,6 +201,7 @@ class StackedAdapter(Adapter):
         super().__init__(whole.model, groups, whole.context, cast(Any, targets))
         self._whole = {name: whole.whole_layout(name) for name in whole.names}
         self.fit_capacity = whole.fit_capacity
+        self.settle()
 
     def observed(self) -> dict[str, float]:
         return self._context.take_observed(self._member)

@@ -90,6 +90,13 @@ class EngineConfig(Option):
         are used. Otherwise they are loaded onto the device, and mapped from the node's file on a CPU."""
         return False
 
+    @property
+    def steers(self) -> bool:
+        """Whether a method may train parts of what it declares, steer gradients, or take their mean (`parts`,
+        `steering`, `mean_gradient` of `Local.train`): the engine moves what `adapter.trainable_groups()` says at its
+        `begin`, and calls `steer` before it clips."""
+        return False
+
     def with_absolute_paths(self, folder: Path) -> Self:
         """Return this section with absolute paths; relative ones are below `folder`."""
         return self

@@ -4,5 +4,5 @@
 what a method is, `shared_adapter` what methods with one adapter for all clients have in common, and `parts` holds what
 several methods share.
 
-Uses: adapters, aggregation, config.
+Uses: adapters, aggregation, config, training.
 """

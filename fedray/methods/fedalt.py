@@ -9,7 +9,7 @@ LoRA; if tiers have LoRAs of different rank, a component is averaged over the cl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -24,7 +24,8 @@ from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods.parts import heads
 from fedray.methods.parts.all_but_me import all_but_me
-from fedray.methods.parts.capacity import gather, own_layout, scatter
+from fedray.methods.parts.capacity import gather, in_place, own_layout
+from fedray.methods.parts.masking import Bits, keep_important, masked_places
 from fedray.methods.protocol import Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
@@ -37,14 +38,16 @@ class Server:
     Attributes:
         layout: of the common LoRA.
         own: layout of what each client holds of it.
-        latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, in its own layout.
+        latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, as it was sent.
         head: the head, if it is shared.
+        rows: which rows of B_j^L a masked client sent.
     """
 
     layout: Layout
     own: Mapping[ClientId, Layout]
     latest: Mapping[ClientId, Vector]
     head: Vector | None
+    rows: Mapping[ClientId, Bits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,15 @@ class RestOfWorld:
 
 @dataclass(frozen=True)
 class Individual:
-    """Uplink: the individual LoRA, and the head if it is shared."""
+    """Uplink: the individual LoRA, and the head if it is shared.
+
+    Attributes:
+        rows: which rows of B the LoRA has, as a bitset; None: all.
+    """
 
     lora: Vector
     head: Vector | None
+    rows: Bits | None = None
 
 
 @state_type("fedalt.Client", "fedray.methods.fedalt.Own")
@@ -95,6 +103,8 @@ class FedAlt:
         alpha: weight of L under `fixed`.
         a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all;
             the average of products stays close to the product of averages).
+        mask: FedHFT's masks: a client whose tier has a `mask_ratio` sends only that share of B's rows, chosen by this
+            importance, and keeps all of them; a row of others is made of the clients that sent it.
     """
 
     lora: LoraSection
@@ -104,6 +114,7 @@ class FedAlt:
     mixer: Literal["adaptive", "fixed", "none"] = "adaptive"
     alpha: float = 0.5
     a_init: Literal["independent", "common"] = "independent"
+    mask: Literal["none", "fisher", "energy"] = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -134,7 +145,11 @@ class FedAlt:
         return ClientState(lora, mixer, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
-        latest = {id: scatter(server.layout, server.own[id], lora) for id, lora in server.latest.items()}
+        layout, own, rows = server.layout, server.own, server.rows
+        latest = {
+            id: in_place(layout.size, masked_places(layout, own[id], rows.get(id)), lora)
+            for id, lora in server.latest.items()
+        }
         rest = all_but_me(latest, [client.id for client in cohort], self._rule())
         return {client.id: RestOfWorld(self._held(server, client, rest[client.id]), server.head) for client in cohort}
 
@@ -161,13 +176,17 @@ class FedAlt:
         head_up, head_own = heads.read(self.head, adapter)
         lora = adapter.read("lora")
         mixer = None if client_state.mixer is None else adapter.read("mixer")
-        return Individual(lora, head_up), ClientState(lora, mixer, head_own)
+        sent, rows = lora, None
+        if self.mask != "none":
+            sent, rows = keep_important(adapter, adapter.layout("lora"), lora, self.mask, local)
+        return Individual(sent, head_up, rows), ClientState(lora, mixer, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[Individual]]) -> tuple[Server, Metrics]:
         latest = {**server.latest, **{update.client.id: update.payload.lora for update in updates}}
+        masked = {update.client.id: update.payload.rows for update in updates if update.payload.rows is not None}
         sent = [update.payload.head for update in updates]
         head = heads.average(server.head, sent, [update.num_examples for update in updates])
-        return replace(server, latest=latest, head=head), {}
+        return replace(server, latest=latest, head=head, rows={**server.rows, **masked}), {}
 
 
 ENTRY = FedAlt

@@ -13,14 +13,19 @@ from the product of the means by Σ_k w_k (B_k − B̄)(A_k − Ā).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout
 from fedray.adapters.rotations import retract_rotations
 from fedray.aggregation.server_optimizer import ServerOptimizerOption, State, step_where_held
 from fedray.aggregation.server_optimizers.sgd import TAKE_THE_MEAN
+from fedray.errors import ConfigError
 from fedray.methods.parts import heads
-from fedray.methods.parts.capacity import held_by_any, held_mean, own_layout, places
-from fedray.methods.protocol import Averages, Initial, Metrics, Uploaded
-from fedray.methods.shared_adapter import GlobalAdapter, SharedAdapter
+from fedray.methods.parts.capacity import Places, held_by_any, held_mean, own_layout
+from fedray.methods.parts.masking import Bits, keep_important, masked_places
+from fedray.methods.protocol import Averages, Initial, Local, Metrics, Uploaded
+from fedray.methods.shared_adapter import ClientState, GlobalAdapter, SharedAdapter
 from fedray.methods.shared_adapter import Server as SharedServer
 from fedray.types import Client, state_type
 
@@ -40,6 +45,17 @@ class Server(SharedServer):
 
 
 @dataclass(frozen=True)
+class MaskedAdapter(GlobalAdapter):
+    """Uplink of a masked client: `adapter` has only some rows of B.
+
+    Attributes:
+        rows: which, as a bitset; None: all.
+    """
+
+    rows: Bits | None
+
+
+@dataclass(frozen=True)
 class FedAvg(SharedAdapter):
     """One adapter for all clients, the mean of theirs.
 
@@ -48,13 +64,22 @@ class FedAvg(SharedAdapter):
         weights: w_k: `examples` (n_k, the paper) or `uniform`.
         server_optimizer: how the server moves to the mean: `sgd` with lr 1 takes it; `momentum` is FedAvgM, `adagrad`,
             `adam` and `yogi` are FedAdagrad, FedAdam and FedYogi, each a mapping with `name`, `lr` and its own fields.
+        mask: FedHFT's masks: a client whose tier has a `mask_ratio` sends only that share of B's rows, chosen by this
+            importance, and a row is averaged over the clients that sent it. `none`: everybody sends all rows.
     """
 
     server_optimizer: ServerOptimizerOption = TAKE_THE_MEAN
+    mask: Literal["none", "fisher", "energy"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.mask != "none":
+            self.requires_lora("whose rows could be masked")
+            if not self.shared.startswith("lora") or self.shared == "lora.A":
+                raise ConfigError(f"{self.name}.mask: B does not travel, so no row of it can be left out")
 
     @property
     def averages(self) -> Averages | None:
-        return self.weights
+        return self.weights if self.mask == "none" else None  # clients with other rows have no common shape
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
         start = super().init_server(initial, clients)
@@ -62,11 +87,20 @@ class FedAvg(SharedAdapter):
         optimizer = self.server_optimizer
         return Server(start.layout, start.shared, optimizer.init(start.layout.size), optimizer.init(len(head)))
 
+    def train_client(
+        self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local
+    ) -> tuple[GlobalAdapter, ClientState]:
+        uplink, state = super().train_client(adapter, client_state, downlink, local)
+        if self.mask == "none":
+            return uplink, state
+        sent, rows = keep_important(adapter, adapter.layout(self.shared), uplink.adapter, self.mask, local)
+        return MaskedAdapter(sent, uplink.head, rows), state
+
     def aggregate_train(self, server: Server, updates: Sequence[Uploaded[GlobalAdapter]]) -> tuple[Server, Metrics]:
         if not updates:
             return server, {}
         layout, old, counts = server.layout, server.shared, self.counts(updates)
-        held = [places(layout, own_layout(layout, update.capacity)) for update in updates]
+        held = [self._places(layout, update) for update in updates]
         sent = [update.payload.adapter for update in updates]
         mean = held_mean(old.adapter, list(zip(held, sent, strict=True)), counts)
         adapter, adapter_optimizer = step_where_held(
@@ -78,6 +112,11 @@ class FedAvg(SharedAdapter):
             head, head_optimizer = step_where_held(self.server_optimizer, head_optimizer, old.head, head)
         shared = GlobalAdapter(retract_rotations(layout, adapter), head)
         return Server(layout, shared, adapter_optimizer, head_optimizer), {}
+
+    def _places(self, layout: Layout, update: Uploaded[GlobalAdapter]) -> Places | None:
+        """Return where the values that were sent lie in the shared vector; None: everywhere."""
+        rows = update.payload.rows if isinstance(update.payload, MaskedAdapter) else None
+        return masked_places(layout, own_layout(layout, update.capacity), rows)
 
 
 ENTRY = FedAvg

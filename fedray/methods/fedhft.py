@@ -47,6 +47,7 @@ from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import own_layout
 from fedray.methods.parts.carried import cut, grow
 from fedray.methods.parts.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
+from fedray.methods.parts.masking import important_rows, mask_ratio
 from fedray.methods.parts.wire import Wire, WireType, decode, encode
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update, needs
 from fedray.randomness import keyed_seed
@@ -242,7 +243,7 @@ class FedHft:
         kept = adapter.read("lora")
         if self.timing == "post":
             trained = split(layout, kept)
-            masks = self._masks_after(tuple(adapter.targets), trained, local)
+            masks = important_rows(adapter.targets, trained, self.importance or "fisher", local)
             kept = join(keep_rows(trained, masks))
         local.record("mask_size", int(sum(mask.sum() for mask in masks)))
         local.record("clusters", downlink.memberships.tolist())
@@ -266,17 +267,6 @@ class FedHft:
             else:
                 masks.append(random_rows(importance.size, mask_ratio(local.client), local.rng(f"rows {module}")))
         return tuple(masks)
-
-    def _masks_after(self, targets: tuple[str, ...], trained: Delta, local: Local) -> tuple[Mask, ...]:
-        """Return the most important rows of what was trained (timing `post`). A client that keeps all rows needs no
-        importance."""
-        ratio = mask_ratio(local.client)
-        if ratio == 1:
-            return tuple(np.ones(delta.B.shape[0], bool) for delta in trained)
-        if self.importance == "energy":
-            return tuple(top_rows(energy(delta.B, delta.A), ratio) for delta in trained)
-        fisher = local.importance()
-        return tuple(top_rows(fisher[module], ratio) for module in targets)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[MaskedUpdate]]) -> tuple[Server, Metrics]:
         server = replace(server, server_round=server.server_round + 1)
@@ -354,11 +344,6 @@ class FedHft:
         previous = np.stack([server.memberships[id] for id in ids]).astype(np.float64)
         matched = match_components(previous, posteriors).astype(np.float32)
         return replace(server, memberships={**server.memberships, **dict(zip(ids, matched, strict=True))})
-
-
-def mask_ratio(client: Client) -> float:
-    """Return ρ_k, the share of output rows that the client can hold."""
-    return float(client.capacity.get("mask_ratio", 1.0))
 
 
 def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:

@@ -13,6 +13,7 @@ class FedIt(FedAvg):
     """FedAvg of both LoRA factors."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.requires_lora("which FedIT averages")
 
 

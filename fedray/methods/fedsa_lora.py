@@ -26,6 +26,7 @@ class FedSaLora(FedAvg):
     head: Head = "local"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.requires_lora("of which FedSA-LoRA shares A")
 
     @property

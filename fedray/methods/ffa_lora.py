@@ -21,6 +21,7 @@ class FfaLora(FedAvg):
     """FedAvg of B, with A frozen at the common draw."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.requires_lora("of which FFA-LoRA trains B")
 
     @property

@@ -63,6 +63,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
 from fedray.aggregation.low_rank import LowRank
 from fedray.errors import ConfigError, choices
+from fedray.training.steering import Steering
 from fedray.types import Capacity, Client, ClientId, Evaluation, Split, Vector
 
 Metrics = Mapping[str, float]
@@ -179,9 +180,49 @@ class Local(Protocol):
     def server_round(self) -> int: ...
     @property
     def seed(self) -> int: ...
-    def train(self) -> None:
-        """Train the adapter's trainable groups on the client's shard. Measures the test split right before
-        (`aggregated`) and right after (`personalised`), so call it once, with everything loaded."""
+    @property
+    def measures(self) -> bool:
+        """Whether the test split is measured in this round. What is trained only for that can be left out otherwise."""
+        ...
+
+    def train(
+        self,
+        parts: Sequence[str] | None = None,
+        *,
+        epochs: float | None = None,
+        steps: int | None = None,
+        steering: Steering | None = None,
+        phase: int | None = None,
+        measure: bool = True,
+        mean_gradient: bool = False,
+    ) -> Mapping[str, Vector]:
+        """Train on the client's shard, with everything loaded and a fresh optimizer. May be called several times in a
+        round. The test split is measured right before the first call (`aggregated`); the row of the client has the
+        steps of all calls and the mean of their losses.
+
+        Args:
+            parts: what trains in this call, by the names of `Adapter.set_trainable`, out of what attach() declared;
+                default all of that. The rest has no gradient, does not decay, and does not count in the clipping norm.
+            epochs: instead of `train.epochs`; `train.max_steps` holds all the same.
+            steps: optimizer steps, instead of `train.epochs` and `train.max_steps`.
+            steering: what is added to the gradient of every step, before clipping; not part of the reported loss.
+            phase: keys the order of the examples and the dropout; default the call's index in the round. Two trainings
+                of one phase see the same batches.
+            measure: whether the test split is measured right after this call (`personalised`; the last one counts).
+            mean_gradient: whether to return the mean of the steps' gradients, before steering and clipping.
+
+        Returns:
+            With `mean_gradient` a vector per group of the adapter, [layout.size], zero where nothing trained.
+
+        Raises:
+            ConfigError: the tier's engine cannot do it; `fedray plan` and `run` say so before anything starts.
+            TrainingError: see `fedray.training.loop.check_call`; or a loss or value that is not finite.
+        """
+        ...
+
+    def measure(self) -> None:
+        """Measure the test split (`personalised`) with what is loaded now, where the round is measured: for a method
+        that loads another model after its last training."""
         ...
 
     def evaluate(self, split: Split) -> Evaluation:
@@ -234,7 +275,7 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
     def train_client(
         self, adapter: Adapter, client_state: ClientState, downlink: Downlink, local: Local
     ) -> tuple[Uplink, ClientState]:
-        """Load every group that the method uses, call `local.train()`, and return what goes up and what stays.
+        """Load every group that the method uses, call `local.train`, and return what goes up and what stays.
         The adapter may hold another client's values on entry."""
         ...
 

@@ -19,6 +19,8 @@ from fedray.methods.protocol import AnyMethod, Initial, TierMean, Update, averag
 from fedray.randomness import keyed_rng
 from fedray.storage.codec import pack_small
 from fedray.storage.state_tree import float_arrays, leaves, num_bytes, signature_of
+from fedray.training.loop import check_call
+from fedray.training.steering import Steering
 from fedray.types import Client, Evaluation, Split, Vector
 
 
@@ -34,6 +36,7 @@ class Cost:
         uplink_bytes, downlink_bytes: bytes of these numbers as they travel.
         head: how the method treats the task head; `-` if there is none.
         shapes: signatures of the uplink in the first round and in later ones.
+        asked: arguments of `Local.train` that only some engines can do (`EngineConfig.steers`).
     """
 
     trainable: int
@@ -44,6 +47,7 @@ class Cost:
     downlink_bytes: int
     head: str
     shapes: Expected = field(default=frozenset(), compare=False, repr=False)
+    asked: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def method_cost(
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
     states = {client.id: held.method.init_client(initial, client) for client in clients}
-    seen = set()
+    seen, asked = set(), set[str]()
     for server_round in range(2):
         downlinks = downlinks_of(method.configure_train(server, clients), clients)
         updates = []
@@ -83,13 +87,22 @@ def method_cost(
             )
             updates.append(Update(client, client.num_examples, payload))
             seen.add(signature_of(leaves(payload)))
+            asked |= local.asked
             pack_small(states[client.id])  # raises if the state could not be written to a file
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, [_mean(updates)] if averages(method) else updates)
     up, down = payload, downlinks[clients[-1].id].payload
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
     return Cost(
-        local.trainable, total, numbers(up), numbers(down), num_bytes(up), num_bytes(down), head, frozenset(seen)
+        local.trainable,
+        total,
+        numbers(up),
+        numbers(down),
+        num_bytes(up),
+        num_bytes(down),
+        head,
+        frozenset(seen),
+        frozenset(asked),
     )
 
 
@@ -122,16 +135,17 @@ class Shapes:
     else is delegated to the adapter."""
 
     def __init__(self, adapter: Adapter):
-        self._adapter = adapter
+        adapter.settle()
+        self.adapter = adapter
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._adapter, name)
+        return getattr(self.adapter, name)
 
     def read(self, name: str) -> Vector:
-        return np.broadcast_to(np.float32(0), self._adapter.layout(name).size)  # one number in memory, see `_zeros`
+        return np.broadcast_to(np.float32(0), self.adapter.layout(name).size)  # one number in memory, see `_zeros`
 
     def load(self, name: str, vector: Vector) -> None:
-        self._adapter.layout(name).items(vector)
+        self.adapter.layout(name).items(vector)
 
 
 @dataclass
@@ -139,7 +153,8 @@ class NoTraining:
     """A trainer of one client that changes nothing.
 
     Attributes:
-        trainable: parameters that `train` would have trained.
+        trainable: parameters that attach() declared to train, once `train` was called.
+        asked: arguments of `train` that not every engine can do (`EngineConfig.steers`).
     """
 
     client: Client
@@ -148,9 +163,31 @@ class NoTraining:
     shapes: Shapes
     validation_examples: int
     trainable: int = 0
+    asked: set[str] = field(default_factory=set)
 
-    def train(self) -> None:
+    @property
+    def measures(self) -> bool:
+        return True
+
+    def train(
+        self,
+        parts: Sequence[str] | None = None,
+        *,
+        epochs: float | None = None,
+        steps: int | None = None,
+        steering: Steering | None = None,
+        phase: int | None = None,
+        measure: bool = True,
+        mean_gradient: bool = False,
+    ) -> Mapping[str, Vector]:
+        check_call(self.shapes.adapter, parts, epochs, steps, steering, mean_gradient)
+        used = {"parts": parts is not None, "steering": steering is not None, "mean_gradient": mean_gradient}
+        self.asked |= {name for name, asked in used.items() if asked}
         self.trainable = self.shapes.num_trainable()
+        return {name: self.shapes.read(name) for name in self.shapes.names} if mean_gradient else {}
+
+    def measure(self) -> None:
+        return None
 
     def evaluate(self, split: Split) -> Evaluation:
         return Evaluation(0.0, 0.0, self.validation_examples)

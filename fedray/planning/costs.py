@@ -6,7 +6,7 @@ from dataclasses import replace
 from transformers import PretrainedConfig
 
 from fedray.config import Config, MethodConfig
-from fedray.errors import ConfigError, TrainingError
+from fedray.errors import ConfigError, TrainingError, choices
 from fedray.methods.registry import build_method
 from fedray.models.backbone import checkpoint_activations, meta_backbone
 from fedray.planning.accounting import Attached, Cost, method_cost
@@ -68,7 +68,7 @@ def _cost_on(
             "float32"
         )
     try:
-        return method_cost(whole, held, mine, config.seed, validation_examples)
+        cost = method_cost(whole, held, mine, config.seed, validation_examples)
     except ConfigError:
         raise
     except TrainingError as error:  # the data lack what training needs
@@ -77,6 +77,13 @@ def _cost_on(
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: fails in a round on shapes: {type(error).__name__}: {error}"
         ) from error
+    if cost.asked and not device.engine.steers:
+        raise ConfigError(
+            f"method {entry.key!r} on tier {tier!r}: it calls train() with {choices(sorted(cost.asked))}, which engine "
+            f"{device.engine.label} cannot do with these settings; use engine: torch"
+            + (", or offload: none" if device.engine.label == "deepspeed" else "")
+        )
+    return cost
 
 
 def _attached(config: Config, arch: PretrainedConfig, entry: MethodConfig, tier: str | None) -> Attached:

@@ -33,24 +33,16 @@ from fedray.training import loop
 from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.importance import check_examples, mean_importance, shift_gradients
 from fedray.training.lockstep import Ask, run_in_lockstep
-from fedray.training.loop import CHECK_EVERY, Step, dropout_key, total_steps
+from fedray.training.loop import CHECK_EVERY, Step, Train, Trained, dropout_key
 from fedray.training.optimizer import Schedule
 from fedray.training.process_group import SINGLE_PROCESS
+from fedray.training.steering import Steered
 from fedray.training.trainer import evaluate_client
 from fedray.training.training_context import TrainingContext
-from fedray.types import IGNORED, ClientId, Evaluation, Task
+from fedray.types import IGNORED, Evaluation, Task
 
 Result = TypeVar("Result")
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Train:
-    """A client asks to be trained on a table."""
-
-    table: pa.Table
-    client: ClientId
-    server_round: int
 
 
 @dataclass(frozen=True)
@@ -86,8 +78,8 @@ class BatchedBackend:
     adapter: Adapter
     ask: Ask
 
-    def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
-        answer: tuple[list[float], float] = self.ask(Train(table, client, server_round))
+    def train(self, request: Train) -> Trained:
+        answer: Trained = self.ask(request)
         return answer
 
     def evaluate(self, table: pa.Table) -> Evaluation:
@@ -127,8 +119,9 @@ def run_batched(
     def serve(requests: Mapping[int, Any]) -> Mapping[int, Any]:
         slots = sorted(requests)
         first = requests[slots[0]]
-        if isinstance(first, Train):
-            return train_batched(stack, requests, training_context, loss_scale)
+        if isinstance(first, Train):  # a client that asks for another kind of training waits
+            alike = {slot: request for slot, request in requests.items() if request.kind == first.kind}
+            return train_batched(stack, alike, training_context, loss_scale)
         if isinstance(first, Compute):
             return {slot: _compute_alone(stack, slot, request.function) for slot, request in requests.items()}
         tables = {slot: requests[slot].table for slot in slots}
@@ -153,29 +146,28 @@ def run_batched(
 
 def train_batched(
     stack: AdapterStack, requests: Mapping[int, Train], training_context: TrainingContext, loss_scale: float = 1.0
-) -> dict[int, tuple[list[float], float]]:
-    """Train the stack's members on their tables, as `train_steps` would each alone.
+) -> dict[int, Trained]:
+    """Train the stack's members as `train_steps` would each alone.
 
     Args:
-        requests: by the member's place in the stack.
-
-    Returns:
-        Per member the mean loss of every step, and its share of the seconds.
+        requests: of one kind, by the member's place in the stack.
 
     Raises:
         TrainingError: as `train_steps`, for the first member by its place.
     """
-    numbers = {slot: total_steps(request.table.num_rows, training_context.train) for slot, request in requests.items()}
+    numbers = {slot: request.num_steps(training_context.train) for slot, request in requests.items()}
     slots = sorted(requests, key=lambda slot: -numbers[slot])  # members with most steps first: a prefix goes on
     ordered = [requests[slot] for slot in slots]
     schedules = [Schedule(training_context.train, requests[slot].server_round, numbers[slot]) for slot in slots]
+    with stack.adapter.narrowed(ordered[0].parts):
+        groups = stack.adapter.trainable_groups()
+        steered = Steered.of(stack.adapter, [request.steering for request in ordered], ordered[0].mean_gradient)
+    columns = stack.columns_of(groups)
     values = stack.values[slots]
-    groups = stack.adapter.trainable_groups()
-    optimizer = BatchedOptimizer(groups, values, schedules)
+    moving = stack.gather(values, columns)
+    optimizer = BatchedOptimizer(groups, moving, schedules)
     on_host = replace(training_context, device="cpu")  # batches are put together there
-    steps = [
-        loop.steps(request.table, request.client, request.server_round, on_host, SINGLE_PROCESS) for request in ordered
-    ]
+    steps = [loop.steps(request, on_host, SINGLE_PROCESS) for request in ordered]
     pending: list[Tensor] = []
     losses: list[list[float]] = [[] for _ in slots]
     seconds = np.zeros(len(slots))
@@ -185,24 +177,27 @@ def train_batched(
         if members != (alive := sum(numbers[slot] > index for slot in slots)):
             seconds[:members] += (perf_counter() - since) / max(members, 1)
             members, since = alive, perf_counter()
-            stack.use(values[:members], slots[:members], training=True)
+            stack.use(values[:members], slots[:members], columns, moving[:members])
         pending.append(
             _backward(stack, slots[:members], ordered[:members], steps[:members], index, training_context, loss_scale)
         )
         gradients, present = stack.take_gradients()
-        optimizer.step(gradients if loss_scale == 1 else gradients.div_(loss_scale), index, present)
+        if loss_scale != 1:
+            gradients.div_(loss_scale)
+        if steered is not None:
+            steered.steer(gradients, moving[:members], present)
+        optimizer.step(gradients, index, present)
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == numbers[slots[0]]:
             _collect(pending, losses)
             finite = optimizer.finite()
             for member in sorted(range(len(slots)), key=lambda member: slots[member]):
                 rates = schedules[member].rates(groups, len(losses[member]) - 1)
-                loop.check_finite(
-                    losses[member], finite[member], rates, ordered[member].client, ordered[member].server_round
-                )
+                loop.check_finite(losses[member], finite[member], rates, ordered[member])
     seconds[:members] += (perf_counter() - since) / members
     stack.adapter.model.eval()
-    stack.values[slots] = values
-    return {slot: (losses[member], float(seconds[member])) for member, slot in enumerate(slots)}
+    stack.write(slots, columns, moving)
+    means = steered.means() if steered is not None else [{} for _ in slots]
+    return {slot: Trained(losses[place], float(seconds[place]), means[place]) for place, slot in enumerate(slots)}
 
 
 def evaluate_batched(
@@ -268,7 +263,7 @@ def _passes(
     for index in range(max(numbers.values(), default=0)):
         if members != (alive := sum(number > index for number in numbers.values())):
             members = alive
-            stack.use(values[:members], slots[:members], training=False)
+            stack.use(values[:members], slots[:members])
         joined = join([next(one) for one in cut[:members]], training_context.task, training_context.pad_token_id)
         stack.adapter.context.client_batch = ClientBatch(
             tuple(slots[:members]), joined.shapes, joined.rows, training_context.device
@@ -355,7 +350,7 @@ def _backward(
     for micro in range(max(len(step.micro_batches) for step in taken)):
         parts = [step.micro_batches.get(micro) or _empty_batch(step) for step in taken]
         joined = join(parts, training_context.task, training_context.pad_token_id)
-        keys = [dropout_key(training_context, request.client, request.server_round, index, micro) for request in asked]
+        keys = [dropout_key(training_context, request, index, micro) for request in asked]
         context.client_batch = ClientBatch(
             tuple(slots), joined.shapes, joined.rows, training_context.device, tuple(keys)
         )
@@ -385,6 +380,6 @@ def _collect(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
 
 
 def _compute_alone(stack: AdapterStack, slot: int, function: Callable[[Adapter], Result]) -> Result:
-    stack.use(stack.values[slot : slot + 1], [slot], training=False)
+    stack.use(stack.values[slot : slot + 1], [slot])
     stack.adapter.context.client_batch = ClientBatch((slot,), (), 0, stack.values.device)
     return function(stack.adapter)

@@ -31,6 +31,7 @@ from torch import distributed, nn
 from fedray.adapters.adapter import Adapter, TrainableGroup
 from fedray.config import TrainConfig
 from fedray.errors import ConfigError, reason
+from fedray.training.engine import Steer
 from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero_stage
 from fedray.training.optimizer import Schedule, build_optimizer, decay_for_sgd, weight_decays
 from fedray.training.process_group import SINGLE_PROCESS
@@ -77,9 +78,10 @@ class DeepSpeedEngine:
         self.stage = zero_stage(offload)
         self._train = train
         self._schedule: Schedule | None = None
+        self._steer: Steer | None = None
         self._steps = self._micro_batches = 0
         self._skipped = False
-        self._groups = adapter.trainable_groups()
+        self._groups, self._num_trainable = adapter.trainable_groups(), adapter.num_trainable()
         _fill_in_sizes(config.setdefault("zero_optimization", {}), adapter)
         if self.stage == 3:
             # DeepSpeed would first move the whole model to the device; this way its parameters pass one by one.
@@ -96,14 +98,23 @@ class DeepSpeedEngine:
             self._engine.enable_backward_allreduce = False  # there is nobody to reduce with
         adapter.bind(self._gathering)
 
-    def begin(self, schedule: Schedule) -> None:
+    def begin(self, schedule: Schedule, steer: Steer | None = None) -> None:
         """Masters := the adapter's values; moments, steps and gradients := zero. Without building anything anew.
 
+        In stage 0 a parameter that rests has no gradient, so the optimizer and the clipping pass it over.
+
         Raises:
+            ConfigError: parts of what the engine was made for, or steering, in stage 2 or 3.
             ValueError: the schedule is of another `train` than the engine was made for.
         """
         if schedule.train != self._train:
             raise ValueError("the engine was made for other settings of `train`; make a new one")
+        if self.stage > 0 and (steer is not None or self.adapter.num_trainable() < self._num_trainable):
+            raise ConfigError(
+                f"engine: deepspeed in ZeRO stage {self.stage} trains all that the method's attach() declares, and no "
+                "gradients can be changed; use offload: none, or engine: torch"
+            )
+        self._steer = steer
         self._schedule, self._steps, self._micro_batches, self._skipped = schedule, 0, 0, False
         self._engine.optimizer.zero_grad()
         if self.stage > 0:
@@ -137,6 +148,8 @@ class DeepSpeedEngine:
         if self.stage > 0 and self._micro_batches > 1:
             self._zero.finalize_gradient_accumulation_boundary()
         self._engine.set_gradient_accumulation_boundary(True)
+        if self._steer is not None:
+            self._steer()
         self._engine.step()
         self._skipped |= not self._engine.was_step_applied()
         self._clear_offloaded_gradients()

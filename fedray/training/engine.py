@@ -4,6 +4,7 @@ An engine's `fedray.config.EngineConfig` is its configuration and says what is k
 serves one adapter, and `begin` resets it for the next client's round.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,6 +13,9 @@ from fedray.adapters.adapter import Adapter
 from fedray.config import TierConfig, TrainConfig
 from fedray.training.optimizer import Schedule
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
+
+Steer = Callable[[], None]
+"""Changes the gradients that the adapter's parameters hold (`fedray.training.steering`)."""
 
 
 class Engine(Protocol):
@@ -28,11 +32,17 @@ class Engine(Protocol):
         """The processes that train one client together; often a single one."""
         ...
 
-    def begin(self, schedule: Schedule) -> None:
-        """Start a round from the adapter's current values, with a fresh optimizer.
+    def begin(self, schedule: Schedule, steer: Steer | None) -> None:
+        """Start a training from the adapter's current values, with a fresh optimizer. It moves the parameters of
+        `adapter.trainable_groups()`, which may be fewer now than when the engine was made.
 
         Args:
             schedule: `rates(groups, step)` gives the learning rates of every step.
+            steer: called in every step once the parameters hold the whole gradient, before it is clipped; None: nothing
+                is to be called.
+
+        Raises:
+            ConfigError: the engine cannot do that (`EngineConfig.steers`).
         """
         ...
 
@@ -80,5 +90,6 @@ def make_engine(
         ConfigError: the engine's settings contradict others, or the machine lacks what it needs.
     """
     adapter.fit(tier.capacity)
+    adapter.settle()
     engine: Engine = tier.engine.build(adapter, train, str(device), process_group)
     return engine

@@ -7,25 +7,28 @@ exactly as of one large batch. The processes of a process group share a step's m
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from time import perf_counter
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from fedray.adapters.adapter import Adapter
 from fedray.config import TrainConfig
 from fedray.data.batches import Indices, batches
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import lengths
 from fedray.evaluation.losses import num_units, score
-from fedray.randomness import keyed_rng, keyed_seed
+from fedray.randomness import Key, keyed_rng, keyed_seed
 from fedray.training.engine import Engine
 from fedray.training.optimizer import Schedule
 from fedray.training.process_group import ProcessGroup
+from fedray.training.steering import Steered, Steering, check_steering
 from fedray.training.training_context import TrainingContext
-from fedray.types import ClientId, round_number
+from fedray.types import ClientId, Vector, round_number
 
 CHECK_EVERY = 50
 """Steps between checks of the losses; a check makes the host wait for the device."""
@@ -33,6 +36,62 @@ CHECK_EVERY = 50
 GROUPED_STEPS = 8
 """Steps whose examples are sorted together with `train.group_by_length`: enough for steps of little padding, few enough
 that an example is batched with others in the next epoch."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """What one call of `Local.train` asks for.
+
+    Attributes:
+        table: the training examples.
+        parts: what trains, as in `Adapter.narrowed`.
+        epochs: instead of the configured number.
+        steps: optimizer steps, instead of the configured amount.
+        phase: the training's index in the round, which keys the order of the examples and the dropout.
+        steering: added to the gradients.
+        mean_gradient: whether the mean of the raw gradients is needed.
+    """
+
+    table: pa.Table
+    client: ClientId
+    server_round: int
+    parts: tuple[str, ...] | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    phase: int = 0
+    steering: Steering | None = None
+    mean_gradient: bool = False
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Requests of one kind can be trained in one step."""
+        return self.parts, type(self.steering), self.mean_gradient
+
+    @property
+    def phase_key(self) -> tuple[Key, ...]:
+        """What the phase adds to the key of a draw: nothing in phase 0."""
+        return ("phase", self.phase) if self.phase else ()
+
+    def num_steps(self, train: TrainConfig) -> int:
+        """Return how many optimizer steps the training takes."""
+        if self.steps is not None:
+            return self.steps
+        return total_steps(self.table.num_rows, train, self.epochs)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training returns besides the trained values.
+
+    Attributes:
+        losses: mean loss of every step.
+        seconds: the client's share.
+        mean_gradient: of the raw gradients over the steps, by group; empty unless it was asked for.
+    """
+
+    losses: list[float]
+    seconds: float
+    mean_gradient: Mapping[str, Vector]
 
 
 @dataclass(frozen=True)
@@ -48,51 +107,82 @@ class Step:
     num_units: int
 
 
-def total_steps(num_examples: int, train: TrainConfig) -> int:
-    """Return the optimizer steps of a round: epochs · ⌈n / (batch_size · accumulation)⌉, rounded up where `epochs` is
-    fractional, and at most `max_steps`."""
+def check_call(
+    adapter: Adapter,
+    parts: Sequence[str] | None,
+    epochs: float | None,
+    steps: int | None,
+    steering: Steering | None,
+    mean_gradient: bool,
+) -> None:
+    """Check the arguments of `Local.train` against the adapter.
+
+    Raises:
+        KeyError: a group or a part that the adapter does not have.
+        TrainingError: the arguments contradict each other, or do not fit what trains.
+    """
+    if epochs is not None and steps is not None:
+        raise TrainingError(f"train(epochs={epochs}, steps={steps}): give one of them")
+    if (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
+        raise TrainingError(f"train(epochs={epochs}, steps={steps}): expected more than 0")
+    with adapter.narrowed(parts):
+        check_steering(adapter, steering, mean_gradient)
+
+
+def total_steps(num_examples: int, train: TrainConfig, epochs: float | None = None) -> int:
+    """Return the optimizer steps of a training: epochs · ⌈n / (batch_size · accumulation)⌉, rounded up where `epochs`
+    is fractional, and at most `max_steps`.
+
+    Args:
+        epochs: instead of the configured ones.
+    """
     per_epoch = math.ceil(num_examples / (train.batch_size * train.accumulation))
-    steps = math.ceil(train.epochs * per_epoch - 1e-9)  # 1.1 · 50 is a little more than 55 in floats
+    steps = math.ceil((epochs or train.epochs) * per_epoch - 1e-9)  # 1.1 · 50 is a little more than 55 in floats
     return min(steps, train.max_steps or steps)
 
 
-def train_steps(
-    engine: Engine, table: pa.Table, client: ClientId, server_round: int, training_context: TrainingContext
-) -> list[float]:
-    """Train the engine's adapter, its trainable groups, on the table; return the mean loss of every step.
+def train_steps(engine: Engine, request: Train, training_context: TrainingContext) -> Trained:
+    """Train the engine's adapter as requested.
 
     Raises:
+        ConfigError: the engine cannot do what is requested.
         TrainingError: a step without answer tokens, or a loss or a trained value that is not finite.
     """
+    started = perf_counter()
+    with engine.adapter.narrowed(request.parts):
+        losses, mean_gradient = _train(engine, request, training_context)
+    return Trained(losses, perf_counter() - started, mean_gradient)
+
+
+def _train(
+    engine: Engine, request: Train, training_context: TrainingContext
+) -> tuple[list[float], Mapping[str, Vector]]:
     adapter = engine.adapter
-    num_steps = total_steps(table.num_rows, training_context.train)
-    schedule = Schedule(training_context.train, server_round, num_steps)
+    num_steps = request.num_steps(training_context.train)
+    schedule = Schedule(training_context.train, request.server_round, num_steps)
+    steered = Steered.of(adapter, [request.steering], request.mean_gradient)
     losses: list[torch.Tensor] = []
     checked: list[float] = []
     adapter.model.train()  # only the adapter's dropout acts: the base model's probabilities are zero
-    engine.begin(schedule)
-    for index, step in enumerate(
-        islice(steps(table, client, server_round, training_context, engine.process_group), num_steps)
-    ):
-        losses.append(_backward(engine, step, index, client, server_round, training_context))
+    engine.begin(schedule, steered)
+    for index, step in enumerate(islice(steps(request, training_context, engine.process_group), num_steps)):
+        losses.append(_backward(engine, step, index, request, training_context))
         engine.step()
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == num_steps:
             rates = schedule.rates(adapter.trainable_groups(), index)
             checked += engine.process_group.sum(torch.stack(losses)).tolist()
             losses.clear()
-            check_finite(checked, engine.finite(), rates, client, server_round)
+            check_finite(checked, engine.finite(), rates, request)
     adapter.model.eval()
-    return checked
+    return checked, {} if steered is None else steered.means()[0]
 
 
-def steps(
-    table: pa.Table, client: ClientId, server_round: int, training_context: TrainingContext, process_group: ProcessGroup
-) -> Iterator[Step]:
+def steps(request: Train, training_context: TrainingContext, process_group: ProcessGroup) -> Iterator[Step]:
     """Yield the steps of epoch after epoch without end."""
-    train = training_context.train
+    train, table, client, server_round = training_context.train, request.table, request.client, request.server_round
     units = num_units(table, training_context.task)
     for epoch in count():
-        rng = keyed_rng(training_context.seed, "order", server_round, client, epoch)
+        rng = keyed_rng(training_context.seed, "order", server_round, client, epoch, *request.phase_key)
         order = rng.permutation(table.num_rows)
         if train.group_by_length:
             order = grouped_by_length(order, lengths(table), train.batch_size * train.accumulation, rng)
@@ -129,29 +219,28 @@ def grouped_by_length(order: Indices, lengths: Indices, step: int, rng: np.rando
     return np.concatenate([order[:0], *(cuts[index] for index in rng.permutation(len(cuts))), *rest])
 
 
-def dropout_key(training_context: TrainingContext, client: ClientId, server_round: int, step: int, micro: int) -> int:
+def dropout_key(training_context: TrainingContext, request: Train, step: int, micro: int) -> int:
     """Return what keys the adapter's dropout in one micro-batch of one step."""
-    return keyed_seed(training_context.seed, "dropout", server_round, client, step, micro)
+    key = (request.server_round, request.client, step, micro, *request.phase_key)
+    return keyed_seed(training_context.seed, "dropout", *key)
 
 
 def _backward(
-    engine: Engine, step: Step, index: int, client: ClientId, server_round: int, training_context: TrainingContext
+    engine: Engine, step: Step, index: int, request: Train, training_context: TrainingContext
 ) -> torch.Tensor:
     """Leave the step's gradient in the parameters; return its mean loss, a scalar that may still be in flight."""
     total = torch.zeros(
         (), device=training_context.device
     )  # a process_group's last step may have nothing for this process
     for micro, batch in step.micro_batches.items():
-        engine.adapter.set_dropout_key(dropout_key(training_context, client, server_round, index, micro))
+        engine.adapter.set_dropout_key(dropout_key(training_context, request, index, micro))
         loss = score(engine.adapter.model, batch, training_context.task).losses.sum() / step.num_units
         engine.backward(loss, last=micro == max(step.micro_batches))
         total += loss.detach()
     return total
 
 
-def check_finite(
-    losses: list[float], values_finite: bool, rates: list[float], client: ClientId, server_round: int
-) -> None:
+def check_finite(losses: list[float], values_finite: bool, rates: list[float], request: Train) -> None:
     """Check the losses, and the trained values, too: a loss can be finite while its gradient is not.
 
     Raises:
@@ -164,6 +253,6 @@ def check_finite(
     what = "the loss is" if False in finite else "the loss is finite, but the trained values are"
     shown = ", ".join(f"{rate:.3g}" for rate in sorted(set(rates)))
     raise TrainingError(
-        f"client {client!r}, round {round_number(server_round)}, step {step}: {what} not finite "
+        f"client {request.client!r}, round {round_number(request.server_round)}, step {step}: {what} not finite "
         f"(learning rate {shown}); lower train.lr, or set train.clip"
     )

@@ -67,11 +67,12 @@ def _configured_rate(group: TrainableGroup, train: TrainConfig) -> float:
 
 
 def decay_for_sgd(group: dict[str, Any]) -> None:
-    """Decay a group of a `build_optimizer` before its step. torch's SGD would add the decay to the gradient, and so to
-    its momentum; its AdamW decouples it by itself, and its groups have no `decay`."""
-    if group.get("decay"):
+    """Decay a group of a `build_optimizer` before its step, without what rests now. torch's SGD would add the decay to
+    the gradient, and so to its momentum; its AdamW decouples it by itself, and its groups have no `decay`."""
+    moving = [parameter for parameter in group["params"] if parameter.requires_grad]
+    if moving and group.get("decay"):
         with torch.no_grad():
-            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
+            torch._foreach_mul_(moving, 1 - group["lr"] * group["decay"])
 
 
 def build_optimizer(groups: Sequence[TrainableGroup], train: TrainConfig) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.training.engine import Steer
 from fedray.training.optimizer import RoundOptimizer, Schedule
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -34,8 +35,10 @@ class TorchEngine:
         self.process_group = process_group
         self.loss_scale = loss_scale
         self._optimizer: RoundOptimizer | None = None
+        self._steer: Steer | None = None
 
-    def begin(self, schedule: Schedule) -> None:
+    def begin(self, schedule: Schedule, steer: Steer | None = None) -> None:
+        self._steer = steer
         self._optimizer = RoundOptimizer(self.adapter.trainable_groups(), schedule)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -46,6 +49,8 @@ class TorchEngine:
         self.process_group.sum_gradients(optimizer.parameters)
         if self.loss_scale != 1:
             torch._foreach_div_([p.grad for p in optimizer.parameters if p.grad is not None], self.loss_scale)
+        if self._steer is not None:
+            self._steer()
         optimizer.step()
 
     def finite(self) -> bool:
@@ -53,7 +58,7 @@ class TorchEngine:
         return bool(torch.stack(largest).isfinite().all())
 
     def close(self) -> None:
-        self._optimizer = None
+        self._optimizer = self._steer = None
 
     def _begun(self) -> RoundOptimizer:
         if self._optimizer is None:

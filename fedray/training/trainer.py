@@ -5,7 +5,6 @@ Every draw is keyed by (seed, purpose, round, client), so a client's result does
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,10 +20,11 @@ from fedray.randomness import keyed_rng
 from fedray.training.engine import Engine
 from fedray.training.features import features
 from fedray.training.importance import fisher_importance
-from fedray.training.loop import train_steps
+from fedray.training.loop import Train, Trained, check_call, train_steps
+from fedray.training.steering import Steering
 from fedray.training.training_context import TrainingContext
 from fedray.training.weight_gradients import weight_gradients
-from fedray.types import Client, ClientId, Evaluation, Split, Vector, round_number
+from fedray.types import Client, Evaluation, Split, Vector
 
 Result = TypeVar("Result")
 
@@ -34,11 +34,11 @@ class ClientReport:
     """What one client's round is recorded with.
 
     Attributes:
-        steps: optimizer steps taken.
+        steps: optimizer steps of all trainings.
         train_loss: mean over the optimizer steps (nan before training).
         seconds: of local training, without evaluation.
-        aggregated: test split right before training; None: not measured.
-        personalised: test split right after training; None: not measured.
+        aggregated: test split right before the first training; None: not measured.
+        personalised: test split right after the last measured training, or at `measure`; None: not measured.
         recorded: further columns of the client's row, by name.
     """
 
@@ -59,8 +59,8 @@ class ClientBackend(Protocol):
         """What the client's method loads and reads."""
         ...
 
-    def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
-        """Train the adapter's trainable groups; return the mean loss of every step, and the seconds it took."""
+    def train(self, request: Train) -> Trained:
+        """Train the adapter as requested."""
         ...
 
     def evaluate(self, table: pa.Table) -> Evaluation:
@@ -88,10 +88,8 @@ class EngineBackend:
     def adapter(self) -> Adapter:
         return self.engine.adapter
 
-    def train(self, table: pa.Table, client: ClientId, server_round: int) -> tuple[list[float], float]:
-        started = perf_counter()
-        losses = train_steps(self.engine, table, client, server_round, self.training_context)
-        return losses, perf_counter() - started
+    def train(self, request: Train) -> Trained:
+        return train_steps(self.engine, request, self.training_context)
 
     def evaluate(self, table: pa.Table) -> Evaluation:
         return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context))
@@ -138,7 +136,7 @@ class LocalTrainer:
         client: whose round it is.
         server_round: counts from 0.
         training_context: what all clients share.
-        measure: whether `train` evaluates the test split before and after training.
+        measures: whether the test split is evaluated before and after training.
     """
 
     def __init__(
@@ -148,7 +146,7 @@ class LocalTrainer:
         client: Client,
         server_round: int,
         training_context: TrainingContext,
-        measure: bool,
+        measures: bool,
     ) -> None:
         self.client = client
         self.server_round = server_round
@@ -156,9 +154,10 @@ class LocalTrainer:
         self._backend = backend
         self._shard = shard
         self._training_context = training_context
-        self._measure = measure
+        self.measures = measures
         self._losses: list[float] = []
         self._seconds = 0.0
+        self._trainings = 0
         self._aggregated: Evaluation | None = None
         self._personalised: Evaluation | None = None
         self._recorded: dict[str, float | Sequence[float]] = {}
@@ -175,33 +174,56 @@ class LocalTrainer:
             recorded=dict(self._recorded),
         )
 
-    def train(self) -> None:
-        """Train the adapter's trainable groups; with `measure`, evaluate the test split before and after.
+    def train(
+        self,
+        parts: Sequence[str] | None = None,
+        *,
+        epochs: float | None = None,
+        steps: int | None = None,
+        steering: Steering | None = None,
+        phase: int | None = None,
+        measure: bool = True,
+        mean_gradient: bool = False,
+    ) -> Mapping[str, Vector]:
+        """See `Local.train`.
 
         Raises:
-            TrainingError: no training examples, nothing to train, a second call, or a loss or a parameter that is not
-                finite.
+            ConfigError: the engine cannot train parts, or steer.
+            KeyError: a part or a steering's vector that the adapter does not have.
+            TrainingError: no training examples, nothing to train, arguments that contradict each other or what trains,
+                or a loss or a parameter that is not finite.
         """
-        if self._backend.adapter.num_trainable() == 0:
-            raise TrainingError(
-                f"client {self.client.id!r}: the adapter has no trainable group; the method's attach() must call "
-                "set_trainable() with what trains"
-            )
-        if self._shard.num_examples() == 0:
-            raise TrainingError(
-                f"client {self.client.id!r} has no training examples; raise partition.min_examples, "
-                "or lower partition.validation_fraction and partition.test_fraction"
-            )
-        if self._losses:
-            raise TrainingError(
-                f"client {self.client.id!r}: train() was called twice in round {round_number(self.server_round)}"
-            )
-        if self._measure:
+        self._check_examples()
+        check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
+        if self.measures and self._trainings == 0:
             self._aggregated = self.evaluate("test")
-        table = self._shard.tables["train"]
-        self._losses, self._seconds = self._backend.train(table, self.client.id, self.server_round)
-        if self._measure:
-            self._measure_personalised()
+        trained = self._backend.train(
+            Train(
+                self._shard.tables["train"],
+                self.client.id,
+                self.server_round,
+                parts=None if parts is None else tuple(parts),
+                epochs=epochs,
+                steps=steps,
+                phase=self._trainings if phase is None else phase,
+                steering=steering,
+                mean_gradient=mean_gradient,
+            )
+        )
+        self._trainings += 1
+        self._losses += trained.losses
+        self._seconds += trained.seconds
+        if measure:
+            self.measure()
+        return trained.mean_gradient
+
+    def measure(self) -> None:
+        """See `Local.measure`."""
+        if self.measures:
+            self._backend.adapter.observed()  # drops what earlier evaluations left there
+            self._personalised = self.evaluate("test")
+            for name, mean in self._backend.adapter.observed().items():
+                self.record(name, mean)
 
     def evaluate(self, split: Split) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
@@ -229,8 +251,14 @@ class LocalTrainer:
         """Add a column to this client's row of the report; the last value of a name stays."""
         self._recorded[name] = value
 
-    def _measure_personalised(self) -> None:
-        self._backend.adapter.observed()  # drops what earlier evaluations left there
-        self._personalised = self.evaluate("test")
-        for name, mean in self._backend.adapter.observed().items():
-            self.record(name, mean)
+    def _check_examples(self) -> None:
+        if self._backend.adapter.num_trainable() == 0:
+            raise TrainingError(
+                f"client {self.client.id!r}: the adapter has no trainable group; the method's attach() must call "
+                "set_trainable() with what trains"
+            )
+        if self._shard.num_examples() == 0:
+            raise TrainingError(
+                f"client {self.client.id!r} has no training examples; raise partition.min_examples, "
+                "or lower partition.validation_fraction and partition.test_fraction"
+            )

@@ -17,7 +17,7 @@ import numpy as np
 import fedray.federation.worker as worker_module
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
-from fedray.training.loop import train_steps
+from fedray.training.loop import Train, train_steps
 from fedray.training.optimizer import Schedule
 
 CONFIG = Path(__file__).parents[1] / "three_tiers.yaml"
@@ -40,7 +40,7 @@ def switch(worker: worker_module.Worker) -> float:
     for name, values in others.items():
         adapter.read(name)
         adapter.load(name, values)
-    worker.engine.begin(Schedule(worker.training_context.train, 1, 10))
+    worker.engine.begin(Schedule(worker.training_context.train, 1, 10), None)
     return perf_counter() - started
 
 
@@ -51,6 +51,6 @@ for tier, setup in prepared.worker_setups(prepared.config.method[0]).items():
     if prepared.config.clients.tier(tier).engine.name == "deepspeed":
         for worker in (worker_module.Worker(), worker_module.Worker()):  # the first worker also imports DeepSpeed
             worker.setup(setup)
-        train_steps(worker.engine, table, "first", 0, worker.training_context)
+        train_steps(worker.engine, Train(table, "first", 0), worker.training_context)
         cost = median(switch(worker) for _ in range(30))
         print(f"{tier}: build {builds[-1]:.2f} s, switch {1000 * cost:.2f} ms, {100 * cost / builds[-1]:.2f} %")

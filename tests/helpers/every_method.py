@@ -11,6 +11,10 @@ from fedray.methods.registry import METHODS
 REQUIRED: Mapping[str, Any] = {"carried_rank": 64}
 """Values of hyperparameters that have no default. 64 exceeds every width of the tests' models, so nothing is cut."""
 
+TRAINING: Mapping[str, Mapping[str, Any]] = {"fed_sb": {"init": "random"}}
+"""Settings with which a method trains in every round; by default Fed-SB's first round sends gradients instead, see
+tests/methods/test_fed_sb.py."""
+
 LOSSLESS: Mapping[str, Mapping[str, Any]] = {"fedhft": {"downlink_rank": 16}}
 """Settings with which a method sends down all that its server has; by default FedHFT truncates its sum to rank r."""
 
@@ -33,7 +37,8 @@ UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
 def entry(name: str, **changes: Any) -> dict[str, Any]:
     """Return a method's entry in a configuration: its defaults, and values for what has none."""
     fields = METHODS.find(name).__dataclass_fields__
-    return {"name": name, **{field: value for field, value in REQUIRED.items() if field in fields}, **changes}
+    required = {field: value for field, value in REQUIRED.items() if field in fields}
+    return {"name": name, **required, **TRAINING.get(name, {}), **changes}
 
 
 def every_method(*exceptions: Mapping[str, str]) -> list[Any]:

@@ -197,20 +197,35 @@ class VectorAdapter:
 
 @dataclass
 class FakeLocal:
-    """A client's side of one round: `train` calls `training` with the adapter, `evaluate` asks `loss` about it."""
+    """A client's side of one round: `train` calls `training` with the adapter and returns `gradient` if the mean
+    gradient is asked for, `evaluate` asks `loss` about the adapter.
+
+    Attributes:
+        calls: the arguments of every training that were given, without `parts: None`.
+        measured: how often `measure` was called.
+    """
 
     client: Client
     adapter: VectorAdapter
     training: Callable[[VectorAdapter], None] = lambda adapter: None
     loss: Callable[[VectorAdapter], float] = lambda adapter: 0.0
+    gradient: Mapping[str, Any] = field(default_factory=dict)
+    measures: bool = True
     num_validation: int = 1
     server_round: int = 0
     seed: int = 0
     evaluated: list[Split] = field(default_factory=list)
     recorded: dict[str, Any] = field(default_factory=dict)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    measured: int = 0
 
-    def train(self) -> None:
+    def train(self, parts: Sequence[str] | None = None, **options: Any) -> Mapping[str, Any]:
+        self.calls.append(options if parts is None else {"parts": tuple(parts), **options})
         self.training(self.adapter)
+        return self.gradient if options.get("mean_gradient") else {}
+
+    def measure(self) -> None:
+        self.measured += 1
 
     def evaluate(self, split: Split) -> Evaluation:
         self.evaluated.append(split)

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from agreement import agree, together
 from received import received
+from tiny import tiny_experiment
 
+import fedray
 from fedray.adapters.draws import draw_frames
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.frames import frame
@@ -14,6 +17,7 @@ from fedray.errors import ConfigError
 from fedray.methods.fed_sb import FedSb, Framed, Gradient
 from fedray.methods.protocol import Initial, Update
 from fedray.methods.shared_adapter import GlobalAdapter
+from fedray.storage.state_tree import leaves, signature_of
 from fedray.types import Client
 
 RANK = 3
@@ -240,6 +244,39 @@ def test_one_client_gets_its_own_core_back(start):
     (result,) = run.serve().values()
     run.round()
     np.testing.assert_allclose(run.server.common.shared.adapter, result.payload.adapter, atol=1e-7)
+
+
+def test_gradients_of_clients_in_one_step_are_as_one_by_one(start):
+    """Round 0 by products, since factors of close singular values differ more; then the cores."""
+    run = start("fed_sb")
+    tasks = run.tasks(("client_000", "client_001", "client_002"))
+    for result, expected in zip(together(run.worker, tasks), map(run.worker.train, tasks), strict=True):
+        for found, same in zip(result.payload.descent, expected.payload.descent, strict=True):
+            np.testing.assert_allclose(found.dense(), same.dense(), atol=1e-5 * np.abs(same.dense()).max())
+    run.round()
+    tasks = run.tasks(("client_000", "client_001", "client_002"), measure=True)
+    agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])
+
+
+def test_plan_counts_both_rounds(start):
+    """The shapes of the gradients and of the cores; the numbers are the second round's, in which the frames go down."""
+    run = start("fed_sb", clients__count=2)
+    planned = run.prepared.costs["fed_sb"]["default"]
+    for _ in range(2):
+        results = run.serve().values()
+        assert all(signature_of(leaves(result.payload)) in planned.shapes for result in results)
+        run.round()
+    assert {(r.uplink_bytes, r.downlink_bytes) for r in results} == {(planned.uplink_bytes, planned.downlink_bytes)}
+    sizes = {name: layout.size for name, layout in run.initial.layouts.items()}
+    assert planned.trainable == planned.uplink == sizes["core"] + sizes["head"]
+    assert planned.downlink == planned.uplink + sizes["frames"]
+
+
+def test_a_resumed_run_has_equal_bits(tmp_path):
+    config = tiny_experiment() | {"method": "fed_sb", "runtime": "inline", "device": "cpu", "rounds": 3}
+    whole = fedray.run(config, output=tmp_path / "whole").summaries[0].state_sha256
+    fedray.run(config | {"rounds": 1}, output=tmp_path / "run")
+    assert fedray.run(config, resume=tmp_path / "run").summaries[0].state_sha256 == whole
 
 
 @pytest.mark.parametrize(

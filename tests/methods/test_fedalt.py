@@ -288,7 +288,8 @@ def test_only_the_individual_lora_and_the_head_travel(start):
     assert run.initial.layouts["mixer"].size == 4 * 2 * 16
     for server_round in range(2):
         for result in run.round().results:
-            assert set(vars(result.payload)) == {"lora", "head"}
+            assert set(vars(result.payload)) == {"lora", "head", "rows"}
+            assert result.payload.rows is None
             assert (result.payload.lora.size, result.payload.head.size) == (lora, head)
             assert result.uplink_bytes == 4 * (lora + head)
             assert result.downlink_bytes == 4 * (head if server_round == 0 else lora + head)

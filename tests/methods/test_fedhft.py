@@ -66,7 +66,7 @@ def dense_fedhft(run: Run, pi: Any, rounds: int, downlink_rank: int, normalise: 
             adapter.load("lora", draw_lora(lora, training_context.seed))
             adapter.load("head", sum(pi[k, j] * heads[j] for j in range(clusters)).astype(np.float32))
             work = EngineBackend(TorchEngine(adapter), training_context)
-            LocalTrainer(work, run.pool.shards[client.id], client, t, training_context, measure=False).train()
+            LocalTrainer(work, run.pool.shards[client.id], client, t, training_context, measures=False).train()
             views = lora.views(adapter.read("lora"))
             U = {x: views[f"{x}.B"].astype(np.float64) @ views[f"{x}.A"].astype(np.float64) for x in TARGETS}
             products.append(U)

@@ -29,7 +29,8 @@ class FakeLocal:
     server_round: int = 0
     seed: int = 3
 
-    def train(self) -> None:
+    def train(self, **options: Any) -> None:
+        assert not options
         self.adapter.load("lora", self.trained)
 
     def importance(self) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from fedray.adapters.lora import attach_lora
 from fedray.errors import ConfigError
 from fedray.models.backbone import load_backbone
 from fedray.storage.state_tree import sha256
-from fedray.training.loop import train_steps
+from fedray.training.loop import Train, train_steps
 from fedray.training.torch_engine import TorchEngine
 
 METHODS = [
@@ -38,7 +38,7 @@ def test_local_is_training_alone(start, head):
         alone.load("head", run.initial.head())
         table = run.prepared.data.shards[client.id].tables["train"]
         for server_round in range(3):
-            train_steps(TorchEngine(alone), table, client.id, server_round, run.worker.training_context)
+            train_steps(TorchEngine(alone), Train(table, client.id, server_round), run.worker.training_context)
         assert np.array_equal(run.state(client.id).adapter, alone.read("lora"))
         assert np.array_equal(run.state(client.id).head, alone.read("head"))
         assert not np.array_equal(alone.read("lora"), run.initial.vectors["lora"])

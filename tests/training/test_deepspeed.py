@@ -25,8 +25,9 @@ from fedray.training.deepspeed_engine import DeepSpeedEngine
 from fedray.training.engine import make_engine
 from fedray.training.engines.deepspeed import OffloadConfig
 from fedray.training.importance import fisher_importance
-from fedray.training.loop import train_steps
+from fedray.training.loop import Train, train_steps
 from fedray.training.optimizer import Schedule
+from fedray.training.steering import Proximal
 from fedray.training.torch_engine import TorchEngine
 from fedray.training.training_context import TrainingContext
 
@@ -131,8 +132,8 @@ def run(engine, examples, client="ann", num_examples=11, rows=ROWS):
         engine.adapter.load(name, vector)
     before, task = values(engine), task_of(engine)
     training_context = TrainingContext(task, TRAIN, seed=3, pad_token_id=0)
-    losses = train_steps(engine, examples(task, num_examples, 1), client, 0, training_context)
-    return before, values(engine), losses
+    trained = train_steps(engine, Train(examples(task, num_examples, 1), client, 0), training_context)
+    return before, values(engine), trained.losses
 
 
 def assert_close(ours, theirs):
@@ -232,6 +233,67 @@ def test_generation_and_importance_between_trainings(live, examples, stage):
     assert np.array_equal(run(engine, examples)[1], first[1])
 
 
+CALLS = {
+    "part": {"parts": ("lora.B",)},
+    "head": {"parts": ("head",), "steps": 3},
+    "steered": {"steering": 0.5, "mean_gradient": True},
+    "steered part": {"parts": ("lora.A", "head"), "steering": 0.5, "mean_gradient": True, "phase": 2},
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_parts_and_steering_in_stage_0_are_those_of_torch(backbone, examples, call, optimizer):
+    """Then everything trains again, on the same engine."""
+    train = TRAIN.model_copy(update={"optimizer": optimizer, "clip": 0.5})
+    context, found = TrainingContext("classification", train, 3, 0), []
+    for engine in (DeepSpeedEngine(plain(backbone), train, OFFLOADS[0], {}, "cpu"), TorchEngine(plain(backbone))):
+        first = start(engine, "ann")
+        for name, vector in first.items():
+            engine.adapter.load(name, vector)
+        anchor = Proximal(start(engine, "bob"), call["steering"]) if "steering" in call else None
+        table = examples("classification", 9, 1)
+        trained = train_steps(engine, Train(table, "ann", 0, **{**call, "steering": anchor}), context)
+        after = {name: engine.adapter.read(name) for name in engine.adapter.names}
+        train_steps(engine, Train(table, "ann", 0, steps=2), context)
+        found.append((first, after, trained.mean_gradient, values(engine)))
+        engine.close()
+    (first, ours, our_mean, ours_later), (_, theirs, their_mean, theirs_later) = found
+    resting = ~plain(backbone).layout("lora").mask({part.removeprefix("lora.") for part in call.get("parts", "AB")})
+    assert np.array_equal(ours["lora"][resting], first["lora"][resting])
+    assert np.array_equal(ours["head"], first["head"]) == (call.get("parts") == ("lora.B",))
+    for ours_, theirs_ in ((ours, theirs), (our_mean, their_mean)):
+        for name, vector in theirs_.items():
+            assert np.linalg.norm(ours_[name] - vector) <= 1e-4 * np.linalg.norm(vector)
+    assert np.linalg.norm(ours_later - theirs_later) <= 1e-4 * np.linalg.norm(theirs_later)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_parts_and_steering_are_refused_where_gradients_move_away(live, examples, stage, call):
+    engine, _ = live("plain", stage)
+    first = run(engine, examples)
+    anchor = Proximal(start(engine, "bob"), 0.5) if "steering" in call else None
+    request = Train(examples("classification", 9, 1), "ann", 0, **{**call, "steering": anchor})
+    with pytest.raises(ConfigError, match=rf"ZeRO stage {stage} trains all .* use offload: none, or engine: torch"):
+        train_steps(engine, request, TrainingContext("classification", TRAIN, 3, 0))
+    assert np.array_equal(run(engine, examples)[1], first[1])
+
+
+@STAGES
+def test_several_trainings_in_a_round(live, examples, stage):
+    """Other steps and another phase need nothing of an engine."""
+    found = []
+    for engine in live("plain", stage):
+        run(engine, examples)
+        table = examples("classification", 9, 1)
+        context = TrainingContext("classification", TRAIN, 3, 0)
+        losses = train_steps(engine, Train(table, "ann", 0, steps=3, phase=1), context).losses
+        found.append((values(engine), losses))
+    assert len(found[0][1]) == 3
+    assert np.linalg.norm(found[0][0] - found[1][0]) <= 1e-4 * np.linalg.norm(found[1][0])
+
+
 @STAGES
 def test_frozen_branches_arrive(live, stage):
     engine, torch_engine = live("fedalt", stage)
@@ -327,7 +389,8 @@ def test_sgd(backbone, examples, stage):
     for engine in (DeepSpeedEngine(adapter, train, OFFLOADS[0], {}, "cpu"), TorchEngine(plain(backbone))):
         for name, vector in start(engine, "ann").items():
             engine.adapter.load(name, vector)
-        train_steps(engine, examples("classification", 9, 1), "ann", 0, TrainingContext("classification", train, 3, 0))
+        request = Train(examples("classification", 9, 1), "ann", 0)
+        train_steps(engine, request, TrainingContext("classification", train, 3, 0))
         found.append(values(engine))
     assert np.linalg.norm(found[0] - found[1]) <= 1e-5 * np.linalg.norm(found[1])
 

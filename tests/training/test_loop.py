@@ -15,7 +15,7 @@ from fedray.adapters.reft import attach_reft
 from fedray.config import ReftSection, TrainConfig
 from fedray.errors import TrainingError
 from fedray.randomness import keyed_rng
-from fedray.training.loop import grouped_by_length, steps, total_steps
+from fedray.training.loop import Train, grouped_by_length, steps, total_steps
 from fedray.training.process_group import SINGLE_PROCESS
 
 TASKS = ["classification", "regression", "causal_lm"]
@@ -223,7 +223,7 @@ def test_grouping_by_length_changes_the_batches_and_nothing_else(adapt, trainer,
     for server_round in range(4):
         two = [
             next(iter(step.micro_batches.values()))
-            for step in islice(steps(table, "ann", server_round, training_context, SINGLE_PROCESS), 2)
+            for step in islice(steps(Train(table, "ann", server_round), training_context, SINGLE_PROCESS), 2)
         ]
         assert sorted(batch["input_ids"].shape for batch in two) == [(3, 3), (3, 12)]
 

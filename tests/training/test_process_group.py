@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup, ProcessLost
+from fedray.training.steering import Proximal, Shift
 from fedray.training.torch_engine import TorchEngine
 from fedray.training.trainer import EngineBackend, LocalTrainer
 
@@ -54,7 +55,7 @@ def with_team(local: LocalTrainer, process_group: ProcessGroup, **train: Any) ->
         local.client,
         local.server_round,
         training_context,
-        local._measure,
+        local.measures,
     )
 
 
@@ -96,6 +97,27 @@ def test_with_dropout_a_team_is_one_process_that_takes_all_micro_batches(adapt, 
     trainer(adapter, num_examples=19, epochs=2, accumulation=2).train()
     for values in together(2, silo, tmp_path / "store"):
         np.testing.assert_allclose(values, adapter.read("lora"), rtol=0, atol=1e-6)
+
+
+def test_parts_steering_and_mean_gradients_of_a_team_are_those_of_one_worker(adapt, trainer, tmp_path) -> None:
+    """Steering is added once, to the sum of all members' gradients."""
+
+    def work(local: LocalTrainer) -> Any:
+        adapter = local._backend.adapter
+        anchor = {name: 0 * adapter.read(name) for name in adapter.names}
+        means = [
+            local.train(["head"], steering=Proximal(anchor, 0.5), mean_gradient=True),
+            local.train(["lora.B"], steps=3, steering=Shift({"lora": anchor["lora"] + 0.1}), mean_gradient=True),
+        ]
+        return [adapter.read("lora"), adapter.read("head"), *(mean[name] for mean in means for name in adapter.names)]
+
+    def silo(process_group: ProcessGroup) -> Any:
+        return work(with_team(trainer(adapt(dropout=0.3), num_examples=19, epochs=2), process_group, accumulation=2))
+
+    expected = work(trainer(adapt(dropout=0.3), num_examples=19, epochs=2, accumulation=2))
+    for found in together(2, silo, tmp_path / "store"):
+        for vector, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(vector, wanted, rtol=0, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_ends_the_round_of_every_member(adapt, trainer, tmp_path) -> None:

@@ -79,13 +79,6 @@ def test_an_adapter_of_which_nothing_trains_is_an_error(adapt, trainer):
         trainer(adapter).train()
 
 
-def test_training_twice_is_an_error(adapt, trainer):
-    local = trainer(adapt())
-    local.train()
-    with pytest.raises(TrainingError, match="'ann': train\\(\\) was called twice in round 1"):
-        local.train()
-
-
 def test_report_before_training(adapt, trainer):
     report = trainer(adapt(), client="bob", server_round=4).report
     assert report.steps == 0

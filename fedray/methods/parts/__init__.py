@@ -3,5 +3,5 @@ aggregates.
 
 No module here is a method.
 
-Uses: adapters, aggregation, config.
+Uses: adapters, aggregation, config, methods.
 """

@@ -43,9 +43,9 @@ def all_but_me(
                 for id, row in zip(ids, rule.leave_one_out(block), strict=True):
                     if id in found:
                         found[id][group][columns] = row
-            if newcomers := [id for id in others if id not in latest]:
+            if outside := others.keys() - set(ids):
                 everybody = rule.everybody(block)
-                for id in newcomers:
+                for id in outside:
                     found[id][group][columns] = everybody
     return {id: None if np.isnan(vector).all() else vector for id, vector in found.items()}
 
@@ -57,10 +57,12 @@ def _strata(points: Points) -> Iterator[tuple[Places, Places | slice, Points]]:
     if held.all():
         yield np.arange(len(points)), slice(None), points
         return
-    patterns, kind = np.unique(np.packbits(held, axis=1), axis=0, return_inverse=True)  # at most one per tier
+    _, first = np.unique(np.packbits(held, axis=1), axis=0, return_index=True)  # a tier's clients hold the same values
     codes = np.zeros(points.shape[1], np.int64)
-    for index in range(len(patterns)):
-        codes = 2 * codes + held[np.flatnonzero(kind == index)[0]]
+    for number, row in enumerate(first, start=1):
+        codes = 2 * codes + held[row]
+        if number % 32 == 0:  # before 64 bits are full
+            codes = np.unique(codes, return_inverse=True)[1]
     for code in np.unique(codes):
         columns = np.flatnonzero(codes == code)
         rows = np.flatnonzero(held[:, columns[0]])

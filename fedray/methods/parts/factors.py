@@ -88,8 +88,8 @@ def pack_masks(masks: Sequence[Mask]) -> npt.NDArray[np.uint8] | None:
 
 
 def unpack_masks(layout: Layout, bits: npt.NDArray[np.uint8] | None) -> tuple[Mask, ...]:
-    """Return one mask per target."""
-    sizes = [slot.shape[0] for slot in layout.slots[1::2]]
+    """Return one mask per target, which is one per slot of part B."""
+    sizes = [slot.shape[0] for slot in layout.slots if slot.part == "B"]
     if bits is None:
         return tuple(np.ones(size, bool) for size in sizes)
     ends = np.cumsum([(size + 7) // 8 for size in sizes])

@@ -61,6 +61,11 @@ class DeepSpeedConfig(EngineConfig):
         """Stage 3 moves parameters to the device one by one: the whole model may be larger than that."""
         return zero_stage(self.offload) == 3
 
+    @property
+    def steers(self) -> bool:
+        """In stage 0 gradients stay in the parameters; the others move them into buffers as they arise."""
+        return zero_stage(self.offload) == 0
+
     def with_absolute_paths(self, folder: Path) -> Self:
         if self.offload.path is None:
             return self

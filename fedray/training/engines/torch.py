@@ -12,6 +12,10 @@ class TorchConfig(EngineConfig):
     batches_clients: ClassVar[bool] = True
     groups_processes: ClassVar[bool] = True
 
+    @property
+    def steers(self) -> bool:
+        return True
+
     def memory(self, adapter: Any, weights: int, train: TrainConfig) -> EngineMemory:
         from fedray.training.memory import optimizer_bytes, plain_memory
 

@@ -126,8 +126,18 @@ def test_what_some_do_not_hold_is_aggregated_over_those_who_do(spread, name, pla
         rows = [row for row, other in enumerate("abcde") if other != id]
         np.testing.assert_allclose(found[id][:2], plain(points[rows, :2].astype(np.float64)), atol=1e-5)
         assert np.isnan(found[id][5])
-        if id != "d":  # which has no use for them
-            rows = [row for row in rows if row != 3]
-            np.testing.assert_allclose(found[id][2:4], plain(points[rows, 2:4].astype(np.float64)), atol=1e-5)
-    assert found["new"][4] == points[4, 4]
-    assert all(np.isnan(found[id][4]) for id in "abcde")
+        rows = [row for row in rows if row != 3]
+        np.testing.assert_allclose(found[id][2:4], plain(points[rows, 2:4].astype(np.float64)), atol=1e-5)
+    assert all(found[id][4] == points[4, 4] for id in [*"abcd", "new"])
+    assert np.isnan(found["e"][4])
+
+
+def test_more_patterns_than_an_integer_has_bits():
+    """Ninety clients, each of which lacks other values: the mean over the others that hold a value, one by one."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(90, 40)).astype(np.float32)
+    points[rng.random(points.shape) < 0.5] = np.nan
+    found = all_but_me({f"{row:02}": point for row, point in enumerate(points)}, ["00", "57"], RULES.parse("mean"))
+    for id, vector in found.items():
+        expected = np.nanmean(np.delete(points, int(id), axis=0).astype(float), axis=0)
+        np.testing.assert_allclose(vector, expected, atol=1e-6)
