@@ -101,10 +101,11 @@ class Router(Mixing):
         counted = torch.cat([torch.ones_like(present[..., :1]), present, present], -1)
         logits = self.G(x).float().masked_fill(~counted, float("-inf"))
         place = logits.detach().argsort(dim=-1, descending=True).argsort(dim=-1)
-        # Masked before the softmax, so that logits that are not chosen have gradient 0: AdamW would enlarge rounding.
+        # Masked before the softmax, and one's own weight as what is left of 1: so gradients that are 0 have no rounding,
+        # which AdamW would enlarge.
         shares = torch.softmax(logits.masked_fill(place > present.sum(-1, keepdim=True), float("-inf")), dim=-1)
-        own = shares[..., :1] + shares[..., 1 + others :].sum(-1, keepdim=True)
-        return shares[..., 1 : 1 + others], own
+        w_rest = shares[..., 1 : 1 + others]
+        return w_rest, 1 - w_rest.sum(-1, keepdim=True)
 
     def linears(self) -> Iterator[tuple[Part, nn.Linear]]:
         yield "G", self.G

@@ -36,6 +36,12 @@ def cosine_distances(clients: Sequence[Sequence[LowRank]]) -> Matrix:
     return np.where(distances < ROUNDING, 0, distances)
 
 
+def mean_distances(clients: Sequence[Sequence[LowRank]]) -> Matrix:
+    """Return the mean over a client's matrices of `cosine_distances` of each one alone, [K, K]."""
+    mean: Matrix = np.mean([cosine_distances([[x] for x in target]) for target in zip(*clients, strict=True)], axis=0)
+    return mean
+
+
 def cuts(distances: Matrix, most: int) -> list[Labels]:
     """Return the cuts of the tree of average linkage into 1, 2, ... clusters: at most `most`, and one per client.
 
