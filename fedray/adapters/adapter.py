@@ -43,9 +43,10 @@ class Adapter:
 
     "GROUP.PART" names the slots of one part of a group wherever a group is named: "lora.B" is B of every LoRA.
 
-    Groups of the built-in adapters: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights),
-    "reft" (interventions), "full" (every parameter of the base model), "head" (task head, of every adapter whose model
-    has one). Layouts and counts also work on a model on the meta device; `read` and `load` need values.
+    Groups of the built-in adapters: "lora" (first branch), "rest" (second branch), "mixer" (what weighs them), "gate"
+    (similarity to a client's examples), "core" and "frames" (R, and B and A around it), "reft" (interventions), "full"
+    (every parameter of the base model), "head" (task head, of every adapter whose model has one). Layouts and counts
+    also work on a model on the meta device; `read` and `load` need values.
 
     Args:
         model: the model with the adapter's modules in it.

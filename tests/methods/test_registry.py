@@ -50,12 +50,16 @@ def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     fields = METHODS.find(name).__dataclass_fields__
     required = minimal(name)
     own = {section: {"rank": 3} for section in ("lora", "reft") if {section, "adapter"} & fields.keys()}
-    if "adapter" in fields and "no factors A and B" in refusal({**required, "adapter": "reft"}):
-        own.pop("reft")
-    assert own
-    for section in own if "adapter" in fields else ("",):  # one adapter at a time, where there is a choice
-        entry = {"adapter": section, section: own[section]} if section else own
-        check_sections(name, {section: own[section]} if section else own, {**entry, **required})
+    if "adapter" not in fields:
+        return check_sections(name, own, {**own, **required})
+    sections = {"lora": "lora", "reft": "reft", "core": "lora"}
+    fitting = [
+        kind for kind in sections if "; use adapter: " not in refusal({**required, "name": name, "adapter": kind})
+    ]
+    assert fitting
+    for kind in fitting:  # one adapter at a time
+        section = {sections[kind]: own[sections[kind]]}
+        check_sections(name, section, {"adapter": kind, **section, **required})
 
 
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
