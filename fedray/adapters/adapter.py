@@ -160,7 +160,7 @@ class Adapter:
                 "set_trainable() is for the method's attach(), which declares all that ever trains; to train a part of "
                 "that in train_client, call local.train(parts=[...])"
             )
-        chosen = {id(parameter) for name in names for parameter in self._group(name).parameters()}
+        chosen = {id(entry.parameter) for name in names for entry in self.entries(name)}
         for group in self._groups.values():
             for parameter in group.parameters():
                 parameter.requires_grad_(id(parameter) in chosen)
@@ -226,6 +226,14 @@ class Adapter:
         entries = [entry for group in self._groups.values() for entry in group.entries]
         return sum(entry.slot.size for entry in entries if entry.parameter.requires_grad)
 
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """Return the entries of a group, or of a part of one, in the order of the layout.
+
+        Raises:
+            KeyError: there is no such group or part.
+        """
+        return self._group(name).entries
+
     def set_dropout_key(self, key: int) -> None:
         """Key the dropout masks of the following forward passes; set it anew for every micro-batch."""
         self._context.dropout_key = key
@@ -255,14 +263,6 @@ class Adapter:
         if any(replaced):
             entries = (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
             self._groups["lora"] = Group("lora", entries, self._groups["lora"].draw)
-
-    def entries(self, name: str) -> tuple[Entry, ...]:
-        """Return the entries of a group or of a part, in the order of its layout.
-
-        Raises:
-            KeyError: there is no such group or part.
-        """
-        return self._group(name).entries
 
     def observed(self) -> dict[str, float]:
         """Return, by name, the mean of what the adapter's modules observed in evaluation mode since the last call, over
