@@ -34,6 +34,7 @@ NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
 UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
     "fedalt": "every client draws its own A, and its Rest-of-World LoRA adds a second branch",
     "flora": "every client draws its own A",
+    "ifca": "equal clients begin in different clusters",
 }
 """Methods under which several equal clients do not train as one alone would, and why."""
 
