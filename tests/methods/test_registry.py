@@ -106,7 +106,7 @@ def refused(method: Mapping[str, Any] | str) -> str:
     [
         (
             "fedhtf",
-            f"method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); allowed: {', '.join(METHODS.names)}",
+            f"method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); allowed: {choices(METHODS.names)}",
         ),
         ("zzz", f"method 'zzz': unknown method 'zzz'; allowed: {choices(METHODS.names)}"),
         (
