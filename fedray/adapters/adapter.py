@@ -235,6 +235,14 @@ class Adapter:
             if entry.parameter.requires_grad
         }
 
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """Return the entries of a group or of a part, in the order of its layout.
+
+        Raises:
+            KeyError: there is no such group or part.
+        """
+        return self._group(name).entries
+
     def set_dropout_key(self, key: int) -> None:
         """Key the dropout masks of the following forward passes; set it anew for every micro-batch."""
         self._context.dropout_key = key
