@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
+from fedray.aggregation.low_rank import LowRank
 from fedray.federation.tasks import downlinks_of
 from fedray.federation.update_checks import Expected
 from fedray.methods.protocol import AnyMethod, Initial, TierMean, Update, averages
@@ -221,6 +222,12 @@ class NoTraining:
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:
         layout = self.shapes.layout("lora")
         return {slot.module: np.zeros(slot.shape[0]) for slot in layout.slots if slot.part == "B"}
+
+    def features(self, split: Split, rows: Sequence[int]) -> Vector:
+        return np.zeros((len(rows), self.shapes.model.config.get_text_config().hidden_size), np.float32)
+
+    def weight_gradients(self, rank: int, max_examples: int) -> Mapping[str, LowRank]:
+        return {path: LowRank.zeros(layer.d_out, layer.d_in, rank) for path, layer in self.shapes.targets.items()}
 
     def rng(self, purpose: str) -> np.random.Generator:
         return keyed_rng(self.seed, purpose, self.server_round, self.client.id)

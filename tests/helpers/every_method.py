@@ -9,6 +9,10 @@ import pytest
 from fedray.methods.registry import METHODS
 from fedray.planning.catalogue import minimal_entry
 
+TRAINING: Mapping[str, Mapping[str, Any]] = {"fed_sb": {"init": "random"}}
+"""Settings with which a method trains in every round; by default Fed-SB's first round sends gradients instead, see
+tests/methods/test_fed_sb.py."""
+
 LOSSLESS: Mapping[str, Mapping[str, Any]] = {"fedhft": {"downlink_rank": 16}}
 """Settings with which a method sends down all that its server has; by default FedHFT truncates its sum to rank r."""
 
@@ -37,7 +41,7 @@ UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
 
 def entry(name: str, **changes: Any) -> dict[str, Any]:
     """Return a method's entry in a configuration: its defaults, and values for what has none."""
-    return {**minimal_entry(name), **changes}
+    return {**minimal_entry(name), **TRAINING.get(name, {}), **changes}
 
 
 def every_method(*exceptions: Mapping[str, str]) -> list[Any]:
