@@ -134,7 +134,5 @@ def test_the_rows_of_the_table() -> None:
 
 
 def test_an_unknown_method_gets_the_nearest_one() -> None:
-    with pytest.raises(
-        ConfigError, match="unknown method 'fedlat'.*did you mean 'fedalt'.*allowed: .*fedalt, fedavg"
-    ):
+    with pytest.raises(ConfigError, match="unknown method 'fedlat'.*did you mean 'fedalt'.*allowed: .*fedalt, fedavg"):
         method_facts("fedlat")
