@@ -75,7 +75,6 @@ class Scaffold(FedAvg):
     """FedAvg of clients that count alike, with control variates."""
 
     personalised: ClassVar[bool] = False
-
     weights: Literal["uniform"] = "uniform"
 
     def __post_init__(self) -> None:
