@@ -43,9 +43,10 @@ class Adapter:
 
     "GROUP.PART" names the slots of one part of a group wherever a group is named: "lora.B" is B of every LoRA.
 
-    Groups of the built-in adapters: "lora" (trained branch), "rest" (frozen second branch), "mixer" (its weights),
-    "reft" (interventions), "full" (every parameter of the base model), "head" (task head, of every adapter whose model
-    has one). Layouts and counts also work on a model on the meta device; `read` and `load` need values.
+    Groups of the built-in adapters: "lora" (first branch), "rest" (second branch), "mixer" (what weighs them), "gate"
+    (similarity to a client's examples), "core" and "frames" (R, and B and A around it), "reft" (interventions), "full"
+    (every parameter of the base model), "head" (task head, of every adapter whose model has one). Layouts and counts
+    also work on a model on the meta device; `read` and `load` need values.
 
     Args:
         model: the model with the adapter's modules in it.
@@ -223,11 +224,19 @@ class Adapter:
 
     def num_trainable(self) -> int:
         """Return how many parameters train."""
-        entries = [entry for group in self._groups.values() for entry in group.entries]
-        return sum(entry.slot.size for entry in entries if entry.parameter.requires_grad)
+        return sum(self.training_sizes().values())
+
+    def training_sizes(self) -> dict[str, int]:
+        """Return how many values every slot has that trains, by "group.module.part"."""
+        return {
+            f"{group.name}.{entry.slot.name}": entry.slot.size
+            for group in self._groups.values()
+            for entry in group.entries
+            if entry.parameter.requires_grad
+        }
 
     def entries(self, name: str) -> tuple[Entry, ...]:
-        """Return the entries of a group, or of a part of one, in the order of the layout.
+        """Return the entries of a group or of a part, in the order of its layout.
 
         Raises:
             KeyError: there is no such group or part.

@@ -1,4 +1,4 @@
-"""A linear layer with an individual LoRA branch and, optionally, a frozen second branch and a mixer, on peft's layer.
+"""A linear layer with a LoRA branch and, optionally, a second branch and a mixer, or a core, on peft's layer.
 
 The linear layer is torch's Linear, or transformers' Conv1D (GPT-2), which stores W0 transposed, as [d_in, d_out].
 
@@ -6,17 +6,20 @@ The linear layer is torch's Linear, or transformers' Conv1D (GPT-2), which store
 
 FedALT (arXiv 2503.11880) mixes the branches per token, (w_R, w_L) = softmax(G x); FedHFT (arXiv 2510.14054) loads its
 downlink into the second branch, with both weights 1 and without dropout. Both branches share s and one dropout draw.
+`fedray.adapters.mixers` has all ways to weigh them. Where the second branch holds several experts, its components are
+one expert's after another's, each weighted by its own w_R.
+
+With a core (LoRA-XS and Fed-SB, arXiv 2502.15436) the first branch is s · B R A drop(x), R [r, r].
 
 Only this file imports peft's layer at import time; `fedray.adapters.lora` imports it where a LoRA is attached.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -24,7 +27,8 @@ from transformers.pytorch_utils import Conv1D
 from fedray.adapters.context import ForwardContext
 from fedray.adapters.dropout import KeyedDropout
 from fedray.adapters.group import Entry
-from fedray.adapters.layout import Slot
+from fedray.adapters.layout import Part, Slot
+from fedray.adapters.mixers import Mixer, Mixing, make_mixing, zero_linear
 from fedray.adapters.rows import keep_rows
 
 NAME = "default"
@@ -33,21 +37,20 @@ NAME = "default"
 LINEAR = (nn.Linear, Conv1D)
 """The kinds of layers that can have a branch."""
 
-Mixer = Literal["adaptive", "none"] | float
-
 
 class BranchedLinear(lora.Linear):
-    """peft's LoRA layer with a second branch and a mixer. peft makes it; `complete` must follow.
+    """peft's LoRA layer with a second branch and a mixer, or with a core. peft makes it; `complete` must follow.
 
     Shapes: x [batch, tokens, d_in]; A [r, d_in], B [d_out, r] or, with `set_rows`, [m, r]; A_R [r_R, d_in],
-    B_R [d_out, r_R]; G [2, d_in] with row 0 for R and row 1 for L.
+    B_R [d_out, r_R]; G [2, d_in] with row 0 for R and row 1 for L; the core's R [r, r].
     """
 
-    adapter_layer_names = (*lora.Linear.adapter_layer_names, "lora_rest_A", "lora_rest_B", "lora_mixer")
+    adapter_layer_names = (*lora.Linear.adapter_layer_names, "lora_core", "lora_rest_A", "lora_rest_B", "lora_mixer")
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # peft walks over adapter_layer_names in here, so the dicts must exist before.
-        self.lora_rest_A, self.lora_rest_B, self.lora_mixer = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.lora_rest_A, self.lora_rest_B = nn.ModuleDict(), nn.ModuleDict()
+        self.lora_core, self.lora_mixer = nn.ModuleDict(), nn.ModuleDict()
         self._rows: Tensor | None
         self.register_buffer("_rows", None, persistent=False)  # moves with the layer, and is in no checkpoint
         super().update_layer(adapter_name, *args, **kwargs)
@@ -60,27 +63,30 @@ class BranchedLinear(lora.Linear):
         rest_rank: int | None,
         rest_dropout: bool,
         mixer: Mixer,
+        core: bool,
     ) -> None:
-        """Add the second branch and the mixer; allocate everything with zeros, in float32, on the base weight's device.
+        """Add the second branch and the mixer, or the core; allocate everything with zeros, in float32, on the base
+        weight's device.
 
         Args:
             name: the layer's path, which keys its dropout.
-            rest_rank: rank of the frozen second branch; None: no second branch, and no mixer.
+            rest_rank: rank of the second branch; None: no second branch, and no mixer.
             rest_dropout: whether the second branch sees the first one's dropped input.
-            mixer: `adaptive`: FedALT's G; a number α: w_L = α, w_R = 1 − α; `none`: both 1.
+            mixer: what weighs the branches.
+            core: whether the first branch has an R.
         """
         device = self._base_weight().device
-        d_out, d_in = self.d_out, self.d_in
-        shapes = {"lora_A": (self.r[NAME], d_in), "lora_B": (d_out, self.r[NAME])}
+        rank, d_out, d_in = self.r[NAME], self.d_out, self.d_in
+        shapes = {"lora_A": (rank, d_in), "lora_B": (d_out, rank)}
+        if core:
+            shapes["lora_core"] = (rank, rank)
         if rest_rank is not None:
             shapes |= {"lora_rest_A": (rest_rank, d_in), "lora_rest_B": (d_out, rest_rank)}
-            if mixer == "adaptive":
-                shapes["lora_mixer"] = (2, d_in)
+            self.lora_mixer[NAME] = make_mixing(mixer, d_in, rest_rank // rank, device, context)
         for kind, (rows, columns) in shapes.items():
-            getattr(self, kind)[NAME] = _zero_linear(rows, columns, device)
+            getattr(self, kind)[NAME] = zero_linear(rows, columns, device)
         self.lora_dropout[NAME] = KeyedDropout(dropout, name, context)
-        self._context, self._rest_dropout = context, rest_dropout
-        self._mixer = mixer if isinstance(mixer, str) else float(mixer)
+        self._rest_dropout = rest_dropout
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)  # peft's name for a transposed weight
         self.set_adapter(NAME)
 
@@ -161,8 +167,13 @@ class BranchedLinear(lora.Linear):
         yield _entry(path, "B", self._linear("lora_rest_B"))
 
     def mixer_entries(self, path: str) -> Iterator[Entry]:
-        """Yield G."""
-        yield _entry(path, "G", self._linear("lora_mixer"))
+        """Yield what the mixer computes with."""
+        for part, layer in cast(Mixing, self.lora_mixer[NAME]).linears():
+            yield _entry(path, part, layer)
+
+    def core_entries(self, path: str) -> Iterator[Entry]:
+        """Yield R."""
+        yield _entry(path, "core", self._linear("lora_core"))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base_layer(x, *args, **kwargs)
@@ -170,28 +181,24 @@ class BranchedLinear(lora.Linear):
             return y
         x = x.float()  # the adapter's own type
         dropped = self.lora_dropout[NAME](x)
-        own = self._scatter(self._branch("lora_A", "lora_B", dropped))
+        inner = self._components("lora_A", dropped)
+        if NAME in self.lora_core:
+            inner = self._linear("lora_core")(inner)
+        own = self._scatter(self._linear("lora_B")(inner))
         if NAME not in self.lora_rest_A:
             return (y + own).to(y.dtype)
-        rest = self._branch("lora_rest_A", "lora_rest_B", dropped if self._rest_dropout else x)
-        w_rest, w_own = self._weights(x)
-        return (y + w_own * own + w_rest * rest).to(y.dtype)
+        w_rest, w_own = self.lora_mixer[NAME](x)
+        inner = self._components("lora_rest_A", dropped if self._rest_dropout else x)
+        if isinstance(w_rest, Tensor) and w_rest.shape[-1] > 1:  # one weight per expert of the second branch
+            inner, w_rest = inner * w_rest.repeat_interleave(self.r[NAME], -1), 1.0
+        rest = self._linear("lora_rest_B")(inner)
+        mixed: Tensor = y + w_own * own + w_rest * rest
+        return mixed.to(y.dtype)
 
-    def _branch(self, a: str, b: str, x: Tensor) -> Tensor:
-        """s · B A x; s is applied to the r values of A x, and not to d_out."""
-        scaled: Tensor = self._linear(b)(self._linear(a)(x) * self.scaling[NAME])
+    def _components(self, a: str, x: Tensor) -> Tensor:
+        """s · A x; s is applied to these r values, and not to d_out."""
+        scaled: Tensor = self._linear(a)(x) * self.scaling[NAME]
         return scaled
-
-    def _weights(self, x: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Return (w_R, w_L), each a number or [batch, tokens, 1] (FedALT, equation of the mixer)."""
-        if isinstance(self._mixer, float):
-            return 1 - self._mixer, self._mixer
-        if self._mixer == "none":
-            return 1.0, 1.0
-        weights = torch.softmax(self._linear("lora_mixer")(x).float(), dim=-1)
-        if not self.training:
-            self._context.observe("mixer_mean", weights[..., 1])
-        return weights[..., :1], weights[..., 1:]
 
     def _scatter(self, y: Tensor) -> Tensor:
         """[..., m] to [..., d_out], zero outside the rows that exist."""
@@ -206,12 +213,5 @@ class BranchedLinear(lora.Linear):
         return cast(Tensor, self.get_base_layer().weight)
 
 
-def _zero_linear(rows: int, columns: int, device: torch.device) -> nn.Linear:
-    layer: nn.Linear = nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.float32).to_empty(device=device)
-    if device.type != "meta":
-        nn.init.zeros_(layer.weight)
-    return layer
-
-
-def _entry(path: str, part: Literal["A", "B", "G"], layer: nn.Linear) -> Entry:
+def _entry(path: str, part: Part, layer: nn.Linear) -> Entry:
     return Entry(Slot(path, part, tuple(layer.weight.shape)), cast(nn.Parameter, layer.weight))

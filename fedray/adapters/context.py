@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedray.adapters.client_batch import ClientBatch, Spread
+from fedray.errors import ConfigError
 from fedray.models.labels import current_labels
 from fedray.types import IGNORED
 
@@ -26,6 +27,10 @@ class Batch:
         decoding: whether a key-value cache already holds earlier tokens.
         device: where the tokens are.
         real: boolean [examples], False at padding rows of a client batch; None: there are none.
+
+    Attributes:
+        alpha: each example's weight of the first branch, [examples]; None: examples have none of their own
+            (`fedray.adapters.similarity`).
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Batch:
     ):
         self.shape, self.attention_mask, self.labels, self.decoding = shape, attention_mask, labels, decoding
         self.device, self.real = device, real
+        self.alpha: Tensor | None = None
         self.selections: dict[Any, dict[str, Tensor]] = {}
         self.spreads: dict[Any, dict[str, Spread]] = {}
 
@@ -60,6 +66,18 @@ class Batch:
         prompt = self.valid & (self.labels == IGNORED)
         return torch.where(prompt.any(dim=1, keepdim=True), prompt, self.valid)
 
+    @cached_property
+    def last_of_prompt(self) -> Tensor:
+        """[examples]: the place of the last token before the last answer; where labels tell of none, of the last token
+        that is no padding."""
+        places = torch.arange(self.shape[1], device=self.device)
+        last = (places * self.valid).argmax(1)
+        if self.labels is None:
+            return last
+        scored = self.labels != IGNORED
+        before_answer = scored[:, 1:] & ~scored[:, :-1]
+        return torch.where(before_answer.any(1), (places[:-1] * before_answer).argmax(1), last)
+
 
 class ForwardContext:
     """Shared by every adapter module of one model: the current batch, the dropout key, what modules
@@ -77,11 +95,17 @@ class ForwardContext:
         self._signature = inspect.signature(model.forward)
         kinds = {parameter.kind: name for name, parameter in self._signature.parameters.items()}
         self._extra = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
-        model.register_forward_pre_hook(self._observe, with_kwargs=True)
+        model.register_forward_pre_hook(self.enter, with_kwargs=True)
 
-    def _observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = self._signature.bind_partial(*args, **kwargs).arguments
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return what the model is called with, by the names of its arguments."""
+        inputs: dict[str, Any] = self._signature.bind_partial(*args, **kwargs).arguments
         inputs |= inputs.pop(self._extra, {})
+        return inputs
+
+    def enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the batch of the pass that begins."""
+        inputs = self.inputs(args, kwargs)
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
@@ -98,6 +122,23 @@ class ForwardContext:
             device=tokens.device,
             real=None if self.client_batch is None else self.client_batch.real,
         )
+
+    def alpha_for(self, x: Tensor) -> Tensor | None:
+        """Return the examples' weights of the first branch in a shape that fits x [..., d]; None: they have none.
+
+        Raises:
+            ConfigError: x has not one row per example, or per example and token.
+        """
+        if self.batch is None or self.batch.alpha is None:
+            return None
+        alpha, (examples, tokens) = self.batch.alpha, self.batch.shape
+        if x.ndim == 2 and len(x) == examples * tokens:
+            return alpha.repeat_interleave(tokens)[:, None]
+        if len(x) != examples:
+            raise ConfigError(
+                f"a layer of the model reads {tuple(x.shape)}, not one row per example; choose other lora.targets"
+            )
+        return alpha.reshape(-1, *(1 for _ in x.shape[1:]))
 
     def observe(self, name: str, values: Tensor) -> None:
         """Add values of one module to the mean that is recorded under a name; padding does not count.

@@ -26,8 +26,26 @@ def draw_lora(layout: Layout, seed: int, purpose: str = "lora", *key: Key) -> Ve
 
 
 def draw_mixer(layout: Layout, seed: int, purpose: str = "mixer", *key: Key) -> Vector:
-    """Return G ~ U(−1/√d_in, 1/√d_in), Kaiming-uniform with a = √5 (FedALT)."""
-    return _filled(layout, lambda slot: _uniform(slot, slot.shape[-1], seed, purpose, *key))
+    """Return G ~ U(−1/√d_in, 1/√d_in), Kaiming-uniform with a = √5 (FedALT), w_R = w_L = 1, and present = 0."""
+
+    def draw(slot: Slot) -> Matrix:
+        if slot.part == "G":
+            return _uniform(slot, slot.shape[-1], seed, purpose, *key)
+        return np.full(slot.shape, float(slot.part != "present"))
+
+    return _filled(layout, draw)
+
+
+def draw_frames(layout: Layout, seed: int, purpose: str = "frames", *key: Key) -> Vector:
+    """Return A with orthonormal rows and B with orthonormal columns, uniform. The first r_k components are the draw of
+    a layout of rank r_k."""
+
+    def draw(slot: Slot) -> Matrix:
+        wide = slot.shape if slot.part == "A" else slot.shape[::-1]
+        rows = _orthonormal(keyed_rng(seed, purpose, *key, slot.name).normal(size=wide).T)
+        return rows.T if slot.part == "A" else rows
+
+    return _filled(layout, draw)
 
 
 def draw_zeros(layout: Layout, seed: int) -> Vector:
@@ -78,6 +96,10 @@ def _uniform(slot: Slot, fan_in: int, seed: int, purpose: str, *key: Key) -> Mat
 
 def _orthonormal_rows(slot: Slot, seed: int, purpose: str, *key: Key) -> Matrix:
     """[r, d]: Q of a Gaussian's QR decomposition, signs fixed so that it is uniform (Mezzadri 2007)."""
-    gaussian = keyed_rng(seed, purpose, *key, slot.name).normal(size=slot.shape[::-1])
+    return _orthonormal(keyed_rng(seed, purpose, *key, slot.name).normal(size=slot.shape[::-1])).T
+
+
+def _orthonormal(gaussian: Matrix) -> Matrix:
+    """Return [d, r] orthonormal columns, uniform for a Gaussian [d, r]."""
     q, r = np.linalg.qr(gaussian)
-    return np.asarray((q * np.sign(np.diag(r))).T)
+    return np.asarray(q * np.sign(np.diag(r)))

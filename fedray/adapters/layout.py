@@ -12,8 +12,8 @@ from fedray.types import Vector, state_type
 
 Part = str
 """Role of a tensor. A, B: LoRA factors, of which a tier may hold fewer components (`lora_rank`). R, W, b: LoReFT's and
-DiReFT's rotation, source, bias. P: the free projection of NoReFT and NodiReFT. G: mixer. tensor: anything else. An
-adapter kind may add parts of its own, under other names."""
+DiReFT's rotation, source, bias. P: the free projection of NoReFT and NodiReFT. G, w_R, w_L, present: mixers. v: gate.
+core: Fed-SB's R. tensor: anything else. An adapter kind may add parts of its own, under other names."""
 
 
 @state_type("Slot", "fedray.adapters.layout.Slot")

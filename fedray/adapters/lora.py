@@ -1,4 +1,5 @@
-"""LoRA (arXiv 2106.09685) on peft's layers: an individual branch and, for FedALT and FedHFT, a frozen second one."""
+"""LoRA (arXiv 2106.09685) on peft's layers: one branch and, for personalised methods, a second one; or one branch with
+a core (Fed-SB)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -7,14 +8,16 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
-from fedray.adapters.draws import draw_lora, draw_mixer, draw_zeros
+from fedray.adapters.draws import draw_frames, draw_lora, draw_mixer, draw_zeros
 from fedray.adapters.group import Draw, Entry, Group
 from fedray.adapters.heads import head_group, head_modules, is_meta
+from fedray.adapters.similarity import attach_similarity
 from fedray.config import LoraSection
 from fedray.errors import ConfigError, choices, nearest
 
 if TYPE_CHECKING:
-    from fedray.adapters.branched import BranchedLinear, Mixer
+    from fedray.adapters.branched import BranchedLinear
+    from fedray.adapters.mixers import Mixer
 
 QUERY_VALUE = (
     ("query", "value"),
@@ -52,25 +55,30 @@ def attach_lora(
     clip_rest: bool = False,
     rest_dropout: bool = True,
     mixer: "Mixer | None" = None,
+    core: bool = False,
     seed: int = 0,
 ) -> Adapter:
     """Put a LoRA on every target layer of the model, in place, and freeze everything else.
 
     y = W0 x + s · w_L B A drop(x) + s · w_R B_R A_R drop(x), s = section.alpha / section.rank; see
     `fedray.adapters.branched`. Groups: "lora" (A, B per target), with a second branch "rest" (A, B, zero at first),
-    with an adaptive mixer "mixer" (G), and "head" where the model has one. All but "rest" train until
-    `set_trainable` chooses.
+    with a mixer that has values "mixer" (`adaptive`: G; `scalars`: w_R and w_L, 1 at first; `experts`: G and present, 0
+    at first) and "gate" (`similarity`), and "head" where the model has one. With a core, "core" (R, zero at first) and
+    "frames" (A and B, orthonormal) take the place of "lora". All but "rest" and "frames" train until `set_trainable`
+    chooses.
 
     Args:
         model: a transformers model, also on the meta device; attached to at most once.
-        rest_rank: rank of the frozen second branch; None: there is none.
+        rest_rank: rank of the second branch; None: there is none. For `experts`, a multiple of the first one's.
         clip_rest: whether no target's second branch has a rank above min(d_out, d_in), which holds every matrix.
         rest_dropout: whether the second branch shares the first one's dropout draw (FedALT) or sees x itself (FedHFT).
-        mixer: `adaptive`, a fixed α on the individual branch (1 − α on the other), or `none` (the default): both 1.
-        seed: keys the first values of A and G.
+        mixer: what weighs the branches (`fedray.adapters.mixers`); default `none`: both weights are 1.
+        core: whether the branch is s · B R A.
+        seed: keys the first values.
 
     Raises:
-        ConfigError: a target that the model does not have, or that peft does not support in this family.
+        ConfigError: a target that the model does not have, or that peft does not support in this family; a rank that a
+            core cannot have.
         ValueError: the model already has a LoRA.
     """
     import peft
@@ -100,31 +108,42 @@ def attach_lora(
         layer = model.get_submodule(path)
         assert isinstance(layer, BranchedLinear)
         rank = min(rest_rank, layer.d_out, layer.d_in) if rest_rank is not None and clip_rest else rest_rank
-        layer.complete(path, context, section.dropout, rank, rest_dropout, "none" if mixer is None else mixer)
+        mixing = "none" if mixer is None else mixer
+        layer.complete(path, context, section.dropout, rank, rest_dropout, mixing, core)
         layers[path] = layer
-    groups = _groups(layers, rest_rank is not None, rest_rank is not None and mixer == "adaptive")
+        if core and section.rank > min(layer.d_in, layer.d_out):
+            raise ConfigError(
+                f"lora.rank: {section.rank}, but {path!r} is [{layer.d_out}, {layer.d_in}] and has no more than "
+                f"{min(layer.d_in, layer.d_out)} orthonormal components"
+            )
+    groups = _groups(layers, rest_rank is not None, core)
+    if mixer == "similarity":
+        groups.append(attach_similarity(model, context))
     adapter = Adapter(model, groups + ([head] if head else []), context, layers)
-    adapter.set_trainable(*(name for name in adapter.names if name != "rest"))
+    adapter.set_trainable(*(name for name in adapter.names if name not in ("rest", "frames")))
     model.train(model.training)  # the new modules take over the model's mode
     if not is_meta(model):
-        adapter.load("lora", draw_lora(adapter.layout("lora"), seed))
-        if "mixer" in adapter.names:
-            adapter.load("mixer", draw_mixer(adapter.layout("mixer"), seed))
+        for group in groups:
+            adapter.load(group.name, group.first_values(seed))
     return adapter
 
 
-def _groups(layers: "dict[str, BranchedLinear]", rest: bool, mixer: bool) -> list[Group]:
+def _groups(layers: "dict[str, BranchedLinear]", rest: bool, core: bool) -> list[Group]:
     def group(name: str, entries: "Callable[[BranchedLinear, str], Iterable[Entry]]", draw: Draw) -> Group:
         return Group(name, (entry for path, layer in layers.items() for entry in entries(layer, path)), draw)
 
     from fedray.adapters.branched import BranchedLinear
 
-    groups = [group("lora", BranchedLinear.own_entries, draw_lora)]
+    if core:
+        own = [group("core", BranchedLinear.core_entries, draw_zeros)]
+        own.append(group("frames", BranchedLinear.own_entries, draw_frames))
+    else:
+        own = [group("lora", BranchedLinear.own_entries, draw_lora)]
     if rest:
-        groups.append(group("rest", BranchedLinear.rest_entries, draw_zeros))
-    if mixer:
-        groups.append(group("mixer", BranchedLinear.mixer_entries, draw_mixer))
-    return groups
+        own.append(group("rest", BranchedLinear.rest_entries, draw_zeros))
+        mixer = group("mixer", BranchedLinear.mixer_entries, draw_mixer)
+        own += [mixer] if mixer.entries else []
+    return own
 
 
 def _targets(model: nn.Module, names: Sequence[str]) -> list[str]:

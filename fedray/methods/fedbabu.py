@@ -8,7 +8,7 @@ averaging changes. Where a round is measured, every client then fine-tunes body 
 evaluated (`personalised`); that training is for the evaluation alone, and nothing of it is sent or kept.
 
 The head is drawn as `head: frozen_random` draws it. It is the control of `head: frozen_label_text`: the same training,
-without what the labels' names say. `fedray params` counts the head among what trains, since fine-tuning trains it.
+without what the labels' names say. `fedray params` counts what a round trains, so the body alone.
 """
 
 from dataclasses import dataclass

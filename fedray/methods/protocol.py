@@ -2,11 +2,13 @@
 
 A method is a frozen dataclass whose fields are its hyperparameters. It may also declare the fields `lora`
 (LoraSection), `reft` (ReftSection) and `head` (Head), which are then filled from the configuration's sections.
-It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
+It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client. A class attribute
+`personalised` says whether clients end up with models of their own, where that does not follow from whether they keep
+arrays.
 
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
 with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` maps between
-them.
+them. A field `common_lora` (LoraSection) has the section `lora` without the tier's limit.
 
 The smallest method, which federates how many examples the clients have and trains nothing:
 
@@ -61,6 +63,7 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
+from fedray.aggregation.low_rank import LowRank
 from fedray.errors import ConfigError, choices
 from fedray.training.steering import Steering
 from fedray.types import Capacity, Client, ClientId, Evaluation, Split, Vector
@@ -230,6 +233,16 @@ class Local(Protocol):
 
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:
         """Return, per LoRA target module, the empirical Fisher information of each output dimension, [d_out]."""
+        ...
+
+    def features(self, split: Split, rows: Sequence[int]) -> Vector:
+        """Return what the model makes of some examples of a split with the adapter as it is loaded now: the last hidden
+        state of each one's last prompt token, [rows, d]."""
+        ...
+
+    def weight_gradients(self, rank: int, max_examples: int) -> Mapping[str, LowRank]:
+        """Return the gradient of the mean loss of the first training examples, at most `max_examples`, with respect to
+        the frozen weight of each LoRA target module, [d_out, d_in], approximated with rank `rank`, by module path."""
         ...
 
     def rng(self, purpose: str) -> np.random.Generator:

@@ -7,6 +7,7 @@ Where tiers hold parts of the adapter (`fedray.methods.parts.capacity`), payload
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -142,9 +143,13 @@ class SharedAdapter:
         private = None if self.private is None else adapter.read(self.private)
         return GlobalAdapter(adapter.read(self.shared), head_up), ClientState(head_own, private)
 
-    def counts(self, updates: Sequence[Uploaded[GlobalAdapter]]) -> list[int]:
+    def counts(self, updates: Sequence[Uploaded[Any]]) -> list[int]:
         """Return what each update counts for in a weighted mean, in any unit."""
         return [update.num_examples if self.weights == "examples" else update.num_clients for update in updates]
+
+    def mean_head(self, server: Server, updates: Sequence[Uploaded[Any]]) -> Vector | None:
+        """Return the weighted mean of the heads that were sent; the server's if there are none."""
+        return heads.average(server.shared.head, [update.payload.head for update in updates], self.counts(updates))
 
     def requires_lora(self, why: str) -> None:
         """Refuse an adapter without the factors A and B.

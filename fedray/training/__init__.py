@@ -1,4 +1,4 @@
 """Local training: engines, the training loop, client batches, process memory.
 
-Uses: adapters, config, data, evaluation, models.
+Uses: adapters, aggregation, config, data, evaluation, models.
 """

@@ -13,6 +13,7 @@ Smaller ones are padded: with tokens that the attention mask hides, and with cop
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -59,12 +60,19 @@ class Importance:
 
 
 @dataclass(frozen=True)
+class Compute:
+    """A client asks for something that its adapter's model computes for it alone."""
+
+    function: Callable[[Adapter], Any]
+
+
+@dataclass(frozen=True)
 class BatchedBackend:
     """The `ClientBackend` of one client of a batch: it asks for work, which is then computed for all members.
 
     Attributes:
         adapter: the member's own values.
-        ask: waits for an answer to a `Train`, `Evaluate` or `Importance`.
+        ask: waits for an answer to a `Train`, `Evaluate`, `Importance` or `Compute`.
     """
 
     adapter: Adapter
@@ -80,6 +88,10 @@ class BatchedBackend:
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
         answer: dict[str, npt.NDArray[np.float64]] = self.ask(Importance(table))
+        return answer
+
+    def compute(self, function: Callable[[Adapter], Result]) -> Result:
+        answer: Result = self.ask(Compute(function))
         return answer
 
 
@@ -110,11 +122,18 @@ def run_batched(
         if isinstance(first, Train):  # a client that asks for another kind of training waits
             alike = {slot: request for slot, request in requests.items() if request.kind == first.kind}
             return train_batched(stack, alike, training_context, loss_scale)
+        if isinstance(first, Compute):
+            return {slot: _compute_alone(stack, slot, request.function) for slot, request in requests.items()}
         tables = {slot: requests[slot].table for slot in slots}
         if isinstance(first, Importance):
             return importance_batched(stack, tables, training_context)
         if training_context.metric.reads == "texts":
-            return {slot: _evaluate_alone(stack, slot, table, training_context) for slot, table in tables.items()}
+            return {
+                slot: _compute_alone(
+                    stack, slot, partial(evaluate_client, table=table, training_context=training_context)
+                )
+                for slot, table in tables.items()
+            }
         return evaluate_batched(stack, tables, training_context)
 
     def as_member(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
@@ -122,7 +141,7 @@ def run_batched(
 
     routines = [as_member(index, client) for index, client in enumerate(clients)]
     with stack.installed():
-        return run_in_lockstep(routines, serve, (Evaluate, Importance, Train))
+        return run_in_lockstep(routines, serve, (Evaluate, Importance, Compute, Train))
 
 
 def train_batched(
@@ -360,7 +379,7 @@ def _collect(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
     pending.clear()
 
 
-def _evaluate_alone(stack: AdapterStack, slot: int, table: pa.Table, training_context: TrainingContext) -> Evaluation:
+def _compute_alone(stack: AdapterStack, slot: int, function: Callable[[Adapter], Result]) -> Result:
     stack.use(stack.values[slot : slot + 1], [slot])
-    stack.adapter.context.client_batch = ClientBatch((slot,), (), 0, training_context.device)
-    return evaluate_client(stack.adapter, table, training_context)
+    stack.adapter.context.client_batch = ClientBatch((slot,), (), 0, stack.values.device)
+    return function(stack.adapter)

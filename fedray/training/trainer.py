@@ -3,25 +3,30 @@
 Every draw is keyed by (seed, purpose, round, client), so a client's result does not depend on who trained before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from fedray.adapters.adapter import Adapter
+from fedray.aggregation.low_rank import LowRank
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
 from fedray.randomness import keyed_rng
 from fedray.training.engine import Engine
+from fedray.training.features import features
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import Train, Trained, check_call, train_steps
 from fedray.training.steering import Steering
 from fedray.training.training_context import TrainingContext
+from fedray.training.weight_gradients import weight_gradients
 from fedray.types import Client, Evaluation, Split, Vector
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class ClientBackend(Protocol):
         """Return the Fisher information of each target layer's outputs over the examples, by module path."""
         ...
 
+    def compute(self, function: Callable[[Adapter], Result]) -> Result:
+        """Return what the function returns, given an adapter with the client's values whose model computes for this
+        client alone."""
+        ...
+
 
 @dataclass(frozen=True)
 class EngineBackend:
@@ -82,13 +92,16 @@ class EngineBackend:
         return train_steps(self.engine, request, self.training_context)
 
     def evaluate(self, table: pa.Table) -> Evaluation:
-        return self.engine.process_group.from_first(lambda: evaluate_client(self.adapter, table, self.training_context))
+        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context))
+
+    def compute(self, function: Callable[[Adapter], Result]) -> Result:
+        return self.engine.process_group.from_first(lambda: function(self.adapter))
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
         training_context = self.training_context
-        return self.engine.process_group.from_first(
-            lambda: fisher_importance(
-                self.adapter,
+        return self.compute(
+            lambda adapter: fisher_importance(
+                adapter,
                 table,
                 training_context.task,
                 training_context.train.batch_size,
@@ -219,6 +232,16 @@ class LocalTrainer:
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""
         return self._backend.importance(self._shard.tables["train"])
+
+    def features(self, split: Split, rows: Sequence[int]) -> Vector:
+        """Return the last hidden state of each example's last prompt token, [rows, d]."""
+        table = self._shard.tables[split].take(np.asarray(rows, np.int64))
+        return self._backend.compute(lambda adapter: features(adapter, table, self._training_context))
+
+    def weight_gradients(self, rank: int, max_examples: int) -> dict[str, LowRank]:
+        """Return the gradient of the mean training loss with respect to each target layer's weight, by module path."""
+        table = self._shard.tables["train"].slice(0, max_examples)
+        return self._backend.compute(lambda adapter: weight_gradients(adapter, table, rank, self._training_context))
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return the generator keyed by (seed, purpose, round, client)."""

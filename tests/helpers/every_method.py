@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 
 from fedray.methods.registry import METHODS
+from fedray.planning.catalogue import minimal_entry
 
-REQUIRED: Mapping[str, Any] = {"carried_rank": 64}
-"""Values of hyperparameters that have no default. 64 exceeds every width of the tests' models, so nothing is cut."""
+TRAINING: Mapping[str, Mapping[str, Any]] = {"fed_sb": {"init": "random"}}
+"""Settings with which a method trains in every round; by default Fed-SB's first round sends gradients instead, see
+tests/methods/test_fed_sb.py."""
 
 LOSSLESS: Mapping[str, Mapping[str, Any]] = {"fedhft": {"downlink_rank": 16}}
 """Settings with which a method sends down all that its server has; by default FedHFT truncates its sum to rank r."""
+
+SAME: Mapping[str, str] = {"fedit": "fedavg"}
+"""Methods that are another one with its defaults."""
 
 ONE_BY_ONE: Mapping[str, str] = {}
 """Methods whose clients are not trained in one step, and why."""
@@ -29,14 +34,14 @@ NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
 UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
     "fedalt": "every client draws its own A, and its Rest-of-World LoRA adds a second branch",
     "flora": "every client draws its own A",
+    "ifca": "equal clients begin in different clusters",
 }
 """Methods under which several equal clients do not train as one alone would, and why."""
 
 
 def entry(name: str, **changes: Any) -> dict[str, Any]:
     """Return a method's entry in a configuration: its defaults, and values for what has none."""
-    fields = METHODS.find(name).__dataclass_fields__
-    return {"name": name, **{field: value for field, value in REQUIRED.items() if field in fields}, **changes}
+    return {**minimal_entry(name), **TRAINING.get(name, {}), **changes}
 
 
 def every_method(*exceptions: Mapping[str, str]) -> list[Any]:

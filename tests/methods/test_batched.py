@@ -238,3 +238,39 @@ def test_mixers_of_clients_with_unequal_test_examples(start):
     alone = [run.worker.train(task) for task in tasks]
     agree(together(run.worker, tasks), alone)
     assert len({result.report.recorded["mixer_mean"] for result in alone}) == 3
+
+
+@pytest.mark.parametrize(
+    ("mixer", "train"),
+    [
+        ("none", "lora rest head"),
+        ("scalars", "lora mixer.w_R head"),
+        ("experts", "lora mixer.G head"),
+        ("similarity", "rest head"),
+        ("core", "core head"),
+    ],
+)
+def test_branches_of_every_weight(start, caplog, mixer, train):
+    """Clients of 9, 5 and 7 examples, dropout, and another number of experts for every client and target."""
+    run = start({"class": "weighed.Weighed", "mixer": mixer, "trained": train}, train__batch_size=2)
+    tasks = run.tasks(IDS, measure=True)
+    alone = [run.worker.train(task) for task in tasks]
+    agree(together(run.worker, tasks), alone)
+    assert not of_workers(caplog)
+    moved = [result.payload.vectors[train.split()[0]] for result in alone]
+    assert not np.allclose(moved[0], moved[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "rouge_l"])
+def test_similarity_in_a_language_model(start, metric):
+    """Answers of unequal length, and generated ones, which are measured one client at a time."""
+    run = start(
+        {"class": "weighed.Weighed", "mixer": "similarity", "trained": "lora rest"},
+        task="causal_lm",
+        model__config=DECODER,
+        evaluation__metric=metric,
+        evaluation__max_new_tokens=3,
+        train__batch_size=2,
+    )
+    tasks = run.tasks(IDS, measure=True)
+    agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])

@@ -1,5 +1,6 @@
-"""Clients that hold only a part of the common adapter: the first r_k components of every LoRA, the interventions of
-some layers. What a client holds has a layout of its own, whose values have positions in the common vector.
+"""Clients that hold only a part of the common adapter: the first r_k components of every LoRA (of a core the leading
+block), the interventions of some layers. What a client holds has a layout of its own, whose values have positions in
+the common vector.
 
 Zero-padding and truncating LoRA factors is HetLoRA's way (arXiv 2401.06432) for the cohort's common adapter; here a
 value counts only for the clients that hold it, so that a component that few clients train does not shrink towards zero.
@@ -28,6 +29,8 @@ def _own(common: Layout, lora_rank: int | None, reft_layers: tuple[int, ...] | N
             shape = (min(shape[0], lora_rank), shape[1])
         if slot.part == "B" and lora_rank is not None:
             shape = (shape[0], min(shape[1], lora_rank))
+        if slot.part == "core" and lora_rank is not None:
+            shape = (min(shape[0], lora_rank), min(shape[1], lora_rank))
         if slot.part not in ("R", "P", "W", "b") or reft_layers is None or block_of(slot) in reft_layers:
             slots.append(replace(slot, shape=shape))
     own = Layout(tuple(slots))

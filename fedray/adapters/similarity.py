@@ -1,0 +1,68 @@
+"""One weight per example: how similar it is to a client's own examples (FedDPA, arXiv 2403.19211).
+
+    α(x) = λ · mean over i of cos(h(x), h(x_i)) = v · h(x)/‖h(x)‖,      v = λ · mean over i of h(x_i)/‖h(x_i)‖
+
+h(x) [d] is the last hidden state of the prompt's last token, as the model computes it with its first branch alone
+(α = 1). So a client's examples x_i are one vector v, which a method loads into the group "gate". In evaluation a hook
+computes h and α(x) before the model's own pass: twice the time, for every way of evaluating. A decoding step keeps the
+α of its prompt.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedray.adapters.context import ForwardContext
+from fedray.adapters.draws import draw_zeros
+from fedray.adapters.group import Entry, Group
+from fedray.adapters.layout import Slot
+from fedray.adapters.mixers import zero_linear
+from fedray.errors import ConfigError
+
+READ = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
+"""What the base model reads of a pass; not the cache, which the model's own pass fills."""
+
+
+def attach_similarity(model: nn.Module, context: ForwardContext) -> Group:
+    """Compute α(x) before every evaluation pass of the model; return the group "gate", v [1, d].
+
+    Raises:
+        ConfigError: the model has an encoder and a decoder, so that a text has no single last hidden state.
+    """
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        raise ConfigError("similarity to a client's examples needs a model of one stack; it has encoder and decoder")
+    gate = zero_linear(1, config.get_text_config().hidden_size, next(model.parameters()).device)
+    model.add_module("lora_gate", gate)
+    kept: Tensor | None = None
+
+    def weigh(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal kept
+        batch = context.batch
+        if model.training or batch is None:
+            return
+        if not batch.decoding:
+            batch.alpha = torch.ones(batch.shape[0], device=batch.device)
+            states = last_states(model, context, context.inputs(args, kwargs))
+            kept = gate(functional.normalize(states, dim=-1)).squeeze(-1)
+        batch.alpha = kept
+
+    model.register_forward_pre_hook(weigh, with_kwargs=True)
+    entry = Entry(Slot("lora_gate", "v", tuple(gate.weight.shape)), cast(nn.Parameter, gate.weight))
+    return Group("gate", [entry], draw_zeros)
+
+
+def last_states(model: nn.Module, context: ForwardContext, inputs: Mapping[str, Any]) -> Tensor:
+    """Return h of every example of the context's batch, float32 [examples, d].
+
+    Args:
+        inputs: the batch's, as the model reads them.
+    """
+    base: Any = model.base_model
+    assert context.batch is not None
+    states: Tensor = base(**{name: inputs[name] for name in READ if inputs.get(name) is not None}).last_hidden_state
+    places = context.batch.last_of_prompt
+    return states[torch.arange(len(places), device=places.device), places].float()

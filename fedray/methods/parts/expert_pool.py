@@ -1,0 +1,79 @@
+"""The server's side of LoRA experts (FedLEASE): one expert and one router per cluster of clients."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedray.adapters.layout import Layout
+from fedray.aggregation.trees import best_cut, cuts, mean_distances
+from fedray.methods.parts.capacity import held_mean, places
+from fedray.methods.parts.factors import split
+from fedray.types import ClientId, Vector, state_type
+
+
+@state_type("ExpertPool.Trained")
+@dataclass(frozen=True)
+class Trained:
+    """What a client trained: its LoRA, in its own layout, and its router."""
+
+    layout: Layout
+    lora: Vector
+    router: Vector
+
+
+@state_type("ExpertPool")
+@dataclass(frozen=True)
+class ExpertPool:
+    """Clusters of clients.
+
+    Attributes:
+        layout: of the common LoRA.
+        router: the first values of a cluster's router.
+        alone: the clients in no cluster that have trained, and what they sent last.
+        labels: each clustered client's cluster.
+        experts: the clusters' LoRAs; none before there are clusters.
+        routers: the clusters' routers.
+    """
+
+    layout: Layout
+    router: Vector
+    alone: Mapping[ClientId, Trained]
+    labels: Mapping[ClientId, int]
+    experts: tuple[Vector, ...]
+    routers: tuple[Vector, ...]
+
+    def with_alone(self, updates: Mapping[ClientId, Trained]) -> "ExpertPool":
+        """Return the pool with what clients in no cluster sent."""
+        new = {id: trained for id, trained in updates.items() if id not in self.labels}
+        return replace(self, alone={**self.alone, **new})
+
+    def clustered(self, most: int) -> "ExpertPool":
+        """Return at most so many clusters of the clients that trained alone, with their means as experts."""
+        ids = sorted(self.alone)
+        distances = mean_distances([split(self.alone[id].layout, self.alone[id].lora) for id in ids])
+        candidates = cuts(distances, most)
+        labels = dict(zip(ids, candidates[best_cut(distances, candidates)].tolist(), strict=True))
+        nothing = np.zeros(self.layout.size, np.float32)
+        experts = tuple(
+            self._mean(nothing, [self.alone[id] for id in ids if labels[id] == label])
+            for label in range(1 + max(labels.values()))
+        )
+        return replace(self, alone={}, labels=labels, experts=experts, routers=(self.router,) * len(experts))
+
+    def moved(self, updates: Mapping[ClientId, Trained]) -> "ExpertPool":
+        """Return the pool with each expert and router at the unweighted mean of those that came from its cluster. The
+        clients that trained alone join the cluster of the nearest expert."""
+        experts, routers = list(self.experts), list(self.routers)
+        for label in range(len(experts)):
+            sent = [trained for id, trained in updates.items() if self.labels.get(id) == label]
+            experts[label] = self._mean(experts[label], sent)
+            routers[label] = held_mean(routers[label], [(None, t.router) for t in sent], [1.0] * len(sent))
+        known = [split(self.layout, expert) for expert in experts]
+        joined = {
+            id: int(mean_distances([split(t.layout, t.lora), *known])[0, 1:].argmin()) for id, t in self.alone.items()
+        }
+        return replace(self, alone={}, labels={**self.labels, **joined}, experts=tuple(experts), routers=tuple(routers))
+
+    def _mean(self, previous: Vector, trained: Sequence[Trained]) -> Vector:
+        return held_mean(previous, [(places(self.layout, t.layout), t.lora) for t in trained], [1.0] * len(trained))
