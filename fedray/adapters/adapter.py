@@ -224,16 +224,16 @@ class Adapter:
 
     def num_trainable(self) -> int:
         """Return how many parameters train."""
-        entries = [entry for group in self._groups.values() for entry in group.entries]
-        return sum(entry.slot.size for entry in entries if entry.parameter.requires_grad)
+        return sum(self.training_sizes().values())
 
-    def entries(self, name: str) -> tuple[Entry, ...]:
-        """Return the entries of a group, or of a part of one, in the order of the layout.
-
-        Raises:
-            KeyError: there is no such group or part.
-        """
-        return self._group(name).entries
+    def training_sizes(self) -> dict[str, int]:
+        """Return how many values every slot has that trains, by "group.module.part"."""
+        return {
+            f"{group.name}.{entry.slot.name}": entry.slot.size
+            for group in self._groups.values()
+            for entry in group.entries
+            if entry.parameter.requires_grad
+        }
 
     def set_dropout_key(self, key: int) -> None:
         """Key the dropout masks of the following forward passes; set it anew for every micro-batch."""
@@ -264,6 +264,14 @@ class Adapter:
         if any(replaced):
             entries = (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
             self._groups["lora"] = Group("lora", entries, self._groups["lora"].draw)
+
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """Return the entries of a group or of a part, in the order of its layout.
+
+        Raises:
+            KeyError: there is no such group or part.
+        """
+        return self._group(name).entries
 
     def observed(self) -> dict[str, float]:
         """Return, by name, the mean of what the adapter's modules observed in evaluation mode since the last call, over

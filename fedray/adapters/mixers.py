@@ -101,8 +101,8 @@ class Router(Mixing):
         counted = torch.cat([torch.ones_like(present[..., :1]), present, present], -1)
         logits = self.G(x).float().masked_fill(~counted, float("-inf"))
         place = logits.detach().argsort(dim=-1, descending=True).argsort(dim=-1)
-        # Masked before the softmax, and one's own weight as what is left of 1: so gradients that are 0 have no rounding,
-        # which AdamW would enlarge.
+        # Masked before the softmax, and one's own weight as what is left of 1, so that gradients that are 0 have no
+        # rounding, which AdamW would enlarge.
         shares = torch.softmax(logits.masked_fill(place > present.sum(-1, keepdim=True), float("-inf")), dim=-1)
         w_rest = shares[..., 1 : 1 + others]
         return w_rest, 1 - w_rest.sum(-1, keepdim=True)

@@ -55,6 +55,22 @@ def mean_factors(factors: Sequence[LowRank], weights: npt.ArrayLike | None = Non
     return _low_rank(_sum(w, B), _sum(w, A))
 
 
+def component_sums(factors: Sequence[LowRank], shares: Matrix) -> LowRank:
+    """Return (Σ_k B_k diag(s_k), Σ_k diag(s_k) A_k): sums of the factors with shares of each component's own.
+
+    Args:
+        factors: one matrix per client, all of one shape and rank.
+        shares: s, [K, rank].
+
+    Raises:
+        ValueError: no factors, factors of different shapes, or shares of another shape.
+    """
+    _, B, A = _stacked(factors, None)
+    if shares.shape != A.shape[:2]:
+        raise ValueError(f"expected shares of {A.shape[:2]} clients and components, got shape {shares.shape}")
+    return _low_rank(np.einsum("kr,kir->ir", shares, B), np.einsum("kr,krj->rj", shares, A))
+
+
 def residual(factors: Sequence[LowRank], weights: npt.ArrayLike | None = None) -> LowRank:
     """Return Δ̄ − B̄ Ā with (K − 1) r columns, as Σ_{k<K} w_k (B_k − B̄)(A_k − A_K).
 

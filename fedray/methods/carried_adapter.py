@@ -39,7 +39,8 @@ class Carrying(SharedAdapter):
     Attributes:
         carried_rank: q, how many columns of C are kept. A run is exact with rounds times the columns that a round
             adds, and with min(d_out, d_in) of the widest target at the latest; where q is smaller, C is truncated, and
-            `carried_error` in rounds.parquet says what that costs. Memory and the second round's traffic grow with it.
+            `carried_error` in rounds.parquet says what that costs. Clients hold q columns in every round, and receive
+            as many as there are so far.
     """
 
     carried_rank: int
@@ -47,7 +48,7 @@ class Carrying(SharedAdapter):
     def __post_init__(self) -> None:
         self.requires_lora("whose products are carried along")
         if type(self.adapter) is not LoraKind:
-            kind = self.adapter.label
+            kind = type(self.adapter).__name__
             raise ConfigError(f"{self.name}.adapter: {kind} has no branch for the carried sum; use adapter: lora")
         if self.carried_rank < 1:
             raise ConfigError(f"{self.name}.carried_rank: expected at least 1, got {self.carried_rank}")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedray.aggregation.low_rank import LowRank
-from fedray.methods.parts import heads
 from fedray.methods.parts.factors import by_target_padded, join
 from fedray.methods.protocol import Metrics, Update
 from fedray.methods.shared_adapter import GlobalAdapter, Server, SharedAdapter
@@ -35,5 +34,5 @@ class Combined(SharedAdapter):
         counts = self.counts(updates)
         targets = by_target_padded(server.layout, [(update.capacity, update.payload.adapter) for update in updates])
         adapter = join([self.combine(target, counts) for target in targets])
-        head = heads.average(server.shared.head, [update.payload.head for update in updates], counts)
+        head = self.mean_head(server, updates)
         return replace(server, shared=GlobalAdapter(adapter, head)), {}

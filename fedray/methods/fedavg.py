@@ -1,5 +1,5 @@
-"""FedAvg (McMahan et al., 2017) on LoRA (= FedIT, arXiv 2305.05644), on LoReFT (FedReFT's ablation baseline), or on the
-whole model (full fine-tuning, the denominator of every ratio).
+"""FedAvg (McMahan et al., 2017, arXiv 1602.05629) on LoRA (= FedIT, arXiv 2305.05644), on LoReFT (FedReFT's ablation
+baseline), or on the whole model (full fine-tuning, the denominator of every ratio).
 
 Every client of the cohort starts from the server's adapter θ, trains it, and sends it back; the server takes the mean,
 
@@ -12,7 +12,7 @@ from the product of the means by Σ_k w_k (B_k − B̄)(A_k − Ā).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fedray.adapters.adapter import Adapter
@@ -21,7 +21,6 @@ from fedray.adapters.rotations import retract_rotations
 from fedray.aggregation.server_optimizer import ServerOptimizerOption, State, step_where_held
 from fedray.aggregation.server_optimizers.sgd import TAKE_THE_MEAN
 from fedray.errors import ConfigError
-from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import Places, held_by_any, held_mean, own_layout
 from fedray.methods.parts.masking import Bits, keep_important, masked_places
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Uploaded
@@ -87,10 +86,8 @@ class FedAvg(SharedAdapter):
         optimizer = self.server_optimizer
         return Server(start.layout, start.shared, optimizer.init(start.layout.size), optimizer.init(len(head)))
 
-    def train_client(
-        self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local
-    ) -> tuple[GlobalAdapter, ClientState]:
-        uplink, state = super().train_client(adapter, client_state, downlink, local)
+    def read(self, adapter: Adapter, local: Local) -> tuple[GlobalAdapter, ClientState]:
+        uplink, state = super().read(adapter, local)
         if self.mask == "none":
             return uplink, state
         sent, rows = keep_important(adapter, adapter.layout(self.shared), uplink.adapter, self.mask, local)
@@ -107,11 +104,11 @@ class FedAvg(SharedAdapter):
             self.server_optimizer, server.adapter_optimizer, old.adapter, mean, held_by_any(layout.size, held)
         )
         head_optimizer = server.head_optimizer
-        head = heads.average(old.head, [update.payload.head for update in updates], counts)
+        head = self.mean_head(server, updates)
         if old.head is not None and head is not None:
             head, head_optimizer = step_where_held(self.server_optimizer, head_optimizer, old.head, head)
         shared = GlobalAdapter(retract_rotations(layout, adapter), head)
-        return Server(layout, shared, adapter_optimizer, head_optimizer), {}
+        return replace(server, shared=shared, adapter_optimizer=adapter_optimizer, head_optimizer=head_optimizer), {}
 
     def _places(self, layout: Layout, update: Uploaded[GlobalAdapter]) -> Places | None:
         """Return where the values that were sent lie in the shared vector; None: everywhere."""

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 from fedray.aggregation.products import mean_factors, residual
 from fedray.methods.carried_adapter import CarriedAdapter, Carrying, Server
-from fedray.methods.parts import heads
 from fedray.methods.parts.carried import carry
 from fedray.methods.parts.factors import by_target_padded, join
 from fedray.methods.protocol import Metrics, Update
@@ -42,7 +41,7 @@ class FedExLora(Carrying):
             server.shared.carried, (residual(target, counts) for target in targets), self.carried_rank
         )
         adapter = join([mean_factors(target, counts) for target in targets])
-        head = heads.average(server.shared.head, [update.payload.head for update in updates], counts)
+        head = self.mean_head(server, updates)
         return replace(server, shared=CarriedAdapter(adapter, head, carried)), {"carried_error": error}
 
 

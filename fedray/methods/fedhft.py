@@ -19,7 +19,7 @@ rank of its own LoRA, which its tier may make smaller.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +124,8 @@ class FedHft:
     """Masked LoRAs within soft clusters.
 
     Attributes:
-        clusters: J, or `auto` (by BIC, at most `max_clusters`).
+        clusters: J, or `auto` (by BIC).
+        max_clusters: the most clusters that `auto` chooses.
         warmup_rounds: rounds before the first refit; 5 means that it ends the sixth round.
         timing: `post` masks after unmasked training, `pre` trains only the kept rows.
         importance: `fisher` (default) or `energy`; under `pre` always `energy`.
@@ -137,6 +138,8 @@ class FedHft:
         wire: type of the numbers that travel.
         n_init: restarts of the mixture's fit.
     """
+
+    personalised: ClassVar[bool] = True
 
     lora: LoraSection
     head: Head = "shared"

@@ -22,7 +22,7 @@ class FedPer(FedAvg):
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = super().attach(model)
-        heads.require_head("fedper", adapter)
+        heads.require_head(self.name, adapter)
         return adapter
 
 

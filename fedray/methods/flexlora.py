@@ -21,7 +21,6 @@ from fedray.adapters.draws import draw_lora
 from fedray.aggregation.low_rank import concatenate, truncate
 from fedray.aggregation.points import check_weights
 from fedray.aggregation.products import live
-from fedray.methods.parts import heads
 from fedray.methods.parts.factors import by_target, join, split
 from fedray.methods.protocol import Initial, Metrics, Update
 from fedray.methods.shared_adapter import GlobalAdapter, SharedAdapter
@@ -50,8 +49,7 @@ class FlexLora(SharedAdapter):
     def aggregate_train(self, server: Server, updates: Sequence[Update[GlobalAdapter]]) -> tuple[Server, Metrics]:
         if not updates:
             return server, {}
-        counts, layout = self.counts(updates), server.layout
-        weights = check_weights(counts, len(updates))
+        layout, weights = server.layout, check_weights(self.counts(updates), len(updates))
         targets = by_target(layout, [(update.capacity, update.payload.adapter) for update in updates])
         drawn = split(layout, draw_lora(layout, server.seed, "flexlora"))
         adapter = join(
@@ -60,7 +58,7 @@ class FlexLora(SharedAdapter):
                 for target, draw in zip(targets, drawn, strict=True)
             ]
         )
-        head = heads.average(server.shared.head, [update.payload.head for update in updates], counts)
+        head = self.mean_head(server, updates)
         return replace(server, shared=GlobalAdapter(adapter, head)), {}
 
 

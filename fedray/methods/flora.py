@@ -25,7 +25,6 @@ from fedray.adapters.draws import draw_lora
 from fedray.aggregation.low_rank import concatenate
 from fedray.aggregation.points import check_weights
 from fedray.methods.carried_adapter import CarriedAdapter, Carrying, Server
-from fedray.methods.parts import heads
 from fedray.methods.parts.carried import carry
 from fedray.methods.parts.factors import by_target
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
@@ -54,12 +53,11 @@ class Flora(Carrying):
     def aggregate_train(self, server: Server, updates: Sequence[Update[GlobalAdapter]]) -> tuple[Server, Metrics]:
         if not updates:
             return server, {}
-        counts = self.counts(updates)
-        weights = check_weights(counts, len(updates))
+        weights = check_weights(self.counts(updates), len(updates))
         targets = by_target(server.layout, [(update.capacity, update.payload.adapter) for update in updates])
         sums = (concatenate(list(zip(weights, target, strict=True))) for target in targets)
         carried, error = carry(server.shared.carried, sums, self.carried_rank)
-        head = heads.average(server.shared.head, [update.payload.head for update in updates], counts)
+        head = self.mean_head(server, updates)
         return replace(server, shared=replace(server.shared, head=head, carried=carried)), {"carried_error": error}
 
 

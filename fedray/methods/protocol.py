@@ -2,7 +2,9 @@
 
 A method is a frozen dataclass whose fields are its hyperparameters. It may also declare the fields `lora`
 (LoraSection), `reft` (ReftSection) and `head` (Head), which are then filled from the configuration's sections.
-It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client.
+It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or another client. A class attribute
+`personalised` says whether clients end up with models of their own, where that does not follow from whether they keep
+arrays.
 
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
 with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` maps between

@@ -5,8 +5,9 @@ A client receives the shared values, trains them, and sends them back. A method 
 Where tiers hold parts of the adapter (`fedray.methods.parts.capacity`), payloads contain what the tier holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -30,6 +31,15 @@ class GlobalAdapter:
 
     adapter: Vector
     head: Vector | None
+
+    def by_name(self, shared: str) -> dict[str, Vector]:
+        """Return the vectors by the names of `Adapter.read`, where `shared` is that of the adapter's values."""
+        return {shared: self.adapter, **({} if self.head is None else {"head": self.head})}
+
+    def combine(self, function: Callable[..., Vector], *others: "GlobalAdapter") -> "GlobalAdapter":
+        """Return a function of this one's values and the others', for the adapter and for the head, if there is one."""
+        head = None if self.head is None else function(self.head, *(other.head for other in others))
+        return GlobalAdapter(function(self.adapter, *(other.adapter for other in others)), head)
 
 
 @state_type("shared_adapter.Server")
@@ -113,10 +123,8 @@ class SharedAdapter:
         self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local
     ) -> tuple[GlobalAdapter, ClientState]:
         self.load(adapter, client_state, downlink, local)
-        self.train(downlink, local)
-        head_up, head_own = heads.read(self.effective_head, adapter)
-        private = None if self.private is None else adapter.read(self.private)
-        return GlobalAdapter(adapter.read(self.shared), head_up), ClientState(head_own, private)
+        self.train(adapter, downlink, local)
+        return self.read(adapter, local)
 
     def load(self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local) -> None:
         """Load everything that the client starts the round with."""
@@ -125,13 +133,23 @@ class SharedAdapter:
             adapter.load(self.private, client_state.private)
         heads.load(self.effective_head, adapter, downlink.head, client_state.head)
 
-    def train(self, downlink: GlobalAdapter, local: Local) -> None:
+    def train(self, adapter: Adapter, downlink: GlobalAdapter, local: Local) -> None:
         """Train what was loaded."""
         local.train()
 
-    def counts(self, updates: Sequence[Uploaded[GlobalAdapter]]) -> list[int]:
+    def read(self, adapter: Adapter, local: Local) -> tuple[GlobalAdapter, ClientState]:
+        """Return what goes up and what stays."""
+        head_up, head_own = heads.read(self.effective_head, adapter)
+        private = None if self.private is None else adapter.read(self.private)
+        return GlobalAdapter(adapter.read(self.shared), head_up), ClientState(head_own, private)
+
+    def counts(self, updates: Sequence[Uploaded[Any]]) -> list[int]:
         """Return what each update counts for in a weighted mean, in any unit."""
         return [update.num_examples if self.weights == "examples" else update.num_clients for update in updates]
+
+    def mean_head(self, server: Server, updates: Sequence[Uploaded[Any]]) -> Vector | None:
+        """Return the weighted mean of the heads that were sent; the server's if there are none."""
+        return heads.average(server.shared.head, [update.payload.head for update in updates], self.counts(updates))
 
     def requires_lora(self, why: str) -> None:
         """Refuse an adapter without the factors A and B.

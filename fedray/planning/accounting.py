@@ -58,10 +58,30 @@ class Attached:
     adapter: Adapter
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What one client had in the second of two rounds on shapes; every value is zero.
+
+    Attributes:
+        trainable: parameters that it trained.
+        downlink, uplink: payloads that it received and sent.
+        state: what it keeps.
+        shapes: signatures of the uplink in the first round and in later ones.
+        asked: arguments of `Local.train` that only some engines can do.
+    """
+
+    trainable: int
+    downlink: Any
+    uplink: Any
+    state: Any
+    shapes: Expected
+    asked: frozenset[str]
+
+
 def method_cost(
     whole: Attached, held: Attached, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
 ) -> Cost:
-    """Run two rounds on shapes; return what the last of `clients`, all of one tier, trains and sends.
+    """Return what the last of `clients`, all of one tier, trains and sends.
 
     Args:
         whole: the method as the driver has it.
@@ -69,6 +89,17 @@ def method_cost(
         validation_examples: validation examples of every client.
     """
     total = sum(parameter.numel() for parameter in held.adapter.model.parameters())  # before rows are masked
+    found = exchange(whole, held, clients, seed, validation_examples)
+    method, up, down = whole.method, found.uplink, found.downlink
+    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in held.adapter.names else "-"
+    sizes = numbers(up), numbers(down), num_bytes(up), num_bytes(down)
+    return Cost(found.trainable, total, *sizes, head, found.shapes, found.asked)
+
+
+def exchange(
+    whole: Attached, held: Attached, clients: Sequence[Client], seed: int = 0, validation_examples: int = 1
+) -> Exchange:
+    """Run two rounds on shapes and return what the last client had in the second; arguments as of `method_cost`."""
     method, shapes = whole.method, Shapes(held.adapter)
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
@@ -91,19 +122,8 @@ def method_cost(
             pack_small(states[client.id])  # raises if the state could not be written to a file
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, [_mean(updates)] if averages(method) else updates)
-    up, down = payload, downlinks[clients[-1].id].payload
-    head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in shapes.names else "-"
-    return Cost(
-        local.trainable,
-        total,
-        numbers(up),
-        numbers(down),
-        num_bytes(up),
-        num_bytes(down),
-        head,
-        frozenset(seen),
-        frozenset(asked),
-    )
+    last = clients[-1].id
+    return Exchange(local.trainable, downlinks[last].payload, payload, states[last], frozenset(seen), frozenset(asked))
 
 
 def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:
@@ -153,7 +173,7 @@ class NoTraining:
     """A trainer of one client that changes nothing.
 
     Attributes:
-        trainable: parameters that attach() declared to train, once `train` was called.
+        trained: how many values every slot has that `train` would have trained.
         asked: arguments of `train` that not every engine can do (`EngineConfig.steers`).
     """
 
@@ -162,12 +182,18 @@ class NoTraining:
     seed: int
     shapes: Shapes
     validation_examples: int
-    trainable: int = 0
+    trained: dict[str, int] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
 
     @property
     def measures(self) -> bool:
-        return True
+        """Only in the first round: what a method trains for an evaluation alone counts in no round's costs."""
+        return self.server_round == 0
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that the round trains in any of its calls."""
+        return sum(self.trained.values())
 
     def train(
         self,
@@ -183,7 +209,8 @@ class NoTraining:
         check_call(self.shapes.adapter, parts, epochs, steps, steering, mean_gradient)
         used = {"parts": parts is not None, "steering": steering is not None, "mean_gradient": mean_gradient}
         self.asked |= {name for name, asked in used.items() if asked}
-        self.trainable = self.shapes.num_trainable()
+        with self.shapes.adapter.narrowed(parts):
+            self.trained |= self.shapes.adapter.training_sizes()
         return {name: self.shapes.read(name) for name in self.shapes.names} if mean_gradient else {}
 
     def measure(self) -> None:

@@ -33,7 +33,7 @@ def costs(
     """
     found: dict[str, TierCosts] = {}
     for entry in config.method:
-        whole = _attached(config, arch, entry, None)
+        whole = attached(config, arch, entry, None)
         found[entry.key] = {
             tier: _cost_on(config, arch, entry, whole, tier, clients, validation_examples)
             for tier in config.clients.tier_names
@@ -57,7 +57,7 @@ def _cost_on(
     device = config.clients.tier(tier)
     differs = device.activation_checkpointing or build_method(config, entry, tier) != whole.method
     try:
-        held = _attached(config, arch, entry, tier) if differs else whole
+        held = attached(config, arch, entry, tier) if differs else whole
     except ConfigError as error:
         raise ConfigError(f"clients.tiers.{tier}: {error}") from None
     precision = device.precision or config.model.dtype
@@ -86,7 +86,15 @@ def _cost_on(
     return cost
 
 
-def _attached(config: Config, arch: PretrainedConfig, entry: MethodConfig, tier: str | None) -> Attached:
+def attached(config: Config, arch: PretrainedConfig, entry: MethodConfig, tier: str | None) -> Attached:
+    """Return a method with its adapter on a model of shapes.
+
+    Args:
+        tier: on whose devices it trains; None: the whole method, as the driver has it.
+
+    Raises:
+        ConfigError: the method or its adapter does not fit the model or the tier.
+    """
     method, model = build_method(config, entry, tier), meta_backbone(arch, config.task)
     if tier is not None and config.clients.tier(tier).activation_checkpointing:
         checkpoint_activations(model)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.aggregation.low_rank import LowRank, concatenate, truncate
-from fedray.aggregation.products import least_squares, live, mean_factors, norm, pad, residual, ridge
+from fedray.aggregation.products import component_sums, least_squares, live, mean_factors, norm, pad, residual, ridge
 
 properties = settings(max_examples=40)
 seeds = st.integers(0, 10**6)
@@ -73,6 +73,21 @@ def test_mean_factors_by_hand():
     factors = [LowRank(np.float32([[2]]), np.float32([[1]])), LowRank(np.float32([[6]]), np.float32([[-1]]))]
     mean = mean_factors(factors, [1, 3])
     assert (mean.B.item(), mean.A.item()) == (5, -0.5)
+
+
+def test_component_sums_by_hand():
+    """Component 0 is the first client's, component 1 a quarter of the first's and twice the second's."""
+    factors, _ = cohort(0, 2)
+    found = component_sums(factors, np.array([[1, 0.25], [0, 2]]))
+    for component, shares in enumerate(((1, 0), (0.25, 2))):
+        b, a = (
+            sum(share * part[component] for share, part in zip(shares, parts, strict=True))
+            for parts in ([x.B.T for x in factors], [x.A for x in factors])
+        )
+        np.testing.assert_allclose(found.B[:, component], b, atol=1e-6)
+        np.testing.assert_allclose(found.A[component], a, atol=1e-6)
+    with pytest.raises(ValueError, match=r"shares of \(2, 2\) clients and components, got shape \(2,\)"):
+        component_sums(factors, np.ones(2))
 
 
 @pytest.mark.parametrize("function", [mean_factors, residual, ridge, least_squares])

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import fedray
 from fedray.cli.app import app
+from fedray.methods.registry import METHODS
 
 CONFIG: dict[str, Any] = {
     "name": "cli",
@@ -157,3 +158,17 @@ def test_a_plan_that_cannot_be_made(config: Path, arguments: list[str], says: st
 def test_the_version() -> None:
     result = call("--version")
     assert (result.exit_code, result.stdout) == (0, f"fedray {fedray.__version__}\n")
+
+
+def test_methods_are_listed_and_described() -> None:
+    result = call("methods")
+    assert result.exit_code == 0, result.output
+    assert all(f" {name} " in result.stdout for name in METHODS.names)
+    result = call("methods", "fedalt")
+    assert result.exit_code == 0, result.output
+    assert "arXiv 2503.11880" in result.stdout
+    for field in ("mixer", "adaptive | fixed | none", "a_init", "rest"):
+        assert field in result.stdout
+    refused = call("methods", "fedlat")
+    assert refused.exit_code == 2
+    assert "did you mean 'fedalt'" in refused.stderr

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from fedray.methods.registry import METHODS
-
-REQUIRED: Mapping[str, Any] = {"carried_rank": 64}
-"""Values of hyperparameters that have no default. 64 exceeds every width of the tests' models, so nothing is cut."""
+from fedray.planning.catalogue import minimal_entry
 
 TRAINING: Mapping[str, Mapping[str, Any]] = {"fed_sb": {"init": "random"}}
 """Settings with which a method trains in every round; by default Fed-SB's first round sends gradients instead, see
@@ -18,13 +16,19 @@ tests/methods/test_fed_sb.py."""
 LOSSLESS: Mapping[str, Mapping[str, Any]] = {"fedhft": {"downlink_rank": 16}}
 """Settings with which a method sends down all that its server has; by default FedHFT truncates its sum to rank r."""
 
+SAME: Mapping[str, str] = {"fedit": "fedavg"}
+"""Methods that are another one with its defaults."""
+
 ONE_BY_ONE: Mapping[str, str] = {}
 """Methods whose clients are not trained in one step, and why."""
 
 ONE_RANK: Mapping[str, str] = {}
 """Methods that refuse tiers of another rank, and why."""
 
-NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {}
+NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
+    "ditto": "the personal model, which is evaluated after training, never becomes the common one",
+    "fedbabu": "what is fine-tuned for an evaluation is not kept",
+}
 """Methods that do not give a federation's only client its own model back, and why."""
 
 UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
@@ -36,9 +40,7 @@ UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
 
 def entry(name: str, **changes: Any) -> dict[str, Any]:
     """Return a method's entry in a configuration: its defaults, and values for what has none."""
-    fields = METHODS.find(name).__dataclass_fields__
-    required = {field: value for field, value in REQUIRED.items() if field in fields}
-    return {"name": name, **required, **TRAINING.get(name, {}), **changes}
+    return {**minimal_entry(name), **TRAINING.get(name, {}), **changes}
 
 
 def every_method(*exceptions: Mapping[str, str]) -> list[Any]:

@@ -18,12 +18,17 @@ from lora_clients import (
 )
 from received import received
 
+from fedray.adapters.kinds.lora import LoraKind
 from fedray.errors import ConfigError
 from fedray.methods.flora import Flora
 from fedray.methods.parts.factors import zero
 from fedray.storage.state_tree import num_bytes
 
 WEAK = {"weak": {"clients": ["client_000", "client_002"], "lora_rank": 1}, "strong": {"clients": ["client_001"]}}
+
+
+class OtherLora(LoraKind):
+    """A LoRA that is attached in another way."""
 
 
 def flora(**options):
@@ -141,5 +146,7 @@ def test_values_that_make_no_sense_are_refused(start):
         flora(carried_rank=0)
     with pytest.raises(ConfigError, match="flora.adapter: .*reft.* whose products are carried along; use"):
         start({"name": "flora", "carried_rank": 4, "adapter": "reft"})
+    with pytest.raises(ConfigError, match="flora.adapter: .*OtherLora.* has no branch for the carried sum"):
+        Flora(adapter=OtherLora(), carried_rank=4)
     with pytest.raises(ConfigError, match="carried_rank: missing"):
         start("flora")

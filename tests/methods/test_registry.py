@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from every_method import REQUIRED
+from every_method import entry as minimal
 from round_result import all_results
 from tiny import tiny_bert
 
@@ -48,18 +48,17 @@ def build(method: Mapping[str, Any] | str, **changes: Any) -> AnyMethod:
 def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     """An entry's own section goes before the common one, key by key; a section that is not read is refused."""
     fields = METHODS.find(name).__dataclass_fields__
-    required = {field: REQUIRED[field] for field in REQUIRED if field in fields}
+    required = minimal(name)
     own = {section: {"rank": 3} for section in ("lora", "reft") if {section, "adapter"} & fields.keys()}
     if "adapter" not in fields:
         return check_sections(name, own, {**own, **required})
     sections = {"lora": "lora", "reft": "reft", "core": "lora"}
-    fitting = [
-        kind for kind in sections if "; use adapter: " not in refusal({"name": name, "adapter": kind, **required})
-    ]
+    refused = {kind: refusal({**required, "adapter": kind}) for kind in sections}
+    fitting = [kind for kind in sections if "; use adapter: " not in refused[kind]]
     assert fitting
     for kind in fitting:  # one adapter at a time
         section = {sections[kind]: own[sections[kind]]}
-        check_sections(name, section, {"adapter": kind, **section, **required})
+        check_sections(name, section, {**required, "adapter": kind, **section})
 
 
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:

@@ -61,6 +61,11 @@ def zero(layout: Layout) -> Delta:
     return tuple(LowRank.zeros(b.shape[0], a.shape[1]) for a, b in pairs)
 
 
+def first_components(delta: Delta, rank: int) -> Delta:
+    """Return the factors with zeros for all but the first `rank` components; the shapes stay."""
+    return tuple(pad(LowRank(B=x.B[:, :rank], A=x.A[:rank]), x.rank) for x in delta)
+
+
 def keep_rows(delta: Delta, masks: Sequence[Mask]) -> Delta:
     """Return B without the rows outside the masks: what a masked client sends. B [d_out, r] -> [m, r]"""
     return tuple(LowRank(B=d.B[mask], A=d.A) for d, mask in zip(delta, masks, strict=True))
