@@ -62,7 +62,7 @@ class TokenMixer(Mixing):
 
 
 class Scalars(Mixing):
-    """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, 1 − α and α."""
+    """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, α and 1 − α."""
 
     def __init__(self, device: torch.device, context: ForwardContext):
         super().__init__()
@@ -71,7 +71,7 @@ class Scalars(Mixing):
     def forward(self, x: Tensor) -> tuple[Weight, Weight]:
         alpha = self._context.alpha_for(x)
         if alpha is not None:
-            return 1 - alpha, alpha
+            return alpha, 1 - alpha
         one = x.new_ones(*x.shape[:-1], 1)
         return self.w_R(one), self.w_L(one)
 
