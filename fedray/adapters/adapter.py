@@ -235,6 +235,14 @@ class Adapter:
             if entry.parameter.requires_grad
         }
 
+    def entries(self, name: str) -> tuple[Entry, ...]:
+        """Return the entries of a group or of a part, in the order of its layout.
+
+        Raises:
+            KeyError: there is no such group or part.
+        """
+        return self._group(name).entries
+
     def set_dropout_key(self, key: int) -> None:
         """Key the dropout masks of the following forward passes; set it anew for every micro-batch."""
         self._context.dropout_key = key
@@ -264,14 +272,6 @@ class Adapter:
         if any(replaced):
             entries = (entry for path, layer in self.targets.items() for entry in layer.own_entries(path))
             self._groups["lora"] = Group("lora", entries, self._groups["lora"].draw)
-
-    def entries(self, name: str) -> tuple[Entry, ...]:
-        """Return the entries of a group or of a part, in the order of its layout.
-
-        Raises:
-            KeyError: there is no such group or part.
-        """
-        return self._group(name).entries
 
     def observed(self) -> dict[str, float]:
         """Return, by name, the mean of what the adapter's modules observed in evaluation mode since the last call, over

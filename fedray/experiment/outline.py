@@ -50,7 +50,10 @@ def footprints_from_configuration(config: Config) -> dict[str, dict[str, tuple[C
     arch, found = _outline(config, model, num_labels)
     tokens = Tokens(config.data.max_length, config.data.max_length)
     return {
-        entry.key: {tier: (cost, predict(config, arch, entry, tier, tokens)) for tier, cost in found[entry.key].items()}
+        entry.key: {
+            tier: (cost, predict(config, arch, entry, tier, tokens, cost.asked))
+            for tier, cost in found[entry.key].items()
+        }
         for entry in config.method
     }
 

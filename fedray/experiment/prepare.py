@@ -98,7 +98,8 @@ class Prepared:
         training = max(shard.longest() for shard in shards)
         evaluation = max(shard.longest(split) for shard in shards for split in EVALUATED)
         tokens = Tokens(max(training, 1), max(evaluation, 1))
-        return predict(self.config, self.architecture, entry, tier, tokens)
+        asked = self.costs[entry.key][tier].asked
+        return predict(self.config, self.architecture, entry, tier, tokens, asked)
 
     def cohorts(self) -> dict[str, int]:
         """Return by tier the most clients that a round can have; tiers without clients are left out."""

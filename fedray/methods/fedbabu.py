@@ -31,7 +31,7 @@ class FedBabu(FedAvg):
     """FedAvg under a random head, whatever `head` says for the other methods.
 
     Attributes:
-        tune_epochs: epochs of fine-tuning before an evaluation; 0 evaluates the common model.
+        tune_epochs: epochs of fine-tuning before an evaluation, in the paper a few; 0 evaluates the common model.
     """
 
     head: Head = "frozen_random"

@@ -9,7 +9,7 @@ that head:
 The server averages the bodies, here the adapters, as FedAvg does; heads never travel. FedPer trains both at once.
 Each of the two trainings has an optimizer and batches of its own; `train.max_steps` limits either.
 
-The paper's code trains the head for 10 epochs and the body for 1.
+In the paper the head takes many local steps and the body few; its default of 10 epochs is a choice made here.
 """
 
 from dataclasses import dataclass

@@ -58,6 +58,7 @@ class HetLora(SharedAdapter):
     """LoRA of the tiers' ranks, with self-pruning and weights by norm.
 
     Attributes:
+        weights: what a client counts for in the mean of the heads: `examples` (n_k) or `uniform`.
         gamma: γ in (0, 1], the share of the components before the tail; 1: no tail, so no penalty and no pruning.
         penalty: λ, 0.0005 to 0.05 in the paper; 0: pruning without a penalty.
         min_rank: r_min, below which no client prunes.

@@ -8,7 +8,7 @@ arrays.
 
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
 with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` maps between
-them.
+them. A field `common_lora` (LoraSection) has the section `lora` without the tier's limit.
 
 The smallest method, which federates how many examples the clients have and trains nothing:
 

@@ -30,6 +30,9 @@ METHODS: Registry[Any] = Registry(
 SECTIONS = ("lora", "reft", "head")
 """Fields that are filled from the configuration's sections where a method declares them."""
 
+COMMON_LORA = "common_lora"
+"""Field that is filled with the section `lora` as tiers without a limit have it, where a method declares it."""
+
 
 def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -> AnyMethod:
     """Return the method of one entry of `config.method`, its hyperparameters checked.
@@ -44,7 +47,7 @@ def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -
     where = f"method {entry.key!r}"
     cls = _find(entry, where)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    own = [name for name in fields if name not in SECTIONS]
+    own = [name for name in fields if name not in (*SECTIONS, COMMON_LORA)]
     kinds = [name for name in fields if get_type_hints(cls)[name] is AdapterKind]
     for name in entry.hyperparameters:
         if name not in own:
@@ -55,6 +58,8 @@ def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -
             raise ConfigError(f"{where}: has no use for the section {name!r}; it reads {choices(used)}")
     sections = config.section_for(entry, tier)
     filled = {name: getattr(sections, name) for name in SECTIONS if name in fields}
+    if COMMON_LORA in fields:
+        filled[COMMON_LORA] = config.section_for(entry).lora
     if "head" in filled and filled["head"] is None:
         default = fields["head"].default
         filled["head"] = "shared" if default is dataclasses.MISSING else default

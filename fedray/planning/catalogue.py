@@ -20,7 +20,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.config import Config
 from fedray.config.option import Option
 from fedray.errors import ConfigError
-from fedray.methods.registry import METHODS, SECTIONS
+from fedray.methods.registry import COMMON_LORA, METHODS, SECTIONS
 from fedray.models.architecture import architecture
 from fedray.planning.accounting import Attached, Exchange, exchange
 from fedray.planning.costs import attached
@@ -237,7 +237,7 @@ def _sentence(cls: type[Any]) -> str:
 def _hyperparameters(cls: type[Any]) -> Iterator[Hyperparameter]:
     hints, documented = get_type_hints(cls), _documented(cls)
     for field in dataclasses.fields(cls):
-        if not field.init:
+        if not field.init or field.name == COMMON_LORA:
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         section = field.name in SECTIONS

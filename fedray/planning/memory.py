@@ -4,6 +4,7 @@ Weights, adapter, gradients and optimizer are counted exactly, tensor by tensor,
 Activations are traced through one training step and one evaluation batch on shapes (`fedray.training.tracing`).
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -51,9 +52,12 @@ class Tokens:
 
 
 def predict(
-    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: Tokens
+    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: Tokens, asked: Set[str]
 ) -> Footprint:
     """Return what an actor of the tier holds at its peak with the method.
+
+    Args:
+        asked: arguments of `Local.train` that the method uses (`Cost.asked`).
 
     Raises:
         ConfigError: a step of this model cannot be traced without values, or the engine does not say what it holds.
@@ -84,9 +88,13 @@ def predict(
         ) from error
     if together > 1:
         device = _of_client_batch(device, adapter, train, together)
-    activations = _activations(step, evaluation, device.gradients, resting.moves_gradients)
+    # A steering's vectors, or the sum of gradients, and in the step itself gradients, values and what is added as
+    # matrices (`fedray.training.steering`).
+    kept = len(asked & {"steering", "mean_gradient"}) * device.gradients
+    passing = 3 * device.gradients if kept else 0
+    activations = _activations(step, evaluation, device.gradients, resting.moves_gradients, passing)
     return Footprint(
-        Memory(device.weights, device.adapter, device.gradients, device.optimizer, activations),
+        Memory(device.weights, device.adapter, device.gradients, device.optimizer + kept, activations),
         resting.host,
         vectors,
         0 if held.engine.weights_on_host else frozen,
@@ -102,12 +110,15 @@ def _of_client_batch(device: Memory, adapter: Adapter, train: TrainConfig, clien
     return Memory(device.weights, device.adapter + 2 * stack, gradients, optimizer)
 
 
-def _activations(step: Traced, evaluation: Traced, gradients: int, moves_gradients: bool) -> int:
+def _activations(step: Traced, evaluation: Traced, gradients: int, moves_gradients: bool, passing: int) -> int:
     """Return what a step or an evaluation holds at its peak beyond weights, adapter, gradients and optimizer.
 
     Gradients that stay arise while activations are released: the peak of both counts, less all gradients. An evaluation
     has no gradients, so that their room is free. An engine that moves gradients away holds all activations besides.
+
+    Args:
+        passing: what is held besides the gradients while they are changed, when there are no activations.
     """
     if moves_gradients:
         return max(step.activations, evaluation.peak - gradients)
-    return max(step.peak, evaluation.peak, gradients) - gradients
+    return max(step.peak, evaluation.peak, gradients + passing) - gradients

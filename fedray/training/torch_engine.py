@@ -40,6 +40,8 @@ class TorchEngine:
     def begin(self, schedule: Schedule, steer: Steer | None = None) -> None:
         self._steer = steer
         self._optimizer = RoundOptimizer(self.adapter.trainable_groups(), schedule)
+        for parameter in self._optimizer.parameters:
+            parameter.grad = None  # a training that failed may have left one
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ ONE_RANK: Mapping[str, str] = {}
 NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
     "ditto": "the personal model, which is evaluated after training, never becomes the common one",
     "feddpa": "`aggregated` is the global LoRA alone, and an evaluation after training mixes in the local one",
+    "fdlora": "an evaluation after training is of a fusion, and the server moves with momentum",
     "fedbabu": "what is fine-tuned for an evaluation is not kept",
 }
 """Methods that do not give a federation's only client its own model back, and why."""
@@ -35,6 +36,7 @@ NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
 UNEQUAL_THOUGH_EQUAL: Mapping[str, str] = {
     "fedalt": "every client draws its own A, and its Rest-of-World LoRA adds a second branch",
     "flora": "every client draws its own A",
+    "ifca": "equal clients begin in different clusters",
 }
 """Methods under which several equal clients do not train as one alone would, and why."""
 

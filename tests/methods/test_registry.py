@@ -12,7 +12,7 @@ from round_result import all_results
 from tiny import tiny_bert
 
 from fedray.config import Config, LoraSection, load_config
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, choices
 from fedray.experiment.prepare import prepare
 from fedray.experiment.run import run_experiment
 from fedray.federation.events import MethodFinished
@@ -53,16 +53,18 @@ def test_sections_fill_the_fields_that_a_method_declares(name: str) -> None:
     if "adapter" not in fields:
         return check_sections(name, own, {**own, **required})
     sections = {"lora": "lora", "reft": "reft", "core": "lora"}
-    refused = {kind: refusal({**required, "adapter": kind}) for kind in sections}
-    fitting = [kind for kind in sections if "; use adapter: " not in refused[kind]]
+    fitting = [
+        kind for kind in sections if "; use adapter: " not in refusal({**required, "name": name, "adapter": kind})
+    ]
     assert fitting
     for kind in fitting:  # one adapter at a time
         section = {sections[kind]: own[sections[kind]]}
-        check_sections(name, section, {**required, "adapter": kind, **section})
+        check_sections(name, section, {"adapter": kind, **section, **required})
 
 
 def check_sections(name: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-    head = "local" if not refusal({"name": name, **entry, "head": "local"}) else "shared"
+    heads = ("local", "shared", "frozen_random")
+    head = next(head for head in heads if not refusal({"name": name, **entry, "head": head}))
     built: Any = build({"name": name, "head": head, **entry}, **{"lora.alpha": 7, "reft.dropout": 0.2})
     assert type(built) is METHODS.find(name)
     holder = getattr(built, "adapter", built)
@@ -104,9 +106,9 @@ def refused(method: Mapping[str, Any] | str) -> str:
     [
         (
             "fedhtf",
-            f"method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); allowed: {', '.join(METHODS.names)}",
+            f"method 'fedhtf': unknown method 'fedhtf' (did you mean 'fedhft'?); allowed: {choices(METHODS.names)}",
         ),
-        ("zzz", f"method 'zzz': unknown method 'zzz'; allowed: {', '.join(METHODS.names)}"),
+        ("zzz", f"method 'zzz': unknown method 'zzz'; allowed: {choices(METHODS.names)}"),
         (
             {"name": "fedreft", "aggregate": "maen"},
             "method 'fedreft': aggregate: unknown aggregation rule 'maen' (did you mean 'mean'?); "

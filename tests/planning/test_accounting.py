@@ -186,6 +186,12 @@ BASE = bert_parameters(TINY, D, LAYERS, FFN, VOCABULARY, POSITIONS)
         ({"name": "fedavg", "head": "frozen_label_text"}, {}, LORA, LORA, LORA, LORA, "frozen_label_text"),
         ("fedavg", {"head": "frozen_random"}, LORA, LORA, LORA, LORA, "frozen_random"),
         ({"name": "fedavg", "adapter": "reft"}, {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
+        ("fedprox", {}, LORA + HEAD, LORA, LORA + HEAD, LORA + HEAD, "shared"),
+        ("ditto", {}, LORA + HEAD, LORA, LORA + HEAD, LORA + HEAD, "shared"),
+        ("scaffold", {}, LORA + HEAD, LORA, 2 * (LORA + HEAD), 2 * (LORA + HEAD), "shared"),
+        ("rolora", {}, LORA + HEAD, LORA, LORA // 2 + HEAD, LORA + HEAD, "shared"),  # A's round; B is as large
+        ("fedrep", {}, LORA + HEAD, LORA, LORA, LORA, "local"),
+        ("fedbabu", {}, LORA + HEAD, LORA, LORA, LORA, "frozen_random"),
         ("fedreft", {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
         ({"name": "fedreft", "align": "procrustes"}, {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
         ({"name": "fedreft", "share": "rotation"}, {}, REFT + HEAD, REFT, 128 + HEAD, 128 + HEAD, "shared"),

@@ -27,6 +27,8 @@ def found() -> dict[str, MethodFacts]:
         ("fedavg", "LoRA, head", "LoRA, head", "LoRA, head", "", False, True),
         ("flora", "LoRA, head", "5 × LoRA, head", "LoRA, head", "", False, True),
         ("fedex_lora", "LoRA, head", "5 × LoRA, head", "LoRA, head", "", False, True),
+        ("ifca", "LoRA, head", "2 × LoRA, 2 × head", "LoRA, head", "", True, True),
+        ("fed_plora", "LoRA, head", "LoRA, head", "LoRA, head", "", False, True),
         ("fedper", "LoRA, head", "LoRA", "LoRA", "head", True, True),
         ("ffa_lora", "B, head", "B, head", "B, head", "", False, True),
         ("fedsa_lora", "LoRA, head", "A", "A", "B, head", True, True),
@@ -129,5 +131,5 @@ def test_the_rows_of_the_table() -> None:
 
 
 def test_an_unknown_method_gets_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match="unknown method 'fedlat'.*did you mean 'fedalt'.*allowed: fedalt, fedavg"):
+    with pytest.raises(ConfigError, match="unknown method 'fedlat'.*did you mean 'fedalt'.*allowed: fed_plora, fedalt"):
         method_facts("fedlat")

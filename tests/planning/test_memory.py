@@ -227,6 +227,22 @@ def test_clients_in_one_step_each_take_their_own() -> None:
     assert same == offloaded
 
 
+def test_steering_and_mean_gradients_take_a_vector_each() -> None:
+    """Per client: FedProx its anchor, SCAFFOLD its shift and the sum of gradients; RoLoRA's parts take nothing."""
+    plain, parts, prox, scaffold = (
+        footprints(name, clients__fuse=2)["default"].device for name in ("fedavg", "rolora", "fedprox", "scaffold")
+    )
+    assert parts == plain
+    assert prox.optimizer == plain.optimizer + plain.gradients
+    assert scaffold.optimizer == plain.optimizer + 2 * plain.gradients
+    assert (prox.adapter, prox.activations) == (plain.adapter, plain.activations)  # more than what passes in a step
+    small = {"train__batch_size": 1, "evaluation__batch_size": 1, "data__max_length": 4}
+    full, steered = (
+        footprints({"name": n, "adapter": "full"}, **small)["default"].device for n in ("fedavg", "fedprox")
+    )
+    assert full.activations < 3 * full.gradients == steered.activations
+
+
 def test_a_large_evaluation_counts() -> None:
     small, large = (footprints(evaluation__batch_size=size)["default"].device for size in (1, 1000))
     assert large.activations > 10 * small.activations

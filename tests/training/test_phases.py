@@ -226,6 +226,19 @@ def test_what_rested_trains_again(adapt, trainer):
     assert all(parameter.grad is None for group in adapter.groups for parameter in group.parameters())
 
 
+def test_gradients_that_a_failed_training_left_do_not_count(adapt, trainer):
+    adapter, fresh = adapt(), adapt()
+    for group in adapter.groups:
+        for parameter in group.parameters():
+            parameter.grad = parameter.new_ones(parameter.shape)
+    trainer(adapter).train(["head"])
+    trainer(adapter).train(phase=1)
+    local = trainer(fresh)
+    local.train(["head"])
+    local.train()
+    assert not differ(read(adapter), read(fresh))
+
+
 def test_a_settled_adapter_refuses_set_trainable(adapt):
     adapter = adapt()
     adapter.set_trainable("lora")
