@@ -66,7 +66,7 @@ class TokenMixer(Mixing):
 
 
 class Scalars(Mixing):
-    """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, 1 − α and α."""
+    """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, α and 1 − α."""
 
     def __init__(self, device: torch.device, context: ForwardContext | None):
         super().__init__()
@@ -75,7 +75,7 @@ class Scalars(Mixing):
     def forward(self, x: Tensor) -> tuple[Weight, Weight]:
         alpha = None if self._context is None else self._context.alpha_for(x)
         if alpha is not None:
-            return 1 - alpha, alpha
+            return alpha, 1 - alpha
         one = x.new_ones(*x.shape[:-1], 1)
         return self.w_R(one), self.w_L(one)
 
@@ -105,8 +105,8 @@ class Router(Mixing):
         counted = torch.cat([torch.ones_like(present[..., :1]), present, present], -1)
         logits = self.G(x).float().masked_fill(~counted, float("-inf"))
         place = logits.detach().argsort(dim=-1, descending=True).argsort(dim=-1)
-        # Masked before the softmax, and one's own weight as what is left of 1: gradients that are 0 have no rounding
-        # then, which AdamW would enlarge.
+        # Masked before the softmax, and one's own weight as what is left of 1, so that gradients that are 0 have no
+        # rounding, which AdamW would enlarge.
         shares = torch.softmax(logits.masked_fill(place > present.sum(-1, keepdim=True), float("-inf")), dim=-1)
         w_rest = shares[..., 1 : 1 + others]
         return w_rest, 1 - w_rest.sum(-1, keepdim=True)
