@@ -29,7 +29,7 @@ class Batch:
         real: boolean [examples], False at padding rows of a client batch; None: there are none.
 
     Attributes:
-        alpha: each example's weight of the first branch, [examples]; None: examples have none of their own
+        alpha: each example's weight of the second branch, [examples]; None: examples have none of their own
             (`fedray.adapters.similarity`).
     """
 
@@ -124,7 +124,7 @@ class ForwardContext:
         )
 
     def alpha_for(self, x: Tensor) -> Tensor | None:
-        """Return the examples' weights of the first branch in a shape that fits x [..., d]; None: they have none.
+        """Return the examples' weights of the second branch in a shape that fits x [..., d]; None: they have none.
 
         Raises:
             ConfigError: x has not one row per example, or per example and token.

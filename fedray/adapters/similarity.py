@@ -1,8 +1,8 @@
-"""One weight per example: how similar it is to a client's own examples (FedDPA, arXiv 2403.19211).
+"""A weight of the second branch per example: how similar the example is to a client's own (FedDPA, arXiv 2403.19211).
 
     α(x) = λ · mean over i of cos(h(x), h(x_i)) = v · h(x)/‖h(x)‖,      v = λ · mean over i of h(x_i)/‖h(x_i)‖
 
-h(x) [d] is the last hidden state of the prompt's last token, as the model computes it with its first branch alone
+h(x) [d] is the last hidden state of the prompt's last token, as the model computes it with its second branch alone
 (α = 1). So a client's examples x_i are one vector v, which a method loads into the group "gate". In evaluation a hook
 computes h and α(x) before the model's own pass: twice the time, for every way of evaluating. A decoding step keeps the
 α of its prompt.

@@ -16,7 +16,15 @@ METHODS: Registry[Any] = Registry(
     "method",
     "fedray.methods",
     object,
-    others=("carried_adapter", "combined_factors", "parts", "protocol", "registry", "shared_adapter"),
+    others=(
+        "carried_adapter",
+        "combined_factors",
+        "parts",
+        "personal_branch",
+        "protocol",
+        "registry",
+        "shared_adapter",
+    ),
 )
 
 SECTIONS = ("lora", "reft", "head")

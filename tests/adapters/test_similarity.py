@@ -31,8 +31,8 @@ def attached(model: PreTrainedModel, seed: int = 0) -> Adapter:
 
 
 def fixed(adapter: Adapter, model: PreTrainedModel, alpha: float) -> PreTrainedModel:
-    """The same two branches on another copy of the model, weighted by α and 1 − α."""
-    twin = attach_lora(model, SECTION, rest_rank=2, mixer=alpha)
+    """The same two branches on another copy of the model, weighted by 1 − α and α."""
+    twin = attach_lora(model, SECTION, rest_rank=2, mixer=1 - alpha)
     for name in ("lora", "rest"):
         twin.load(name, adapter.read(name))
     return twin.model
@@ -48,7 +48,7 @@ def with_labels(labels: Tensor | None) -> Iterator[None]:
 
 
 def alphas(adapter: Adapter, local: PreTrainedModel, batch: Batch, places: list[int]) -> list[float]:
-    """v · h/‖h‖, h the last hidden state under the first branch alone at each example's place."""
+    """v · h/‖h‖, h the last hidden state under the second branch alone at each example's place."""
     with torch.no_grad():
         states = local(**batch, output_hidden_states=True).hidden_states[-1]
     h = torch.stack([states[row, place] for row, place in enumerate(places)])
@@ -75,7 +75,7 @@ def test_in_training_the_loaded_weights_count(make: Make, batch: Batch) -> None:
     torch.testing.assert_close(adapter.model(**batch).logits, expected, atol=1e-6, rtol=0)
 
 
-def test_a_gate_of_zero_is_the_second_branch_alone(make: Make, batch: Batch) -> None:
+def test_a_gate_of_zero_is_the_first_branch_alone(make: Make, batch: Batch) -> None:
     adapter = attached(make("llama"))
     adapter.load("gate", np.zeros(16, np.float32))
     expected = fixed(adapter, make("llama"), 0.0)(**batch).logits

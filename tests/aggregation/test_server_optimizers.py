@@ -39,13 +39,15 @@ def test_a_shorter_step(means):
     np.testing.assert_allclose(trajectory(parse({"name": "sgd", "lr": 0.25}), means)[0], theta, rtol=1e-6)
 
 
-def test_fedavgm_is_its_formula(means):
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_fedavgm_is_its_formula(nesterov, means):
+    """Nesterov's step is Δ + β m instead of m."""
     theta, m, expected = np.ones(6), np.zeros(6), []
     for mean in means:
         m = 0.7 * m + (mean - theta)
-        theta = theta + 0.5 * m
+        theta = theta + 0.5 * ((mean - theta) + 0.7 * m if nesterov else m)
         expected.append(theta)
-    found = trajectory(parse({"name": "momentum", "lr": 0.5, "beta": 0.7}), means)
+    found = trajectory(parse({"name": "momentum", "lr": 0.5, "beta": 0.7, "nesterov": nesterov}), means)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

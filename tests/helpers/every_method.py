@@ -27,6 +27,8 @@ ONE_RANK: Mapping[str, str] = {}
 
 NOT_ONE_CLIENTS_OWN: Mapping[str, str] = {
     "ditto": "the personal model, which is evaluated after training, never becomes the common one",
+    "feddpa": "`aggregated` is the global LoRA alone, and an evaluation after training mixes in the local one",
+    "fdlora": "an evaluation after training is of a fusion, and the server moves with momentum",
     "fedbabu": "what is fine-tuned for an evaluation is not kept",
 }
 """Methods that do not give a federation's only client its own model back, and why."""
