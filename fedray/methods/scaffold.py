@@ -40,12 +40,7 @@ from fedray.types import Client, state_type
 @state_type("scaffold.Server")
 @dataclass(frozen=True, kw_only=True)
 class Server(FedAvgServer):
-    """Server state.
-
-    Attributes:
-        control: c.
-        population: how many of all clients hold what of the adapter.
-    """
+    """Server state, with c, and how many of all clients hold what of the adapter."""
 
     control: GlobalAdapter
     population: tuple[tuple[Layout, int], ...]
