@@ -15,9 +15,14 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.layout import Layout
+from fedray.adapters.mixers import Mixer
 from fedray.config import MethodSections
 from fedray.config.option import Option
 from fedray.config.registry import Registry
+from fedray.errors import ConfigError
+from fedray.randomness import Key
+from fedray.types import Vector
 
 SECTIONS = ("lora", "reft")
 """Fields that are filled from the configuration's sections where a kind declares them."""
@@ -46,6 +51,25 @@ class AdapterKind(Option):
             The adapter, with the group `group` and, where the model has a task head, the group "head".
         """
         raise NotImplementedError(f"{type(self).__name__} must define attach(model)")
+
+    def attach_mixed(self, model: nn.Module, mixer: Mixer) -> Adapter:
+        """As `attach`, with a second, frozen adapter of the same size in the group "rest", which does nothing at first.
+
+        Args:
+            mixer: what weighs the two (`fedray.adapters.mixers`); with `adaptive` the group "mixer" trains.
+
+        Raises:
+            ConfigError: the kind has no second adapter.
+        """
+        raise ConfigError(f"adapter: {self.label} cannot be mixed with a second, frozen one; use lora or reft")
+
+    def draw(self, layout: Layout, seed: int, purpose: str, *key: Key) -> Vector:
+        """Return first values of the group `group`, keyed by (seed, purpose, key); of kinds with `attach_mixed`."""
+        raise NotImplementedError(f"{type(self).__name__} must define draw(layout, seed, purpose, *key)")
+
+    def idle(self, layout: Layout) -> Vector:
+        """Return values of the group "rest" with which it does nothing; of kinds with `attach_mixed`."""
+        raise NotImplementedError(f"{type(self).__name__} must define idle(layout)")
 
 
 ADAPTER_KINDS = Registry("adapter kind", "fedray.adapters.kinds", AdapterKind)

@@ -45,15 +45,19 @@ class Mixing(nn.Module):
 
 
 class TokenMixer(Mixing):
-    """(w_R, w_L) = softmax(G x) per token, G [2, d_in] (FedALT, arXiv 2503.11880)."""
+    """(w_R, w_L) = softmax(G x) per token, G [2, d_in] (FedALT, arXiv 2503.11880).
 
-    def __init__(self, d_in: int, device: torch.device, context: ForwardContext):
+    Args:
+        context: where the mean of w_L is observed; None: nowhere.
+    """
+
+    def __init__(self, d_in: int, device: torch.device, context: ForwardContext | None):
         super().__init__()
         self.G, self._context = zero_linear(2, d_in, device), context
 
     def forward(self, x: Tensor) -> tuple[Weight, Weight]:
         weights = torch.softmax(self.G(x).float(), dim=-1)
-        if not self.training:
+        if self._context is not None and not self.training:
             self._context.observe("mixer_mean", weights[..., 1])
         return weights[..., :1], weights[..., 1:]
 
@@ -64,12 +68,12 @@ class TokenMixer(Mixing):
 class Scalars(Mixing):
     """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, α and 1 − α."""
 
-    def __init__(self, device: torch.device, context: ForwardContext):
+    def __init__(self, device: torch.device, context: ForwardContext | None):
         super().__init__()
         self.w_R, self.w_L, self._context = zero_linear(1, 1, device), zero_linear(1, 1, device), context
 
     def forward(self, x: Tensor) -> tuple[Weight, Weight]:
-        alpha = self._context.alpha_for(x)
+        alpha = None if self._context is None else self._context.alpha_for(x)
         if alpha is not None:
             return alpha, 1 - alpha
         one = x.new_ones(*x.shape[:-1], 1)
@@ -112,11 +116,12 @@ class Router(Mixing):
         yield "present", self.present
 
 
-def make_mixing(mixer: Mixer, d_in: int, others: int, device: torch.device, context: ForwardContext) -> Mixing:
+def make_mixing(mixer: Mixer, d_in: int, others: int, device: torch.device, context: ForwardContext | None) -> Mixing:
     """Return a layer's mixer.
 
     Args:
         others: experts in the second branch, for `experts`.
+        context: of the forward pass; None for a mixer of selected tokens, whose weights are not observed.
     """
     if isinstance(mixer, int | float):
         return Mixing(1 - float(mixer), float(mixer))

@@ -5,14 +5,18 @@ hooks of our own to the residual stream of any backbone.
     NoReFT    h + Pᵀ(W h + b − P h)       P: [r, d], free
     DiReFT    h + Rᵀ(W h + b)             as pyreft; NodiReFT: with P in place of R, as the ReFT paper's DiReFT
 
+With a mixer there are two interventions in every place, Φ_L that trains and Φ_R that is frozen, and a token becomes
+h + w_L (Φ_L(h) − h) + w_R (Φ_R(h) − h), as FedALT (arXiv 2503.11880) does with two LoRAs.
+
 Two corrections to pyreft's modules (the rotation is re-registered, state is loaded by `RotationEntry`): their default
 orthogonal parametrization keeps a d × d matrix and completes it at random whenever R is assigned.
 """
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,11 +27,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
-from fedray.adapters.draws import draw_reft
+from fedray.adapters.draws import draw_mixer, draw_reft
 from fedray.adapters.dropout import KeyedDropout
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.heads import head_group, is_meta
-from fedray.adapters.layout import Slot
+from fedray.adapters.layout import Layout, Slot
+from fedray.adapters.mixers import Mixer, Mixing, make_mixing
 from fedray.adapters.positions import Positions, select, select_spread
 from fedray.aggregation.stiefel import retract
 from fedray.config import ReftSection
@@ -36,6 +41,9 @@ from fedray.types import Vector
 
 ORTHONORMAL = ("loreft", "direft")
 """The kinds whose projection is a rotation R rather than a free P."""
+
+SUBTRACTING = ("loreft", "noreft")
+"""The kinds that subtract the projection of h."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,17 @@ class RotationEntry(Entry):
         return cast(Any, self.rotate_layer).parametrizations.weight[0]
 
 
-def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Adapter:
+def attach_reft(model: nn.Module, section: ReftSection, *, mixer: Mixer | None = None, seed: int = 0) -> Adapter:
     """Put interventions on the output of the model's blocks, in place, and freeze everything else.
 
     Groups: "reft" with slots R or P [r, d], W [r, d], b [r] per block and per "prefix", "suffix" or "tied" (one φ for
-    both, and for `all`), and "head" where the model has one. Both train until `set_trainable` chooses.
+    both, and for `all`), and "head" where the model has one. With a mixer also "rest", the second interventions, which
+    do nothing at first, and with `adaptive` "mixer" (G [2, d] per place). All but "rest" train until `set_trainable`
+    chooses.
 
     Args:
         model: a transformers model, also on the meta device; attached to at most once.
+        mixer: what weighs a second, frozen intervention (`fedray.adapters.mixers`); None: there is none.
         seed: keys the first values.
 
     Raises:
@@ -99,20 +110,71 @@ def attach_reft(model: nn.Module, section: ReftSection, *, seed: int = 0) -> Ada
     head = head_group(model)
     context = ForwardContext(model)
     base.reft = nn.ModuleDict()
-    entries: list[Entry] = []
+    places: dict[str, Place] = {}
     reached: set[str] = set()
     for index, (path, block) in blocks.items():
-        own = {where: _intervention(section, width, f"{path}.{where}", context, model) for where in positions.wheres}
-        base.reft.update({f"{index}_{where}": intervention for where, intervention in own.items()})
-        entries += [entry for where, module in own.items() for entry in _entries(f"{path}.{where}", module)]
+        own = {where: _place(section, width, f"{path}.{where}", context, model, mixer) for where in positions.wheres}
+        base.reft.update({f"{index}_{where}": place for where, place in own.items()})
+        places |= {f"{path}.{where}": place for where, place in own.items()}
         block.register_forward_hook(_edit(path, width, own, positions, context, reached))
     model.register_forward_hook(_all_reached([path for path, _ in blocks.values()], reached))
-    adapter = Adapter(model, [Group("reft", entries, draw_reft), *([head] if head else [])], context)
-    adapter.set_trainable(*adapter.names)
+    groups = [Group("reft", [e for name, place in places.items() for e in _entries(name, place.own)], draw_reft)]
+    if mixer is not None:
+        rest = [e for name, place in places.items() for e in _entries(name, place.rest)]
+        groups.append(Group("rest", rest, partial(draw_idle, section.kind)))
+        if mixed := [e for name, place in places.items() for e in place.mixer_entries(name)]:
+            groups.append(Group("mixer", mixed, draw_mixer))
+    adapter = Adapter(model, [*groups, *([head] if head else [])], context)
+    adapter.set_trainable(*(name for name in adapter.names if name != "rest"))
     model.train(model.training)  # the new modules take over the model's mode
     if not is_meta(model):
-        adapter.load("reft", draw_reft(adapter.layout("reft"), seed))
+        for group in groups:
+            adapter.load(group.name, group.first_values(seed))
     return adapter
+
+
+class Place(nn.Module):
+    """The interventions of one block and one kind of position.
+
+    Args:
+        own: pyreft's intervention that trains.
+        rest: a second, frozen one; None: there is none.
+        mixing: weighs the two.
+    """
+
+    def __init__(self, own: nn.Module, rest: nn.Module | None = None, mixing: Mixing | None = None):
+        super().__init__()
+        self.own, self.rest, self.mixing = own, rest, mixing
+
+    def forward(self, tokens: Tensor, **counts: Any) -> Tensor:
+        """Edit tokens, float32 [n, d]; in a client batch `counts` says how many each member has."""
+        edited: Tensor = self.own(tokens, **counts)
+        if self.rest is None or self.mixing is None:
+            return edited
+        for _, linear in self.mixing.linears():
+            linear.counts = counts.get("counts")  # type: ignore[assignment]
+        w_rest, w_own = self.mixing(tokens)
+        mixed: Tensor = tokens + w_own * (edited - tokens) + w_rest * (self.rest(tokens, **counts) - tokens)
+        return mixed
+
+    def mixer_entries(self, name: str) -> Iterator[Entry]:
+        """Yield what the mixer holds; `name` is the place's."""
+        for part, linear in self.mixing.linears() if self.mixing is not None else ():
+            yield Entry(Slot(name, part, tuple(linear.weight.shape)), cast(nn.Parameter, linear.weight))
+
+
+def draw_idle(kind: str, layout: Layout, seed: int = 0) -> Vector:
+    """Return the first projections, with the W and b that leave every token as it is: W = R or P, b = 0; where the kind
+    subtracts no projection, W = 0."""
+    vector = draw_reft(layout, seed)
+    views = layout.views(vector)
+    for slot in layout.slots:
+        if slot.part == "b":
+            views[slot.name][...] = 0
+        if slot.part == "W":
+            projection = next(views[f"{slot.module}.{part}"] for part in "RP" if f"{slot.module}.{part}" in views)
+            views[slot.name][...] = projection if kind in SUBTRACTING else 0
+    return vector
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -161,6 +223,16 @@ def _chosen(model: nn.Module, section: ReftSection) -> dict[int, tuple[str, nn.M
         if not 0 <= index < len(blocks):
             raise ConfigError(f"reft.layers: no block {index}; the model has blocks 0 to {len(blocks) - 1}")
     return {index: blocks[index] for index in indices}
+
+
+def _place(
+    section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module, mixer: Mixer | None
+) -> Place:
+    own = _intervention(section, width, name, context, model)
+    if mixer is None:
+        return Place(own)
+    device = next(model.parameters()).device
+    return Place(own, _intervention(section, width, name, context, model), make_mixing(mixer, width, 0, device, None))
 
 
 def _intervention(section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module) -> nn.Module:
@@ -224,7 +296,7 @@ def _entries(name: str, module: Any) -> list[Entry]:
 def _edit(
     path: str,
     width: int,
-    own: Mapping[str, nn.Module],
+    own: Mapping[str, Place],
     positions: Positions,
     context: ForwardContext,
     reached: set[str],

@@ -248,21 +248,26 @@ class _Linear:
     def __init__(self, module: nn.Linear, weight: int, bias: int | None, rows: str | None, d_out: int):
         self.module, self._weight, self._bias, self._rows, self._d_out = module, weight, bias, rows, d_out
         self.stack: AdapterStack
+        self._training = False
 
     def begin(self, training: bool) -> None:
-        pass
+        self._training = training
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer for all members.
 
         Args:
-            x: [members · rows, ..., d_in] or [members · rows · tokens, d_in].
+            x: [members · rows, ..., d_in] or [members · rows · tokens, d_in]; for a layer that reads selected tokens
+                [members · n, d_in], and its attribute `counts` says how many of the n are each member's own.
 
         Raises:
             CannotBatch: x has neither form, as in models that work on [tokens, examples, d].
         """
         weight, members = self.stack.view(self._weight), self.stack.adapter.context.client_batch
-        if members is not None and members.rows:
+        counts = getattr(self.module, "counts", None)
+        if counts is not None and self._training:
+            self.stack.see(self._weight, counts)
+        if counts is None and members is not None and members.rows:
             examples = members.count * members.rows
             if x.shape[0] != examples and (x.ndim > 2 or x.shape[0] != examples * members.tokens):
                 raise CannotBatch(f"a layer of the model reads {tuple(x.shape)}, which is not one row per example")

@@ -18,7 +18,7 @@ The paper's settings: ranks 120, 160 and 200 on seven modules, gradients of 50 t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -83,6 +83,7 @@ class FedSb(fedavg.FedAvg):
         init_examples: training examples of a client whose gradient is taken, at most.
     """
 
+    personalised: ClassVar[bool] = False
     adapter: AdapterKind = CORE
     init: Literal["gradient", "random"] = "gradient"
     step: float = 0.01

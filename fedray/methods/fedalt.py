@@ -4,6 +4,9 @@ Every target linear of client k computes y = W0 x + s α_L(x) B^L A^L x + s α_R
 (α_R, α_L) = softmax(G x). Unlike FedAvg, the aggregate never overwrites the individual LoRA: the driver sends
 A_k^R, B_k^R = mean of the others' A_j^L, B_j^L (factors averaged separately, unweighted), the client trains L and G.
 
+With `adapter: reft` the two branches are LoReFT interventions (FedReFT's, arXiv 2508.20295) instead of LoRAs: a token h
+becomes h + α_L (Φ_L(h) − h) + α_R (Φ_R(h) − h), and the mean of the others' rotations is retracted where it is loaded.
+
 Choices: an absent client counts with its latest update; a client that has never trained counts in no Rest-of-World
 LoRA; if tiers have LoRAs of different rank, a component is averaged over the clients that have it.
 """
@@ -16,11 +19,12 @@ import numpy as np
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
-from fedray.adapters.draws import draw_lora, draw_mixer
+from fedray.adapters.draws import draw_mixer
+from fedray.adapters.kind import AdapterKind
+from fedray.adapters.kinds.lora import LORA
 from fedray.adapters.layout import Layout
-from fedray.adapters.lora import attach_lora
 from fedray.aggregation.rule import RULES, Rule, rule_among
-from fedray.config import Head, LoraSection
+from fedray.config import Head
 from fedray.errors import ConfigError
 from fedray.methods.parts import heads
 from fedray.methods.parts.all_but_me import all_but_me
@@ -36,9 +40,9 @@ class Server:
     """Server state.
 
     Attributes:
-        layout: of the common LoRA.
+        layout: of the common adapter.
         own: layout of what each client holds of it.
-        latest: the individual LoRA (A_j^L, B_j^L) of every client that has trained, as it was sent.
+        latest: the individual adapter (A_j^L, B_j^L) of every client that has trained, as it was sent.
         head: the head, if it is shared.
         rows: which rows of B_j^L a masked client sent.
     """
@@ -65,13 +69,15 @@ class RestOfWorld:
 
 @dataclass(frozen=True)
 class Individual:
-    """Uplink: the individual LoRA, and the head if it is shared.
+    """Uplink.
 
     Attributes:
-        rows: which rows of B the LoRA has, as a bitset; None: all.
+        own: the individual adapter.
+        head: the head, if it is shared.
+        rows: which rows of B a masked LoRA has, as a bitset; None: all.
     """
 
-    lora: Vector
+    own: Vector
     head: Vector | None
     rows: Bits | None = None
 
@@ -82,38 +88,40 @@ class ClientState:
     """Client state.
 
     Attributes:
-        lora: the individual LoRA.
+        own: the individual adapter.
         mixer: G; None unless it is adaptive.
         head: the head, if it is private.
     """
 
-    lora: Vector
+    own: Vector
     mixer: Vector | None
     head: Vector | None
 
 
 @dataclass(frozen=True)
 class FedAlt:
-    """An individual LoRA beside a frozen one of all others.
+    """An individual adapter beside a frozen one of all others.
 
     Attributes:
-        rest: rule that makes the Rest-of-World LoRA of the others' factors.
+        rest: rule that makes the Rest-of-World adapter of the others' values.
         trim: share that `trimmed_mean` leaves out at each end.
         mixer: `adaptive` (G trained), `fixed` (`alpha` on L, 1 − alpha on R), `none` (both weights 1).
         alpha: weight of L under `fixed`.
-        a_init: `independent` (the authors' code: every client draws its own A^L and G) or `common` (one draw for all;
-            the average of products stays close to the product of averages).
+        adapter: of both branches: `lora` (the paper) or `reft`.
+        a_init: `independent` (the authors' code, and the default for LoRA: every client draws its own A^L and G) or
+            `common` (one draw for all; the average of products stays close to the product of averages). The default for
+            LoReFT, since the mean of independent rotations has lost most of their length.
         mask: FedHFT's masks: a client whose tier has a `mask_ratio` sends only that share of B's rows, chosen by this
             importance, and keeps all of them; a row of others is made of the clients that sent it.
     """
 
-    lora: LoraSection
     head: Head = "shared"
+    adapter: AdapterKind = LORA
     rest: Annotated[str | Rule, rule_among("mean", "geometric_median", "trimmed_mean")] = "mean"
     trim: float = 0.2
     mixer: Literal["adaptive", "fixed", "none"] = "adaptive"
     alpha: float = 0.5
-    a_init: Literal["independent", "common"] = "independent"
+    a_init: Literal["independent", "common"] | None = None
     mask: Literal["none", "fisher", "energy"] = "none"
 
     def __post_init__(self) -> None:
@@ -123,32 +131,37 @@ class FedAlt:
             raise ConfigError(f"fedalt.trim: expected a share in [0, 0.5), got {self.trim}")
         needs(self, "alpha", self.mixer == "fixed", "mixer: fixed")
         needs(self, "trim", self.rest == "trimmed_mean", "rest: trimmed_mean")
+        needs(self, "mask", self.adapter.group == "lora", "adapter: lora, whose rows of B are masked")
+
+    @property
+    def independent(self) -> bool:
+        """Whether every client draws its own first values."""
+        return self.a_init == "independent" or (self.a_init is None and self.adapter.group == "lora")
 
     def attach(self, model: nn.Module) -> Adapter:
-        mixer = self.alpha if self.mixer == "fixed" else self.mixer
-        adapter = attach_lora(model, self.lora, rest_rank=self.lora.rank, rest_dropout=True, mixer=mixer)
-        groups = ("lora", "mixer") if self.mixer == "adaptive" else ("lora",)
+        adapter = self.adapter.attach_mixed(model, self.alpha if self.mixer == "fixed" else self.mixer)
+        groups = (self.adapter.group, "mixer") if self.mixer == "adaptive" else (self.adapter.group,)
         adapter.set_trainable(*heads.trainable(self.head, adapter, *groups))
         return adapter
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
-        layout = initial.layouts["lora"]
+        layout = initial.layouts[self.adapter.group]
         own = {client.id: own_layout(layout, client.capacity) for client in clients}
         return Server(layout, own, {}, heads.initial(self.head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
-        lora, mixer = initial.vectors["lora"], initial.vectors.get("mixer")
-        if self.a_init == "independent":
-            lora = draw_lora(initial.layouts["lora"], initial.seed, "init", client.id)
+        own, mixer = initial.vectors[self.adapter.group], initial.vectors.get("mixer")
+        if self.independent:
+            own = self.adapter.draw(initial.layouts[self.adapter.group], initial.seed, "init", client.id)
             if mixer is not None:
                 mixer = draw_mixer(initial.layouts["mixer"], initial.seed, "init", client.id)
-        return ClientState(lora, mixer, heads.initial(self.head, initial.head())[1])
+        return ClientState(own, mixer, heads.initial(self.head, initial.head())[1])
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> Mapping[ClientId, RestOfWorld]:
         layout, own, rows = server.layout, server.own, server.rows
         latest = {
-            id: in_place(layout.size, masked_places(layout, own[id], rows.get(id)), lora)
-            for id, lora in server.latest.items()
+            id: in_place(layout.size, masked_places(layout, own[id], rows.get(id)), sent)
+            for id, sent in server.latest.items()
         }
         rest = all_but_me(latest, [client.id for client in cohort], self._rule())
         return {client.id: RestOfWorld(self._held(server, client, rest[client.id]), server.head) for client in cohort}
@@ -160,29 +173,34 @@ class FedAlt:
         return rule
 
     def _held(self, server: Server, client: Client, rest: Vector | None) -> Vector | None:
-        """Return what the client can hold of its rest of world, zero where no other client holds a value."""
-        return None if rest is None else np.nan_to_num(gather(server.layout, server.own[client.id], rest))
+        """Return what the client can hold of its rest of world; where no other client holds a value, one that does
+        nothing."""
+        if rest is None:
+            return None
+        own = server.own[client.id]
+        held = gather(server.layout, own, rest)
+        return np.where(np.isnan(held), self.adapter.idle(own), held) if np.isnan(held).any() else held
 
     def train_client(
         self, adapter: Adapter, client_state: ClientState, downlink: RestOfWorld, local: Local
     ) -> tuple[Individual, ClientState]:
-        adapter.load("lora", client_state.lora)
+        group = self.adapter.group
+        adapter.load(group, client_state.own)
         if client_state.mixer is not None:
             adapter.load("mixer", client_state.mixer)
-        nobody = np.zeros(adapter.layout("rest").size, np.float32)
-        adapter.load("rest", nobody if downlink.rest is None else downlink.rest)
+        adapter.load("rest", self.adapter.idle(adapter.layout("rest")) if downlink.rest is None else downlink.rest)
         heads.load(self.head, adapter, downlink.head, client_state.head)
         local.train()
         head_up, head_own = heads.read(self.head, adapter)
-        lora = adapter.read("lora")
+        own = adapter.read(group)
         mixer = None if client_state.mixer is None else adapter.read("mixer")
-        sent, rows = lora, None
+        sent, rows = own, None
         if self.mask != "none":
-            sent, rows = keep_important(adapter, adapter.layout("lora"), lora, self.mask, local)
-        return Individual(sent, head_up, rows), ClientState(lora, mixer, head_own)
+            sent, rows = keep_important(adapter, adapter.layout(group), own, self.mask, local)
+        return Individual(sent, head_up, rows), ClientState(own, mixer, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[Individual]]) -> tuple[Server, Metrics]:
-        latest = {**server.latest, **{update.client.id: update.payload.lora for update in updates}}
+        latest = {**server.latest, **{update.client.id: update.payload.own for update in updates}}
         masked = {update.client.id: update.payload.rows for update in updates if update.payload.rows is not None}
         sent = [update.payload.head for update in updates]
         head = heads.average(server.head, sent, [update.num_examples for update in updates])

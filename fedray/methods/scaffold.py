@@ -18,7 +18,7 @@ the adapter, S and N are, for each value, those who hold it.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,8 @@ class ScaffoldState(ClientState):
 @dataclass(frozen=True)
 class Scaffold(FedAvg):
     """FedAvg of clients that count alike, with control variates."""
+
+    personalised: ClassVar[bool] = False
 
     weights: Literal["uniform"] = "uniform"
 

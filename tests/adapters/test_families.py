@@ -137,7 +137,7 @@ def pass_of_two(family: str, dropout: float, targets: tuple[str, ...] = ()) -> t
     stack = AdapterStack(adapter, 2)
     with stack.installed():
         adapter.model.train()
-        stack.use(stack.values, [0, 1], training=False)
+        stack.use(stack.values, [0, 1])
         adapter.context.client_batch = ClientBatch((0, 1), ((1, 5), (1, 5)), 1, "cpu", (3, 4))
         logits: torch.Tensor = adapter.model(**ROWS).logits
     return logits

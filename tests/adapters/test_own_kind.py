@@ -70,7 +70,10 @@ def test_its_memory_is_predicted() -> None:
         ({**BIASES, "targets": 3}, "method 'fedavg': adapter.targets: got 3: "),
         ({"class": "my_kind.NoKind"}, "my_kind.NoKind must be a class derived from fedray.adapters.kind.AdapterKind"),
         ({"class": "my_kind.Missing"}, "adapter: class 'my_kind.Missing' cannot be imported: AttributeError"),
-        ("loar", "method 'fedavg': adapter: unknown adapter kind 'loar' (did you mean 'lora'?); allowed: full, lora"),
+        (
+            "loar",
+            "method 'fedavg': adapter: unknown adapter kind 'loar' (did you mean 'lora'?); allowed: core, full, lora",
+        ),
         (3, "method 'fedavg': adapter: expected the name of an adapter kind or a mapping with `class`, got 3"),
         ({**BIASES, "targets": ["querry"]}, "adapter.targets: the model has no linear layers with a bias among"),
     ],

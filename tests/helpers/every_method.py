@@ -16,8 +16,8 @@ tests/methods/test_fed_sb.py."""
 LOSSLESS: Mapping[str, Mapping[str, Any]] = {"fedhft": {"downlink_rank": 16}}
 """Settings with which a method sends down all that its server has; by default FedHFT truncates its sum to rank r."""
 
-SAME: Mapping[str, str] = {"fedit": "fedavg"}
-"""Methods that are another one with its defaults."""
+SAME: Mapping[str, str] = {"fedit": "fedavg", "fed_plora": "fedavg"}
+"""Methods that are another one with their defaults, if clients have equally many examples and whole ranks."""
 
 ONE_BY_ONE: Mapping[str, str] = {}
 """Methods whose clients are not trained in one step, and why."""

@@ -184,7 +184,7 @@ def experiment(tmp_path_factory):
         "clients": {"count": 3, "per_round": 2},
         "lora": {"rank": 2, "dropout": 0.1},
         "reft": {"rank": 2},
-        "train": {"max_steps": 2, "lr": 5e-3},
+        "train": {"batch_size": 4, "max_steps": 2, "lr": 5e-3},
         "evaluation": {"every": 0},
         "device": "cpu",
         "runtime": "inline",

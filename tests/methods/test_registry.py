@@ -11,7 +11,7 @@ from every_method import entry as minimal
 from round_result import all_results
 from tiny import tiny_bert
 
-from fedray.config import Config, LoraSection, load_config
+from fedray.config import Config, load_config
 from fedray.errors import ConfigError, choices
 from fedray.experiment.prepare import prepare
 from fedray.experiment.run import run_experiment
@@ -269,6 +269,6 @@ def test_who_aggregates_in_its_own_way_gets_every_update_unless_it_says_otherwis
     assert averages(FedAvg(weights="uniform")) == "uniform"
     assert averages(Median()) is None
     assert averages(Uniform()) == averages(Derived()) == "uniform"
-    assert averages(FedAlt(LoraSection())) is None
+    assert averages(FedAlt()) is None
     with pytest.raises(ConfigError, match="Misspelt.averages: expected examples, uniform, got 'unifrom'"):
         averages(Misspelt())

@@ -72,7 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedex_lora": {"carried_rank": 1000},
     "ifca": {"clusters": 3},
     "fed_sb": {"lora": {"rank": 120}},
-    "fedtreelora": {"warmup_rounds": 1},
+    "fedtreelora": {"warmup_rounds": 1, "clusters": 2},
 }
 """Hyperparameters with which a row counts; by default a method has its own."""
 

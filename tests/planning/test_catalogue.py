@@ -29,6 +29,9 @@ def found() -> dict[str, MethodFacts]:
         ("fedex_lora", "LoRA, head", "5 × LoRA, head", "LoRA, head", "", False, True),
         ("ifca", "LoRA, head", "2 × LoRA, 2 × head", "LoRA, head", "", True, True),
         ("fed_plora", "LoRA, head", "LoRA, head", "LoRA, head", "", False, True),
+        ("rolora", "LoRA, head", "LoRA, head", "A, head", "", False, True),
+        ("scaffold", "LoRA, head", "2 × LoRA, 2 × head", "2 × LoRA, 2 × head", "LoRA, head", False, True),
+        ("ditto", "LoRA, head", "LoRA, head", "LoRA, head", "LoRA, head", True, True),
         ("fedper", "LoRA, head", "LoRA", "LoRA", "head", True, True),
         ("ffa_lora", "B, head", "B, head", "B, head", "", False, True),
         ("fedsa_lora", "LoRA, head", "A", "A", "B, head", True, True),
@@ -131,5 +134,5 @@ def test_the_rows_of_the_table() -> None:
 
 
 def test_an_unknown_method_gets_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match="unknown method 'fedlat'.*did you mean 'fedalt'.*allowed: "):
+    with pytest.raises(ConfigError, match="unknown method 'fedlat'.*did you mean 'fedalt'.*allowed: .*fedalt, fedavg"):
         method_facts("fedlat")
