@@ -78,10 +78,11 @@ class FdLora(fedavg.FedAvg):
 
     def __post_init__(self) -> None:
         self.requires_lora("which FDLoRA fuses")
+        super().__post_init__()
 
     @property
     def averages(self) -> Averages | None:
-        return self.weights
+        return super().averages
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Any:
         return Server(super().init_server(initial, clients), 0)
@@ -104,10 +105,11 @@ class FdLora(fedavg.FedAvg):
         assert isinstance(downlink, GlobalLora)
         sent, kept = super().train_client(adapter, client_state, downlink, local)
         personal, number = client_state.personal, downlink.number
+        own = adapter.read(self.shared)
         if personal is None or (self.interval is not None and number > 0 and number % self.interval == 0):
-            personal = sent.adapter
+            personal = own
         if local.measures:
-            self._fuse(adapter, sent.adapter, personal, local)
+            self._fuse(adapter, own, personal, local)
             local.measure()
         return sent, FdState(kept.head, personal=personal)
 

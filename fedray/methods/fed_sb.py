@@ -92,6 +92,8 @@ class FedSb(fedavg.FedAvg):
     def __post_init__(self) -> None:
         if self.adapter.group != "core":
             raise ConfigError(f"fed_sb.adapter: {self.adapter.label} has no core between frames; use adapter: core")
+        if self.mask != "none":
+            raise ConfigError("fed_sb.mask: B does not travel, so no row of it can be left out")
         for name in ("step", "init_examples"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"fed_sb.{name}: expected more than 0, got {getattr(self, name)}")

@@ -26,6 +26,7 @@ class PersonalBranch(FedAvg):
         if type(self.adapter) is not LoraKind:
             kind = self.adapter.label
             raise ConfigError(f"{self.name}.adapter: {kind} has no branch for a personal LoRA; use adapter: lora")
+        super().__post_init__()
 
     @property
     def mixer(self) -> Mixer:

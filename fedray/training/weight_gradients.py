@@ -19,6 +19,7 @@ from fedray.aggregation.low_rank import LowRank, truncate
 from fedray.data.batches import batches
 from fedray.evaluation.losses import num_units, score
 from fedray.randomness import keyed_rng
+from fedray.training.torch_engine import loss_scale
 from fedray.training.training_context import TrainingContext
 
 OVERSAMPLED = 8
@@ -57,10 +58,11 @@ def _summed(
 ) -> dict[str, Tensor]:
     """Return the sums over all tokens of all examples, by path."""
     totals: dict[str, Tensor] = {}
+    scale = loss_scale(adapter.model)
 
     def add(path: str, x: Tensor, delta: Tensor) -> None:
         x, delta = (tokens.detach().float().reshape(-1, tokens.shape[-1]) for tokens in (x, delta))
-        found = product(x, delta, bases[path])
+        found = product(x, delta / scale, bases[path])
         totals[path] = totals[path] + found if path in totals else found
 
     units = int(num_units(table, training_context.task).sum())
@@ -69,7 +71,7 @@ def _summed(
     for batch in batches(table, train.batch_size, training_context.pad_token_id, None, device):
         with _shifted(adapter.targets, add) as shifts:
             loss = score(adapter.model, batch, training_context.task).losses.sum() / units
-            torch.autograd.grad(loss, shifts)
+            torch.autograd.grad(loss * scale, shifts)
     return totals
 
 

@@ -7,7 +7,9 @@ import pytest
 from agreement import agree, together
 from lora_clients import INITIAL, LAYOUT, cohort
 from received import received
+from tiny import tiny_experiment
 
+import fedray
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import LoraSection
 from fedray.errors import ConfigError
@@ -164,6 +166,15 @@ def test_tiers_of_unequal_rank(start):
     results = run.serve()
     whole = run.initial.layouts["lora"].size
     assert [results[id].payload.lora.size for id in IDS] == [whole // 2, whole, whole // 2]
+
+
+def test_a_resumed_run_has_equal_bits(tmp_path):
+    """Stopped after the round that finds the clusters."""
+    method = {"name": "fedlease", "warmup_rounds": 1}
+    config = tiny_experiment() | {"method": method, "runtime": "inline", "device": "cpu", "rounds": 3}
+    whole = fedray.run(config, output=tmp_path / "whole").summaries[0].state_sha256
+    fedray.run(config | {"rounds": 1}, output=tmp_path / "run")
+    assert fedray.run(config, resume=tmp_path / "run").summaries[0].state_sha256 == whole
 
 
 @pytest.mark.parametrize(("name", "value"), [("warmup_rounds", 0), ("max_experts", 1)])

@@ -7,7 +7,9 @@ import pytest
 from agreement import agree, together
 from lora_clients import INITIAL, LAYOUT, cohort, factors
 from received import received
+from tiny import tiny_experiment
 
+import fedray
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import LoraSection
 from fedray.errors import ConfigError
@@ -201,6 +203,15 @@ def test_clients_in_one_step_are_as_one_by_one(start):
     run.rounds(2)
     tasks = run.tasks(("client_000", "client_001", "client_002"), measure=True)
     agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])
+
+
+def test_a_resumed_run_has_equal_bits(tmp_path):
+    """Stopped after the round that finds the clusters."""
+    method = {"name": "fedtreelora", "clusters": 2, "warmup_rounds": 1}
+    config = tiny_experiment() | {"method": method, "runtime": "inline", "device": "cpu", "rounds": 3}
+    whole = fedray.run(config, output=tmp_path / "whole").summaries[0].state_sha256
+    fedray.run(config | {"rounds": 1}, output=tmp_path / "run")
+    assert fedray.run(config, resume=tmp_path / "run").summaries[0].state_sha256 == whole
 
 
 @pytest.mark.parametrize("name", ["warmup_rounds", "clusters", "max_clusters"])

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from families import tiny_family
 
+from fedray.adapters.lora import attach_lora
+from fedray.config import LoraSection, TrainConfig
 from fedray.evaluation.losses import num_units, score
+from fedray.training.training_context import TrainingContext
 from fedray.training.weight_gradients import weight_gradients
 
 
@@ -42,6 +46,16 @@ def test_at_full_rank_they_are_exact(adapt, trainer, task):
         np.testing.assert_allclose(found[path].dense(), gradient, atol=1e-5 * np.abs(gradient).max())
     assert np.array_equal(adapter.read("lora"), before)
     assert all(parameter.grad is None for parameter in adapter.model.parameters())
+
+
+def test_a_transposed_weight(examples):
+    """GPT-2 stores [d_in, d_out]; the gradient is that of W [d_out, d_in] all the same."""
+    adapter = attach_lora(tiny_family("gpt2", "classification", spread=0.3), LoraSection(rank=2))
+    context = TrainingContext("classification", TrainConfig(batch_size=1), 0, 0)
+    table = examples("classification", 5, 1)
+    found, expected = weight_gradients(adapter, table, 99, context), by_hand(adapter, table, "classification")
+    for path, gradient in expected.items():
+        np.testing.assert_allclose(found[path].dense(), gradient.T, atol=1e-5 * np.abs(gradient).max())
 
 
 def test_at_a_lower_rank_they_are_nearly_the_best(adapt, trainer):
