@@ -30,20 +30,18 @@ from fedray.adapters.draws import draw_lora
 from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.rows import hold_rows
-from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
 from fedray.aggregation.low_rank import (
     MIN_MEMBERSHIP,
     cluster_update,
     compress,
     concatenate,
-    gram,
     truncate,
 )
 from fedray.aggregation.masks import Mask, energy, random_rows, top_rows
 from fedray.aggregation.means import weighted_mean
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
-from fedray.methods.parts import heads
+from fedray.methods.parts import heads, soft_clusters
 from fedray.methods.parts.capacity import own_layout
 from fedray.methods.parts.carried import cut, grow
 from fedray.methods.parts.factors import Delta, join, keep_rows, pack_masks, receive, split, unpack_masks, zero
@@ -296,8 +294,7 @@ class FedHft:
         )
         if server.server_round > self.warmup_rounds:
             server = self._recluster(server)
-        sizes = np.sum(list(server.memberships.values()), axis=0)
-        metrics = {f"cluster_{j}_size": float(size) for j, size in enumerate(sizes)}
+        metrics = soft_clusters.sizes(server.memberships)
         if self.server_state == "rank_q":
             metrics["truncation_error"] = max(error for _, error in grown)
         return server, metrics
@@ -321,40 +318,12 @@ class FedHft:
         return grow(delta, updates, lambda x: cut(x, rank))
 
     def _recluster(self, server: Server) -> Server:
-        """Refit the mixture on the latest updates and set π_k to the posteriors (the outer level)."""
-        ids = sorted(server.features)
-        if len(ids) < 2:
-            return server
-        clusters = len(server.deltas)
-        choose = self.clusters == "auto" and clusters == 1
-        mixture = fit_mixture(
-            embed(similarity([server.features[id] for id in ids])),
-            "auto" if choose else clusters,
-            seed=keyed_seed(server.seed, "mixture", server.server_round),
-            n_init=self.n_init,
-            max_components=self.max_clusters,
-        )
-        posteriors = np.where(mixture.posteriors < 1e-6, 0, mixture.posteriors)
-        posteriors /= posteriors.sum(axis=1, keepdims=True)
-        if choose:  # the one cluster so far splits into copies of itself
-            clusters = posteriors.shape[1]
-            server = replace(
-                server,
-                deltas=server.deltas * clusters,
-                heads=server.heads * clusters,
-                memberships=dict.fromkeys(server.memberships, np.full(clusters, 1 / clusters, np.float32)),
-            )
-        previous = np.stack([server.memberships[id] for id in ids]).astype(np.float64)
-        matched = match_components(previous, posteriors).astype(np.float32)
-        return replace(server, memberships={**server.memberships, **dict(zip(ids, matched, strict=True))})
-
-
-def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:
-    """Return the centred Gram matrix of heads, or of the products B_k A_k (never of raw factors). [K, K]"""
-    heads = [feature for feature in features if isinstance(feature, np.ndarray)]
-    if len(heads) == len(features):
-        return centre_gram(gram_of(np.stack(heads)))
-    return centre_gram(gram([feature for feature in features if not isinstance(feature, np.ndarray)]))
+        """Refit the mixture on the latest updates (the outer level); one cluster may split into copies of itself."""
+        choose = self.max_clusters if self.clusters == "auto" and len(server.deltas) == 1 else None
+        seed = keyed_seed(server.seed, "mixture", server.server_round)
+        memberships = soft_clusters.refit(server.memberships, server.features, seed, self.n_init, choose)
+        copies = len(next(iter(memberships.values()))) // len(server.deltas)
+        return replace(server, memberships=memberships, deltas=server.deltas * copies, heads=server.heads * copies)
 
 
 ENTRY = FedHft

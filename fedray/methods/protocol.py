@@ -291,6 +291,12 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
 AnyMethod = FederatedMethod[Any, Any, Any, Any]
 
 
+def name_of(method: Any) -> str:
+    """Return what messages call a method: a built-in one by its file, any other by its class."""
+    package, _, module = type(method).__module__.rpartition(".")
+    return module if package == "fedray.methods" else type(method).__name__
+
+
 def needs(method: Any, option: str, condition: bool, remedy: str) -> None:
     """Refuse a hyperparameter that was changed and would silently do nothing.
 
@@ -305,8 +311,9 @@ def needs(method: Any, option: str, condition: bool, remedy: str) -> None:
     """
     (default,) = (field.default for field in dataclasses.fields(method) if field.name == option)
     if not condition and getattr(method, option) != default:
-        name = type(method).__name__.lower()
-        raise ConfigError(f"{name}.{option}: has no effect without {remedy}; set that, or leave {option} out")
+        raise ConfigError(
+            f"{name_of(method)}.{option}: has no effect without {remedy}; set that, or leave {option} out"
+        )
 
 
 def averages(method: AnyMethod) -> Averages | None:

@@ -40,12 +40,7 @@ from fedray.types import Client, state_type
 @state_type("scaffold.Server")
 @dataclass(frozen=True, kw_only=True)
 class Server(FedAvgServer):
-    """Server state.
-
-    Attributes:
-        control: c.
-        population: how many of all clients hold what of the adapter.
-    """
+    """Server state, with c, and how many of all clients hold what of the adapter."""
 
     control: GlobalAdapter
     population: tuple[tuple[Layout, int], ...]
@@ -75,7 +70,6 @@ class Scaffold(FedAvg):
     """FedAvg of clients that count alike, with control variates."""
 
     personalised: ClassVar[bool] = False
-
     weights: Literal["uniform"] = "uniform"
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from fedray.config import Head
 from fedray.errors import ConfigError
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, own_layout
-from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Uploaded
+from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Uploaded, name_of
 from fedray.types import Client, ClientId, Vector, state_type
 
 
@@ -76,7 +76,7 @@ class SharedAdapter:
     @property
     def name(self) -> str:
         """The method's name in messages."""
-        return type(self).__module__.rpartition(".")[2]
+        return name_of(self)
 
     @property
     def effective_head(self) -> Head:

@@ -30,7 +30,7 @@ from fedray.types import Client
 REQUIRED: Mapping[str, Any] = {"carried_rank": 64}
 """Values of hyperparameters that have no default, where a method is only looked at."""
 
-WORDS = {"lora": "LoRA", "lora.A": "A", "lora.B": "B", "reft": "LoReFT"}
+WORDS = {"lora": "LoRA", "lora.A": "A", "lora.B": "B", "reft": "LoReFT", "rest": "second LoRA"}
 """What tables call an adapter's groups and their parts; others have their own names."""
 
 COHORT = 5

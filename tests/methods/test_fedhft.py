@@ -12,8 +12,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from fedray.adapters.draws import draw_lora
 from fedray.aggregation.masks import random_rows
-from fedray.methods.fedhft import mask_ratio
 from fedray.methods.parts.factors import join, keep_rows, split, unpack_masks
+from fedray.methods.parts.masking import mask_ratio
 from fedray.methods.parts.wire import decode
 from fedray.randomness import keyed_rng
 from fedray.storage.state_tree import arrays

@@ -10,8 +10,9 @@ from fedhft_parts import IDS, TWO, initial_server, method, update
 from sklearn.metrics import adjusted_rand_score
 
 from fedray.aggregation.low_rank import LowRank
-from fedray.methods.fedhft import MaskedUpdate, Server, similarity
+from fedray.methods.fedhft import MaskedUpdate, Server
 from fedray.methods.parts.factors import split
+from fedray.methods.parts.soft_clusters import similarity
 from fedray.methods.protocol import Update
 
 
