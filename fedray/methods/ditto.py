@@ -21,10 +21,10 @@ from typing import Annotated
 from pydantic import Field
 
 from fedray.adapters.adapter import Adapter
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.parts import heads
 from fedray.methods.protocol import Initial, Local
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.training.steering import Proximal
 from fedray.types import Client, Vector, state_type
 

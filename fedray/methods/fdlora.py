@@ -29,8 +29,8 @@ from fedray.aggregation.server_optimizer import ServerOptimizerOption
 from fedray.aggregation.server_optimizers.momentum import Momentum
 from fedray.aggregation.server_optimizers.sgd import TAKE_THE_MEAN
 from fedray.methods import fedavg
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.types import Client, Split, Vector, state_type
 
 NESTEROV = Momentum(lr=0.7, beta=0.9, nesterov=True)

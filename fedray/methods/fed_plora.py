@@ -28,11 +28,11 @@ from fedray.adapters.lora import attach_lora
 from fedray.aggregation.low_rank import LowRank
 from fedray.aggregation.masks import Mask, pack, unpack
 from fedray.config import Head, LoraSection
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter, Server
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import Places, held_mean
 from fedray.methods.parts.factors import join, split
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Update
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter, Server
 from fedray.types import Client, Vector
 
 

@@ -31,10 +31,10 @@ from fedray.aggregation.frames import frame
 from fedray.aggregation.low_rank import LowRank, concatenate, truncate
 from fedray.errors import ConfigError
 from fedray.methods import fedavg
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.parts.capacity import gather, own_layout
 from fedray.methods.parts.factors import Delta, join, split
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, needs
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.types import Client, ClientId, Vector, state_type
 
 

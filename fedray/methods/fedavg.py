@@ -21,11 +21,11 @@ from fedray.adapters.rotations import retract_rotations
 from fedray.aggregation.server_optimizer import ServerOptimizerOption, State, step_where_held
 from fedray.aggregation.server_optimizers.sgd import TAKE_THE_MEAN
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter, SharedAdapter
+from fedray.methods.bases.shared_adapter import Server as SharedServer
 from fedray.methods.parts.capacity import Places, held_by_any, held_mean, own_layout
 from fedray.methods.parts.masking import Bits, keep_important, masked_places
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Uploaded
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter, SharedAdapter
-from fedray.methods.shared_adapter import Server as SharedServer
 from fedray.types import Client, state_type
 
 

@@ -19,10 +19,10 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.config import Head
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.parts import heads
 from fedray.methods.protocol import Initial, Local
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.types import Client
 
 

@@ -28,9 +28,9 @@ from pydantic import Field
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.mixers import Mixer
-from fedray.methods.personal_branch import PersonalBranch
+from fedray.methods.bases.personal_branch import PersonalBranch
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.protocol import Averages, Local, needs
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedray.aggregation.products import mean_factors, residual
-from fedray.methods.carried_adapter import CarriedAdapter, Carrying, Server
+from fedray.methods.bases.carried_adapter import CarriedAdapter, Carrying, Server
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts.carried import carry
 from fedray.methods.parts.factors import by_target_padded, join
 from fedray.methods.protocol import Metrics, Update
-from fedray.methods.shared_adapter import GlobalAdapter
 
 
 @dataclass(frozen=True, kw_only=True)

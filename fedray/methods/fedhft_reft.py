@@ -28,10 +28,10 @@ from fedray.adapters.rotations import retract_rotations
 from fedray.aggregation.low_rank import MIN_MEMBERSHIP
 from fedray.config import Head, ReftSection
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.parts import heads, soft_clusters
 from fedray.methods.parts.capacity import gather, held_mean, own_layout, places, scatter
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update, needs
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.randomness import keyed_seed
 from fedray.types import Client, ClientId, Vector, state_type
 

@@ -28,9 +28,9 @@ from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
-from fedray.methods.parts import experts, heads
+from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, own_layout
-from fedray.methods.parts.expert_pool import ExpertPool, Trained
+from fedray.methods.parts.expert_pool import ExpertPool, Trained, load_experts
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
 from fedray.types import Client, ClientId, Vector, state_type
 
@@ -125,7 +125,7 @@ class FedLease:
         own = client_state.lora if downlink.own is None else downlink.own
         router = np.zeros(adapter.layout("mixer.G").size, np.float32) if downlink.router is None else downlink.router
         assert own is not None
-        experts.load(adapter, own, downlink.others, router)
+        load_experts(adapter, own, downlink.others, router)
         heads.load(self.head, adapter, downlink.head, client_state.head)
         local.train()
         lora, (head_up, head_own) = adapter.read("lora"), heads.read(self.head, adapter)

@@ -18,9 +18,9 @@ from typing import Annotated
 from pydantic import Field
 
 from fedray.adapters.adapter import Adapter
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import Local
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.training.steering import Proximal
 
 

@@ -28,12 +28,12 @@ from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, own_layout, scatter
 from fedray.methods.parts.factors import split
 from fedray.methods.parts.layer_clusters import LayerClusters, clustered
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.types import Client, ClientId, Vector, state_type
 
 

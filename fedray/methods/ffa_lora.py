@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import Local
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 
 
 @dataclass(frozen=True)

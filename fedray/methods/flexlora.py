@@ -21,10 +21,10 @@ from fedray.adapters.draws import draw_lora
 from fedray.aggregation.low_rank import concatenate, truncate
 from fedray.aggregation.points import check_weights
 from fedray.aggregation.products import live
+from fedray.methods.bases.shared_adapter import GlobalAdapter, SharedAdapter
+from fedray.methods.bases.shared_adapter import Server as SharedServer
 from fedray.methods.parts.factors import by_target, join, split
 from fedray.methods.protocol import Initial, Metrics, Update
-from fedray.methods.shared_adapter import GlobalAdapter, SharedAdapter
-from fedray.methods.shared_adapter import Server as SharedServer
 from fedray.types import Client, state_type
 
 

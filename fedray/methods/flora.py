@@ -24,12 +24,12 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_lora
 from fedray.aggregation.low_rank import concatenate
 from fedray.aggregation.points import check_weights
-from fedray.methods.carried_adapter import CarriedAdapter, Carrying, Server
+from fedray.methods.bases.carried_adapter import CarriedAdapter, Carrying, Server
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
+from fedray.methods.bases.shared_adapter import Server as SharedServer
 from fedray.methods.parts.carried import carry
 from fedray.methods.parts.factors import by_target
 from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
-from fedray.methods.shared_adapter import Server as SharedServer
 from fedray.types import Client
 
 

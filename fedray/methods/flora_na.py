@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fedray.aggregation.low_rank import LowRank
 from fedray.aggregation.products import least_squares
 from fedray.errors import ConfigError
-from fedray.methods.combined_factors import Combined
+from fedray.methods.bases.combined_factors import Combined
 
 
 @dataclass(frozen=True)

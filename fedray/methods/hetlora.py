@@ -29,11 +29,11 @@ from fedray.adapters.adapter import Adapter
 from fedray.aggregation.low_rank import LowRank
 from fedray.aggregation.products import component_sums, norm
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState as SharedClientState
+from fedray.methods.bases.shared_adapter import GlobalAdapter, Server, SharedAdapter
 from fedray.methods.parts import heads
 from fedray.methods.parts.factors import Delta, by_target_padded, first_components, join, split
 from fedray.methods.protocol import Initial, Local, Metrics, Update
-from fedray.methods.shared_adapter import ClientState as SharedClientState
-from fedray.methods.shared_adapter import GlobalAdapter, Server, SharedAdapter
 from fedray.training.steering import Tail
 from fedray.types import Client, state_type
 

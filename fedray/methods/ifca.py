@@ -24,10 +24,10 @@ from fedray.adapters.layout import Layout
 from fedray.adapters.lora import attach_lora
 from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, held_mean, own_layout, places
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Update
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.randomness import keyed_rng
 from fedray.types import Client, ClientId, Vector, state_type
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fedray.aggregation.low_rank import LowRank
 from fedray.aggregation.products import ridge
 from fedray.errors import ConfigError
-from fedray.methods.combined_factors import Combined
+from fedray.methods.bases.combined_factors import Combined
 
 
 @dataclass(frozen=True)

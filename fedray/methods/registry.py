@@ -16,15 +16,7 @@ METHODS: Registry[Any] = Registry(
     "method",
     "fedray.methods",
     object,
-    others=(
-        "carried_adapter",
-        "combined_factors",
-        "parts",
-        "personal_branch",
-        "protocol",
-        "registry",
-        "shared_adapter",
-    ),
+    others=("bases", "parts", "protocol", "registry"),
 )
 
 SECTIONS = ("lora", "reft", "head")

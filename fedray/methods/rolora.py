@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from fedray.adapters.adapter import Adapter
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.fedavg import Server as FedAvgServer
 from fedray.methods.parts import heads
 from fedray.methods.protocol import Averages, Initial, Local, Metrics, Uploaded
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.types import Client, Vector, state_type
 
 

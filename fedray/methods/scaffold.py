@@ -26,13 +26,13 @@ import numpy.typing as npt
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
+from fedray.methods.bases.shared_adapter import Server as SharedServer
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.fedavg import Server as FedAvgServer
 from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import Places, held_mean, own_layout, places
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Uploaded
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
-from fedray.methods.shared_adapter import Server as SharedServer
 from fedray.training.steering import Shift
 from fedray.types import Client, state_type
 

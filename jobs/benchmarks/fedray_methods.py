@@ -13,9 +13,9 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, ReftSection
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg, Server
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Update, Uploaded
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.training.trainer import LocalTrainer
 from fedray.types import Client, Vector, state_type
 

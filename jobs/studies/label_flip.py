@@ -19,9 +19,9 @@ import numpy as np
 
 import fedray
 from fedray.federation.update_checks import distances
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fedavg import FedAvg, Server
 from fedray.methods.protocol import Metrics, Update
-from fedray.methods.shared_adapter import GlobalAdapter
 
 CLIENTS, EXAMPLES, SKEWS = 10, 64, (None, 1.0, 0.3)
 VICTIM = "c9"

@@ -23,7 +23,7 @@ def folder(own_folder: Path) -> Path:
 
 
 def test_the_page_has_one_file_of_each_kind() -> None:
-    kinds = ["method", "source", "partition", "metric", "rule", "optimizer", "kind", "engine", "tracker"]
+    kinds = ["method", "variant", "source", "partition", "metric", "rule", "optimizer", "kind", "engine", "tracker"]
     assert list(EXAMPLES) == [*(f"my_{kind}.py" for kind in kinds), "experiment.yaml"]
 
 
@@ -31,7 +31,7 @@ def test_its_short_configurations_are_valid(folder: Path) -> None:
     """Each is a change of the experiment; none names a class that is not on the page."""
     experiment = parse_yaml(EXAMPLES["experiment.yaml"], "experiment.yaml")
     short = [text for text in PAGE.split("```yaml\n")[1:] if not text.startswith("name:")]
-    assert len(short) == 9
+    assert len(short) == 10
     for text in short:
         changed = parse_yaml(text.split("```")[0], "page")
         load_config({**experiment, **changed})
@@ -44,12 +44,13 @@ def check(folder: Path) -> None:
         ("FedAvgM", 2),
         ("fedalt", 2),
         ("ffa_lora", 2),
+        ("FedMedian", 2),
     ]
     assert {summary.metric_name for summary in result.summaries} == {"ErrorRate"}
     rounds = pd.DataFrame(result.rounds())
     assert (rounds.query("method == 'FedAvgM' and phase == 'train'")["speed"] > 0).all()
     lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
-    assert [line.get("round") for line in lines] == [0, 1, 2, None] * 3
+    assert [line.get("round") for line in lines] == [0, 1, 2, None] * 4
 
 
 def test_they_run_together(folder: Path) -> None:

@@ -16,7 +16,7 @@ from fedray.errors import TrainingError
 from fedray.federation.failures import TaskFailure
 from fedray.federation.result_batches import ResultBatch, ResultBatcher, state_files
 from fedray.federation.tasks import ClientResult, ClientTask, Downlink, Keep, WorkerSetup
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.storage.paths import StoragePath
 from fedray.training.trainer import ClientReport
 from fedray.types import Client

@@ -10,9 +10,9 @@ import numpy as np
 
 from fedray.adapters.adapter import Adapter
 from fedray.errors import TrainingError
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import Local
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 from fedray.training.trainer import LocalTrainer
 
 

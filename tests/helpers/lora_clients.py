@@ -9,9 +9,9 @@ from fedray.adapters.draws import draw_lora
 from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.layout import Layout, Slot
 from fedray.config import LoraSection
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts.capacity import own_layout
 from fedray.methods.protocol import Initial, Update
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.types import Client
 
 RANK = 3

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fedavg import FedAvg, Server
 from fedray.methods.protocol import Metrics, Uploaded
-from fedray.methods.shared_adapter import GlobalAdapter
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.ditto import Ditto
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.training.trainer import evaluate_client
 
 IDS = ("client_000", "client_001", "client_002")

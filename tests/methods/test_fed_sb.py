@@ -14,9 +14,9 @@ from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.frames import frame
 from fedray.aggregation.low_rank import LowRank, truncate
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fed_sb import FedSb, Framed, Gradient
 from fedray.methods.protocol import Initial, Update
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.storage.state_tree import leaves, signature_of
 from fedray.types import Client
 

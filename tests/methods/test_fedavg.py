@@ -10,9 +10,9 @@ from scipy.linalg import polar
 from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.kinds.reft import ReftKind
 from fedray.config import LoraSection, ReftSection
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.protocol import Update
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter
 
 
 def fedavg(**options):

@@ -8,8 +8,8 @@ from received import received
 from scipy.linalg import polar
 
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fedhft_reft import FedHftReft
-from fedray.methods.shared_adapter import GlobalAdapter
 
 IDS = ("client_000", "client_001", "client_002")
 PI = {

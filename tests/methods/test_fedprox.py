@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fedprox import FedProx
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.training.steering import Proximal
 
 EXACT = {

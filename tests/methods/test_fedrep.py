@@ -5,8 +5,8 @@ import pytest
 from lora_clients import uploads
 
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.fedrep import FedRep
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.training.loop import Train, train_steps
 from fedray.training.torch_engine import TorchEngine
 

@@ -5,8 +5,8 @@ import pytest
 
 from fedray.adapters.draws import draw_lora
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.ffa_lora import FfaLora
-from fedray.methods.shared_adapter import GlobalAdapter
 
 
 def products(layout, a, b):

@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from fedray.config import LoraSection
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.ifca import Chosen, Ifca, Member, Models
-from fedray.methods.shared_adapter import GlobalAdapter
 from fedray.types import Client
 
 

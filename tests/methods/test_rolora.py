@@ -7,10 +7,10 @@ import pytest
 from lora_clients import INITIAL, LAYOUT, LORA, cohort, factors, mean_head, products
 
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts.capacity import own_layout
 from fedray.methods.protocol import Update
 from fedray.methods.rolora import RoLora
-from fedray.methods.shared_adapter import GlobalAdapter
 
 
 def test_the_mean_of_the_products_is_exact_in_every_round(start):

@@ -1,14 +1,16 @@
-"""The server's side of LoRA experts (FedLEASE): one expert and one router per cluster of clients."""
+"""LoRA experts (FedLEASE): the server's, one with a router per cluster of clients, and their places in an adapter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedray.adapters.adapter import Adapter
 from fedray.adapters.layout import Layout
+from fedray.aggregation.low_rank import concatenate
 from fedray.aggregation.trees import best_cut, cuts, mean_distances
 from fedray.methods.parts.capacity import held_mean, places
-from fedray.methods.parts.factors import split
+from fedray.methods.parts.factors import join, split
 from fedray.types import ClientId, Vector, state_type
 
 
@@ -78,3 +80,21 @@ class ExpertPool:
 
     def _mean(self, previous: Vector, trained: Sequence[Trained]) -> Vector:
         return held_mean(previous, [(places(self.layout, t.layout), t.lora) for t in trained], [1.0] * len(trained))
+
+
+def load_experts(adapter: Adapter, own: Vector, others: Sequence[Vector], router: Vector) -> None:
+    """Load the experts, in the places that the second branch has for them, and the router.
+
+    Args:
+        own: one's own expert, [layout("lora").size].
+        others: at most as many as there are places.
+        router: G, [layout("mixer.G").size].
+    """
+    layout, present = adapter.layout("lora"), adapter.layout("mixer.present")
+    room = present.slots[0].size
+    filled = [*others, *[np.zeros_like(own)] * (room - len(others))]
+    targets = zip(*(split(layout, expert) for expert in filled), strict=True)
+    adapter.load("lora", own)
+    adapter.load("rest", join([concatenate([(1.0, x) for x in target]) for target in targets]))
+    adapter.load("mixer.present", np.tile(np.arange(room) < len(others), len(present.slots)).astype(np.float32))
+    adapter.load("mixer.G", router)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedray.aggregation.low_rank import LowRank
+from fedray.methods.bases.shared_adapter import GlobalAdapter, Server, SharedAdapter
 from fedray.methods.parts.factors import by_target_padded, join
 from fedray.methods.protocol import Metrics, Update
-from fedray.methods.shared_adapter import GlobalAdapter, Server, SharedAdapter
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.kinds.lora import LoraKind
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState, GlobalAdapter, SharedAdapter
+from fedray.methods.bases.shared_adapter import Server as SharedServer
 from fedray.methods.parts import carried, heads
 from fedray.methods.parts.factors import Delta, zero
 from fedray.methods.protocol import Initial, Local
-from fedray.methods.shared_adapter import ClientState, GlobalAdapter, SharedAdapter
-from fedray.methods.shared_adapter import Server as SharedServer
 from fedray.types import Client, state_type
 
 

@@ -11,10 +11,10 @@ from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.mixers import Mixer
 from fedray.errors import ConfigError
+from fedray.methods.bases.shared_adapter import ClientState
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.parts import heads
 from fedray.methods.protocol import Initial
-from fedray.methods.shared_adapter import ClientState
 from fedray.types import Client
 
 
