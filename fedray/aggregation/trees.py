@@ -1,5 +1,5 @@
 """Agglomerative clustering of clients by the cosine of their updates (FedLEASE, arXiv 2509.15087; FedTreeLoRA, arXiv
-2603.13282): one tree, whose cuts are compared by their silhouettes.
+2603.13282): one tree, whose cuts are compared by their silhouettes. A cut into single clients has none (0).
 
 The papers compare raw B. Here the products B A are compared: (B, A) and (B M⁻¹, M A) are one update.
 """
@@ -43,7 +43,8 @@ def mean_distances(clients: Sequence[Sequence[LowRank]]) -> Matrix:
 
 
 def cuts(distances: Matrix, most: int) -> list[Labels]:
-    """Return the cuts of the tree of average linkage into 1, 2, ... clusters: at most `most`, and one per client.
+    """Return the cuts of the tree of average linkage into 1, 2, ... clusters: at most `most`, but always the first, and
+    at most one cluster per client.
 
     Args:
         distances: [K, K], K >= 1.
@@ -52,7 +53,9 @@ def cuts(distances: Matrix, most: int) -> list[Labels]:
     if number == 1:
         return [np.zeros(1, np.int64)]
     tree = linkage(squareform(distances, checks=False), "average")
-    return [_numbered(cut_tree(tree, n_clusters=clusters)[:, 0]) for clusters in range(1, min(most, number) + 1)]
+    return [
+        _numbered(cut_tree(tree, n_clusters=clusters)[:, 0]) for clusters in range(1, max(1, min(most, number)) + 1)
+    ]
 
 
 def silhouette(distances: Matrix, labels: Labels) -> float:

@@ -78,7 +78,7 @@ class FedLease:
     """A trained expert per cluster, and a router.
 
     Attributes:
-        warmup_rounds: rounds in which the clients train alone.
+        warmup_rounds: rounds in which the clients train alone; `fedray plan` counts one, unless there is only one.
         max_experts: largest M, for which the adapter has room.
     """
 

@@ -72,7 +72,7 @@ class FedTreeLora:
     """FedIT in clusters that are finer in deeper layers, beside a frozen LoRA of the other clients.
 
     Attributes:
-        warmup_rounds: rounds of FedIT before the tree.
+        warmup_rounds: rounds of FedIT before the tree; `fedray plan` counts one of them, unless there is only one.
         clusters: c_l, by `silhouette`, or the same number in all layers: 1 is FedIT, one per client is FedALT with w.
         max_clusters: largest c_l that is tried.
     """

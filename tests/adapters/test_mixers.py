@@ -210,3 +210,22 @@ def test_first_values_of_mixers() -> None:
     views = Layout(slots).views(draw_mixer(Layout(slots), 0))
     assert (views["a.w_R"], views["a.w_L"], views["b.present"]) == (1, 1, 0)
     assert 0.15 < np.abs(views["b.G"]).max() <= 0.2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"core": True}, *({"rest_rank": 4, "mixer": mixer} for mixer in ("scalars", "experts", "similarity"))],
+    ids=str,
+)
+def test_flat_state_round_trips_bit_for_bit(make: Make, kind: dict[str, object]) -> None:
+    """All groups, whole and part by part."""
+    adapter = attach_lora(make("bert"), SECTION, **kind)
+    fill(adapter, 1)
+    for name in adapter.names:
+        vector = adapter.read(name)
+        fill(adapter, 2)
+        for part in dict.fromkeys(slot.part for slot in adapter.layout(name).slots):
+            adapter.load(f"{name}.{part}", vector[adapter.layout(name).mask({part})])
+        assert np.array_equal(adapter.read(name), vector)
+        adapter.load(name, vector)
+        assert np.array_equal(adapter.read(name), vector)

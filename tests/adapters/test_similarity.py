@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.context import ForwardContext
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection
 from fedray.errors import ConfigError
@@ -118,3 +119,24 @@ def test_a_model_of_two_stacks_is_refused() -> None:
     config.encoder_attention_heads = config.decoder_attention_heads = 2
     with pytest.raises(ConfigError, match="encoder and decoder"):
         attach_lora(AutoModelForSequenceClassification.from_config(config), SECTION, rest_rank=2, mixer="similarity")
+
+
+def test_weights_fit_what_a_layer_reads(make: Make) -> None:
+    """One row per example, or per example and token; a layer with other rows is refused, not weighed wrongly."""
+    model = make("bert")
+    context = ForwardContext(model)
+    assert context.alpha_for(torch.zeros(2, 3, 4)) is None
+    context.enter(model, (), {"input_ids": torch.ones(2, 3, dtype=torch.long)})
+    assert context.batch is not None
+    assert context.alpha_for(torch.zeros(2, 3, 4)) is None
+    context.batch.alpha = torch.tensor([0.1, 0.2])
+    for shape, expected in (
+        ((2, 3, 4), [[[0.1]], [[0.2]]]),
+        ((2, 4), [[0.1], [0.2]]),
+        ((6, 4), [[0.1]] * 3 + [[0.2]] * 3),
+    ):
+        found = context.alpha_for(torch.zeros(shape))
+        assert found is not None
+        torch.testing.assert_close(found, torch.tensor(expected))
+    with pytest.raises(ConfigError, match=r"reads \(3, 2, 4\), not one row per example"):
+        context.alpha_for(torch.zeros(3, 2, 4))

@@ -7,6 +7,7 @@ import pytest
 from agreement import agree, together
 from lora_clients import INITIAL, LAYOUT, cohort, factors
 from received import received
+from sklearn.metrics import adjusted_rand_score
 from tiny import tiny_experiment
 
 import fedray
@@ -196,6 +197,28 @@ def test_two_real_rounds_of_clusters(start):
     assert planned.downlink == 2 * sizes["lora"] + sizes["head"]
     for result in run.serve().values():
         assert (result.uplink_bytes, result.downlink_bytes) == (planned.uplink_bytes, planned.downlink_bytes)
+
+
+def test_planted_groups_are_found(start):
+    """Two groups of four clients whose labels contradict each other, under a common head. In both layers."""
+    run = start(
+        {"name": "fedtreelora", "warmup_rounds": 3},
+        seed=4,
+        clients__count=8,
+        data__groups=2,
+        data__examples_per_client=60,
+        data__max_length=80,
+        train__epochs=3,
+        train__lr=0.02,
+        train__weight_decay=0.0,
+        lora__rank=4,
+        lora__dropout=0.0,
+    )
+    run.rounds(3)
+    labels, groups = run.server.clusters.labels, run.prepared.data.latent_group
+    for layer in range(2):
+        found = [own[layer] for own in labels.values()]
+        assert adjusted_rand_score([groups[id] for id in labels], found) >= 0.95
 
 
 def test_clients_in_one_step_are_as_one_by_one(start):

@@ -51,10 +51,11 @@ class ExpertPool:
         return replace(self, alone={**self.alone, **new})
 
     def clustered(self, most: int) -> "ExpertPool":
-        """Return at most so many clusters of the clients that trained alone, with their means as experts."""
+        """Return at most so many clusters of the clients that trained alone, and fewer than there are clients, with
+        their means as experts."""
         ids = sorted(self.alone)
         distances = mean_distances([split(self.alone[id].layout, self.alone[id].lora) for id in ids])
-        candidates = cuts(distances, most)
+        candidates = cuts(distances, min(most, len(ids) - 1))
         labels = dict(zip(ids, candidates[best_cut(distances, candidates)].tolist(), strict=True))
         nothing = np.zeros(self.layout.size, np.float32)
         experts = tuple(

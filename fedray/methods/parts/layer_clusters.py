@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedray.adapters.layout import Layout
 from fedray.aggregation.points import Matrix
-from fedray.aggregation.trees import best_cut, cosine_distances, cuts
+from fedray.aggregation.trees import best_cut, cuts, mean_distances
 from fedray.methods.parts.factors import Delta
 from fedray.types import ClientId, Vector, state_type
 
@@ -100,12 +100,13 @@ def clustered(before: LayerClusters, deltas: Mapping[ClientId, Delta], number: i
 
     Args:
         deltas: each client's update of every target.
-        number: of clusters in every layer, but at most one per client; None: by silhouette, at most `most`.
+        number: of clusters in every layer, but at most one per client; None: by silhouette, at most `most`, and fewer
+            than there are clients.
     """
     ids = sorted(deltas)
     levels = layers(before.layout)
-    distances = [cosine_distances([[deltas[id][target] for target in own] for id in ids]) for own, _ in levels]
-    tree = cuts(np.mean(distances, axis=0), most if number is None else number)
+    distances = [mean_distances([[deltas[id][target] for target in own] for id in ids]) for own, _ in levels]
+    tree = cuts(np.mean(distances, axis=0), min(most, len(ids) - 1) if number is None else number)
     chosen = [0 if number is None else len(tree) - 1]
     for own in distances:
         chosen.append(chosen[-1] + best_cut(own, tree[chosen[-1] :]) if number is None else chosen[0])
