@@ -18,9 +18,10 @@ The paper's settings: ranks 120, 160 and 200 on seven modules, gradients of 50 t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_frames
@@ -41,8 +42,8 @@ from fedray.types import Client, ClientId, Vector, state_type
 @state_type("fed_sb.Server")
 @dataclass(frozen=True)
 class Server:
-    """Server state: FedAvg's of R and the head; layout and values of the frames, None before the first gradients and
-    where they follow from the seed, which also fills up what gradients leave open; the clients that have them."""
+    """Server state: FedAvg's of R and the head; the frames (None before the first gradients, and where they follow from
+    the seed), with their layout; the clients that have them."""
 
     common: fedavg.Server
     seed: int
@@ -86,18 +87,16 @@ class FedSb(fedavg.FedAvg):
     personalised: ClassVar[bool] = False
     adapter: AdapterKind = CORE
     init: Literal["gradient", "random"] = "gradient"
-    step: float = 0.01
-    init_examples: int = 128
+    step: Annotated[float, Field(gt=0)] = 0.01
+    init_examples: Annotated[int, Field(ge=1)] = 128
 
     def __post_init__(self) -> None:
         if self.adapter.group != "core":
             raise ConfigError(f"fed_sb.adapter: {self.adapter.label} has no core between frames; use adapter: core")
         if self.mask != "none":
             raise ConfigError("fed_sb.mask: B does not travel, so no row of it can be left out")
-        for name in ("step", "init_examples"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"fed_sb.{name}: expected more than 0, got {getattr(self, name)}")
-            needs(self, name, self.init == "gradient", "init: gradient")
+        needs(self, "step", self.init == "gradient", "init: gradient")
+        needs(self, "init_examples", self.init == "gradient", "init: gradient")
 
     @property
     def averages(self) -> Averages | None:
@@ -121,8 +120,7 @@ class FedSb(fedavg.FedAvg):
             return super().train_client(adapter, client_state, downlink, local)
         frames = getattr(client_state, "frames", None) if downlink.frames is None else downlink.frames
         if frames is None:
-            rank = adapter.layout("frames").slots[0].shape[0]
-            found = local.weight_gradients(rank, self.init_examples)
+            found = local.weight_gradients(adapter.layout("frames").slots[0].shape[0], self.init_examples)
             return Gradient(tuple(LowRank(-found[path].B, found[path].A) for path in adapter.targets)), client_state
         adapter.load("frames", frames)
         core, after = super().train_client(adapter, client_state, downlink, local)

@@ -283,8 +283,8 @@ def test_a_resumed_run_has_equal_bits(tmp_path):
     ("options", "message"),
     [
         ({"adapter": "lora"}, "fed_sb.adapter: lora has no core"),
-        ({"step": 0}, "fed_sb.step: expected more than 0"),
-        ({"init_examples": -1}, "fed_sb.init_examples"),
+        ({"step": 0}, "step: got 0: Input should be greater than 0"),
+        ({"init_examples": -1}, "init_examples: got"),
         ({"init": "random", "step": 0.2}, "fed_sb|fedsb.*step: has no effect without init: gradient"),
     ],
 )
