@@ -10,8 +10,8 @@ with U Σ Vᵀ the SVD of −Σ_k w_k g_k in rank r
     B = U,   A = Vᵀ,   R_0 = η Σ / σ_1.
 
 A client receives the frames once and keeps them. Departures: the official code computes one gradient on all clients'
-pooled raw data and takes its sign, which has no low-rank sum; `init: random` needs no round of its own, since its
-orthonormal frames follow from the seed. Tiers hold the first r_k components, so the leading block of R.
+pooled raw data and takes its sign, which has no low-rank sum; with `init: random`, orthonormal frames follow from the
+seed, and no round is spent on them. Tiers hold the first r_k components, so the leading block of R.
 
 The paper's settings: ranks 120, 160 and 200 on seven modules, gradients of 50 to 170 examples (after its code).
 """
