@@ -189,9 +189,9 @@ BASE = bert_parameters(TINY, D, LAYERS, FFN, VOCABULARY, POSITIONS)
         ("fedprox", {}, LORA + HEAD, LORA, LORA + HEAD, LORA + HEAD, "shared"),
         ("ditto", {}, LORA + HEAD, LORA, LORA + HEAD, LORA + HEAD, "shared"),
         ("scaffold", {}, LORA + HEAD, LORA, 2 * (LORA + HEAD), 2 * (LORA + HEAD), "shared"),
-        ("rolora", {}, LORA + HEAD, LORA, LORA // 2 + HEAD, LORA + HEAD, "shared"),  # A's round; B is as large
+        ("rolora", {}, LORA // 2 + HEAD, LORA, LORA // 2 + HEAD, LORA + HEAD, "shared"),  # A's round; B is as large
         ("fedrep", {}, LORA + HEAD, LORA, LORA, LORA, "local"),
-        ("fedbabu", {}, LORA + HEAD, LORA, LORA, LORA, "frozen_random"),
+        ("fedbabu", {}, LORA, LORA, LORA, LORA, "frozen_random"),
         ("fedreft", {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
         ({"name": "fedreft", "align": "procrustes"}, {}, REFT + HEAD, REFT, REFT + HEAD, REFT + HEAD, "shared"),
         ({"name": "fedreft", "share": "rotation"}, {}, REFT + HEAD, REFT, 128 + HEAD, 128 + HEAD, "shared"),
