@@ -107,13 +107,27 @@ def live(x: LowRank, draw: Vector) -> LowRank:
     return LowRank(np.where(dead, np.float32(0), x.B), np.where(dead[:, np.newaxis], draw, x.A))
 
 
+def keep_alive(x: LowRank, previous: LowRank) -> LowRank:
+    """Return the same matrix, where a component whose A is zero has the previous A, and zeros as its B.
+
+    Factors that are filled up with zeros leave a component zero in A and in B if nobody holds it. Its gradients would
+    be zero for ever.
+
+    Args:
+        x: factors.
+        previous: of the same shapes.
+    """
+    dead: npt.NDArray[np.bool_] = np.logical_not(x.A.any(axis=1))
+    return LowRank(np.where(dead, np.float32(0), x.B), np.where(dead[:, np.newaxis], previous.A, x.A))
+
+
 def ridge(factors: Sequence[LowRank], weights: npt.ArrayLike | None = None, strength: float = 0.0) -> LowRank:
     """Return (B̄ + X, Ā) with the X that minimises ‖(B̄ + X) Ā − Δ̄‖² + μ ‖X‖², μ = strength · tr(Ā Āᵀ) / r.
 
     X (Ā Āᵀ + μ I) = Σ_k w_k (B_k − B̄)(A_k − Ā) Āᵀ, of all solutions the smallest: where Ā has no component, B̄ stays.
 
     Args:
-        strength: λ >= 0; without limit, B̄ stays.
+        strength: λ >= 0; the larger, the smaller is X.
         factors, weights: as in `mean_factors`.
 
     Raises:

@@ -44,6 +44,7 @@ def evaluate(
     tokenizer: Tokenizer | None = None,
     max_new_tokens: int = 32,
     end_token_ids: Sequence[int] = (),
+    generating: bool = True,
 ) -> Evaluation:
     """Return the mean loss (per example; per answer token for causal_lm), the metric, and the number of examples.
 
@@ -53,12 +54,14 @@ def evaluate(
         tokenizer: for a metric of texts, which compares greedily generated text with the column `answer`.
         max_new_tokens: at most this many tokens are generated per example.
         end_token_ids: tokens that end a generated text.
+        generating: whether text is generated for a metric of texts, which is nan otherwise.
 
     Raises:
         ConfigError: the metric does not fit the task, or needs a tokenizer that was not given.
     """
     check_metric(metric, task)
-    if metric.reads == "texts" and tokenizer is None:
+    generating = generating and metric.reads == "texts"
+    if generating and tokenizer is None:
         raise ConfigError(
             f"evaluation.metric: {metric.label!r} compares generated text and needs a tokenizer; none was given"
         )
@@ -66,7 +69,7 @@ def evaluate(
         return Evaluation(float("nan"), float("nan"), 0)
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
-        if tokenizer is None or metric.reads != "texts":
+        if tokenizer is None or not generating:
             return summarise(units, metric, table.num_rows)
         texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens, end_token_ids)
     value = metric.compute(texts, table["answer"].to_pylist())
@@ -84,7 +87,9 @@ class Units:
 
 
 def summarise(units: Units, metric: Metric, num_examples: int) -> Evaluation:
-    """Return the evaluation by a metric of losses or predictions."""
+    """Return the evaluation by a metric of losses or predictions; a metric of texts is nan."""
+    if metric.reads == "texts":
+        return Evaluation(_mean(units.losses), float("nan"), num_examples)
     read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
     value = metric.compute(*read)
     return Evaluation(_mean(units.losses), value, num_examples)

@@ -94,7 +94,7 @@ class FedSb(fedavg.FedAvg):
         if self.adapter.group != "core":
             raise ConfigError(f"fed_sb.adapter: {self.adapter.label} has no core between frames; use adapter: core")
         if self.mask != "none":
-            raise ConfigError("fed_sb.mask: B does not travel, so no row of it can be left out")
+            raise ConfigError("fed_sb.mask: B does not travel, so no row can be left out; set mask: none")
         needs(self, "step", self.init == "gradient", "init: gradient")
         needs(self, "init_examples", self.init == "gradient", "init: gradient")
 

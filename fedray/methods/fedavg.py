@@ -64,7 +64,7 @@ class FedAvg(SharedAdapter):
         server_optimizer: how the server moves to the mean: `sgd` with lr 1 takes it; `momentum` is FedAvgM, `adagrad`,
             `adam` and `yogi` are FedAdagrad, FedAdam and FedYogi, each a mapping with `name`, `lr` and its own fields.
         mask: FedHFT's masks: a client whose tier has a `mask_ratio` sends only that share of B's rows, chosen by this
-            importance, and a row is averaged over the clients that sent it. `none`: everybody sends all rows.
+            importance, and a row is averaged over the clients that sent it. `none`: all clients send all rows.
     """
 
     server_optimizer: ServerOptimizerOption = TAKE_THE_MEAN
@@ -74,7 +74,7 @@ class FedAvg(SharedAdapter):
         if self.mask != "none":
             self.requires_lora("whose rows could be masked")
             if not self.shared.startswith("lora") or self.shared == "lora.A":
-                raise ConfigError(f"{self.name}.mask: B does not travel, so no row of it can be left out")
+                raise ConfigError(f"{self.name}.mask: B does not travel, so no row can be left out; set mask: none")
 
     @property
     def averages(self) -> Averages | None:

@@ -9,6 +9,7 @@ terms as they stand takes (K + 1) r.
 Departures: the paper adds E to the base weights; here nothing is merged, and C is carried in a frozen second branch.
 The paper has one rank: where tiers have fewer components, factors are filled up with zeros and E is that of the filled
 factors, so that the server's model is the exact mean again, of which such a tier receives its leading components and C.
+A component that no client of the cohort holds keeps its A, with B = 0, and can be trained again.
 
 The paper's settings, after its code: GLUE with rank 4, alpha 8, lr 1e-3, 3 clients, 50 rounds, 3 epochs, batch 128;
 GPT-2 on E2E with rank 4, alpha 32, lr 2e-3.
@@ -17,11 +18,11 @@ GPT-2 on E2E with rank 4, alpha 32, lr 2e-3.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedray.aggregation.products import mean_factors, residual
+from fedray.aggregation.products import keep_alive, mean_factors, residual
 from fedray.methods.bases.carried_adapter import CarriedAdapter, Carrying, Server
 from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts.carried import carry
-from fedray.methods.parts.factors import by_target_padded, join
+from fedray.methods.parts.factors import by_target_padded, join, split
 from fedray.methods.protocol import Metrics, Update
 
 
@@ -40,7 +41,9 @@ class FedExLora(Carrying):
         carried, error = carry(
             server.shared.carried, (residual(target, counts) for target in targets), self.carried_rank
         )
-        adapter = join([mean_factors(target, counts) for target in targets])
+        previous = split(server.layout, server.shared.adapter)
+        means = [mean_factors(target, counts) for target in targets]
+        adapter = join([keep_alive(mean, old) for mean, old in zip(means, previous, strict=True)])
         head = self.mean_head(server, updates)
         return replace(server, shared=CarriedAdapter(adapter, head, carried)), {"carried_error": error}
 

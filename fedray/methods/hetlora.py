@@ -11,8 +11,9 @@ The server fills all factors up with zeros to the rank r and averages them, for 
     w_k ∝ ‖B_k A_k‖ = √tr((B_kᵀB_k)(A_kA_kᵀ)).
 
 Departures: pruned components are zeroed and not cut, so that a payload keeps the shape of its tier, and the client
-sends r_k along. Zeros shrink components that few clients hold; `padding: held` averages over the holders only, and
-keeps what nobody holds. Where all norms are 0, all clients count the same. The head is averaged by `weights`.
+sends r_k along. Zeros shrink components that few clients hold. Of a component that nobody holds only B becomes zero,
+because without its A it could never be trained again. `padding: held` averages over the holders only, and keeps what
+nobody holds. Where all norms are 0, all clients count the same. The head is averaged by `weights`.
 
 The paper's settings, from memory and a third party's notes: γ 0.99, which prunes one component at a time, λ 0.05 to
 0.0005, ranks 5 to 50, PaLM 2.
@@ -27,7 +28,7 @@ import numpy as np
 
 from fedray.adapters.adapter import Adapter
 from fedray.aggregation.low_rank import LowRank
-from fedray.aggregation.products import component_sums, norm
+from fedray.aggregation.products import component_sums, keep_alive, norm
 from fedray.errors import ConfigError
 from fedray.methods.bases.shared_adapter import ClientState as SharedClientState
 from fedray.methods.bases.shared_adapter import GlobalAdapter, Server, SharedAdapter
@@ -128,7 +129,8 @@ class HetLora(SharedAdapter):
         shares = np.where(shares.any(axis=0), shares, held)  # all norms are 0
         total = shares.sum(axis=0)
         mean = component_sums(factors, shares / np.where(total > 0, total, 1))
-        return LowRank(np.where(total > 0, mean.B, previous.B), np.where(total > 0, mean.A.T, previous.A.T).T)
+        B, A = np.where(total > 0, mean.B, previous.B), np.where(total > 0, mean.A.T, previous.A.T).T
+        return keep_alive(LowRank(B, A), previous)
 
 
 def tail_norm(delta: Delta, tail: int) -> float:

@@ -25,8 +25,8 @@ class LoraFair(Combined):
     """FedAvg with a corrected B.
 
     Attributes:
-        penalty: λ, 0.01 in the paper. Without limit it is FedAvg; with 0 nothing of the missing product is left in the
-            rows of Ā.
+        penalty: λ, 0.01 in the paper. The larger it is, the closer B stays to B̄, with which it is FedAvg; with 0 the
+            remaining error is orthogonal to the rows of Ā.
     """
 
     penalty: float = 0.01

@@ -227,8 +227,13 @@ class Local(Protocol):
         that loads another model after its last training."""
         ...
 
-    def evaluate(self, split: Split) -> Evaluation:
-        """Evaluate the adapter as it is loaded now."""
+    def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
+        """Evaluate the adapter as it is loaded now.
+
+        Args:
+            generating: whether text is generated for a metric that compares generated text, which takes many times as
+                long as the loss; otherwise such a metric is nan.
+        """
         ...
 
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:

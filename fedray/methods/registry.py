@@ -1,6 +1,7 @@
 """Builds the method that a configuration's entry names: a module of this package, or a user's own class."""
 
 import dataclasses
+import math
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -62,8 +63,11 @@ def build_method(config: Config, entry: MethodConfig, tier: str | None = None) -
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {line}" for line in describe(error, Config))) from None
     for name, value in entry.hyperparameters.items():
-        if isinstance(value, bool) and not isinstance(getattr(method, name), bool):  # pydantic reads `true` as 1
+        found = getattr(method, name)
+        if isinstance(value, bool) and not isinstance(found, bool):  # pydantic reads `true` as 1
             raise ConfigError(f"{where}: {name}: expected a number, got {str(value).lower()}")
+        if isinstance(found, float) and not math.isfinite(found):
+            raise ConfigError(f"{where}: {name}: expected a finite number, got {found}")
     _check_effect(method, entry, where)
     return method
 

@@ -52,7 +52,7 @@ class RoLora(FedAvg):
     def __post_init__(self) -> None:
         self.requires_lora("which RoLoRA trains in turn")
         if self.mask != "none":
-            raise ConfigError("rolora.mask: every other round sends no B whose rows could be left out")
+            raise ConfigError("rolora.mask: every other round sends no B whose rows could be left out; set mask: none")
 
     @property
     def averages(self) -> Averages:

@@ -74,7 +74,7 @@ class Scaffold(FedAvg):
 
     def __post_init__(self) -> None:
         if self.mask != "none":
-            raise ConfigError("scaffold.mask: the control variates of rows that are left out would be missing")
+            raise ConfigError("scaffold.mask: rows that are left out would have no control variates; set mask: none")
 
     @property
     def averages(self) -> Averages:

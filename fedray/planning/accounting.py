@@ -216,7 +216,7 @@ class NoTraining:
     def measure(self) -> None:
         return None
 
-    def evaluate(self, split: Split) -> Evaluation:
+    def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
         return Evaluation(0.0, 0.0, self.validation_examples)
 
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:

@@ -47,9 +47,14 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """A client asks for an evaluation of the adapter as it is loaded now."""
+    """A client asks for an evaluation of the adapter as it is loaded now.
+
+    Attributes:
+        generating: whether text is generated for a metric of texts.
+    """
 
     table: pa.Table
+    generating: bool
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class BatchedBackend:
         answer: Trained = self.ask(request)
         return answer
 
-    def evaluate(self, table: pa.Table) -> Evaluation:
-        answer: Evaluation = self.ask(Evaluate(table))
+    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
+        answer: Evaluation = self.ask(Evaluate(table, generating))
         return answer
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
@@ -127,14 +132,12 @@ def run_batched(
         tables = {slot: requests[slot].table for slot in slots}
         if isinstance(first, Importance):
             return importance_batched(stack, tables, training_context)
+        found = {}
         if training_context.metric.reads == "texts":
-            return {
-                slot: _compute_alone(
-                    stack, slot, partial(evaluate_client, table=table, training_context=training_context)
-                )
-                for slot, table in tables.items()
-            }
-        return evaluate_batched(stack, tables, training_context)
+            for slot in [slot for slot in slots if requests[slot].generating]:
+                alone = partial(evaluate_client, table=tables.pop(slot), training_context=training_context)
+                found[slot] = _compute_alone(stack, slot, alone)
+        return found | evaluate_batched(stack, tables, training_context)
 
     def as_member(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
         return lambda ask: client(BatchedBackend(stack.member(index), ask))
@@ -203,8 +206,8 @@ def train_batched(
 def evaluate_batched(
     stack: AdapterStack, tables: Mapping[int, pa.Table], training_context: TrainingContext
 ) -> dict[int, Evaluation]:
-    """Evaluate the stack's members on their tables, as `evaluate` would each alone, by a metric that is not of
-    generated text."""
+    """Evaluate the stack's members on their tables, as `evaluate` would each alone, without generating
+    text."""
     found = {slot: Evaluation(math.nan, math.nan, 0) for slot, table in tables.items() if table.num_rows == 0}
     full = {slot: table for slot, table in tables.items() if slot not in found}
     parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in full}

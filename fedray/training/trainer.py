@@ -63,8 +63,8 @@ class ClientBackend(Protocol):
         """Train the adapter as requested."""
         ...
 
-    def evaluate(self, table: pa.Table) -> Evaluation:
-        """Evaluate the adapter as it is loaded now."""
+    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
+        """Evaluate the adapter as it is loaded now; see `evaluate_client`."""
         ...
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
@@ -91,8 +91,8 @@ class EngineBackend:
     def train(self, request: Train) -> Trained:
         return train_steps(self.engine, request, self.training_context)
 
-    def evaluate(self, table: pa.Table) -> Evaluation:
-        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context))
+    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
+        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, generating))
 
     def compute(self, function: Callable[[Adapter], Result]) -> Result:
         return self.engine.process_group.from_first(lambda: function(self.adapter))
@@ -111,8 +111,10 @@ class EngineBackend:
         )
 
 
-def evaluate_client(adapter: Adapter, table: pa.Table, training_context: TrainingContext) -> Evaluation:
-    """Evaluate the adapter's model as it computes now."""
+def evaluate_client(
+    adapter: Adapter, table: pa.Table, training_context: TrainingContext, generating: bool = True
+) -> Evaluation:
+    """Evaluate the adapter's model as it computes now. Without `generating`, a metric of generated text is nan."""
     return evaluate(
         adapter.model,
         table,
@@ -124,6 +126,7 @@ def evaluate_client(adapter: Adapter, table: pa.Table, training_context: Trainin
         training_context.tokenizer,
         training_context.evaluation.max_new_tokens,
         training_context.end_token_ids,
+        generating,
     )
 
 
@@ -196,7 +199,7 @@ class LocalTrainer:
         self._check_examples()
         check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
         if self.measures and self._trainings == 0:
-            self._aggregated = self.evaluate("test")
+            self._aggregated = self.evaluate("test", generating=True)
         trained = self._backend.train(
             Train(
                 self._shard.tables["train"],
@@ -221,13 +224,13 @@ class LocalTrainer:
         """See `Local.measure`."""
         if self.measures:
             self._backend.adapter.observed()  # drops what earlier evaluations left there
-            self._personalised = self.evaluate("test")
+            self._personalised = self.evaluate("test", generating=True)
             for name, mean in self._backend.adapter.observed().items():
                 self.record(name, mean)
 
-    def evaluate(self, split: Split) -> Evaluation:
+    def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        return self._backend.evaluate(self._shard.tables[split])
+        return self._backend.evaluate(self._shard.tables[split], generating)
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.aggregation.low_rank import LowRank, concatenate, truncate
-from fedray.aggregation.products import component_sums, least_squares, live, mean_factors, norm, pad, residual, ridge
+from fedray.aggregation.products import (
+    component_sums,
+    keep_alive,
+    least_squares,
+    live,
+    mean_factors,
+    norm,
+    pad,
+    residual,
+    ridge,
+)
 
 properties = settings(max_examples=40)
 seeds = st.integers(0, 10**6)
@@ -232,3 +242,15 @@ def test_least_squares_is_exact_where_the_mean_factors_are():
     np.testing.assert_allclose(equal.B, factors[0].B, rtol=1e-5)
     np.testing.assert_allclose(equal.A, factors[0].A, rtol=1e-5)
     assert not dense(least_squares([LowRank.zeros(4, 3, 2)] * 2)).any()
+
+
+def test_a_component_without_a_gets_the_previous_one():
+    """The product stays, whatever B has there; a component with an A stays as it is, also if its B is zero."""
+    (x, old), _ = cohort(0, 2, r=3)
+    x.A[1], x.B[:, 2] = 0, 0
+    before = dense(x)
+    found = keep_alive(x, old)
+    np.testing.assert_array_equal(dense(found), before)
+    np.testing.assert_array_equal(found.A, [x.A[0], old.A[1], x.A[2]])
+    np.testing.assert_array_equal(found.B, np.column_stack([x.B[:, 0], np.zeros(8), np.zeros(8)]))
+    assert found.A.dtype == found.B.dtype == np.float32

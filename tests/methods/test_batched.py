@@ -84,6 +84,24 @@ def test_generated_text_is_measured_one_by_one_all_the_same(start, monkeypatch):
     assert 0 < fused_calls < len(calls)
 
 
+@pytest.mark.parametrize("method", ["ifca", "fdlora", {"name": "fedreft", "mixing": "adaptive"}], ids=str)
+def test_text_is_generated_for_measurements_alone(start, monkeypatch, method):
+    """A method that compares losses evaluates many times in a round; text is generated before and after training."""
+    run = start(
+        method, task="causal_lm", model__config=DECODER, evaluation__metric="rouge_l", evaluation__max_new_tokens=3
+    )
+    run.rounds(2)
+    (task, *_), generated = run.tasks(IDS, measure=True), []
+    whole = run.worker.adapter.model.generate
+    monkeypatch.setattr(run.worker.adapter.model, "generate", lambda **a: generated.append(1) or whole(**a))
+    alone = run.worker.train(task)
+    size = run.config.evaluation.batch_size
+    assert len(generated) == 2 * -(-task.shard.num_examples("test") // size)
+    generated.clear()
+    agree(together(run.worker, [task, task]), [alone, alone])
+    assert len(generated) == 4 * -(-task.shard.num_examples("test") // size)
+
+
 def count_calls(monkeypatch, worker):
     """A list that grows with every pass of the model."""
     calls = []

@@ -64,6 +64,15 @@ def test_masked_clients_send_less_or_masks_are_refused(start, name):
             assert less.downlink_bytes == whole.downlink_bytes or name == "fedalt"
 
 
+@pytest.mark.parametrize("name", ["ditto", "fedprox", "scaffold"])
+@pytest.mark.parametrize("kind", ["noreft", "nodireft"])
+def test_interventions_without_rotation_are_steered(start, name, kind):
+    run = start(entry(name, adapter="reft"), reft__kind=kind, **SMALL)
+    done = run.rounds(2)[-1]
+    assert np.isfinite([result.report.train_loss for result in done.results]).all()
+    assert not np.array_equal(run.server.shared.adapter, run.initial.vectors["reft"])
+
+
 @pytest.mark.parametrize("name", with_option("adapter"))
 @pytest.mark.parametrize("kind", ["lora", "reft", "core", "full"])
 def test_adapters_train_or_are_refused(start, name, kind):

@@ -1,5 +1,6 @@
 """From an entry of `method:` to a method, and everything that can be wrong with one."""
 
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ def refused(method: Mapping[str, Any] | str) -> str:
         ({"name": "fedhft", "n_init": True}, "method 'fedhft': n_init: expected a number, got true"),
         ({"name": "fedhft", "clusters": True}, "method 'fedhft': clusters: expected a number, got true"),
         ({"name": "fedhft", "n_init": 2.5}, "method 'fedhft': n_init: got 2.5: "),
+        ({"name": "fedprox", "mu": math.inf}, "method 'fedprox': mu: expected a finite number, got inf"),
+        (
+            {"name": "fedrep", "head_epochs": math.inf},
+            "method 'fedrep': head_epochs: expected a finite number, got inf",
+        ),
         ({"name": "fedhft", "clusters": 0}, "fedhft.clusters: expected `auto` or at least 1, got 0"),
         ({"name": "fedalt", "trim": 0.5}, "fedalt.trim: expected a share in [0, 0.5), got 0.5"),
         # What would silently do nothing.

@@ -1,8 +1,8 @@
-"""What methods are derived from.
+"""Base classes of methods.
 
-`shared_adapter` is for those with one adapter for all clients, `carried_adapter` for those of them whose server carries
-a sum along, `combined_factors` for those whose server combines LoRA factors, and `personal_branch` for those whose
-clients keep a second LoRA.
+`shared_adapter` is for methods with one adapter for all clients. Derived from it are `carried_adapter`, whose server
+carries a sum along, `combined_factors`, whose server combines LoRA factors, and `personal_branch`, whose clients keep a
+second LoRA.
 
 No module here is a method.
 

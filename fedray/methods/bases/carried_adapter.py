@@ -1,4 +1,4 @@
-"""What methods have in common whose server carries a sum of products along (`fedray.methods.parts.carried`)."""
+"""Base class of methods whose server carries along a sum of products (`fedray.methods.parts.carried`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ class Carrying(SharedAdapter):
     """One LoRA for all clients, on top of a carried sum C: y = W0 x + s · B A drop(x) + s · C x.
 
     Attributes:
-        carried_rank: q, how many columns of C are kept. A run is exact with rounds times the columns that a round
-            adds, and with min(d_out, d_in) of the widest target at the latest; where q is smaller, C is truncated, and
-            `carried_error` in rounds.parquet says what that costs. Clients hold q columns in every round, and receive
-            as many as there are so far.
+        carried_rank: q, how many columns of C are kept. A run is exact if q is at least the number of rounds times the
+            columns that a round adds, or min(d_out, d_in) of every target. Where q is smaller, C is truncated, and
+            `carried_error` in rounds.parquet is the relative error of that. Clients hold q columns in every round, and
+            receive as many as there are so far.
     """
 
     carried_rank: int

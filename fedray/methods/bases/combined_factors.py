@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedray.aggregation.low_rank import LowRank
+from fedray.aggregation.products import keep_alive
 from fedray.methods.bases.shared_adapter import GlobalAdapter, Server, SharedAdapter
-from fedray.methods.parts.factors import by_target_padded, join
+from fedray.methods.parts.factors import by_target_padded, join, split
 from fedray.methods.protocol import Metrics, Update
 
 
@@ -13,7 +14,8 @@ from fedray.methods.protocol import Metrics, Update
 class Combined(SharedAdapter):
     """FedAvg's clients, and a server that needs every client's factors. Subclasses add `combine`.
 
-    Factors of tiers with fewer components are filled up with zeros.
+    Factors of tiers with fewer components are filled up with zeros. A component that no client of the cohort holds
+    keeps its A, and has B = 0: the product is that of the zeros, and can be trained again.
     """
 
     def __post_init__(self) -> None:
@@ -33,6 +35,8 @@ class Combined(SharedAdapter):
             return server, {}
         counts = self.counts(updates)
         targets = by_target_padded(server.layout, [(update.capacity, update.payload.adapter) for update in updates])
-        adapter = join([self.combine(target, counts) for target in targets])
+        previous = split(server.layout, server.shared.adapter)
+        combined = [self.combine(target, counts) for target in targets]
+        adapter = join([keep_alive(new, old) for new, old in zip(combined, previous, strict=True)])
         head = self.mean_head(server, updates)
         return replace(server, shared=GlobalAdapter(adapter, head)), {}

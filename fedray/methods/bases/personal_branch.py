@@ -1,4 +1,4 @@
-"""What methods have in common whose clients keep a LoRA of their own, in a second branch beside the common one."""
+"""Base class of methods whose clients keep a LoRA of their own, in a second branch beside the common one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What methods with one adapter for all clients have in common: everything but how the server combines the updates.
+"""Base class of methods with one adapter for all clients: everything except how the server combines the updates.
 
 A client receives the shared values, trains them, and sends them back. A method may share only a part of the adapter
 ("lora.A"); the client trains a second part and keeps it, if the method says so, and the head is treated as `head` says.

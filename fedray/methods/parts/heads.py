@@ -1,8 +1,9 @@
 """The task head. Whether it is local or shared changes accuracy strongly, so all methods offer the same choices.
 
-shared: averaged by the driver, weighted by num_examples (FedHFT: per cluster); local: trained and kept by the client;
-frozen_label_text, frozen_random: the embeddings of the label names, or the experiment's random draw, equal for all
-clients, neither trained nor sent. The draw is the control that shows what the label names contribute.
+shared: averaged by the server, with the weights that the method gives its clients (FedHFT: per cluster); local: trained
+and kept by the client; frozen_label_text, frozen_random: the embeddings of the label names, or the experiment's random
+draw, equal for all clients, neither trained nor sent. The draw is the control that shows what the label names
+contribute.
 """
 
 from collections.abc import Sequence
