@@ -10,7 +10,8 @@ becomes client k's posterior.
 
 No paper has this crossing. FedHFT adds a round's products to what a cluster has; interventions have no such sum, so
 their mean takes its place. LoReFT has no rows of B to mask: every client sends all it holds. Where tiers edit some
-layers only, a value's mean is over those who hold it. With one cluster this is FedAvg of clients that count alike.
+layers only, a value's mean is over those who hold it; it stays where their shares sum to less than 1e-3, as FedHFT's
+rows do. With one cluster this is FedAvg of clients that count alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,8 @@ class FedHftReft:
         if sum(pi) < MIN_MEMBERSHIP:
             return old
         where = [places(server.layout, own_layout(server.layout, update.capacity)) for update in updates]
-        mean = held_mean(old.adapter, [(w, u.payload.adapter) for w, u in zip(where, updates, strict=True)], pi)
+        sent = [(place, update.payload.adapter) for place, update in zip(where, updates, strict=True)]
+        mean = held_mean(old.adapter, sent, pi, MIN_MEMBERSHIP)
         head = heads.average(old.head, [update.payload.head for update in updates], pi)
         return GlobalAdapter(retract_rotations(server.layout, mean), head)
 

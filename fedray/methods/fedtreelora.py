@@ -33,7 +33,7 @@ from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, own_layout, scatter
 from fedray.methods.parts.factors import split
 from fedray.methods.parts.layer_clusters import LayerClusters, clustered
-from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
+from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
 
@@ -74,7 +74,7 @@ class FedTreeLora:
     Attributes:
         warmup_rounds: rounds of FedIT before the tree.
         clusters: c_l, by `silhouette`, or the same number in all layers: 1 is FedIT, one per client is FedALT with w.
-        max_clusters: largest c_l that is tried.
+        max_clusters: largest c_l that `silhouette` tries.
     """
 
     lora: LoraSection
@@ -87,6 +87,7 @@ class FedTreeLora:
         for name in ("warmup_rounds", "clusters", "max_clusters"):
             if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ConfigError(f"fedtreelora.{name}: expected at least 1, got {value}")
+        needs(self, "max_clusters", self.clusters == "silhouette", "clusters: silhouette")
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = attach_lora(model, self.lora, rest_rank=self.lora.rank, mixer="scalars")
