@@ -10,10 +10,10 @@ where (B, A) is the mean over client k's cluster of that layer, which k trains, 
 clients outside of it, and w one trained number per target, which every client keeps. A cluster's mean is over its
 members that took part; a cluster without any stays as it is. The head, if it is shared, is everybody's mean.
 
-Where the paper was not at hand, chosen here: w starts at 0, so that the switch changes no model; the others' mean is
-unweighted, as FedALT's, which this is where every client is its own cluster; distances are those of products B_k A_k
-(`fedray.aggregation.trees`); the tree is built again when a client trains that is not in it, and until then that
-client starts from the mean of all. With one cluster everywhere it is FedIT.
+Where the paper was not at hand, chosen here: w starts at 0, so that the switch changes no model; in the others' mean
+each client counts once, with its cluster's values, so that one client per cluster is FedALT; distances are those of
+products B_k A_k (`fedray.aggregation.trees`); the tree is built again when a client trains that is not in it, and until
+then that client starts from the mean of all. With one cluster everywhere it is FedIT.
 """
 
 from collections.abc import Mapping, Sequence

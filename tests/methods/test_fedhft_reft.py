@@ -117,6 +117,9 @@ def test_a_layer_whose_holders_hardly_belong_to_a_cluster_stays(start):
 
 
 def test_mistakes_are_named(start):
+    model = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    with pytest.raises(ConfigError, match="method fedhft_reft with features: head: needs a task head"):
+        start({"name": "fedhft_reft", "features": "head"}, task="causal_lm", model__config=model)
     with pytest.raises(ConfigError, match="fedhft_reft.features: `head` needs head: shared, got local"):
         start({"name": "fedhft_reft", "features": "head", "head": "local"})
     with pytest.raises(ConfigError, match="fedhft_reft.max_clusters: has no effect without clusters: auto"):
