@@ -34,7 +34,10 @@ def attach_similarity(model: nn.Module, context: ForwardContext) -> Group:
     """
     config: Any = model.config
     if config.is_encoder_decoder:
-        raise ConfigError("similarity to a client's examples needs a model of one stack; it has encoder and decoder")
+        raise ConfigError(
+            "similarity to a client's examples needs one last hidden state per text, and an encoder-decoder model has "
+            "two; choose an encoder or a decoder, or another method"
+        )
     text = config.get_text_config()
     width = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT's last hidden state has the embeddings' width
     gate = zero_linear(1, width, next(model.parameters()).device)
