@@ -16,15 +16,18 @@ from fedray.errors import ConfigError
 from fedray.models.labels import current_labels
 from fedray.types import IGNORED
 
+CACHES = ("past_key_values", "cache_params", "state")
+"""What models call the argument with which generation passes on what they have read: attention, Mamba, RWKV."""
+
 
 class Batch:
     """The current forward pass.
 
     Args:
-        shape: (examples, tokens) of this pass; in a decoding step with a key-value cache tokens is usually 1.
+        shape: (examples, tokens) of this pass; in a decoding step with a cache tokens is usually 1.
         attention_mask: [examples, all tokens so far], 0 at padding; None: no padding.
         labels: [examples, tokens] of causal language modelling (-100 at the prompt), else None.
-        decoding: whether a key-value cache already holds earlier tokens.
+        decoding: whether a cache already holds earlier tokens.
         device: where the tokens are.
         real: boolean [examples], False at padding rows of a client batch; None: there are none.
 
@@ -112,13 +115,13 @@ class ForwardContext:
             self.batch = None
             return
         shape = (int(tokens.shape[0]), int(tokens.shape[1]))
-        mask, labels, cache = (inputs.get(name) for name in ("attention_mask", "labels", "past_key_values"))
+        mask, labels = inputs.get("attention_mask"), inputs.get("labels")
         labels = current_labels() if labels is None else labels
         self.batch = Batch(
             shape,
             mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             labels if isinstance(labels, Tensor) and tuple(labels.shape) == shape else None,
-            decoding=cache is not None and cache.get_seq_length() > 0,
+            decoding=any(_holds_tokens(inputs.get(name)) for name in CACHES),
             device=tokens.device,
             real=None if self.client_batch is None else self.client_batch.real,
         )
@@ -168,3 +171,15 @@ class ForwardContext:
         """
         found = self._observed.pop(slot, {})
         return {name: float(total / count) for name, (total, count) in found.items() if count > 0}
+
+
+def _holds_tokens(cache: Any) -> bool:
+    """Return whether a cache holds earlier tokens."""
+    if cache is None:
+        return False
+    if not hasattr(cache, "get_seq_length"):
+        return True  # RWKV's states, which exist only after a first pass
+    try:
+        return bool(cache.get_seq_length() > 0)
+    except ValueError:  # layers of linear attention alone have states, and no length
+        return bool(cache.has_previous_state())

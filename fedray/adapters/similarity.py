@@ -34,11 +34,17 @@ def attach_similarity(model: nn.Module, context: ForwardContext) -> Group:
     """
     config: Any = model.config
     if config.is_encoder_decoder:
-        raise ConfigError("similarity to a client's examples needs a model of one stack; it has encoder and decoder")
-    gate = zero_linear(1, config.get_text_config().hidden_size, next(model.parameters()).device)
+        raise ConfigError(
+            "similarity to a client's examples needs one last hidden state per text, and an encoder-decoder model has "
+            "two; choose an encoder or a decoder, or another method"
+        )
+    text = config.get_text_config()
+    width = getattr(text, "word_embed_proj_dim", text.hidden_size)  # OPT's last hidden state has the embeddings' width
+    gate = zero_linear(1, width, next(model.parameters()).device)
     model.add_module("lora_gate", gate)
     kept: Tensor | None = None
 
+    @torch.no_grad()
     def weigh(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal kept
         batch = context.batch

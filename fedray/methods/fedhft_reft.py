@@ -9,8 +9,8 @@ After `warmup_rounds` a Gaussian mixture is refitted to the clients' latest upda
 becomes client k's posterior.
 
 No paper has this crossing. FedHFT adds a round's products to what a cluster has; interventions have no such sum, so
-their mean takes its place. LoReFT has no rows of B to mask: every client sends all it holds. Where tiers edit some
-layers only, a value's mean is over those who hold it. With one cluster this is FedAvg of clients that count alike.
+their mean takes its place. LoReFT has no rows of B to mask: every client sends all it holds. A value's mean is over
+the clients whose tier edits its layer, and it stays where their shares sum to less than 1e-3, as FedHFT's rows do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,6 +78,8 @@ class FedHftReft:
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = attach_reft(model, self.reft)
+        if self.features == "head":
+            heads.require_head("fedhft_reft with features: head", adapter)
         adapter.set_trainable(*heads.trainable(self.head, adapter, "reft"))
         return adapter
 
@@ -139,7 +141,8 @@ class FedHftReft:
         if sum(pi) < MIN_MEMBERSHIP:
             return old
         where = [places(server.layout, own_layout(server.layout, update.capacity)) for update in updates]
-        mean = held_mean(old.adapter, [(w, u.payload.adapter) for w, u in zip(where, updates, strict=True)], pi)
+        sent = [(place, update.payload.adapter) for place, update in zip(where, updates, strict=True)]
+        mean = held_mean(old.adapter, sent, pi, MIN_MEMBERSHIP)
         head = heads.average(old.head, [update.payload.head for update in updates], pi)
         return GlobalAdapter(retract_rotations(server.layout, mean), head)
 

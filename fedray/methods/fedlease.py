@@ -99,7 +99,7 @@ class FedLease:
         return adapter
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
-        pool = ExpertPool(initial.layouts["lora"], initial.vector("mixer.G"), {}, {}, (), ())
+        pool = ExpertPool(initial.layouts["lora"], initial.vectors["lora"], initial.vector("mixer.G"), {}, {}, (), ())
         return Server(0, pool, heads.initial(self.head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:

@@ -10,10 +10,10 @@ where (B, A) is the mean over client k's cluster of that layer, which k trains, 
 clients outside of it, and w one trained number per target, which every client keeps. A cluster's mean is over its
 members that took part; a cluster without any stays as it is. The head, if it is shared, is everybody's mean.
 
-Where the paper was not at hand, chosen here: w starts at 0, so that the switch changes no model; the others' mean is
-unweighted, as FedALT's, which this is where every client is its own cluster; distances are those of products B_k A_k
-(`fedray.aggregation.trees`); the tree is built again when a client trains that is not in it, and until then that
-client starts from the mean of all. With one cluster everywhere it is FedIT.
+Where the paper was not at hand, chosen here: w starts at 0, so that the switch changes no model; in the others' mean
+each client counts once, with its cluster's values, so that one client per cluster is FedALT; distances are those of
+products B_k A_k (`fedray.aggregation.trees`); the tree is built again when a client trains that is not in it, and until
+then that client starts from the mean of all. With one cluster everywhere it is FedIT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from fedray.methods.parts import heads
 from fedray.methods.parts.capacity import gather, own_layout, scatter
 from fedray.methods.parts.factors import split
 from fedray.methods.parts.layer_clusters import LayerClusters, clustered
-from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update
+from fedray.methods.protocol import Broadcast, Initial, Local, Metrics, Update, needs
 from fedray.types import Client, ClientId, Vector, state_type
 
 
@@ -74,7 +74,7 @@ class FedTreeLora:
     Attributes:
         warmup_rounds: rounds of FedIT before the tree; `fedray plan` counts one of them, unless there is only one.
         clusters: c_l, by `silhouette`, or the same number in all layers: 1 is FedIT, one per client is FedALT with w.
-        max_clusters: largest c_l that is tried.
+        max_clusters: largest c_l that `silhouette` tries.
     """
 
     lora: LoraSection
@@ -87,6 +87,7 @@ class FedTreeLora:
         for name in ("warmup_rounds", "clusters", "max_clusters"):
             if isinstance(value := getattr(self, name), int) and value < 1:
                 raise ConfigError(f"fedtreelora.{name}: expected at least 1, got {value}")
+        needs(self, "max_clusters", self.clusters == "silhouette", "clusters: silhouette")
 
     def attach(self, model: nn.Module) -> Adapter:
         adapter = attach_lora(model, self.lora, rest_rank=self.lora.rank, mixer="scalars")

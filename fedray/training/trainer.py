@@ -242,7 +242,12 @@ class LocalTrainer:
         return self._backend.compute(lambda adapter: features(adapter, table, self._training_context))
 
     def weight_gradients(self, rank: int, max_examples: int) -> dict[str, LowRank]:
-        """Return the gradient of the mean training loss with respect to each target layer's weight, by module path."""
+        """Return the gradient of the mean training loss with respect to each target layer's weight, by module path.
+
+        Raises:
+            TrainingError: no training examples.
+        """
+        self._check_examples()
         table = self._shard.tables["train"].slice(0, max_examples)
         return self._backend.compute(lambda adapter: weight_gradients(adapter, table, rank, self._training_context))
 

@@ -117,7 +117,7 @@ def test_generation_keeps_the_prompts_weight(make: Make, cached: bool) -> None:
 def test_a_model_of_two_stacks_is_refused() -> None:
     config = AutoConfig.for_model("bart", d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=50)
     config.encoder_attention_heads = config.decoder_attention_heads = 2
-    with pytest.raises(ConfigError, match="encoder and decoder"):
+    with pytest.raises(ConfigError, match="an encoder-decoder model has two"):
         attach_lora(AutoModelForSequenceClassification.from_config(config), SECTION, rest_rank=2, mixer="similarity")
 
 

@@ -101,7 +101,25 @@ def test_tiers_that_edit_other_layers(start):
     assert {vector.size for vector in run.server.features.values()} == {run.server.layout.size}
 
 
+def test_a_layer_whose_holders_hardly_belong_to_a_cluster_stays(start):
+    """Only client 0 edits layer 0; its share of cluster 1 is 1e-4. Both layers of cluster 0 move."""
+    both, deep = {"clients": [IDS[0]]}, {"clients": list(IDS[1:]), "reft_layers": [1]}
+    run = start({"name": "fedhft_reft", "warmup_rounds": 9}, clients__tiers={"both": both, "deep": deep})
+    shares = np.array([0.9999, 0.0001], np.float32)
+    run.federation.server = replace(run.server, memberships={**PI, IDS[0]: shares})
+    layout, before = run.server.layout, run.server.clusters
+    run.round()
+    for moves, old, new in zip(((True, True), (False, True)), before, run.server.clusters, strict=True):
+        change = layout.views(np.abs(new.adapter - old.adapter))
+        for layer, moved in enumerate(moves):
+            largest = max(view.max() for name, view in change.items() if f"layer.{layer}." in name)
+            assert (largest > 1e-3) == moved
+
+
 def test_mistakes_are_named(start):
+    model = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    with pytest.raises(ConfigError, match="method fedhft_reft with features: head: needs a task head"):
+        start({"name": "fedhft_reft", "features": "head"}, task="causal_lm", model__config=model)
     with pytest.raises(ConfigError, match="fedhft_reft.features: `head` needs head: shared, got local"):
         start({"name": "fedhft_reft", "features": "head", "head": "local"})
     with pytest.raises(ConfigError, match="fedhft_reft.max_clusters: has no effect without clusters: auto"):

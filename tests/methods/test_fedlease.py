@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agreement import agree, together
-from lora_clients import INITIAL, LAYOUT, cohort
+from lora_clients import INITIAL, LAYOUT, cohort, factors
 from received import received
 from sklearn.metrics import adjusted_rand_score
 from tiny import tiny_experiment
@@ -187,6 +187,20 @@ def test_tiers_of_unequal_rank(start):
     results = run.serve()
     whole = run.initial.layouts["lora"].size
     assert [results[id].payload.lora.size for id in IDS] == [whole // 2, whole, whole // 2]
+
+
+def test_components_that_nobody_in_a_cluster_holds_can_be_trained():
+    """Two clients of rank 1 make an expert. Its other components are the LoRA's first values: A drawn, B = 0; with
+    A = B = 0 they would have no gradient when a client of full rank joins."""
+    found, updates = method(), cohort(3, [1, 2], [1, 1])
+    sent = [Update(u.client, u.num_examples, Expert(u.payload.adapter, START.vector("mixer.G"), None)) for u in updates]
+    server, _ = found.aggregate_train(found.init_server(START, []), sent)
+    first = factors(LAYOUT, START.vectors["lora"])
+    for expert in server.pool.experts:
+        for (a, b), (drawn, _) in zip(factors(LAYOUT, expert), first, strict=True):
+            assert np.array_equal(a[1:], drawn[1:])
+            assert not b[:, 1:].any()
+            assert np.abs(a[0] - drawn[0]).max() > 1e-3
 
 
 def test_a_resumed_run_has_equal_bits(tmp_path):

@@ -243,6 +243,11 @@ def test_bad_numbers_are_refused(name):
         FedTreeLora(LORA, **{name: 0})
 
 
+def test_a_largest_number_beside_a_fixed_one_is_refused():
+    with pytest.raises(ConfigError, match="fedtreelora.max_clusters: has no effect without clusters: silhouette"):
+        FedTreeLora(LORA, clusters=2, max_clusters=3)
+
+
 def test_the_only_client_gets_its_own_back():
     found, (update,) = method(), cohort(8, [4])
     server, _ = found.aggregate_train(begun(found, [update]), [update])

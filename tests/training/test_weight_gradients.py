@@ -7,6 +7,7 @@ from families import tiny_family
 
 from fedray.adapters.lora import attach_lora
 from fedray.config import LoraSection, TrainConfig
+from fedray.errors import TrainingError
 from fedray.evaluation.losses import num_units, score
 from fedray.training.training_context import TrainingContext
 from fedray.training.weight_gradients import weight_gradients
@@ -76,3 +77,8 @@ def test_the_seed_decides(adapt, trainer):
     table, context = local._shard.tables["train"], local._training_context
     once, again = (weight_gradients(adapter, table, 3, context) for _ in range(2))
     assert all(np.array_equal(once[path].B, again[path].B) for path in once)
+
+
+def test_a_client_without_examples_has_no_gradient(adapt, trainer):
+    with pytest.raises(TrainingError, match=r"'ann' has no training examples.*partition"):
+        trainer(adapt(), num_examples=0).weight_gradients(3, 5)

@@ -63,8 +63,8 @@ def _strata(points: Points) -> Iterator[tuple[Places, Places | slice, Points]]:
         codes = 2 * codes + held[row]
         if number % 32 == 0:  # before 64 bits are full
             codes = np.unique(codes, return_inverse=True)[1]
-    for code in np.unique(codes):
-        columns = np.flatnonzero(codes == code)
+    order = np.argsort(codes, kind="stable")
+    for columns in np.split(order, np.flatnonzero(np.diff(codes[order])) + 1):
         rows = np.flatnonzero(held[:, columns[0]])
         if len(rows):
             yield rows, columns, points[np.ix_(rows, columns)]

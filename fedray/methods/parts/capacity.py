@@ -98,7 +98,9 @@ def held_by_any(size: int, held: Sequence[Places | None]) -> npt.NDArray[np.bool
     return found
 
 
-def held_mean(previous: Vector, held: Sequence[tuple[Places | None, Vector]], weights: Sequence[float]) -> Vector:
+def held_mean(
+    previous: Vector, held: Sequence[tuple[Places | None, Vector]], weights: Sequence[float], least: float = 0.0
+) -> Vector:
     """Return the weighted mean of each value over the clients that hold it; the previous value where no
     client does. [d]
 
@@ -106,12 +108,14 @@ def held_mean(previous: Vector, held: Sequence[tuple[Places | None, Vector]], we
         previous: the common vector before, [d].
         held: where each client's values lie in the common vector (None: everywhere), and the values.
         weights: how much each client counts.
+        least: a value whose holders count for less than this in sum keeps its previous value, too.
     """
-    if all(where is None for where, _ in held):
+    if sum(weights) >= least and all(where is None for where, _ in held):
         return weighted_mean(np.stack([vector for _, vector in held]), np.asarray(weights)) if held else previous
     total, weight = np.zeros(previous.size), np.zeros(previous.size)
     for (where, vector), share in zip(held, weights, strict=True):
         own = slice(None) if where is None else where
         total[own] += share * vector.astype(np.float64)
         weight[own] += share
-    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), previous).astype(np.float32)
+    counted = (weight > 0) & (weight >= least)
+    return np.where(counted, total / np.where(counted, weight, 1), previous).astype(np.float32)

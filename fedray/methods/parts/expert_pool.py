@@ -31,6 +31,7 @@ class ExpertPool:
 
     Attributes:
         layout: of the common LoRA.
+        lora: the first values of a LoRA: of those components of an expert that nobody in its cluster holds.
         router: the first values of a cluster's router.
         alone: the clients in no cluster that have trained, and what they sent last.
         labels: each clustered client's cluster.
@@ -39,6 +40,7 @@ class ExpertPool:
     """
 
     layout: Layout
+    lora: Vector
     router: Vector
     alone: Mapping[ClientId, Trained]
     labels: Mapping[ClientId, int]
@@ -57,9 +59,8 @@ class ExpertPool:
         distances = mean_distances([split(self.alone[id].layout, self.alone[id].lora) for id in ids])
         candidates = cuts(distances, min(most, len(ids) - 1))
         labels = dict(zip(ids, candidates[best_cut(distances, candidates)].tolist(), strict=True))
-        nothing = np.zeros(self.layout.size, np.float32)
         experts = tuple(
-            self._mean(nothing, [self.alone[id] for id in ids if labels[id] == label])
+            self._mean(self.lora, [self.alone[id] for id in ids if labels[id] == label])
             for label in range(1 + max(labels.values()))
         )
         return replace(self, alone={}, labels=labels, experts=experts, routers=(self.router,) * len(experts))

@@ -70,6 +70,10 @@ def test_a_value_is_averaged_over_those_who_hold_it():
     assert nobody[only_first].tolist() == [-1, -1, -1, -1]
     assert set(np.delete(nobody, only_first)) == {8}
     assert held_mean(before, [], []) is before
+    few = held_mean(before, [(None, fours), (places(LORA, low), eights)], [1, 3], least=2)
+    assert few[only_first].tolist() == [-1, -1, -1, -1]
+    assert set(np.delete(few, only_first)) == {7}
+    assert held_mean(before, [(None, fours)], [1], least=2).tolist() == before.tolist()
 
 
 # ---------------------------------------------------------------- whole rounds of tiers
