@@ -124,7 +124,7 @@ class FedSb(fedavg.FedAvg):
             return Gradient(tuple(LowRank(-found[path].B, found[path].A) for path in adapter.targets)), client_state
         adapter.load("frames", frames)
         core, after = super().train_client(adapter, client_state, downlink, local)
-        return core, Framed(after.head, after.private, frames)
+        return core, Framed(after.head, frames)
 
     def aggregate_train(self, server: Any, updates: Sequence[Any]) -> tuple[Any, Metrics]:
         if self.init == "gradient" and server.frames is None:

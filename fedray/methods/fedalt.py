@@ -72,12 +72,12 @@ class Individual:
     """Uplink.
 
     Attributes:
-        own: the individual adapter.
+        lora: the individual adapter, of whichever kind.
         head: the head, if it is shared.
         rows: which rows of B a masked LoRA has, as a bitset; None: all.
     """
 
-    own: Vector
+    lora: Vector
     head: Vector | None
     rows: Bits | None = None
 
@@ -88,12 +88,12 @@ class ClientState:
     """Client state.
 
     Attributes:
-        own: the individual adapter.
+        lora: the individual adapter, of whichever kind.
         mixer: G; None unless it is adaptive.
         head: the head, if it is private.
     """
 
-    own: Vector
+    lora: Vector
     mixer: Vector | None
     head: Vector | None
 
@@ -185,7 +185,7 @@ class FedAlt:
         self, adapter: Adapter, client_state: ClientState, downlink: RestOfWorld, local: Local
     ) -> tuple[Individual, ClientState]:
         group = self.adapter.group
-        adapter.load(group, client_state.own)
+        adapter.load(group, client_state.lora)
         if client_state.mixer is not None:
             adapter.load("mixer", client_state.mixer)
         adapter.load("rest", self.adapter.idle(adapter.layout("rest")) if downlink.rest is None else downlink.rest)
@@ -200,7 +200,7 @@ class FedAlt:
         return Individual(sent, head_up, rows), ClientState(own, mixer, head_own)
 
     def aggregate_train(self, server: Server, updates: Sequence[Update[Individual]]) -> tuple[Server, Metrics]:
-        latest = {**server.latest, **{update.client.id: update.payload.own for update in updates}}
+        latest = {**server.latest, **{update.client.id: update.payload.lora for update in updates}}
         masked = {update.client.id: update.payload.rows for update in updates if update.payload.rows is not None}
         sent = [update.payload.head for update in updates]
         head = heads.average(server.head, sent, [update.num_examples for update in updates])

@@ -166,4 +166,7 @@ def _put_together(part: Any, tensors: Mapping[str, Any]) -> Any:
         raise StateError(f"no class has the tag {tag!r}")
     parts = [_put_together(entry, tensors) for entry in entries]
     cls: Any = STATE_TYPES[tag]
-    return cls(**dict(zip(field_names(cls), parts, strict=True)))
+    names = field_names(cls)
+    if len(parts) > len(names):
+        raise StateError(f"{tag} has {len(names)} fields, and {len(parts)} were saved")
+    return cls(**dict(zip(names, parts, strict=False)))  # fields that were added since have defaults

@@ -172,7 +172,7 @@ def test_a_given_number_of_classes_must_be_the_datas(configure: Callable[..., An
     [
         (
             {"method": "fedavgg"},
-            "method 'fedavgg': unknown method 'fedavgg' (did you mean 'fedavg'?); allowed: fedalt, fedavg, ",
+            "method 'fedavgg': unknown method 'fedavgg' (did you mean 'fedavg'?); allowed: ditto, ",
         ),
         (
             {"method": {"name": "fedalt", "mixr": "none"}},

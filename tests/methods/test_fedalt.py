@@ -49,7 +49,7 @@ class PlainClient:
         self.id, self.table = client.id, run.prepared.data.shards[client.id].tables["train"]
         self.config, self.pad, self.model, self.layers = run.config, run.prepared.data.pad_token_id, model, layers
         first = run.method.init_client(run.initial, client)
-        self.lora = {name: torch.tensor(view) for name, view in run.views("lora", first.own).items()}
+        self.lora = {name: torch.tensor(view) for name, view in run.views("lora", first.lora).items()}
         self.mixer = {name: torch.tensor(view) for name, view in run.views("mixer", first.mixer).items()}
 
     def train(self, server_round, rest, head):
@@ -142,7 +142,7 @@ def test_against_a_straightforward_loop(start):
     clients, head = plain_federation(run, 3)
     for client in clients:
         state = run.state(client.id)
-        for name, view in (run.views("lora", state.own) | run.views("mixer", state.mixer)).items():
+        for name, view in (run.views("lora", state.lora) | run.views("mixer", state.mixer)).items():
             np.testing.assert_allclose(view, (client.lora | client.mixer)[name], atol=1e-5, rtol=0, err_msg=name)
     for name, view in run.views("head", run.federation.server.head).items():
         np.testing.assert_allclose(view, head[name.removesuffix(".tensor")], atol=1e-5, rtol=0, err_msg=name)
@@ -191,8 +191,8 @@ def test_training_starts_from_ones_own_lora_and_mixer(method, paper, clients, ve
     sent, own = method.train_client(adapter, ClientState(lora, mixer, None), RestOfWorld(rest, head), local)
     for name, expected in {"lora": lora, "rest": rest, "mixer": mixer, "head": head}.items():
         assert np.array_equal(seen[name], expected)
-    assert np.array_equal(sent.own, lora)
-    assert np.array_equal(own.own, lora)
+    assert np.array_equal(sent.lora, lora)
+    assert np.array_equal(own.lora, lora)
     assert np.array_equal(own.mixer, mixer)
 
 
@@ -289,9 +289,9 @@ def test_only_the_individual_lora_and_the_head_travel(start):
     assert run.initial.layouts["mixer"].size == 4 * 2 * 16
     for server_round in range(2):
         for result in run.round().results:
-            assert set(vars(result.payload)) == {"own", "head", "rows"}
+            assert set(vars(result.payload)) == {"lora", "head", "rows"}
             assert result.payload.rows is None
-            assert (result.payload.own.size, result.payload.head.size) == (lora, head)
+            assert (result.payload.lora.size, result.payload.head.size) == (lora, head)
             assert result.uplink_bytes == 4 * (lora + head)
             assert result.downlink_bytes == 4 * (head if server_round == 0 else lora + head)
     assert num_bytes(run.federation.server) == 4 * (3 * lora + head)
@@ -320,14 +320,14 @@ def test_first_values(paper, clients, a_init):
     method = FedAlt(adapter=LoraKind(lora=LoraSection(rank=2)), a_init=a_init)
     own = [method.init_client(paper, client) for client in clients]
     is_b = paper.layouts["lora"].mask({"B"})
-    for group in ("own", "mixer"):
+    for group in ("lora", "mixer"):
         vectors = [getattr(state, group) for state in own]
         distinct = len({vector.tobytes() for vector in vectors})
         assert distinct == (len(clients) if a_init == "independent" else 1)
         assert np.array_equal(vectors[1], getattr(method.init_client(paper, clients[1]), group))
-    assert all(not state.own[is_b].any() for state in own)
+    assert all(not state.lora[is_b].any() for state in own)
     if a_init == "independent":
-        assert all(0 < np.abs(state.own).max() <= 1 / 2 for state in own)  # 1/√d_in with d_in = 4
+        assert all(0 < np.abs(state.lora).max() <= 1 / 2 for state in own)  # 1/√d_in with d_in = 4
 
 
 @pytest.mark.parametrize("method", [{"head": "shared"}], indirect=True)

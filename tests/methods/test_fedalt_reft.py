@@ -82,7 +82,7 @@ def test_two_rounds_with_the_mean_of_the_others(start):
     """The rest of world of a client is the plain mean of the others' interventions, as they were sent; its own one goes
     on, its mixer is private, and the frozen branch stays as it was loaded."""
     run = start(REFT)
-    sent = {id: result.payload.own for id, result in run.serve().items()}
+    sent = {id: result.payload.lora for id, result in run.serve().items()}
     first = run.round()
     size = run.initial.layouts["reft"].size + run.initial.layouts["head"].size
     assert all(result.uplink_bytes == 4 * size for result in first.results)
@@ -90,13 +90,13 @@ def test_two_rounds_with_the_mean_of_the_others(start):
     for id in IDS:
         others = [vector for other, vector in sent.items() if other != id]
         np.testing.assert_allclose(down[id].rest, (others[0] + others[1]) / 2, atol=1e-6)
-        assert np.array_equal(run.state(id).own, sent[id])
+        assert np.array_equal(run.state(id).lora, sent[id])
         assert not np.array_equal(run.state(id).mixer, run.initial.vectors["mixer"])
     (result,) = run.serve(IDS[0]).values()
     for slot, found in run.adapter.layout("rest").items(run.adapter.read("rest")):
         loaded = run.adapter.layout("rest").views(down[IDS[0]].rest)[slot.name]
         np.testing.assert_allclose(found, polar(loaded)[0] if slot.part == "R" else loaded, atol=1e-5)
-    assert not np.array_equal(result.payload.own, sent[IDS[0]])
+    assert not np.array_equal(result.payload.lora, sent[IDS[0]])
 
 
 @pytest.mark.parametrize("method", [REFT, {**REFT, "rest": "geometric_median"}], ids=["mean", "median"])
@@ -144,7 +144,7 @@ def test_a_tier_with_fewer_interventions(start):
 def test_first_values_are_common_unless_asked_for(start):
     common, independent = start(REFT), start({**REFT, "a_init": "independent"})
     for run, expected in ((common, 1), (independent, 3)):
-        firsts = [run.method.init_client(run.initial, client).own.tobytes() for client in run.prepared.clients]
+        firsts = [run.method.init_client(run.initial, client).lora.tobytes() for client in run.prepared.clients]
         assert len(set(firsts)) == expected
 
 

@@ -7,6 +7,7 @@ from agreement import agree, together
 
 from fedray.errors import ConfigError
 from fedray.evaluation.losses import score
+from fedray.methods.bases.shared_adapter import ClientState
 from fedray.randomness import keyed_rng
 from fedray.training.loop import Train, steps
 from fedray.training.process_group import SINGLE_PROCESS
@@ -129,7 +130,7 @@ def test_f_fine_tunes_from_the_global_lora_where_it_is_measured(start):
     (task,) = run.tasks(IDS[:1], measure=True)
     measured, other = run.worker.train(task), run.serve(IDS[0])[IDS[0]]
     assert measured.report.steps == 2 * other.report.steps
-    assert measured.state.private is None
+    assert type(measured.state) is ClientState
     assert np.array_equal(measured.payload.adapter, other.payload.adapter)
     local = {name: value for name, value in measured.adapter.items() if name.startswith("rest.")}
     received = run.views("rest", run.server.shared.adapter)
@@ -144,7 +145,7 @@ def test_local_loras_stay_with_absent_clients(start):
     before = run.states()
     alone = run.federation.method.aggregate_train(run.server, [])
     assert alone[0] is run.server
-    assert all(before[id].private is not None for id in IDS)
+    assert all(before[id].private.any() for id in IDS)
     cost = run.prepared.costs["feddpa"]["default"]
     lora, head = (run.initial.layouts[name].size for name in ("lora", "head"))
     assert (cost.trainable, cost.uplink, cost.downlink) == (2 * lora + head, lora + head, lora + head)

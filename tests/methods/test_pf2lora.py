@@ -7,6 +7,7 @@ from agreement import agree, together
 
 from fedray.errors import ConfigError
 from fedray.evaluation.losses import score
+from fedray.methods.bases.shared_adapter import ClientState
 from fedray.training.loop import Train, steps
 from fedray.training.process_group import SINGLE_PROCESS
 
@@ -21,7 +22,7 @@ def test_without_a_personal_rank_it_is_fedavg(start):
     assert np.array_equal(run.server.shared.adapter, plain.server.shared.adapter)
     assert np.array_equal(run.server.shared.head, plain.server.shared.head)
     assert run.adapter.names == plain.adapter.names
-    assert {state.private for state in run.states().values()} == {None}
+    assert {type(state) for state in run.states().values()} == {ClientState}
 
 
 def test_a_round_is_a_personal_training_and_then_a_common_one(start):

@@ -1,5 +1,6 @@
 """States as bytes and back; bytes from strangers."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fedray.adapters.layout import Layout, Slot
 from fedray.errors import StateError
 from fedray.storage.codec import SHAPE, pack, pack_small, read_pack, unpack_small
 from fedray.storage.state_tree import sha256
-from fedray.types import state_type
+from fedray.types import STATE_TYPES, state_type
 
 
 @state_type("test_codec.Inner", "test_codec.Old")
@@ -32,6 +33,13 @@ class Outer:
     by_client: Mapping[Any, Any]
     several: tuple[Any, ...]
     inner: Inner
+
+
+@state_type("test_codec.Point")
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -206,3 +214,20 @@ def test_any_bytes_are_read_or_refused(noise: bytes, at: int) -> None:
             unpack(blob)
         except StateError:
             continue
+
+
+def test_a_class_may_have_more_fields_than_were_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were added since take their defaults; fewer fields, or new ones without a default, are an error."""
+    saved = pack([Point(1.0, 2.0)])
+
+    def read_as(fields: list[Any]) -> Any:
+        cls = dataclasses.make_dataclass("Later", fields, frozen=True)
+        monkeypatch.setitem(STATE_TYPES, "test_codec.Point", cls)
+        return read_pack(saved).state(0)
+
+    later = read_as([("x", float), ("y", float), ("name", str, dataclasses.field(default="none"))])
+    assert (later.x, later.y, later.name) == (1.0, 2.0, "none")
+    with pytest.raises(StateError, match=r"test_codec\.Point has 1 fields, and 2 were saved"):
+        read_as([("x", float)])
+    with pytest.raises(StateError, match="no state can be read from entry 0.*'z'"):
+        read_as([("x", float), ("y", float), ("z", float)])

@@ -11,7 +11,7 @@ from fedray.adapters.kinds.lora import LoraKind
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.mixers import Mixer
 from fedray.errors import ConfigError
-from fedray.methods.bases.shared_adapter import ClientState
+from fedray.methods.bases.shared_adapter import ClientState, PrivateState
 from fedray.methods.fedavg import FedAvg
 from fedray.methods.parts import heads
 from fedray.methods.protocol import Initial
@@ -54,5 +54,7 @@ class PersonalBranch(FedAvg):
         return adapter
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
-        own = None if self.private is None else draw_lora(initial.layouts["rest"], initial.seed, "personal")
-        return ClientState(heads.initial(self.effective_head, initial.head())[1], own)
+        state = ClientState(heads.initial(self.effective_head, initial.head())[1])
+        if self.private is None:
+            return state
+        return PrivateState(state.head, draw_lora(initial.layouts["rest"], initial.seed, "personal"))

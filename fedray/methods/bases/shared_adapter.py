@@ -54,10 +54,17 @@ class Server:
 @state_type("fedavg.Client", "fedray.methods.fedavg.OwnHead")
 @dataclass(frozen=True)
 class ClientState:
-    """Client state: the head and the part of the adapter that the client keeps, where it keeps them."""
+    """Client state: the head, if it is private."""
 
     head: Vector | None
-    private: Vector | None = None
+
+
+@state_type("shared_adapter.Private")
+@dataclass(frozen=True)
+class PrivateState(ClientState):
+    """Client state of a method with a private part: that, and the head if it is private, too."""
+
+    private: Vector
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,8 @@ class SharedAdapter:
         return GlobalAdapter(initial.vector(self.shared), heads.initial(self.effective_head, initial.head())[0])
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
-        private = None if self.private is None else initial.vector(self.private)
-        return ClientState(heads.initial(self.effective_head, initial.head())[1], private)
+        head = heads.initial(self.effective_head, initial.head())[1]
+        return ClientState(head) if self.private is None else PrivateState(head, initial.vector(self.private))
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[GlobalAdapter]]:
         holders: dict[Layout, list[ClientId]] = {}
@@ -129,7 +136,7 @@ class SharedAdapter:
     def load(self, adapter: Adapter, client_state: ClientState, downlink: GlobalAdapter, local: Local) -> None:
         """Load everything that the client starts the round with."""
         adapter.load(self.shared, downlink.adapter)
-        if self.private is not None and client_state.private is not None:
+        if self.private is not None and isinstance(client_state, PrivateState):
             adapter.load(self.private, client_state.private)
         heads.load(self.effective_head, adapter, downlink.head, client_state.head)
 
@@ -140,8 +147,8 @@ class SharedAdapter:
     def read(self, adapter: Adapter, local: Local) -> tuple[GlobalAdapter, ClientState]:
         """Return what goes up and what stays."""
         head_up, head_own = heads.read(self.effective_head, adapter)
-        private = None if self.private is None else adapter.read(self.private)
-        return GlobalAdapter(adapter.read(self.shared), head_up), ClientState(head_own, private)
+        own = ClientState(head_own) if self.private is None else PrivateState(head_own, adapter.read(self.private))
+        return GlobalAdapter(adapter.read(self.shared), head_up), own
 
     def counts(self, updates: Sequence[Uploaded[Any]]) -> list[int]:
         """Return what each update counts for in a weighted mean, in any unit."""

@@ -94,15 +94,15 @@ def test_fedalts_rest_of_world_is_made_of_the_rows_that_others_sent(start):
     payloads = {id: result.payload for id, result in run.serve().items()}
     run.round()
     layout = run.server.layout
-    points = {id: expanded(layout, payload, payload.own) for id, payload in payloads.items()}
+    points = {id: expanded(layout, payload, payload.lora) for id, payload in payloads.items()}
     down = received(run.method, run.server, run.prepared.clients)
     for id in IDS:
         others = np.stack([point for other, point in points.items() if other != id])
         held = ~np.isnan(others)
         expected = np.nansum(others, axis=0) / np.maximum(held.sum(0), 1)
         np.testing.assert_allclose(down[id].rest, expected, atol=1e-6)
-        assert run.state(id).own.size == layout.size
-        assert np.abs(run.state(id).own[np.isnan(points[id])]).max() > 0
+        assert run.state(id).lora.size == layout.size
+        assert np.abs(run.state(id).lora[np.isnan(points[id])]).max() > 0
 
 
 def test_a_mask_that_would_do_nothing_is_refused(start):
