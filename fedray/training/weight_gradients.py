@@ -82,6 +82,8 @@ def _shifted(targets: Mapping[str, nn.Module], add: Callable[[str, Tensor, Tenso
 
     def watch(path: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():  # a pass of the adapter's own (`fedray.adapters.similarity`)
+                return output
             shifts.append(output.new_zeros(output.shape[-1], requires_grad=True))
             shifted = output + shifts[-1]
             shifted.register_hook(lambda delta: add(path, args[0], delta))  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from paper_models import LLAMA_2_7B, LLAMA_3_2_3B, LLAMA_3_8B
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
@@ -10,38 +11,12 @@ from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
 from fedray.config import LoraSection, ReftSection
 
-LLAMA = {
-    "llama-3.2-3b": {
-        "hidden_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "llama-3-8b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-    },
-    "llama-2-7b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "intermediate_size": 11008,
-        "vocab_size": 32000,
-    },
-}
+LLAMA = {"llama-3.2-3b": LLAMA_3_2_3B, "llama-3-8b": LLAMA_3_8B, "llama-2-7b": LLAMA_2_7B}
 
 
 def llama(name: str) -> PreTrainedModel:
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **LLAMA[name]))
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA[name]))
 
 
 def roberta_large() -> PreTrainedModel:

@@ -45,3 +45,14 @@ def tiny_experiment() -> dict[str, Any]:
         "lora": {"dropout": 0.1},
         "train": {"lr": 5e-3, "weight_decay": 0.1},
     }
+
+
+TINY_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+}
+"""The configuration of a decoder of one block."""

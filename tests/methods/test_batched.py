@@ -6,20 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agreement import agree, distance, numbers, of_workers, together
+from tiny import TINY_LLAMA
 
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 
-DECODER = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
+DECODER = {**TINY_LLAMA, "num_hidden_layers": 2, "max_position_embeddings": 128, "initializer_range": 0.2}
 LORA = [
     "local",
     {"name": "fedavg"},

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny import TINY_LLAMA
 
 from fedray.errors import ConfigError
 from fedray.training.loop import Train, train_steps
@@ -9,14 +10,6 @@ from fedray.training.torch_engine import TorchEngine
 from fedray.training.trainer import evaluate_client
 
 IDS = ("client_000", "client_001", "client_002")
-DECODER = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-}
 
 
 def fedbabu(tune_epochs=2, **changes):
@@ -80,4 +73,4 @@ def test_what_cannot_be_is_refused(start):
     with pytest.raises(ConfigError, match=r"'fedbabu': head: shared: this method's head is always 'frozen_random'"):
         start(fedbabu(head="shared"))
     with pytest.raises(ConfigError, match=r"method fedbabu: needs a task head; task `causal_lm` has none"):
-        start(fedbabu(), task="causal_lm", model__config=DECODER)
+        start(fedbabu(), task="causal_lm", model__config=TINY_LLAMA)

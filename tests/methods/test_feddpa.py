@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from agreement import agree, together
+from tiny import TINY_LLAMA
 
 from fedray.errors import ConfigError
 from fedray.evaluation.losses import score
@@ -21,16 +22,7 @@ EXACT = {
     "train__max_steps": 1,
     "lora__dropout": 0.0,
 }
-DECODER = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
+DECODER = {**TINY_LLAMA, "num_hidden_layers": 2, "max_position_embeddings": 128, "initializer_range": 0.2}
 
 
 def feddpa(variant="T", **options):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from lora_clients import uploads
+from tiny import TINY_LLAMA
 
 from fedray.errors import ConfigError
 from fedray.methods.bases.shared_adapter import GlobalAdapter
@@ -11,14 +12,6 @@ from fedray.training.loop import Train, train_steps
 from fedray.training.torch_engine import TorchEngine
 
 IDS = ("client_000", "client_001", "client_002")
-DECODER = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-}
 
 
 def fedrep(head_epochs=2, **changes):
@@ -85,4 +78,4 @@ def test_what_cannot_be_is_refused(start):
     with pytest.raises(ConfigError, match=r"'fedrep': head_epochs: got 0"):
         start(fedrep(0))
     with pytest.raises(ConfigError, match=r"method fedrep: needs a task head; task `causal_lm` has none"):
-        start(fedrep(), task="causal_lm", model__config=DECODER)
+        start(fedrep(), task="causal_lm", model__config=TINY_LLAMA)

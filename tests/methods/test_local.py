@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from received import received
+from tiny import TINY_LLAMA
 
 from fedray.adapters.lora import attach_lora
 from fedray.errors import ConfigError
@@ -85,16 +86,8 @@ def test_head_only_adapters_are_nobody_elses(start, fake_local):
 
 
 def test_head_only_needs_a_head(start):
-    llama = {
-        "model_type": "llama",
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "intermediate_size": 24,
-    }
     with pytest.raises(ConfigError, match="head_only.*needs a task head.*causal_lm.*local"):
-        start("head_only", task="causal_lm", model__config=llama)
+        start("head_only", task="causal_lm", model__config=TINY_LLAMA)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".join(method.values()))
