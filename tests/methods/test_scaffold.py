@@ -175,7 +175,7 @@ def test_states_start_at_zero(paper, clients):
 def test_what_cannot_be_is_refused(start):
     with pytest.raises(ConfigError, match=r"'scaffold': weights: got 'examples': Input should be 'uniform'"):
         start({"name": "scaffold", "weights": "examples"})
-    with pytest.raises(ConfigError, match=r"scaffold\.mask: the control variates of rows"):
+    with pytest.raises(ConfigError, match=r"scaffold\.mask: rows that are left out would have no control variates"):
         start({"name": "scaffold", "mask": "energy"})
     with pytest.raises(ConfigError, match=r"'scaffold': train\((steering|mean_gradient)=.*is a rotation"):
         start({"name": "scaffold", "adapter": "reft"})
