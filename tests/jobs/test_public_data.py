@@ -15,6 +15,7 @@ EXPECTED = {
     "banking77": ["20 clients, 77 classes", "client_019"],
     "baselines_banking77": ["10 clients, 77 classes", "client_009"],
     "baselines_clinc150": ["10 clients, 150 classes", "credit_cards"],
+    "baselines_tasks": ["4 clients", "openbookqa"],
     "clinc150": ["10 clients, 150 classes", "credit_cards"],
     "dolly15k": ["10 clients", "client_09"],
     "dolly15k_by_category": ["8 clients", "creative_writing"],
