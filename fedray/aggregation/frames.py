@@ -4,7 +4,7 @@ import numpy as np
 
 from fedray.aggregation.low_rank import LowRank
 from fedray.aggregation.points import Matrix
-from fedray.aggregation.products import DEAD
+from fedray.aggregation.products import DEAD, component_norms
 from fedray.types import Vector
 
 
@@ -16,7 +16,7 @@ def frame(x: LowRank, draw: LowRank) -> tuple[LowRank, Vector]:
         x: what `truncate` returned: balanced, U √Σ and √Σ Vᵀ, with zeros where it has lower rank.
         draw: linearly independent columns and rows, in the shapes of x.
     """
-    values = np.linalg.norm(x.B.astype(np.float64), axis=0) * np.linalg.norm(x.A.astype(np.float64), axis=1)
+    values = component_norms(x)
     alive = values > DEAD * values.max(initial=0)
     left, right = _directions(x.B[:, alive], draw.B), _directions(x.A[alive].T, draw.A.T)
     return LowRank(left, right.T), np.where(alive, values, 0).astype(np.float32)

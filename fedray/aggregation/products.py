@@ -41,6 +41,13 @@ def norm(x: LowRank) -> float:
     return float(np.sqrt(max(((B.T @ B) * (A @ A.T)).sum(), 0.0)))
 
 
+def component_norms(x: LowRank) -> Matrix:
+    """Return the norm of each component, the product of its two vectors' norms, [rank]: the singular values, if x is
+    what `truncate` returned."""
+    norms: Matrix = np.linalg.norm(x.B.astype(np.float64), axis=0) * np.linalg.norm(x.A.astype(np.float64), axis=1)
+    return norms
+
+
 def mean_factors(factors: Sequence[LowRank], weights: npt.ArrayLike | None = None) -> LowRank:
     """Return (B̄, Ā), the mean of the factors.
 
@@ -102,7 +109,7 @@ def live(x: LowRank, draw: Vector) -> LowRank:
     """
     if draw.shape != x.A.shape:
         raise ValueError(f"expected a draw of the shape of A, {x.A.shape}, got {draw.shape}")
-    values = np.linalg.norm(x.B.astype(np.float64), axis=0) * np.linalg.norm(x.A.astype(np.float64), axis=1)
+    values = component_norms(x)
     dead = values <= DEAD * values.max(initial=0)
     return LowRank(np.where(dead, np.float32(0), x.B), np.where(dead[:, np.newaxis], draw, x.A))
 
@@ -110,8 +117,8 @@ def live(x: LowRank, draw: Vector) -> LowRank:
 def keep_alive(x: LowRank, previous: LowRank) -> LowRank:
     """Return the same matrix, where a component whose A is zero has the previous A, and zeros as its B.
 
-    Factors that are filled up with zeros leave a component zero in A and in B if nobody holds it. Its gradients would
-    be zero for ever.
+    Factors that are filled up with zeros leave a component zero in A and in B if no client holds it. Its gradients
+    would be zero for ever.
 
     Args:
         x: factors.

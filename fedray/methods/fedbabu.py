@@ -3,7 +3,7 @@ first random draw, and everything is fine-tuned before it is evaluated.
 
     φ ← Σ_k w_k φ_k,   φ_k trained with the common draw h_0 as its head
 
-The body, here the adapter, learns features that fit a head that nobody has trained, instead of following a head that
+The body, here the adapter, learns features that fit an untrained head, instead of following a head that
 averaging changes. Where a round is measured, every client then fine-tunes body and head for `tune_epochs` and is
 evaluated (`personalised`); that training is for the evaluation alone, and nothing of it is sent or kept.
 

@@ -41,7 +41,7 @@ from fedray.types import Client, ClientId, Vector, state_type
 @dataclass(frozen=True)
 class Server:
     """Server state: rounds in which clients trained; by client the layout of what it holds, the LoRA that it sent last
-    and its number of examples; the clusters, in which nobody is during warm-up; the head, if it is shared."""
+    and its number of examples; the clusters, without members during warm-up; the head, if it is shared."""
 
     rounds: int
     own: Mapping[ClientId, Layout]
@@ -119,8 +119,8 @@ class FedTreeLora:
         self, adapter: Adapter, client_state: ClientState, downlink: Branches, local: Local
     ) -> tuple[GlobalAdapter, ClientState]:
         adapter.load("lora", downlink.adapter)
-        nobody = np.zeros(adapter.layout("rest").size, np.float32)
-        adapter.load("rest", nobody if downlink.rest is None else downlink.rest)
+        nothing = np.zeros(adapter.layout("rest").size, np.float32)
+        adapter.load("rest", nothing if downlink.rest is None else downlink.rest)
         adapter.load("mixer.w_R", client_state.weights)
         heads.load(self.head, adapter, downlink.head, client_state.head)
         local.train()

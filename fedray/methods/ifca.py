@@ -26,10 +26,10 @@ from fedray.config import Head, LoraSection
 from fedray.errors import ConfigError
 from fedray.methods.bases.shared_adapter import GlobalAdapter
 from fedray.methods.parts import heads
-from fedray.methods.parts.capacity import gather, held_mean, own_layout, places
+from fedray.methods.parts.capacity import by_layout, gather, held_mean, own_layout, places
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Metrics, Update
 from fedray.randomness import keyed_rng
-from fedray.types import Client, ClientId, Vector, state_type
+from fedray.types import Client, Vector, state_type
 
 
 @state_type("ifca.Server")
@@ -102,14 +102,12 @@ class Ifca:
         return Member(heads.initial(self.head, initial.head())[1], int(clusters[place]))
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[Models]]:
-        common, holders = server.layout, dict[Layout, list[ClientId]]()
+        common = server.layout
 
         def held(own: Layout) -> Models:
             return Models(tuple(replace(m, adapter=gather(common, own, m.adapter)) for m in server.models))
 
-        for client in cohort:
-            holders.setdefault(own_layout(common, client.capacity), []).append(client.id)
-        return [Broadcast(held(own), ids) for own, ids in holders.items()]
+        return [Broadcast(held(own), ids) for own, ids in by_layout(common, cohort).items()]
 
     def train_client(
         self, adapter: Adapter, client_state: Member, downlink: Models, local: Local

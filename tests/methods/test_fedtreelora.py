@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from agreement import agree, together
 from lora_clients import INITIAL, LAYOUT, cohort, factors
+from planted import PLANTED
 from received import received
 from sklearn.metrics import adjusted_rand_score
 from tiny import tiny_experiment
@@ -201,19 +202,7 @@ def test_two_real_rounds_of_clusters(start):
 
 def test_planted_groups_are_found(start):
     """Two groups of four clients whose labels contradict each other, under a common head. In both layers."""
-    run = start(
-        {"name": "fedtreelora", "warmup_rounds": 3},
-        seed=4,
-        clients__count=8,
-        data__groups=2,
-        data__examples_per_client=60,
-        data__max_length=80,
-        train__epochs=3,
-        train__lr=0.02,
-        train__weight_decay=0.0,
-        lora__rank=4,
-        lora__dropout=0.0,
-    )
+    run = start({"name": "fedtreelora", "warmup_rounds": 3}, **PLANTED)
     run.rounds(3)
     labels, groups = run.server.clusters.labels, run.prepared.data.latent_group
     for layer in range(2):

@@ -18,9 +18,9 @@ from fedray.adapters.layout import Layout
 from fedray.config import Head
 from fedray.errors import ConfigError
 from fedray.methods.parts import heads
-from fedray.methods.parts.capacity import gather, own_layout
+from fedray.methods.parts.capacity import by_layout, gather
 from fedray.methods.protocol import Averages, Broadcast, Initial, Local, Uploaded, name_of
-from fedray.types import Client, ClientId, Vector, state_type
+from fedray.types import Client, Vector, state_type
 
 
 @state_type("fedavg.Shared", "fedray.methods.fedavg.Shared")
@@ -118,12 +118,9 @@ class SharedAdapter:
         return ClientState(head) if self.private is None else PrivateState(head, initial.vector(self.private))
 
     def configure_train(self, server: Server, cohort: Sequence[Client]) -> list[Broadcast[GlobalAdapter]]:
-        holders: dict[Layout, list[ClientId]] = {}
-        for client in cohort:
-            holders.setdefault(own_layout(server.layout, client.capacity), []).append(client.id)
         return [
             Broadcast(replace(server.shared, adapter=gather(server.layout, own, server.shared.adapter)), ids)
-            for own, ids in holders.items()
+            for own, ids in by_layout(server.layout, cohort).items()
         ]
 
     def train_client(

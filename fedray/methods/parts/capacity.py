@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedray.adapters.layout import Layout, Slot
 from fedray.aggregation.means import weighted_mean
-from fedray.types import Capacity, Vector
+from fedray.types import Capacity, Client, ClientId, Vector
 
 Places = npt.NDArray[np.int64]
 
@@ -54,6 +54,14 @@ def places(common: Layout, own: Layout) -> Places | None:
         inside = np.arange(slot.size).reshape(slot.shape)[tuple(slice(size) for size in part.shape)]
         found.append(start + inside.reshape(-1))
     return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def by_layout(common: Layout, clients: Sequence[Client]) -> dict[Layout, list[ClientId]]:
+    """Return the clients by the layout of what they hold of a common one."""
+    holders: dict[Layout, list[ClientId]] = {}
+    for client in clients:
+        holders.setdefault(own_layout(common, client.capacity), []).append(client.id)
+    return holders
 
 
 def gather(common: Layout, own: Layout, vector: Vector) -> Vector:

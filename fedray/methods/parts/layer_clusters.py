@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fedray.adapters.layout import Layout
 from fedray.aggregation.points import Matrix
 from fedray.aggregation.trees import best_cut, cuts, mean_distances
+from fedray.methods.parts.capacity import Places, held_mean
 from fedray.methods.parts.factors import Delta
 from fedray.types import ClientId, Vector, state_type
 
@@ -66,7 +67,7 @@ class LayerClusters:
                 members[self.labels[id][level] if id in self.labels else 0].append(id)
             states.append(
                 tuple(
-                    _held_mean(state, [vectors[id][columns] for id in ids], [counts[id] for id in ids])
+                    held_mean(state, [_placed(vectors[id][columns]) for id in ids], [counts[id] for id in ids])
                     for state, ids in zip(self.states[level], members, strict=True)
                 )
             )
@@ -130,12 +131,7 @@ def layers(layout: Layout) -> tuple[tuple[tuple[int, ...], npt.NDArray[np.int64]
     )
 
 
-def _held_mean(previous: Vector, points: Sequence[Vector], weights: Sequence[float]) -> Vector:
-    if not points:
-        return previous
-    stacked = np.stack(points).astype(np.float64)
-    held = ~np.isnan(stacked)
-    shares = held * np.asarray(weights, np.float64)[:, np.newaxis]
-    total = shares.sum(0)
-    mean = (shares * np.where(held, stacked, 0)).sum(0) / np.where(total > 0, total, 1)
-    return np.where(total > 0, mean, previous).astype(np.float32)
+def _placed(values: Vector) -> tuple[Places | None, Vector]:
+    """Return where a vector has values (None: everywhere), and these."""
+    held = ~np.isnan(values)
+    return (None, values) if held.all() else (np.flatnonzero(held), values[held])
