@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from members import CLIENTS
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from fedray.adapters.lora import attach_lora
@@ -135,5 +136,15 @@ def trainer():
         identity = Client(id=client, index=0, num_examples=num_examples)
         work = EngineBackend(TorchEngine(adapter), training_context)
         return LocalTrainer(work, Shard(client, tables), identity, server_round, training_context, measure)
+
+    return build
+
+
+@pytest.fixture
+def locals_of(trainer):
+    """locals_of(adapter, task, clients, **train): every client's trainer, with its own number of examples."""
+
+    def build(adapter, task="classification", clients=CLIENTS, **train):
+        return {name: trainer(adapter, task, name, number, **train) for name, number in clients.items()}
 
     return build

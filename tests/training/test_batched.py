@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from members import CLIENTS, alone, compare, first_values, fused, one_round
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from fedray.adapters.client_batch import CannotBatch
@@ -17,66 +18,8 @@ from fedray.errors import TrainingError
 from fedray.models.architecture import architecture
 from fedray.models.build import build
 from fedray.training.batched import join, run_batched
-from fedray.training.steering import Proximal, Shift, Tail
-from fedray.training.trainer import LocalTrainer
 
 TASKS = ["classification", "regression", "causal_lm"]
-CLIENTS = {"ann": 11, "bob": 4, "cid": 9, "dee": 1}
-
-
-def first_values(adapter, client):
-    """Every client starts elsewhere, as it does in its second round."""
-    rng = np.random.default_rng(sum(map(ord, client)))
-    values = {name: adapter.read(name) for name in adapter.names}
-    return {name: (vector + rng.normal(0, 0.05, vector.size)).astype(np.float32) for name, vector in values.items()}
-
-
-def one_round(work, local, values, training=lambda local: local.train()):
-    """A method in short: load, train, read."""
-    mine = LocalTrainer(work, local._shard, local.client, local.server_round, local._training_context, local.measures)
-    for name, vector in values.items():
-        work.adapter.load(name, vector)
-    training(mine)
-    return np.concatenate([work.adapter.read(name) for name in work.adapter.names]), mine.report
-
-
-def alone(adapter, locals_, values, *training):
-    return {name: one_round(local._backend, local, values[name], *training) for name, local in locals_.items()}
-
-
-def fused(adapter, locals_, values, members=None, training=()):
-    def piece(name):
-        return lambda member: one_round(member, locals_[name], values[name], *training)
-
-    stack = AdapterStack(adapter, members or len(locals_))
-    training_context = next(iter(locals_.values()))._training_context
-    return dict(zip(locals_, run_batched(stack, training_context, 1.0, [piece(name) for name in locals_]), strict=True))
-
-
-def compare(ours, expected, starts):
-    for name, (values, report) in ours.items():
-        wanted, wanted_report = expected[name]
-        start = np.concatenate([*starts[name].values()])
-        assert np.linalg.norm(wanted - start) > 1e-3  # it trained
-        assert np.linalg.norm(values - wanted) < 1e-5 * np.linalg.norm(wanted)
-        assert report.steps == wanted_report.steps
-        assert report.train_loss == pytest.approx(wanted_report.train_loss, rel=1e-5)
-        for moment in ("aggregated", "personalised"):
-            measured, same = getattr(report, moment), getattr(wanted_report, moment)
-            assert (measured is None) == (same is None)
-            if same is not None:
-                assert measured.loss == pytest.approx(same.loss, rel=1e-5)
-                assert measured.metric == pytest.approx(same.metric, abs=1e-5)
-
-
-@pytest.fixture
-def locals_of(trainer):
-    """locals_of(adapter, task, clients, **train): every client's trainer, with its own number of examples."""
-
-    def build(adapter, task="classification", clients=CLIENTS, **train):
-        return {name: trainer(adapter, task, name, number, **train) for name, number in clients.items()}
-
-    return build
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -153,124 +96,6 @@ def test_interventions_with_short_batches(backbone, locals_of, task):
     locals_ = locals_of(adapter, task, measure=True, batch_size=4, accumulation=2, lr=0.01)
     values = {name: first_values(adapter, name) for name in locals_}
     compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
-
-
-def steered(kind):
-    """Every client's own steering of everything, of unequal strength."""
-
-    def steering(local):
-        adapter, number = local._backend.adapter, sum(map(ord, local.client.id))
-        vectors = first_values(adapter, local.client.id + "'s")
-        if kind == "proximal":
-            return Proximal(vectors, number / 300)
-        if kind == "part":
-            size = sum(slot.size for slot in adapter.layout("lora").slots if slot.part == "B")
-            return Proximal({"lora.B": np.ones(size, np.float32)}, number / 300)
-        return Shift(vectors) if kind == "shift" else Tail(number % 2, number / 300)
-
-    return steering
-
-
-def two_phases(local):
-    local.train(["head"], epochs=2, measure=False)
-    local.train(["lora"])
-
-
-def alternating(local):
-    """bob and dee begin with the other factor."""
-    first, second = (["lora.A"], ["lora.B", "head"]) if local.client.id in ("ann", "cid") else (["lora.B"], ["lora.A"])
-    local.train(first, steps=2)
-    local.train(second)
-
-
-def twice(local):
-    local.train(steps=2, steering=steered("proximal")(local))
-    local.train(phase=0, steering=steered("shift")(local))
-    local.measure()
-
-
-KINDS_OF_CALLS = {
-    "A": lambda local: local.train(["lora.A"]),
-    "B and head": lambda local: local.train(["lora.B", "head"]),
-    "head": lambda local: local.train(["head"]),
-    "steps": lambda local: local.train(steps=len(local.client.id) + sum(map(ord, local.client.id)) % 3),
-    **{kind: lambda local, kind=kind: local.train(steering=steered(kind)(local)) for kind in ("proximal", "shift")},
-    **{kind: lambda local, kind=kind: local.train(steering=steered(kind)(local)) for kind in ("tail", "part")},
-    "steered part": lambda local: local.train(["lora.B"], steering=steered("proximal")(local)),
-    "two phases": two_phases,
-    "alternating": alternating,
-    "twice": twice,
-}
-
-
-@pytest.mark.parametrize("training", KINDS_OF_CALLS.values(), ids=KINDS_OF_CALLS)
-@pytest.mark.parametrize(
-    "train",
-    [{"weight_decay": 0.1, "clip": 0.5}, {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1, "clip": 0.5}],
-    ids=["adamw", "sgd"],
-)
-def test_calls_of_all_kinds_are_as_alone(adapt, locals_of, train, training):
-    adapter = adapt(dropout=0.3)
-    locals_ = locals_of(adapter, measure=True, lr=0.01, batch_size=2, epochs=2, schedule="linear", **train)
-    values = {name: first_values(adapter, name) for name in locals_}
-    expected = alone(adapter, locals_, values, training)
-    compare(fused(adapter, locals_, values, training=[training]), expected, values)
-    trained = adapter.num_trainable()
-    assert trained == adapter.layout("lora").size + adapter.layout("head").size  # nothing stays narrowed
-
-
-@pytest.mark.parametrize("task", ["classification", "causal_lm"])
-@pytest.mark.parametrize("parts", [None, ["lora.B"]], ids=str)
-def test_mean_gradients_are_as_alone(adapt, locals_of, task, parts):
-    """Members end at different steps: each mean is over its own."""
-    adapter = adapt(task, dropout=0.3)
-    locals_ = locals_of(adapter, task, lr=0.01, batch_size=2)
-    values = {name: first_values(adapter, name) for name in locals_}
-    found = []
-
-    def training(local):
-        found.append((local.client.id, local.train(parts, mean_gradient=True, steering=steered("proximal")(local))))
-
-    expected = alone(adapter, locals_, values, training)
-    wanted, found = dict(found), []
-    compare(fused(adapter, locals_, values, training=[training]), expected, values)
-    assert sorted(dict(found)) == sorted(wanted)
-    for name, mean in found:
-        for group, vector in mean.items():
-            assert np.linalg.norm(vector - wanted[name][group]) <= 1e-5 * np.linalg.norm(wanted[name][group])
-        assert mean["lora"].any()
-
-
-def test_calls_of_one_kind_are_served_together(adapt, locals_of):
-    """Four clients of equal steps: two phases of two passes each, whatever their phase, anchor and strength."""
-    adapter, seen = adapt(), []
-    clients = dict.fromkeys(("ann", "bob", "cid", "dee"), 4)
-    locals_ = locals_of(adapter, clients=clients, batch_size=2)
-    adapter.model.register_forward_hook(lambda *_: seen.append(1))
-
-    def training(local):
-        local.train(["head"], steering=steered("proximal")(local), phase=3 if local.client.id == "bob" else None)
-        local.train(["lora"])
-
-    fused(adapter, locals_, {name: first_values(adapter, name) for name in locals_}, training=[training])
-    assert len(seen) == 4
-
-
-def test_steered_interventions_are_as_alone(backbone, locals_of):
-    """Where an intervention has no tokens in a member's step, that member is not steered there."""
-    adapter = attach_reft(backbone("causal_lm"), ReftSection(rank=2, kind="nodireft", positions="f1+l2"), seed=1)
-    locals_ = locals_of(adapter, "causal_lm", batch_size=1, lr=0.01, weight_decay=0.1)
-    values = {name: first_values(adapter, name) for name in locals_}
-
-    def training(local):
-        local.train(["reft"], steering=steered("proximal")(local), mean_gradient=True)
-
-    compare(fused(adapter, locals_, values, training=[training]), alone(adapter, locals_, values, training), values)
-
-
-def test_a_member_refuses_set_trainable(adapt):
-    with pytest.raises(TrainingError, match=r"train\(parts="):
-        AdapterStack(adapt(), 2).member(1).set_trainable("head")
 
 
 def test_rows_that_fill_up_are_copies_without_answers():
