@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,17 @@ Vector = npt.NDArray[np.float32]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+COMMON: Final = "common"
+"""Test examples that belong to no client: every client's model, and the server's, is evaluated on all of them."""
+Role = Literal[Split, "common"]
+ROLES: tuple[Role, ...] = (*SPLITS, COMMON)
+"""What the rows of a source serve as: a split, which is assigned to the clients, or the common test set."""
+
 Task = Literal["classification", "regression", "causal_lm"]
+
+Moment = Literal["aggregated", "personalised"]
+"""When a client's model is evaluated: right after it has loaded what the server aggregated, or after its local training
+that follows."""
 
 IGNORED = -100
 """Label of a token that does not contribute to the loss, as in torch and transformers."""
@@ -51,11 +61,23 @@ class Client:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and the configured metric over one split of one client."""
+    """A model on some examples.
+
+    Attributes:
+        loss: mean over the examples, or over their answer tokens for causal_lm.
+        metrics: the configured metrics by label, in their order.
+        groups: the same for the examples of each task, or of each named test set, where there are several.
+    """
 
     loss: float
-    metric: float
+    metrics: Mapping[str, float]
     num_examples: int
+    groups: Mapping[str, "Evaluation"] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> float:
+        """The first metric, by which models are compared and selected."""
+        return next(iter(self.metrics.values()), float("nan"))
 
 
 def round_number(server_round: int) -> int:

@@ -14,4 +14,5 @@ class CheckpointConfig(Section):
     keep: PositiveInt = 2
     """How many of the last ones are kept while a method runs; of a finished one the last."""
     best: bool = True
-    """Keep the one with the best mean of the personalised metric in its round too."""
+    """Keep the one of the round with the best mean of the personalised metric on validation examples, too; it needs
+    measured rounds (`evaluation.every`) and validation examples."""

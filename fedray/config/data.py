@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from fedray.config.registry import Registry
 from fedray.config.section import PositiveInt, Section, absolute
 from fedray.errors import DataError, choices, nearest
-from fedray.types import SPLITS, Split, Task
+from fedray.types import ROLES, Role, Task
 
 
 @dataclass(frozen=True)
@@ -26,25 +26,27 @@ class RawRows:
     Attributes:
         where: name in messages: a path, or what stands for one.
         columns: value of every row by name of the column, all of the same length; None where a row lacks it.
-        split: part of the data to which the rows belong.
+        split: part of the data to which the rows belong; `common` for test examples that belong to no client.
         file: natural client for the partition `by_file`.
         task: name of the task for the partitions `distinct_task` and `mixed_task`.
         rows: number of every row in messages; default 1, 2, 3, ...
         unit: what is counted by `rows`, for example `line`.
+        test_set: name of the test set to which the rows belong, where a source has several; each is scored apart, too.
     """
 
     where: str
     columns: Mapping[str, Sequence[Any]]
-    split: Split = "train"
+    split: Role = "train"
     file: str = "all"
     task: str = "all"
     rows: Sequence[int] | None = None
     unit: str = "row"
+    test_set: str = ""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            wrong = f"{self.split!r}{nearest(self.split, SPLITS)}"
-            raise DataError(f"{self.where}: unknown split {wrong}; allowed: {choices(SPLITS)}")
+        if self.split not in ROLES:
+            wrong = f"{self.split!r}{nearest(self.split, ROLES)}"
+            raise DataError(f"{self.where}: unknown split {wrong}; allowed: {choices(ROLES)}")
         for name, values in self.columns.items():
             if len(values) != len(self):
                 first = "rows" if self.rows is not None else repr(next(iter(self.columns)))
@@ -106,7 +108,10 @@ class DataConfig(Section):
     max_examples: PositiveInt | None = None
     """Keep at most this many training examples, drawn by seed."""
     max_test_examples: PositiveInt | None = None
-    """Keep at most this many examples of a test split that the source itself has, drawn by seed."""
+    """Keep at most this many examples of a test split that the source itself has, and of its common test set, drawn by
+    seed."""
+    max_validation_examples: PositiveInt | None = None
+    """Keep at most this many examples of a validation split that the source itself has, drawn by seed."""
     max_per_class: PositiveInt | None = None
     """Keep at most this many training examples per class, drawn by seed."""
     cache_dir: str = "~/.cache/fedray"

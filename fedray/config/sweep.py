@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from fedray.config.section import PositiveInt, Section
 from fedray.errors import choices, nearest
 
+SCORES = ("personalised_mean", "aggregated_mean", "personalised_weighted_mean", "personalised_worst")
+"""Metrics that are measured on examples: on validation examples as `validation_NAME`, on test examples as `NAME`."""
+
 PER_ROUND = ("personalised_mean", "aggregated_mean", "train_loss")
 """Metrics that every evaluated round has."""
 
@@ -19,6 +22,9 @@ OF_THE_WHOLE = (
     "wall_seconds",
 )
 """Metrics that only a finished trial has."""
+
+METRICS = tuple(dict.fromkeys((*PER_ROUND, *OF_THE_WHOLE, *(f"validation_{name}" for name in SCORES))))
+"""All that is known of a finished trial."""
 
 
 class AshaConfig(Section):
@@ -48,6 +54,10 @@ class SweepConfig(Section):
     metric: str = "personalised_mean"
     """What trials are compared by: of each round personalised_mean, aggregated_mean, train_loss, as of its last one;
     or of the whole trial personalised_worst, uplink_bytes, simulated_seconds, ..."""
+    select_on: Literal["validation", "test"] = "validation"
+    """Examples on which that metric is measured when trials are compared. `test` selects the best of many numbers,
+    which is above what the selected trial has on new examples; some papers do it. Test scores are reported in both
+    cases."""
     mode: Literal["max", "min"] | None = None
     """Whether more is better; default: as the metric says."""
     scheduler: AshaConfig | None = None
@@ -68,6 +78,12 @@ class SweepConfig(Section):
         if value not in (known := (*PER_ROUND, *OF_THE_WHOLE)):
             raise ValueError(f"no metric {value!r}{nearest(value, known)}; allowed: {choices(known)}")
         return value
+
+    @property
+    def selects_by(self) -> str:
+        """Name of the metric of a trial by which trials are compared."""
+        of_validation = self.metric in SCORES and self.select_on == "validation"
+        return f"validation_{self.metric}" if of_validation else self.metric
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,10 +1,11 @@
 """The sections `lora`, `reft`, `train` and `evaluation`: what every client trains, how, and how it is measured."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from fedray.config.metric import MetricOption
+from fedray.config.metric import Metric, MetricOption
 from fedray.config.section import Fraction, PositiveInt, Section
 
 
@@ -73,10 +74,37 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     every: Annotated[int, Field(ge=0)] = 1
     """Measure test accuracy before and after local training in every n-th round; 0: only at the end."""
-    metric: MetricOption | None = None
-    """Name of a metric, or `class: module.Class` of your own with its fields. Default: accuracy (classification),
-    pearson (regression), token_accuracy (causal_lm)."""
+    metrics: tuple[MetricOption, ...] = ()
+    """Names of metrics, or `class: module.Class` of your own with their fields. The first one is what tables show first
+    and models are selected by. `metric: NAME` is short for a list of one. Default: accuracy (classification), pearson
+    (regression), token_accuracy (causal_lm)."""
     batch_size: PositiveInt = 32
     """Examples per batch."""
+    common: tuple[Literal["server", "aggregated", "personalised"], ...] = ("server", "aggregated", "personalised")
+    """Whose models are evaluated on the common test set, if the data has one: the server's own, where a method has one
+    model for all clients, and every client's before and after local training. Where the server has a model,
+    `aggregated` is the same one, and only the server's is evaluated."""
     max_new_tokens: PositiveInt = 32
     """exact_match, rouge_l: longest generated answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_metric(cls, value: Any) -> Any:
+        """Read `metric: NAME`, and a single one under `metrics`, as a list of one."""
+        if not isinstance(value, Mapping):
+            return value
+        fields = dict(value)
+        one, several = fields.pop("metric", None), fields.get("metrics")
+        if one is not None and several:
+            raise ValueError("metric, metrics: name the metrics in one of the two")
+        if one is not None or isinstance(several, str | Mapping):
+            fields["metrics"] = [several if one is None else one]
+        return fields
+
+    @field_validator("metrics")
+    @classmethod
+    def _different(cls, value: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        labels = [metric.label for metric in value]
+        if twice := [label for i, label in enumerate(labels) if label in labels[:i]]:
+            raise ValueError(f"metrics: {twice[0]!r} occurs more than once")
+        return value

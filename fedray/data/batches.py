@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from fedray.data.shards import NOT_READ
 from fedray.types import IGNORED
 
 Indices = npt.NDArray[np.integer]
@@ -58,7 +59,7 @@ def batches(
         `labels`: int64 [batch] (classes), float32 [batch] (regression), or int64 [batch, longest] with -100 on padding
         and prompt (causal_lm).
     """
-    columns = {name: _column(table[name]) for name in table.column_names if name != "answer"}
+    columns = {name: _column(table[name]) for name in table.column_names if name not in NOT_READ}
     rows = np.arange(table.num_rows) if order is None else order
     fills = {"input_ids": pad_token_id, "labels": IGNORED, "token_type_ids": 0}
     for start in range(0, len(rows), batch_size):

@@ -79,7 +79,7 @@ def _constant_labels(train: Examples) -> Iterator[str]:
     most = int(pc.max(counts.field("counts")).as_py())
     if most >= NEARLY_ALL * len(train):
         value = counts.field("values")[int(np.argmax(counts.field("counts")))].as_py()
-        better = "; evaluation.metric: matthews takes that into account" if train.task == "classification" else ""
+        better = "; evaluation.metrics: [matthews] takes that into account" if train.task == "classification" else ""
         yield (
             f"{most:,} of {len(train):,} training examples have the same {what}, {_start(str(value))}: a model that "
             f"always gives it looks good{better}"

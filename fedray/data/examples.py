@@ -39,7 +39,8 @@ class Examples:
 
     Attributes:
         task: what is learned from the examples.
-        table: `split`, `file` (natural client), `task` (task name), and `text`, `label` (string: class name; float64:
+        table: `split` (or `common`), `file` (natural client), `task` (task name), `test_set` where the source names
+            some, and `text`, `label` (string: class name; float64:
             regression), `text_pair` where there is one; or, for causal_lm, `prompt`, `answer`, or for conversations
             `turns` (JSON), `context` (number of leading turns without loss), `answer` (the last turn).
         columns: the source's own columns as strings, in the same rows as `table`.
@@ -68,6 +69,15 @@ class Examples:
         """Return the place of a row in its source, for a message."""
         source, number = self.origins[row]
         return f"{self.sources[source]} {number}"
+
+    @cached_property
+    def groups(self) -> npt.NDArray[np.str_]:
+        """The group of every row that is scored apart: its test set where it has one, its task otherwise."""
+        tasks = self.field("task")
+        if "test_set" not in self.table.column_names:
+            return tasks
+        named = self.field("test_set")
+        return np.where(named == "", tasks, named)
 
     @property
     def conversations(self) -> bool:
@@ -132,6 +142,11 @@ def assemble(
         size = len(raw)
         same = {"split": raw.split, "file": raw.file, "task": raw.task}
         tables.append(pa.table(fields | {name: pa.array([value] * size, pa.string()) for name, value in same.items()}))
+    if any(raw.test_set for raw in parts):
+        tables = [
+            table.append_column("test_set", pa.array([raw.test_set] * len(raw), pa.string()))
+            for table, raw in zip(tables, parts, strict=True)
+        ]
     table = pa.concat_tables(tables).combine_chunks() if tables else None
     sources = choices(dict.fromkeys(raw.where for raw in parts))
     if table is None or table.num_rows == 0:

@@ -8,18 +8,19 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import Config
+from fedray.config.partition import IntArray
 from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
 from fedray.data.formats.instructions import find_instructions
 from fedray.data.partition import Partition, partition
-from fedray.data.shards import FederatedData, Shard
+from fedray.data.shards import GROUP, FederatedData, Shard
 from fedray.data.subsample import subsample
 from fedray.data.tokens.chat import ChatTemplate, find_chat_template
 from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
 from fedray.models.tokenizer import end_token_id
-from fedray.types import SPLITS, ClientId
+from fedray.types import COMMON, SPLITS, ClientId
 
 
 def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
@@ -41,10 +42,15 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
             "data.chat_template: the data are prompts and answers as texts, which no chat template changes; leave it "
             "out, or write the data as conversations, for example with data.format: messages"
         )
-    rows = partition(examples, config.partition, count, config.seed)
+    roles = examples.field("split")
+    assigned, common = (np.flatnonzero(chosen) for chosen in (roles != COMMON, roles == COMMON))
+    owned = partition(examples.take(assigned) if len(common) else examples, config.partition, count, config.seed)
+    rows = {client: {split: assigned[own] for split, own in splits.items()} for client, splits in owned.items()}
     tokens = tokenise(examples, tokenizer, config.data, template)
+    grouped = {split for split in SPLITS[1:] if any(_several(examples, splits[split]) for splits in rows.values())}
+    by_group = {split: examples if split in grouped else None for split in SPLITS}
     shards = {
-        client: Shard(client, {split: _rows(tokens.table, splits[split]) for split in SPLITS})
+        client: Shard(client, {split: _rows(tokens.table, own, by_group[split]) for split, own in splits.items()})
         for client, splits in rows.items()
     }
     return FederatedData(
@@ -54,7 +60,8 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         pad_token_id=int(tokenizer.pad_token_id),
         vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
         latent_group=_latent_groups(examples, config.data.group_column, rows),
-        fingerprint=_fingerprint(examples, rows),
+        fingerprint=_fingerprint(examples, rows, common),
+        common=_rows(tokens.table, common, examples if _several(examples, common) else None) if len(common) else None,
         end_token_ids=_end_token_ids(examples, tokenizer, template),
         notes=(
             *(instructions.notes(source.column_names) if instructions is not None else ()),
@@ -76,9 +83,19 @@ def _end_token_ids(
     return tuple(dict.fromkeys(ids))
 
 
-def _rows(tokens: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return these rows as a table of its own, without the buffers of the others."""
-    return tokens.take(rows).combine_chunks().replace_schema_metadata(None)
+def _rows(tokens: pa.Table, rows: IntArray, grouped: Examples | None) -> pa.Table:
+    """Return these rows as a table of its own, without the buffers of the others.
+
+    Args:
+        grouped: gives the rows' groups, if the table has them.
+    """
+    table = tokens.take(rows).combine_chunks().replace_schema_metadata(None)
+    return table if grouped is None else table.append_column(GROUP, pa.array(grouped.groups[rows], pa.string()))
+
+
+def _several(examples: Examples, rows: IntArray) -> bool:
+    """Return whether the rows are of several groups."""
+    return len(np.unique(examples.groups[rows])) > 1
 
 
 def _latent_groups(examples: Examples, column: str | None, rows: Partition) -> dict[ClientId, int]:
@@ -90,10 +107,11 @@ def _latent_groups(examples: Examples, column: str | None, rows: Partition) -> d
     return {k: int(g[0]) for k, g in groups.items()} if all(len(g) == 1 for g in groups.values()) else {}
 
 
-def _fingerprint(examples: Examples, rows: Partition) -> str:
+def _fingerprint(examples: Examples, rows: Partition, common: IntArray) -> str:
     digest = hashlib.sha256(examples.task.encode())
     for client, splits in rows.items():
         for split in SPLITS:
             digest.update(f"\x1f{client}\x1f{split}\x1f".encode())
             digest.update(examples.digests[splits[split]].tobytes())
+    digest.update(examples.digests[common].tobytes())
     return digest.hexdigest()

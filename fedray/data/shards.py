@@ -10,6 +10,12 @@ from pyarrow import compute
 
 from fedray.types import IGNORED, SPLITS, ClientId, Split, Task
 
+GROUP = "group"
+"""Column of a table with several tasks or named test sets, which are evaluated apart as well."""
+
+NOT_READ = ("answer", GROUP)
+"""Columns that no model reads."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -19,6 +25,7 @@ class Shard:
     list<int32> of the same length as input_ids with -100 where no loss is taken (causal_lm: the prompt, and in
     conversations all but the assistant's turns); sentence pairs also
     `token_type_ids` (list<int32>) where the tokenizer makes them; causal_lm also `answer` (string, the reference text).
+    Validation and test have a column `group` (string) where some client has examples of several tasks or test sets.
     """
 
     client: ClientId
@@ -29,7 +36,12 @@ class Shard:
 
     def longest(self, split: Split = "train") -> int:
         """Return the tokens of the longest example, 0 where there is none."""
-        return compute.max(compute.list_value_length(self.tables[split]["input_ids"])).as_py() or 0
+        return longest(self.tables[split])
+
+
+def longest(table: pa.Table) -> int:
+    """Return the tokens of a table's longest example, 0 where there is none."""
+    return compute.max(compute.list_value_length(table["input_ids"])).as_py() or 0
 
 
 def last_answer(labels: npt.NDArray[np.integer]) -> int | None:
@@ -88,6 +100,7 @@ class FederatedData:
         vocab_size: number of tokens of the tokenizer.
         latent_group: planted group of each client (sources with a `group_column`), for checking cluster recovery.
         fingerprint: SHA-256 of the examples' content and their assignment to clients and splits.
+        common: the common test set, with columns as in `Shard`; None if there is none.
         end_token_ids: tokens that end a generated answer (causal_lm).
         notes: what a user should know before training, a sentence each: what was detected, cut or looks wrong.
     """
@@ -99,5 +112,6 @@ class FederatedData:
     vocab_size: int
     latent_group: Mapping[ClientId, int]
     fingerprint: str
+    common: pa.Table | None = None
     end_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()

@@ -7,23 +7,30 @@ from fedray.config.partition import IntArray
 from fedray.data.examples import Examples
 from fedray.errors import DataError, choices
 from fedray.randomness import keyed_rng
+from fedray.types import COMMON, ROLES
 
 
 def subsample(examples: Examples, data: DataConfig, seed: int) -> Examples:
-    """Return the examples that max_per_class, max_examples and max_test_examples leave, in their order.
+    """Return the examples that max_per_class, max_examples, max_validation_examples and max_test_examples leave, in
+    their order.
 
     Raises:
         DataError: max_per_class without classes.
     """
-    # One shuffled order serves all three limits: each keeps the first rows of it.
+    # One shuffled order serves all limits: each keeps the first rows of it.
     shuffled = np.argsort(examples.digests, kind="stable")
     shuffled = shuffled[keyed_rng(seed, "subsample").permutation(len(examples))]
     splits = examples.field("split")[shuffled]
-    train, test = shuffled[splits == "train"], shuffled[splits == "test"]
+    rows = {role: shuffled[splits == role] for role in ROLES}
     if data.max_per_class is not None:
-        train = _first_of_each_class(train, examples, data)
-    kept = [train[: data.max_examples], shuffled[splits == "validation"], test[: data.max_test_examples]]
-    return examples.take(np.sort(np.concatenate(kept)))
+        rows["train"] = _first_of_each_class(rows["train"], examples, data)
+    most = {
+        "train": data.max_examples,
+        "validation": data.max_validation_examples,
+        "test": data.max_test_examples,
+        COMMON: data.max_test_examples,
+    }
+    return examples.take(np.sort(np.concatenate([rows[role][: most[role]] for role in ROLES])))
 
 
 def _first_of_each_class(rows: IntArray, examples: Examples, data: DataConfig) -> IntArray:

@@ -1,11 +1,12 @@
-"""Loss and metric of a model over one table of examples.
+"""Loss and metrics of a model over one table of examples.
 
 Examples are batched by length, so a result depends neither on their order nor (up to float rounding) on the batch size.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch.nn.utils import parametrize
 
 from fedray.config import Metric
 from fedray.data.batches import batches
-from fedray.errors import ConfigError
-from fedray.evaluation.losses import Scored, prompts, score
-from fedray.evaluation.metrics import check_metric
+from fedray.data.shards import GROUP
+from fedray.errors import ConfigError, choices
+from fedray.evaluation.losses import Scored, num_units, prompts, score
+from fedray.evaluation.metrics import check_metric, generates_text
 from fedray.models.checks import reads_left_padding
 from fedray.types import Evaluation, Task
 
@@ -37,7 +39,7 @@ def evaluate(
     model: nn.Module,
     table: pa.Table,
     task: Task,
-    metric: Metric,
+    metrics: Sequence[Metric],
     batch_size: int,
     pad_token_id: int,
     device: Device,
@@ -46,62 +48,97 @@ def evaluate(
     end_token_ids: Sequence[int] = (),
     generating: bool = True,
 ) -> Evaluation:
-    """Return the mean loss (per example; per answer token for causal_lm), the metric, and the number of examples.
+    """Return the mean loss (per example; per answer token for causal_lm), the metrics, and the number of examples: of
+    the whole table, and of its groups where it has the column `group`.
 
-    An empty table gives Evaluation(nan, nan, 0). The model's training mode is as before on return.
+    Loss and metrics of an empty table are nan. The model's training mode is as before on return.
 
     Args:
-        tokenizer: for a metric of texts, which compares greedily generated text with the column `answer`.
+        tokenizer: for metrics of texts, which compare greedily generated text with the column `answer`.
         max_new_tokens: at most this many tokens are generated per example.
         end_token_ids: tokens that end a generated text.
-        generating: whether text is generated for a metric of texts, which is nan otherwise.
+        generating: whether text is generated for metrics of texts, which are nan otherwise.
 
     Raises:
-        ConfigError: the metric does not fit the task, or needs a tokenizer that was not given.
+        ConfigError: a metric does not fit the task, or needs a tokenizer that was not given.
     """
-    check_metric(metric, task)
-    generating = generating and metric.reads == "texts"
+    for metric in metrics:
+        check_metric(metric, task)
+    generating = generating and generates_text(metrics)
     if generating and tokenizer is None:
-        raise ConfigError(
-            f"evaluation.metric: {metric.label!r} compares generated text and needs a tokenizer; none was given"
-        )
+        texts = choices(repr(metric.label) for metric in metrics if metric.reads == "texts")
+        raise ConfigError(f"evaluation.metrics: {texts} compares generated text and needs a tokenizer; none was given")
     if table.num_rows == 0:
-        return Evaluation(float("nan"), float("nan"), 0)
+        return unmeasured(metrics)
+    generated = None
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
-        if tokenizer is None or not generating:
-            return summarise(units, metric, table.num_rows)
-        texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens, end_token_ids)
-    value = metric.compute(texts, table["answer"].to_pylist())
-    return Evaluation(_mean(units.losses), value, table.num_rows)
+        if tokenizer is not None and generating:
+            generated = generate(
+                model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens, end_token_ids
+            )
+    return summarise(units, metrics, table, task, generated)
+
+
+def unmeasured(metrics: Sequence[Metric]) -> Evaluation:
+    """Return the evaluation of no examples."""
+    return Evaluation(math.nan, {metric.label: math.nan for metric in metrics}, 0)
 
 
 @dataclass(frozen=True)
 class Units:
-    """The scored units of a table, in the order in which they were scored; [units] each."""
+    """The scored units of a table, with its examples in the order of `by_length`; [units] each."""
 
     losses: npt.NDArray[np.float32]
     predictions: npt.NDArray[Any]
     """Classes, tokens, or numbers."""
     labels: npt.NDArray[Any]
 
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "Units":
+        """Return the chosen units."""
+        return Units(self.losses[chosen], self.predictions[chosen], self.labels[chosen])
 
-def summarise(units: Units, metric: Metric, num_examples: int) -> Evaluation:
-    """Return the evaluation by a metric of losses or predictions; a metric of texts is nan."""
-    if metric.reads == "texts":
-        return Evaluation(_mean(units.losses), float("nan"), num_examples)
-    read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
-    value = metric.compute(*read)
-    return Evaluation(_mean(units.losses), value, num_examples)
+
+def summarise(
+    units: Units, metrics: Sequence[Metric], table: pa.Table, task: Task, texts: Sequence[str] | None = None
+) -> Evaluation:
+    """Return the evaluation of a scored table that is not empty.
+
+    Args:
+        texts: generated for each example of the table; None makes metrics of texts nan.
+    """
+    references = table["answer"].to_pylist() if texts is not None else []
+    found = _measured(units, metrics, table.num_rows, texts, references)
+    if GROUP not in table.column_names:
+        return found
+    rows = by_length(table)
+    example = np.repeat(rows, num_units(table, task)[rows])
+    names = np.asarray(table[GROUP].to_pylist(), dtype=object)
+    groups = {}
+    for name in sorted(set(names)):
+        own = names == name
+        chosen = np.flatnonzero(own)
+        own_texts = None if texts is None else [texts[row] for row in chosen]
+        own_references = [references[row] for row in chosen] if texts is not None else []
+        groups[name] = _measured(units.where(own[example]), metrics, len(chosen), own_texts, own_references)
+    return replace(found, groups=groups)
+
+
+def _measured(
+    units: Units, metrics: Sequence[Metric], num_examples: int, texts: Sequence[str] | None, references: Sequence[str]
+) -> Evaluation:
+    def value(metric: Metric) -> float:
+        if metric.reads == "texts":
+            return math.nan if texts is None else metric.compute(texts, references)
+        return metric.compute(*((units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)))
+
+    values = {metric.label: value(metric) for metric in metrics}
+    return Evaluation(float(units.losses.mean(dtype=np.float64)), values, num_examples)
 
 
 def predictions_of(scored: Scored, task: Task) -> torch.Tensor:
     """Return the predicted classes, tokens or numbers, [units]."""
     return scored.outputs if task == "regression" else scored.outputs.argmax(-1)
-
-
-def _mean(losses: npt.NDArray[np.float32]) -> float:
-    return float(losses.mean(dtype=np.float64))
 
 
 def generate(

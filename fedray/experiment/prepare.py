@@ -13,9 +13,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path
 from fedray.data.load import load_federated_data
-from fedray.data.shards import FederatedData
+from fedray.data.shards import FederatedData, longest
 from fedray.errors import ConfigError, choices
-from fedray.evaluation.metrics import check_metric, configured_metric
+from fedray.evaluation.metrics import check_metric, configured_metrics, generates_text
 from fedray.experiment.population import make_clients
 from fedray.federation.participation import cohort_size
 from fedray.federation.rounds import Federation, Pool
@@ -70,6 +70,8 @@ class Prepared:
             data.pad_token_id,
             folder=folder,
             end_token_ids=data.end_token_ids,
+            common=data.common,
+            personalised=self._personalised(entry),
         )
         costs = self.costs[entry.key]
         return {tier: replace(setup, tier=tier, uplink=costs[tier].shapes) for tier in self.cohorts()}
@@ -86,7 +88,14 @@ class Prepared:
             pool,
             {tier: self.config.section_for(entry, tier).train for tier in costs},
             {tier: cost.uplink_bytes for tier, cost in costs.items()},
+            measure_server="server" in self.config.evaluation.common
+            and self.data.common is not None
+            and not self._personalised(entry),
         )
+
+    def _personalised(self, entry: MethodConfig) -> bool:
+        """Return whether the method's clients end up with models of their own."""
+        return any(cost.personalised for cost in self.costs[entry.key].values())
 
     def footprint(self, entry: MethodConfig, tier: str) -> Footprint:
         """Return how much memory an actor of the tier needs with one method.
@@ -97,6 +106,8 @@ class Prepared:
         shards = [self.data.shards[client.id] for client in self.clients if client.tier == tier]
         training = max(shard.longest() for shard in shards)
         evaluation = max(shard.longest(split) for shard in shards for split in EVALUATED)
+        if self.data.common is not None:
+            evaluation = max(evaluation, longest(self.data.common))
         tokens = Tokens(max(training, 1), max(evaluation, 1))
         asked = self.costs[entry.key][tier].asked
         return predict(self.config, self.architecture, entry, tier, tokens, asked)
@@ -123,7 +134,8 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     _check_gpus(config)
     check_own_classes(config)
     check_engines(config)
-    check_metric(configured_metric(config.evaluation, config.task), config.task)
+    for metric in configured_metrics(config.evaluation, config.task):
+        check_metric(metric, config.task)
     for entry in config.method:
         build_method(config, entry)
     tokenizer = load_tokenizer(config.model)
@@ -219,7 +231,7 @@ def _check_length(config: Config, positions: int | None) -> None:
     Raises:
         ConfigError: the example with the generated text has more tokens.
     """
-    generates = configured_metric(config.evaluation, config.task).reads == "texts"
+    generates = generates_text(configured_metrics(config.evaluation, config.task))
     generated = config.evaluation.max_new_tokens if generates else 0
     if positions is not None and config.data.max_length + generated > positions:
         after = f", plus evaluation.max_new_tokens: {generated}" if generated else ""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from fedray.federation.tasks import ClientResult
 from fedray.planning.accounting import Cost
 from fedray.planning.memory import Footprint
 from fedray.training.metering import MemoryUse
-from fedray.types import ClientId, Evaluation
+from fedray.training.trainer import ClientReport
+from fedray.types import COMMON, ClientId, Moment
 
 Row = dict[str, Any]
 
@@ -53,9 +54,9 @@ def client_row(result: ClientResult, simulated_seconds: float) -> Row:
         "seconds": report.seconds,
         "simulated_seconds": simulated_seconds,
         "train_loss": report.train_loss,
-        **_evaluation("aggregated", report.aggregated),
-        **_evaluation("personalised", report.personalised),
-        "test_examples": report.personalised.num_examples if report.personalised else None,
+        **_evaluation(report, "aggregated"),
+        **_evaluation(report, "personalised"),
+        "test_examples": tested.num_examples if (tested := report.evaluation("personalised")) else None,
         "uplink_bytes": result.uplink_bytes,
         "downlink_bytes": result.downlink_bytes,
         **report.recorded,
@@ -120,10 +121,22 @@ def round_row(done: RoundResult, simulated: Mapping[ClientId, float]) -> Row:
 
 
 def means(results: Sequence[ClientResult]) -> dict[str, float | None]:
-    """Return the metric's means and extremes over the measured clients that have test examples; None if there are
-    none."""
-    before = [entry for result in results if (entry := result.report.aggregated) and entry.num_examples]
-    after = [entry for result in results if (entry := result.report.personalised) and entry.num_examples]
+    """Return the first metric's means and extremes over the measured clients that have test examples, and over those
+    that have validation examples (`validation_...`); None if there are none. With a common test set, also the means
+    on that (`common_...`), and the metric of the server's model on it (`common_server`)."""
+    found = _means(results, "test") | {f"validation_{name}": v for name, v in _means(results, "validation").items()}
+    if not any(COMMON in by_examples for result in results for by_examples in result.report.evaluations.values()):
+        return found
+    server = [one.metric for result in results if (one := result.report.evaluation("server", COMMON))]
+    on_common = {f"common_{name}": value for name, value in _means(results, COMMON).items()}
+    return found | on_common | {"common_server": _mean(server)}
+
+
+def _means(results: Sequence[ClientResult], examples: str) -> dict[str, float | None]:
+    before, after = (
+        [found for result in results if (found := result.report.evaluation(moment, examples)) and found.num_examples]
+        for moment in get_args(Moment)
+    )
     return {
         "aggregated_mean": _mean([entry.metric for entry in before]),
         "personalised_mean": _mean([entry.metric for entry in after]),
@@ -133,7 +146,31 @@ def means(results: Sequence[ClientResult]) -> dict[str, float | None]:
     }
 
 
-def _evaluation(moment: str, evaluation: Evaluation | None) -> Row:
+def evaluation_rows(result: ClientResult) -> list[Row]:
+    """Return a client's rows of evaluations.parquet: one per moment, examples, group of examples, and metric. The group
+    of all examples is empty, and the server's model has no client."""
+    return [
+        {
+            "server_round": result.server_round,
+            "client": None if moment == "server" else result.client.id,
+            "moment": moment,
+            "examples": examples,
+            "group": group,
+            "metric": label,
+            "value": value,
+            "loss": found.loss,
+            "num_examples": found.num_examples,
+        }
+        for moment, by_examples in result.report.evaluations.items()
+        for examples, whole in by_examples.items()
+        if whole.num_examples
+        for group, found in {"": whole, **whole.groups}.items()
+        for label, value in found.metrics.items()
+    ]
+
+
+def _evaluation(report: ClientReport, moment: Moment) -> Row:
+    evaluation = report.evaluation(moment)
     return {
         f"{moment}_loss": evaluation.loss if evaluation else None,
         f"{moment}_metric": evaluation.metric if evaluation else None,

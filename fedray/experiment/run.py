@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
-from fedray.config import MethodConfig
+from fedray.config import MethodConfig, Metric
 from fedray.errors import ConfigError
 from fedray.evaluation.metrics import configured_metric
 from fedray.experiment.calibration import calibrated
@@ -88,7 +89,6 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
     final = yield from _logged(federation.final_pass(), folder)
     yield _round_finished(entry, final, folder.record(entry.key, final))
     uses = pool.memory()
-    measured = means(final.results)
     summary = Summary(
         method=entry.key,
         seed=config.seed,
@@ -96,10 +96,7 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         clients=len(prepared.clients),
         head=next(iter(prepared.costs[entry.key].values())).head,
         metric_name=metric.label,
-        aggregated_mean=measured["aggregated_mean"],
-        personalised_mean=measured["personalised_mean"],
-        personalised_weighted_mean=measured["personalised_weighted_mean"],
-        personalised_worst=measured["personalised_min" if metric.higher_is_better else "personalised_max"],
+        **_scores(means(final.results), metric),
         trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
         **{name: totals[name] for name in TOTALS},
         wall_seconds=earlier + perf_counter() - started,
@@ -158,13 +155,26 @@ def _round_finished(entry: MethodConfig, result: RoundResult, row: Row) -> Round
         row["downlink_bytes"],
         result.seconds,
         result.metrics,
+        validation_aggregated=row["validation_aggregated_mean"],
+        validation_personalised=row["validation_personalised_mean"],
     )
 
 
 def _score(row: Row) -> float | None:
     """Return the score by which the best checkpoint is chosen; None if it is undefined."""
-    score: float | None = row["personalised_mean"]
+    score: float | None = row["validation_personalised_mean"]
     return score if score is not None and math.isfinite(score) else None
+
+
+def _scores(measured: Mapping[str, float | None], metric: Metric) -> dict[str, Any]:
+    """Return the scores of a summary from the means of the final pass."""
+    worst = "personalised_min" if metric.higher_is_better else "personalised_max"
+    names = {name: name for name in ("aggregated_mean", "personalised_mean", "personalised_weighted_mean")}
+    return {
+        f"{of}{name}": measured[f"{of}{source}"]
+        for of in ("", "validation_")
+        for name, source in (names | {"personalised_worst": worst}).items()
+    }
 
 
 def _memory_rows(prepared: Prepared, entry: MethodConfig, uses: Mapping[str, Sequence[MemoryUse]]) -> list[Row]:

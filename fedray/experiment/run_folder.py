@@ -3,6 +3,8 @@
 DIR/config.yaml         the resolved configuration
 DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
+DIR/evaluations.parquet one row per method, round, client, moment, examples, group of examples and metric
+                        (`evaluation_rows`); exists once something was evaluated
 DIR/events.parquet      the event log: one row per failed attempt (`FailedAttempt`) and per interruption; exists only if
                         there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks (`memory_row`)
@@ -32,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from fedray.config import Config, dump_yaml
 from fedray.errors import ConfigError, StateError, StorageError, reason
-from fedray.experiment.rows import Row, client_row, client_seconds, round_row, strict
+from fedray.experiment.rows import Row, client_row, client_seconds, evaluation_rows, round_row, strict
 from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import RoundResult
 from fedray.federation.summary import Summary
@@ -42,7 +44,7 @@ from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table
 from fedray.types import ClientId
 
-TABLES = ("rounds", "clients", "events", "memory")
+TABLES = ("rounds", "clients", "evaluations", "events", "memory")
 
 LOCK = ".lock"
 LOCK_PATIENCE_S = 10.0
@@ -126,7 +128,8 @@ class RunFolder:
         (self.place / "states" / method).make_folder()
 
     def record(self, method: str, done: RoundResult) -> Row:
-        """Append a round (or the final pass) and its clients to the tables, and write both; return the round's row."""
+        """Append a round (or the final pass), its clients and their evaluations to the tables, and write them; return
+        the round's row."""
         phase = "final" if done.final else "train"
         simulated = client_seconds(self._config.clients, done)
         row = {"method": method, "phase": phase, **round_row(done, simulated)}
@@ -136,6 +139,8 @@ class RunFolder:
         ]
         self._tables["rounds"].append([row])
         self._tables["clients"].append(clients)
+        if rows := [entry for result in done.results for entry in evaluation_rows(result)]:
+            self._tables["evaluations"].append([{"method": method, "phase": phase, **entry} for entry in rows])
         return row
 
     def record_attempt(self, method: str, attempt: FailedAttempt) -> None:
@@ -191,8 +196,8 @@ class RunFolder:
         def stays(row: Row) -> bool:
             return bool(row["method"] != method or (row["phase"] == "train" and row["server_round"] < server_round))
 
-        self._tables["rounds"].keep(stays)
-        self._tables["clients"].keep(stays)
+        for name in ("rounds", "clients", "evaluations"):
+            self._tables[name].keep(stays)
         self._tables["memory"].keep(lambda row: row["method"] != method)
         self._summaries = [summary for summary in self._summaries if summary.method != method]
 

@@ -50,8 +50,9 @@ class RoundFinished:
 
     Attributes:
         server_round: from 0; of the final pass, the number of rounds.
-        aggregated, personalised: the metric's mean over clients right after aggregation and after local training; None
-            if it was not measured.
+        aggregated, personalised: the metric's mean over clients right after aggregation and after local training, on
+            their test examples; None if it was not measured.
+        validation_aggregated, validation_personalised: the same on their validation examples.
         train_loss: mean over clients; None if no client took part.
         seconds: on this machine.
         metrics: what the method's server reports.
@@ -69,6 +70,8 @@ class RoundFinished:
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     trial: str = ""
+    validation_aggregated: float | None = None
+    validation_personalised: float | None = None
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ class Federation:
     Args:
         name: the method's name in the experiment.
         train, up_bytes: by tier, how a client trains with this method and how many bytes it sends.
+        measure_server: whether one client of a measured round evaluates the server's model on the common test set.
 
     Attributes:
         server_round: number of finished rounds.
@@ -168,9 +169,10 @@ class Federation:
         pool: Pool,
         train: Mapping[str, TrainConfig],
         up_bytes: Mapping[str, int],
+        measure_server: bool = False,
     ):
         self.config, self.name, self.method, self.clients, self.pool = config, name, method, tuple(clients), pool
-        self.train, self.up_bytes = train, up_bytes
+        self.train, self.up_bytes, self.measure_server = train, up_bytes, measure_server
         self.server_round = 0
         self.server = method.init_server(initial, self.clients)
         self.client_states: dict[ClientId, StateRef] = {}
@@ -236,10 +238,15 @@ class Federation:
         last."""
         ordered = sorted(clients, key=lambda client: (-client.num_examples, client.id))
         positions: Counter[str] = Counter()
+        # The server's model is evaluated by a client that holds all of it, if there is one.
+        most = max((self.up_bytes.get(client.tier, 0) for client in clients), default=0)
+        holders = [client.id for client in clients if self.up_bytes.get(client.tier, 0) == most]
+        chosen = min(holders, default=None) if measure and self.measure_server else None
         tasks = []
         for client in ordered:
             position, state = positions[client.tier], self.client_states.get(client.id)
-            tasks.append(ClientTask(client, self.server_round, downlinks[client.id], measure, keep, position, state))
+            at = self.server_round, downlinks[client.id], measure, keep, position, state
+            tasks.append(ClientTask(client, *at, measure_server=client.id == chosen))
             positions[client.tier] += 1
         return tasks
 

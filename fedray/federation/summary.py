@@ -14,6 +14,7 @@ class Summary:
         personalised_mean: the same mean after the local training that follows.
         personalised_weighted_mean: the same mean, weighted by test examples.
         personalised_worst: the metric of the client with the worst one after local training.
+        validation_...: the same on the validation splits, by which sweeps select; None without validation examples.
         trainable_parameters: parameters that a client trains; the most if tiers differ.
         uplink_bytes, downlink_bytes: bytes sent, summed.
         late, dropped_out: selected clients that were stragglers or dropped out, summed.
@@ -44,3 +45,7 @@ class Summary:
     wall_seconds: float
     state_sha256: str
     data_sha256: str
+    validation_aggregated_mean: float | None = None
+    validation_personalised_mean: float | None = None
+    validation_personalised_weighted_mean: float | None = None
+    validation_personalised_worst: float | None = None

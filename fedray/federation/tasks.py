@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
 from transformers import PretrainedConfig
 
 from fedray.config import Config, MethodConfig
@@ -32,6 +33,8 @@ class WorkerSetup:
         folder: the run's folder, which all nodes see; None if nothing is kept, as when tasks are only timed.
         uplink: what updates look like; None allows anything.
         end_token_ids: tokens that end a generated text.
+        common: the common test set; None if there is none.
+        personalised: whether the method's clients end up with models of their own.
     """
 
     config: Config
@@ -43,6 +46,8 @@ class WorkerSetup:
     folder: StoragePath | None = None
     uplink: Expected | None = None
     end_token_ids: tuple[int, ...] = ()
+    common: pa.Table | None = None
+    personalised: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class ClientTask:
 
     Attributes:
         measure: whether to evaluate before and after training.
+        measure_server: whether to evaluate the server's model on the common test set, too.
         keep: what is kept afterwards: the client's next `state` (a round of training), the trained `adapter` (the final
             personalisation pass), or `nothing` (a task that is only timed).
         position: the client's place in the round's order of its tier, by which updates are added up.
@@ -81,6 +87,7 @@ class ClientTask:
     position: int = 0
     state: Any = None
     shard: Any = None
+    measure_server: bool = False
 
 
 @dataclass(frozen=True)

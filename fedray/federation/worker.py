@@ -7,13 +7,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.heads import label_text_head
 from fedray.adapters.stacked import AdapterStack
-from fedray.config import TierConfig
-from fedray.evaluation.metrics import configured_metric
+from fedray.config import EvaluationConfig, TierConfig
+from fedray.evaluation.metrics import configured_metrics, generates_text
 from fedray.federation.initial import draw_initial, first_head
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.methods.protocol import AnyMethod, Initial
@@ -32,7 +33,7 @@ from fedray.training.threads import set_threads
 from fedray.training.torch_engine import loss_scale
 from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
-from fedray.types import round_number
+from fedray.types import Moment, round_number
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Worker:
         method = build_method(config, setup.entry, setup.tier)
         self._meter = self._metered(method, tier, resting)
         model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
-        generating = configured_metric(config.evaluation, config.task).reads == "texts"
+        generating = generates_text(configured_metrics(config.evaluation, config.task))
         treatment = getattr(method, "effective_head", getattr(method, "head", sections.head))
         texts = treatment == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
@@ -99,6 +100,8 @@ class Worker:
             device=self.device,
             tokenizer=tokenizer if generating else None,
             end_token_ids=setup.end_token_ids,
+            common=setup.common,
+            common_moments=_common_moments(config.evaluation, setup.personalised),
         )
         initial = draw_initial(adapter, config.seed, head)
         for name in adapter.names:  # methods load what they train; the rest stays as loaded here
@@ -225,7 +228,8 @@ class Worker:
 
     def _run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         client = task.client
-        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, task.measure)
+        measured = task.measure, task.measure_server
+        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, *measured)
         before = self.method.init_client(self._initial, client) if task.state is None else task.state
         payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
         if self._meter is not None:
@@ -255,3 +259,12 @@ class Worker:
         now = resting_memory()
         before = self._meter
         return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))
+
+
+def _common_moments(evaluation: EvaluationConfig, personalised: bool) -> tuple[Moment, ...]:
+    """Return when a client's model is evaluated on the common test set. Before local training, the clients of a method
+    with one model for all have the server's."""
+    wanted: list[Moment] = [moment for moment in get_args(Moment) if moment in evaluation.common]
+    if not personalised and "server" in evaluation.common and "aggregated" in wanted:
+        wanted.remove("aggregated")
+    return tuple(wanted)

@@ -37,6 +37,7 @@ class Cost:
         head: how the method treats the task head; `-` if there is none.
         shapes: signatures of the uplink in the first round and in later ones.
         asked: arguments of `Local.train` that only some engines can do (`EngineConfig.steers`).
+        personalised: whether clients end up with models of their own; otherwise the server has one for all.
     """
 
     trainable: int
@@ -48,6 +49,7 @@ class Cost:
     head: str
     shapes: Expected = field(default=frozenset(), compare=False, repr=False)
     asked: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    personalised: bool = field(default=True, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def method_cost(
     method, up, down = whole.method, found.uplink, found.downlink
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in held.adapter.names else "-"
     sizes = numbers(up), numbers(down), num_bytes(up), num_bytes(down)
-    return Cost(found.trainable, total, *sizes, head, found.shapes, found.asked)
+    personalised = getattr(method, "personalised", numbers(found.state) > 0)
+    return Cost(found.trainable, total, *sizes, head, found.shapes, found.asked, personalised)
 
 
 def exchange(
@@ -217,7 +220,7 @@ class NoTraining:
         return None
 
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
-        return Evaluation(0.0, 0.0, self.validation_examples)
+        return Evaluation(0.0, {"any": 0.0}, self.validation_examples)
 
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:
         layout = self.shapes.layout("lora")

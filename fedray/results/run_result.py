@@ -1,8 +1,9 @@
 """The result of a run, read from its folder."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -10,6 +11,7 @@ from fedray.errors import StateError
 from fedray.federation.summary import Summary
 from fedray.storage.paths import StoragePath
 from fedray.storage.tables import read_table
+from fedray.types import Moment
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,57 @@ class RunResult:
         """
         return self._table("clients")
 
+    def evaluations(self) -> pd.DataFrame:
+        """Return evaluations.parquet: one row per method, round, client, moment, examples, group of examples and
+        metric. `examples` is `test`, `validation` or `common`; `group` is empty for all of them together; the client of
+        the server's own model (moment `server`) is missing.
+
+        Raises:
+            StateError: the file is missing or cannot be read.
+        """
+        return self._table("evaluations")
+
+    def scores(self) -> pd.DataFrame:
+        """Return what the final pass measured, one row per method, moment, examples, group of examples and metric: the
+        mean over clients, and their number. A mean with an undefined score is NaN.
+
+        Raises:
+            StateError: the file is missing or cannot be read.
+        """
+        final = self.evaluations().query("phase == 'final'")
+        keys = ["method", "moment", "examples", "group", "metric"]
+        by = final.groupby(keys, sort=False)["value"]
+        return by.agg(mean=lambda values: values.to_numpy().mean(), clients="size").reset_index()
+
+    def best_rounds(
+        self,
+        moment: Moment = "personalised",
+        select_on: Literal["validation", "test"] = "validation",
+        higher_is_better: bool = True,
+    ) -> pd.DataFrame:
+        """Return each method's best evaluated round: the earliest with the best mean over clients on the validation
+        examples, and its mean on the test examples. Columns: method, server_round, validation, test.
+
+        Args:
+            select_on: `test` selects by the test examples themselves, as some papers do: it reports the best of many
+                numbers, which is above what the selected model has on new examples.
+            higher_is_better: of the metric.
+
+        Raises:
+            StateError: no round was evaluated on the examples that select.
+        """
+        table = self.rounds().query("phase == 'train'")
+        columns = {"validation": f"validation_{moment}_mean", "test": f"{moment}_mean"}
+        if columns[select_on] not in table or (known := table.dropna(subset=[columns[select_on]])).empty:
+            raise StateError(
+                f"{self.place}: no round was evaluated on {select_on} examples; set evaluation.every, and "
+                "partition.validation_fraction for validation examples"
+            )
+        scores = known[columns[select_on]] * (1 if higher_is_better else -1)
+        best = scores.groupby(known["method"], sort=False).idxmax()
+        found = known.loc[best, ["method", "server_round", columns["validation"], columns["test"]]]
+        return found.set_axis(["method", "server_round", *columns], axis=1).reset_index(drop=True)
+
     def memory(self) -> pd.DataFrame:
         """Return memory.parquet: one row per method and tier.
 
@@ -110,9 +163,12 @@ def read_summaries(place: StoragePath) -> list[Summary]:
     file = place / "summary.json"
     if not file.is_file():
         return []
-    names = {field.name for field in fields(Summary)}
+    names = [field.name for field in fields(Summary)]
+    needed = {field.name for field in fields(Summary) if field.default is MISSING}
     try:
         entries = json.loads(file.read())
-        return [Summary(**{name: entry[name] for name in names}) for entry in entries]
+        return [
+            Summary(**{name: entry[name] for name in names if name in entry or name in needed}) for entry in entries
+        ]
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise StateError(f"{file}: is not a summary of a run: {type(error).__name__}: {error}") from None

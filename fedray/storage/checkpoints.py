@@ -26,6 +26,9 @@ from fedray.storage.paths import StoragePath
 LONGEST_MANIFEST = 1_000_000_000
 """Largest manifest that is read, in bytes; a million clients need a tenth of it."""
 
+VERSION = 2
+"""Of manifests; in version 1 the score was measured on test examples, by which nothing is selected."""
+
 ROUND = re.compile(r"\d{5,9}")
 Natural = Annotated[int, Field(ge=0)]
 
@@ -63,7 +66,7 @@ class _Server(_Strict):
 
 
 class _Manifest(_Strict):
-    version: Annotated[int, Field(ge=1, le=1)]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
     method: str
     server_round: Natural
     server: _Server
@@ -72,6 +75,11 @@ class _Manifest(_Strict):
     seconds: Annotated[float, Field(ge=0)]
     score: float | None
     data_sha256: str
+
+    @property
+    def selecting(self) -> float | None:
+        """The score, if checkpoints are compared by it."""
+        return self.score if self.version == VERSION else None
 
 
 class Checkpoints:
@@ -110,7 +118,7 @@ class Checkpoints:
         """
         blob = pack([progress.server])
         manifest = {
-            "version": 1,
+            "version": VERSION,
             "method": self._method,
             "server_round": progress.server_round,
             "server": {"bytes": len(blob), "sha256": sha256(blob).hexdigest()},
@@ -193,7 +201,7 @@ class Checkpoints:
             refs,
             manifest.totals,
             manifest.seconds,
-            manifest.score,
+            manifest.selecting,
             manifest.data_sha256,
         )
 
@@ -240,7 +248,7 @@ class Checkpoints:
             except StateError:
                 (self._folder / name).remove()
                 continue
-            self._scores[manifest.server_round] = manifest.score
+            self._scores[manifest.server_round] = manifest.selecting
             older = {StateRef(*ref) for ref in manifest.client_states.values()} - current
             known = {ref for ref, _ in self._replaced}
             self._replaced += [(ref, newest.server_round) for ref in sorted(older - known) if ref.file]

@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
+from fedray.config.sweep import SCORES
 from fedray.evaluation.metrics import configured_metric
 from fedray.federation.events import Callback
 from fedray.results.report import LiveBars, plain_table, readable_metric
@@ -21,7 +22,7 @@ class SweepProgress(LiveBars, Callback):
     def __init__(self, console: Console, found: SweepResult):
         columns = TextColumn("[bold]trials"), BarColumn(bar_width=24), MofNCompleteColumn()
         super().__init__(console, *columns, TextColumn("{task.fields[best]}"))
-        self._metric = found.sweep.metric
+        self._metric = found.sweep.selects_by
         self._higher = more_is_better(found.sweep, found.trials[0].config)
         self._best: float | None = None
         for ended in found.ended.values():
@@ -58,16 +59,19 @@ def sweep_table(found: SweepResult) -> Table:
     ended = [entry.status for entry in found.ended.values()]
     others = "".join(f", {ended.count(kind)} {kind}" for kind in ("stopped", "failed", "lost") if kind in ended)
     title = f"{metric} of {ended.count('finished')} finished trials{others}{left}"
-    shown_table = plain_table(title, ("method", *paths), ("seeds", "mean", "95 % interval", "first trial"))
+    selecting = ["validation\nmean"] if found.sweep.selects_by != metric else []
+    numbers = ("seeds", *selecting, "test mean" if metric in SCORES else "mean", "95 % interval", "first trial")
+    shown_table = plain_table(title, ("method", *paths), numbers)
 
     def readable(value: float) -> str:
         config = found.trials[0].config
-        accuracy = metric.startswith(("personalised", "aggregated"))
+        accuracy = metric in SCORES
         return readable_metric(value, configured_metric(config.evaluation, config.task)) if accuracy else f"{value:.4g}"
 
     for row in table.head(SHOWN_ROWS).to_dict("records"):
         interval = "-" if row["finished"] < 2 else f"{readable(row['low'])} to {readable(row['high'])}"
         values = [shown(row[path]) for path in paths]
         seeds = f"{row['finished']} of {row['seeds']}"
-        shown_table.add_row(str(row["method"]), *values, seeds, readable(row["mean"]), interval, row["first_trial"])
+        means = [readable(row["selection"])] * len(selecting) + [readable(row["mean"])]
+        shown_table.add_row(str(row["method"]), *values, seeds, *means, interval, row["first_trial"])
     return shown_table

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from io import BytesIO
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fedray.config import Config, SweepConfig, dump_yaml, load_sweep, parse_yaml, to_mapping
-from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
+from fedray.config.sweep import METRICS, SCORES
 from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError, StateError
 from fedray.evaluation.metrics import configured_metric
@@ -60,7 +60,7 @@ def more_is_better(sweep: SweepConfig, config: Config) -> bool:
     """Return whether a larger metric is better."""
     if sweep.mode is not None:
         return sweep.mode == "max"
-    if not sweep.metric.startswith(("personalised", "aggregated")):  # losses, bytes, seconds
+    if sweep.metric not in SCORES:  # losses, bytes, seconds
         return False
     return configured_metric(config.evaluation, config.task).higher_is_better
 
@@ -140,7 +140,7 @@ class SweepResult:
     def _row(self, trial: Trial) -> dict[str, Any]:
         ended = self.ended.get(trial.id, TrialResult(trial.id, "waiting"))
         values = {path: _cell(value) for path, value in trial.point.items() if path not in ("method", "seed")}
-        metrics = {name: ended.metrics.get(name) for name in (*PER_ROUND, *OF_THE_WHOLE)}
+        metrics = {name: ended.metrics.get(name) for name in METRICS}
         numbers = {name: np.nan if value is None else float(value) for name, value in metrics.items()}
         return {
             "trial": trial.id,
@@ -158,7 +158,8 @@ class SweepResult:
         """Return one row per point without its seed, the best first.
 
         A row has the number of seeds and how many of them finished, and over these the metric's mean, its standard
-        deviation and the 95 % confidence interval of the mean (Student's t). Trials that were ended early are left out,
+        deviation and the 95 % confidence interval of the mean (Student's t), on test examples; and `selection`, the
+        mean by which points are ordered, on the examples of `select_on`. Trials that were ended early are left out,
         because their last round is not that of the others. Points whose seeds did not all finish come last, because the
         remaining seeds may be the lucky ones.
         """
@@ -171,19 +172,20 @@ class SweepResult:
             of = [self.ended[trial.id] for trial in members if self._has_finished(trial)]
             if not of:
                 continue
-            values = np.array([np.nan if (v := one.metrics.get(self.sweep.metric)) is None else v for one in of], float)
+            values, selection = (_values(of, name) for name in (self.sweep.metric, self.sweep.selects_by))
             low, high = confidence_interval(values)
             row = self._row(members[0])
             spread = values.std(ddof=1) if len(values) > 1 else np.nan
             rows.append(
                 {name: row[name] for name in names}
-                | {"seeds": len(members), "finished": len(of), "mean": values.mean(), "sd": spread}
-                | {"low": low, "high": high, "first_trial": of[0].id}
+                | {"seeds": len(members), "finished": len(of), "selection": selection.mean(), "mean": values.mean()}
+                | {"sd": spread, "low": low, "high": high, "first_trial": of[0].id}
             )
-        table = pd.DataFrame(rows, columns=[*names, "seeds", "finished", "mean", "sd", "low", "high", "first_trial"])
-        better = -table["mean"] if self._more_is_better() else table["mean"]
-        order = pd.DataFrame({"lacks": table["finished"] < table["seeds"], "mean": better})
-        return table.loc[order.sort_values(["lacks", "mean"], na_position="last", kind="stable").index]
+        numbers = ("seeds", "finished", "selection", "mean", "sd", "low", "high", "first_trial")
+        table = pd.DataFrame(rows, columns=[*names, *numbers])
+        better = -table["selection"] if self._more_is_better() else table["selection"]
+        order = pd.DataFrame({"lacks": table["finished"] < table["seeds"], "selection": better})
+        return table.loc[order.sort_values(["lacks", "selection"], na_position="last", kind="stable").index]
 
     def _has_finished(self, trial: Trial) -> bool:
         return trial.id in self.ended and self.ended[trial.id].status == "finished"
@@ -192,9 +194,9 @@ class SweepResult:
     def best(self) -> Trial | None:
         """The first trial of the best point of `over_seeds`; None if no trial has finished with a number.
 
-        The trial is chosen by the metric, which is measured on test examples: report its value as the best of many.
+        With `select_on: test`, report its value as the best of many.
         """
-        table = self.over_seeds().dropna(subset=["mean"])
+        table = self.over_seeds().dropna(subset=["selection"])
         if table.empty:
             return None
         return next(trial for trial in self.trials if trial.id == table.iloc[0]["first_trial"])
@@ -234,6 +236,11 @@ def resumed(place: StoragePath, given: SweepConfig) -> SweepResult:
             + "\n".join(lines)
         )
     return replace(found, sweep=given, trials=trials_of(given))
+
+
+def _values(of: Sequence[TrialResult], name: str) -> np.ndarray[Any, Any]:
+    """Return a metric of some trials; NaN where it is unknown."""
+    return np.array([np.nan if (value := one.metrics.get(name)) is None else value for one in of], float)
 
 
 def _without_seed(trial: Trial) -> str:

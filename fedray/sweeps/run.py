@@ -61,6 +61,7 @@ def sweep(
     *,
     num_samples: int = 1,
     metric: str = "personalised_mean",
+    select_on: str = "validation",
     mode: str | None = None,
     scheduler: Any = None,
     max_concurrent: int | None = None,
@@ -78,7 +79,7 @@ def sweep(
         base: the experiment that each point of the space changes: the path of a YAML file, a mapping, or a Config.
         space: values by dotted path, see `SweepConfig.space`; Tune's `uniform`, `loguniform`, `randint`, `choice` and
             `grid_search` are accepted too.
-        num_samples, metric, mode, scheduler, max_concurrent, name, draws_seed: as in `SweepConfig`.
+        num_samples, metric, select_on, mode, scheduler, max_concurrent, name, draws_seed: as in `SweepConfig`.
         output: the sweep's folder, which must be empty or not exist; default storage_path/NAME-TIME.
         resume: the folder of an interrupted sweep to continue instead: finished trials stay, the others continue from
             their checkpoints.
@@ -96,6 +97,7 @@ def sweep(
         "space": {path: _plain_values(path, values) for path, values in space.items()},
         "num_samples": num_samples,
         "metric": metric,
+        "select_on": select_on,
         "mode": mode,
         "scheduler": scheduler,
         "max_concurrent": max_concurrent,
@@ -117,7 +119,14 @@ def resolve_sweep(given: SweepConfig, output: str | Path | None, resume: str | P
     """
     check_reachable()
     trials = trials_of(given)
-    prepare(trials[0].config)  # data and model, as far as all trials have them in common
+    prepared = prepare(trials[0].config)  # data and model, as far as all trials have them in common
+    if given.selects_by != given.metric and not any(
+        s.num_examples("validation") for s in prepared.data.shards.values()
+    ):
+        raise ConfigError(
+            f"metric: {given.metric} is compared on validation examples, and there are none; set "
+            "partition.validation_fraction above 0, or select_on: test"
+        )
     if resume is not None:
         if output is not None:
             raise ConfigError("output: a sweep that is continued stays in its folder; leave out --output")

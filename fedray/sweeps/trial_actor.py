@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from ray import tune
 
-from fedray.config.sweep import OF_THE_WHOLE, PER_ROUND
+from fedray.config.sweep import METRICS
 from fedray.errors import FedrayError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import continued
@@ -74,14 +74,19 @@ class TrialRun:
             if isinstance(event, RoundFinished) and not event.final:
                 self._round = replace(event, trial=self._trial.id)
                 self._rounds = event.server_round + 1
-                values = (event.personalised, event.aggregated, event.train_loss)
-                self._metrics = dict(zip(PER_ROUND, values, strict=True))
+                self._metrics = {
+                    "personalised_mean": event.personalised,
+                    "aggregated_mean": event.aggregated,
+                    "train_loss": event.train_loss,
+                    "validation_personalised_mean": event.validation_personalised,
+                    "validation_aggregated_mean": event.validation_aggregated,
+                }
                 last = self._rounds == self._trial.config.rounds  # only the final pass is left, which is never skipped
-                if not last and self._metrics.get(self._context.found.sweep.metric) is not None:
+                if not last and self._metrics.get(self._context.found.sweep.selects_by) is not None:
                     return False
             elif isinstance(event, MethodFinished):
                 self._rounds = event.summary.rounds
-                whole = {name: getattr(event.summary, name) for name in (*PER_ROUND[:2], *OF_THE_WHOLE)}
+                whole = {name: getattr(event.summary, name) for name in METRICS if name != "train_loss"}
                 self._metrics = {"train_loss": self._last_loss(), **whole}
         return True
 
@@ -111,7 +116,7 @@ class TrialRun:
         yield from run_experiment(prepared, self._pool, folder, resume)
 
     def _result(self, error: str = "", done: bool = False) -> dict[str, Any]:
-        metric = self._metrics.get(self._context.found.sweep.metric)
+        metric = self._metrics.get(self._context.found.sweep.selects_by)
         return {
             "round": self._rounds,
             "event": self._round,

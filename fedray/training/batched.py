@@ -27,8 +27,9 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import ClientBatch
 from fedray.adapters.stacked import AdapterStack
 from fedray.data.batches import batches
-from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise
+from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise, unmeasured
 from fedray.evaluation.losses import score
+from fedray.evaluation.metrics import generates_text
 from fedray.training import loop
 from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.importance import check_examples, mean_importance, shift_gradients
@@ -133,7 +134,7 @@ def run_batched(
         if isinstance(first, Importance):
             return importance_batched(stack, tables, training_context)
         found = {}
-        if training_context.metric.reads == "texts":
+        if generates_text(training_context.metrics):
             for slot in [slot for slot in slots if requests[slot].generating]:
                 alone = partial(evaluate_client, table=tables.pop(slot), training_context=training_context)
                 found[slot] = _compute_alone(stack, slot, alone)
@@ -208,7 +209,7 @@ def evaluate_batched(
 ) -> dict[int, Evaluation]:
     """Evaluate the stack's members on their tables, as `evaluate` would each alone, without generating
     text."""
-    found = {slot: Evaluation(math.nan, math.nan, 0) for slot, table in tables.items() if table.num_rows == 0}
+    found = {slot: unmeasured(training_context.metrics) for slot, table in tables.items() if table.num_rows == 0}
     full = {slot: table for slot, table in tables.items() if slot not in found}
     parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in full}
     with evaluating(stack.adapter.model):
@@ -219,7 +220,7 @@ def evaluate_batched(
                 parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
     for slot, scored_parts in parts.items():
         units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
-        found[slot] = summarise(units, training_context.metric, tables[slot].num_rows)
+        found[slot] = summarise(units, training_context.metrics, tables[slot], training_context.task)
     return found
 
 

@@ -24,7 +24,7 @@ from fedray.training.loop import Train, Trained, check_call, train_steps
 from fedray.training.steering import Steering
 from fedray.training.training_context import TrainingContext
 from fedray.training.weight_gradients import weight_gradients
-from fedray.types import Client, Evaluation, Split, Vector
+from fedray.types import COMMON, Client, Evaluation, Moment, Split, Vector
 
 Result = TypeVar("Result")
 
@@ -37,17 +37,21 @@ class ClientReport:
         steps: optimizer steps of all trainings.
         train_loss: mean over the optimizer steps (nan before training).
         seconds: of local training, without evaluation.
-        aggregated: test split right before the first training; None: not measured.
-        personalised: test split right after the last measured training, or at `measure`; None: not measured.
+        evaluations: what was measured, by moment and by the name of the examples (`test`, `validation`, `common`).
+            `aggregated` is right before the first training, `personalised` right after the last measured one, or at
+            `measure`; `server` is `aggregated` for the one client that evaluates the server's model.
         recorded: further columns of the client's row, by name.
     """
 
     steps: int
     train_loss: float
     seconds: float
-    aggregated: Evaluation | None
-    personalised: Evaluation | None
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
     recorded: Mapping[str, float | Sequence[float]]
+
+    def evaluation(self, moment: str, examples: str = "test") -> Evaluation | None:
+        """Return an evaluation, or None if it was not measured."""
+        return self.evaluations.get(moment, {}).get(examples)
 
 
 class ClientBackend(Protocol):
@@ -119,7 +123,7 @@ def evaluate_client(
         adapter.model,
         table,
         training_context.task,
-        training_context.metric,
+        training_context.metrics,
         training_context.evaluation.batch_size,
         training_context.pad_token_id,
         training_context.device,
@@ -139,7 +143,8 @@ class LocalTrainer:
         client: whose round it is.
         server_round: counts from 0.
         training_context: what all clients share.
-        measures: whether the test split is evaluated before and after training.
+        measures: whether the test and the validation split are evaluated before and after training.
+        measures_server: whether the server's model is evaluated on the common test set before training.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class LocalTrainer:
         server_round: int,
         training_context: TrainingContext,
         measures: bool,
+        measures_server: bool = False,
     ) -> None:
         self.client = client
         self.server_round = server_round
@@ -158,11 +164,11 @@ class LocalTrainer:
         self._shard = shard
         self._training_context = training_context
         self.measures = measures
+        self._measures_server = measures_server
         self._losses: list[float] = []
         self._seconds = 0.0
         self._trainings = 0
-        self._aggregated: Evaluation | None = None
-        self._personalised: Evaluation | None = None
+        self._evaluations: dict[str, Mapping[str, Evaluation]] = {}
         self._recorded: dict[str, float | Sequence[float]] = {}
 
     @property
@@ -172,8 +178,7 @@ class LocalTrainer:
             steps=len(self._losses),
             train_loss=float(np.mean(self._losses)) if self._losses else float("nan"),
             seconds=self._seconds,
-            aggregated=self._aggregated,
-            personalised=self._personalised,
+            evaluations=dict(self._evaluations),
             recorded=dict(self._recorded),
         )
 
@@ -199,7 +204,7 @@ class LocalTrainer:
         self._check_examples()
         check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
         if self.measures and self._trainings == 0:
-            self._aggregated = self.evaluate("test", generating=True)
+            self._measure("aggregated", self.evaluate("test", generating=True))
         trained = self._backend.train(
             Train(
                 self._shard.tables["train"],
@@ -224,9 +229,25 @@ class LocalTrainer:
         """See `Local.measure`."""
         if self.measures:
             self._backend.adapter.observed()  # drops what earlier evaluations left there
-            self._personalised = self.evaluate("test", generating=True)
+            on_test = self.evaluate("test", generating=True)
             for name, mean in self._backend.adapter.observed().items():
                 self.record(name, mean)
+            self._measure("personalised", on_test)
+
+    def _measure(self, moment: Moment, on_test: Evaluation) -> None:
+        """Keep an evaluation on the test examples, and add those on the validation examples, by which models are
+        selected, and on the common test set."""
+        found = {"test": on_test}
+        if self._shard.num_examples("validation"):
+            found["validation"] = self.evaluate("validation", generating=True)
+        context, server = self._training_context, moment == "aggregated" and self._measures_server
+        if context.common is not None and (server or moment in context.common_moments):
+            on_common = self._backend.evaluate(context.common, True)
+            if server:
+                self._evaluations["server"] = {COMMON: on_common}
+            if moment in context.common_moments:
+                found[COMMON] = on_common
+        self._evaluations[moment] = found
 
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from fedray.config import EvaluationConfig, Metric, TrainConfig
 from fedray.evaluation.evaluate import Device, Tokenizer
-from fedray.evaluation.metrics import configured_metric
-from fedray.types import Task
+from fedray.evaluation.metrics import configured_metrics
+from fedray.types import Moment, Task
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class TrainingContext:
         device: where steps are computed.
         tokenizer: only for metrics that read generated text.
         end_token_ids: tokens that end a generated text.
+        common: the common test set; None if there is none.
+        common_moments: when a client's model is evaluated on it.
     """
 
     task: Task
@@ -31,8 +35,10 @@ class TrainingContext:
     device: Device = "cpu"
     tokenizer: Tokenizer | None = None
     end_token_ids: tuple[int, ...] = ()
+    common: pa.Table | None = None
+    common_moments: tuple[Moment, ...] = ()
 
     @property
-    def metric(self) -> Metric:
+    def metrics(self) -> tuple[Metric, ...]:
         """What is measured: as configured, else the task's default."""
-        return configured_metric(self.evaluation, self.task)
+        return configured_metrics(self.evaluation, self.task)

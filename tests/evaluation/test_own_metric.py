@@ -50,11 +50,11 @@ def test_its_field_changes_the_value(own: dict[str, Any]) -> None:
 def test_it_survives_yaml_and_pickling(own: dict[str, Any], own_folder: Path) -> None:
     """Also into a process that has never imported its file."""
     config = load_config(own, {"evaluation.metric": {"class": "my_metric.ErrorRate", "weight": 3}})
-    assert to_mapping(config)["evaluation"]["metric"] == {"class": "my_metric.ErrorRate", "weight": 3.0}
+    assert to_mapping(config)["evaluation"]["metrics"] == [{"class": "my_metric.ErrorRate", "weight": 3.0}]
     (own_folder / "config.yaml").write_text(dump_yaml(config))
     assert load_config("config.yaml") == load_config(config) == pickle.loads(pickle.dumps(config)) == config
     (own_folder / "pickled").write_bytes(pickle.dumps(config))
-    code = "import pickle; print(pickle.load(open('pickled', 'rb')).evaluation.metric.weight)"
+    code = "import pickle; print(pickle.load(open('pickled', 'rb')).evaluation.metrics[0].weight)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "3.0\n"
 
@@ -64,8 +64,8 @@ def test_an_instance_is_a_value_of_the_configuration(own: dict[str, Any]) -> Non
 
     metric = import_class("my_metric.ErrorRate")(weight=2)
     config = load_config(own, {"evaluation.metric": metric})
-    assert config.evaluation.metric == metric
-    assert load_config(own, {"evaluation.metric": RougeL()}).evaluation.metric == RougeL()
+    assert config.evaluation.metrics[0] == metric
+    assert load_config(own, {"evaluation.metric": RougeL()}).evaluation.metrics[0] == RougeL()
 
 
 def test_a_name_of_its_own_is_shown(own: dict[str, Any], own_folder: Path) -> None:
@@ -73,8 +73,8 @@ def test_a_name_of_its_own_is_shown(own: dict[str, Any], own_folder: Path) -> No
         EXAMPLES["my_metric.py"].replace("    tasks =", '    name = "wrong"\n    tasks =')
     )
     config = load_config(own, {"evaluation.metric": {"class": "named_metric.ErrorRate"}})
-    assert config.evaluation.metric is not None
-    assert config.evaluation.metric.label == "wrong"
+    assert config.evaluation.metrics
+    assert config.evaluation.metrics[0].label == "wrong"
     assert load_config(to_mapping(config)) == config
 
 
@@ -83,17 +83,17 @@ def test_a_name_of_its_own_is_shown(own: dict[str, Any], own_folder: Path) -> No
     [
         (
             {"class": "my_metric.ErrorRate", "wieght": 2},
-            r"evaluation.metric.wieght: unknown key \(did you mean 'weight'\?\); allowed: weight",
+            r"evaluation.metrics.0.wieght: unknown key \(did you mean 'weight'\?\); allowed: weight",
         ),
-        ({"class": "my_metric.ErrorRate", "weight": "much"}, "evaluation.metric.weight: got 'much': "),
-        ({"class": "my_metric.ErrorRate", "weight": True}, "evaluation.metric.weight: expected a number, got true"),
-        ({"class": "my_metric.ErrorRat"}, "evaluation.metric: class 'my_metric.ErrorRat' cannot be imported: Attr"),
+        ({"class": "my_metric.ErrorRate", "weight": "much"}, "evaluation.metrics.0.weight: got 'much': "),
+        ({"class": "my_metric.ErrorRate", "weight": True}, "evaluation.metrics.0.weight: expected a number, got true"),
+        ({"class": "my_metric.ErrorRat"}, "evaluation.metrics.0: class 'my_metric.ErrorRat' cannot be imported: Attr"),
         ({"class": "collections.Counter"}, "must be a class derived from fedray.config.metric.Metric"),
-        ({"class": "my_metric.ErrorRate", "name": "accuracy"}, "evaluation.metric: expected either `name`"),
-        ({"name": "accuracy", "top": 5}, "evaluation.metric.top: unknown key"),
-        ({}, "evaluation.metric: expected `name` "),
-        ("accurracy", r"evaluation.metric: unknown metric 'accurracy' \(did you mean 'accuracy'\?\)"),
-        (7, "evaluation.metric: expected `name` .* got 7"),
+        ({"class": "my_metric.ErrorRate", "name": "accuracy"}, "evaluation.metrics.0: expected either `name`"),
+        ({"name": "accuracy", "top": 5}, "evaluation.metrics.0.top: unknown key"),
+        ({}, "evaluation.metrics.0: expected `name` "),
+        ("accurracy", r"evaluation.metrics.0: unknown metric 'accurracy' \(did you mean 'accuracy'\?\)"),
+        (7, "evaluation.metrics.0: expected `name` .* got 7"),
     ],
 )
 def test_mistakes_are_named(own: dict[str, Any], metric: Any, message: str) -> None:
@@ -114,7 +114,7 @@ def test_a_class_that_cannot_be_used(
     own: dict[str, Any], own_folder: Path, before: str, after: str, message: str
 ) -> None:
     (own_folder / "broken_metric.py").write_text(EXAMPLES["my_metric.py"].replace(before, after))
-    with pytest.raises(ConfigError, match=f"evaluation.metric: class .* cannot be imported: TypeError: {message}"):
+    with pytest.raises(ConfigError, match=f"evaluation.metrics.0: class .* cannot be imported: TypeError: {message}"):
         load_config(own, {"evaluation.metric": {"class": "broken_metric.ErrorRate"}})
 
 

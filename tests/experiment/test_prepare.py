@@ -188,7 +188,7 @@ def test_a_given_number_of_classes_must_be_the_datas(configure: Callable[..., An
         ),
         ({"method": "fedreft", "reft__layers": [0, 2]}, "reft.layers: no block 2; the model has blocks 0 to 1"),
         ({"method": "fedreft", "reft__rank": 17}, "reft.rank: 17 is above the model's hidden size 16"),
-        ({"evaluation__metric": "pearson"}, "evaluation.metric: "),
+        ({"evaluation__metric": "pearson"}, "evaluation.metrics: "),
         (
             {"clients__tiers": {"weak": {"share": 1, "precision": "float16"}}, "device": "cpu"},
             "tier 'weak': float16 needs a GPU; on a CPU use bfloat16 or float32",

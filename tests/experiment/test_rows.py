@@ -23,6 +23,7 @@ from fedray.experiment.run import run_experiment
 from fedray.experiment.run_folder import RunFolder, check_empty
 from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TasksFinished
 from fedray.federation.local_pool import LocalPool
+from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import arrays, sha256
 from fedray.storage.tables import Table
@@ -73,6 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         events=events,
         rounds=pd.read_parquet(path / "rounds.parquet"),
         clients=pd.read_parquet(path / "clients.parquet"),
+        evaluations=pd.read_parquet(path / "evaluations.parquet"),
         summaries={entry["method"]: entry for entry in json.loads((path / "summary.json").read_text())},
     )
 
@@ -88,6 +90,7 @@ def test_the_files(run: SimpleNamespace) -> None:
         "config.yaml",
         "rounds.parquet",
         "clients.parquet",
+        "evaluations.parquet",
         "memory.parquet",
         "summary.json",
         *(f"checkpoints/{method}/{ROUNDS:05d}/{name}" for method in METHODS for name in CHECKPOINT),
@@ -183,6 +186,45 @@ def test_a_rounds_row_is_the_mean_of_its_clients(run: SimpleNamespace) -> None:
         assert row.seconds > turns.seconds.sum() * 0.99
     sizes = run.rounds[(run.rounds.method == "hft") & (run.rounds.phase == "train")]
     assert sizes[["cluster_0_size", "cluster_1_size", "cluster_2_size"]].to_numpy() == pytest.approx(CLIENTS / 3)
+
+
+def test_evaluations_are_those_of_the_clients_and_of_their_validation_examples(run: SimpleNamespace) -> None:
+    """One row per client, moment and examples; those on test are the clients' own columns, and the round's validation
+    mean is that over its clients that have validation examples."""
+    table = run.evaluations
+    assert set(table.metric) == {"accuracy"}
+    assert set(table.group) == {""}
+    keys = ["method", "phase", "server_round", "client"]
+    for moment in ("aggregated", "personalised"):
+        at = table[table.moment == moment]
+        tests = at[at.examples == "test"].set_index(keys)
+        clients = run.clients.set_index(keys).loc[tests.index]
+        assert len(tests) == (run.clients.test_examples > 0).sum()
+        assert tests.value.tolist() == clients[f"{moment}_metric"].tolist()
+        assert tests.loss.tolist() == clients[f"{moment}_loss"].tolist()
+        assert tests.num_examples.tolist() == clients.test_examples.tolist()
+        validation = at[at.examples == "validation"].set_index(keys)
+        for (_, _, _, client), count in validation.num_examples.items():
+            assert count == run.prepared.data.shards[client].num_examples("validation")
+        means = validation.value.groupby(keys[:3]).mean()
+        for row in run.rounds.itertuples():
+            mean = getattr(row, f"validation_{moment}_mean")
+            assert mean == pytest.approx(means.loc[row.method, row.phase, row.server_round])
+    final = run.rounds[run.rounds.phase == "final"].set_index("method")
+    for method, entry in run.summaries.items():
+        assert entry["validation_personalised_mean"] == final.validation_personalised_mean[method]
+        assert entry["validation_aggregated_mean"] == final.validation_aggregated_mean[method]
+
+
+def test_the_best_round_is_chosen_on_validation(run: SimpleNamespace) -> None:
+    """The test score is that of the same round; on test, the choice is by the test score."""
+    result = RunResult.load(run.path)
+    for select_on, column in (("validation", "validation_personalised_mean"), ("test", "personalised_mean")):
+        for row in result.best_rounds(select_on=select_on).itertuples():
+            mine = run.rounds[(run.rounds.method == row.method) & (run.rounds.phase == "train")]
+            best = mine.set_index("server_round").loc[row.server_round]
+            assert best[column] == mine[column].max()
+            assert (row.validation, row.test) == (best.validation_personalised_mean, best.personalised_mean)
 
 
 def test_the_summary_follows_from_the_clients_table(run: SimpleNamespace) -> None:

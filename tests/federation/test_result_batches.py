@@ -42,7 +42,7 @@ class Plays:
             client = task.client
             self.seen += (task.state,)
             payload = GlobalAdapter(SENT[client.index], None) if self.sent is None else self.sent
-            report = ClientReport(1, 0.0, 0.0, None, None, {})
+            report = ClientReport(1, 0.0, 0.0, {}, {})
             state = ClientState(np.full(3, client.index, np.float32))
             adapter: Any = {"B": np.full(2, client.index)} if task.keep == "adapter" else None
             yield ClientResult(client, task.server_round, client.num_examples, payload, 8, 8, report, state, adapter)

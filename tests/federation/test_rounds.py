@@ -83,7 +83,7 @@ class CountingPool:
     def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch]:
         self.tasks.append(list(tasks))
         for task in self.order(list(tasks)):
-            client, report = task.client, ClientReport(1, 0.0, 0.0, None, None, {})
+            client, report = task.client, ClientReport(1, 0.0, 0.0, {}, {})
             times = 1 if task.state is None else task.state.entry + 1
             state = StateRef("file", times, 99) if task.keep == "state" else None
             result = ClientResult(client, task.server_round, 1, client.id, 0, 0, report, state)

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from fedray.federation.worker import Worker
 from fedray.models.checks import reads_left_padding
 from fedray.models.load_options import LoadOptions
 from fedray.storage.paths import StoragePath
-from fedray.types import Task
+from fedray.types import Moment, Task
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
@@ -223,9 +223,7 @@ class _Trial:
             worker, tasks = self._started(prepared, entry)
             alone = [worker.train(task) for task in tasks]
             for result in alone:
-                before, after = result.report.aggregated, result.report.personalised
-                assert before is not None
-                assert after is not None
+                before, after = (result.report.evaluations[moment]["test"] for moment in get_args(Moment))
                 assert after.loss < before.loss, f"{self}, {entry.key}: the loss does not fall"
             if entry.key == "fedavg" and worker.adapter.targets:
                 adapter = alone[0].adapter or {}
@@ -245,19 +243,20 @@ class _Trial:
         assert alone.report.steps == together.report.steps == 3, where
         # Adam magnifies rounding where a gradient is nearly zero.
         _near(together.report.train_loss, alone.report.train_loss, where, tolerance=2e-3)
-        _near(together.report.aggregated.loss, alone.report.aggregated.loss, where)
-        _near(together.report.personalised.loss, alone.report.personalised.loss, where, tolerance=2e-3)
+        one, two = ({m: found["test"].loss for m, found in r.report.evaluations.items()} for r in (alone, together))
+        _near(two["aggregated"], one["aggregated"], where)
+        _near(two["personalised"], one["personalised"], where, tolerance=2e-3)
         assert alone.adapter is not None
         assert together.adapter is not None
-        one, two = (np.concatenate([v.reshape(-1) for v in result.adapter.values()]) for result in (alone, together))
-        distance = np.linalg.norm(one - two) / np.linalg.norm(one)
+        first, second = (np.concatenate([v.reshape(-1) for v in r.adapter.values()]) for r in (alone, together))
+        distance = np.linalg.norm(first - second) / np.linalg.norm(first)
         assert distance < 1e-2, f"{where}: the adapters differ by {distance:.1e}"
 
     def _compare_batch_sizes(self, prepared: Prepared, worker: Worker, entry: MethodConfig) -> None:
         table = prepared.data.shards[CLIENTS[0]].tables["test"]
         metric = configured_metric(prepared.config.evaluation, self.task)
         one, many = (
-            evaluate(worker.adapter.model, table, self.task, metric, size, prepared.data.pad_token_id, "cpu").loss
+            evaluate(worker.adapter.model, table, self.task, [metric], size, prepared.data.pad_token_id, "cpu").loss
             for size in (1, 32)
         )
         _near(many, one, f"{self}, {entry.key}: evaluation batch sizes 1 and 32")
@@ -281,7 +280,7 @@ class _Trial:
                     logits, labels = logits[0, :-1], labels[0, 1:]
                 losses.append(functional.cross_entropy(logits, labels, reduction="none")[labels != -100])
         metric = configured_metric(prepared.config.evaluation, self.task)
-        ours = evaluate(worker.adapter.model, table, self.task, metric, 4, prepared.data.pad_token_id, "cpu").loss
+        ours = evaluate(worker.adapter.model, table, self.task, [metric], 4, prepared.data.pad_token_id, "cpu").loss
         _near(ours, float(torch.cat(losses).mean()), f"{self}: fedray's loss and transformers'")
 
 

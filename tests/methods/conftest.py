@@ -229,7 +229,7 @@ class FakeLocal:
 
     def evaluate(self, split: Split) -> Evaluation:
         self.evaluated.append(split)
-        return Evaluation(self.loss(self.adapter), 0.0, self.num_validation)
+        return Evaluation(self.loss(self.adapter), {"accuracy": 0.0}, self.num_validation)
 
     def record(self, name: str, value: Any) -> None:
         self.recorded[name] = value

@@ -148,7 +148,7 @@ def loss_on_training_data(run, id):
     config = run.config
     metric = configured_metric(config.evaluation, config.task)
     table = run.pool.shards[id].tables["train"]
-    return evaluate(run.adapter.model, table, config.task, metric, 32, run.prepared.data.pad_token_id, "cpu").loss
+    return evaluate(run.adapter.model, table, config.task, [metric], 32, run.prepared.data.pad_token_id, "cpu").loss
 
 
 def test_planted_groups_are_found(start):

@@ -191,7 +191,7 @@ def rewritten(file: Path, **changes: Any) -> None:
         ({"client_states": {"c": [f"00001-{'a' * 16}-000000-{'b' * 32}.safetensors", 0, 1, ""]}}, "cannot be read"),
         ({"client_states": {"c": ["x", -1, 1, ""]}}, "manifest.json is not a manifest"),
         ({"client_states": 3}, "manifest.json is not a manifest"),
-        ({"version": 2}, "manifest.json is not a manifest"),
+        ({"version": 3}, "manifest.json is not a manifest"),
         ({"surprise": 1}, "manifest.json is not a manifest"),
         ({"server_round": 7}, "it was moved here"),
         ({"method": "other"}, "it was moved here"),

@@ -169,8 +169,10 @@ def new(folder: Path, sweep: SweepConfig) -> SweepResult:
     return result
 
 
-def finished(id: str, value: float | None, **more: Any) -> TrialResult:
-    return TrialResult(id, "finished", 2, {"personalised_mean": value, "wall_seconds": 1.0}, **more)
+def finished(id: str, value: float | None, validation: float | None = None, **more: Any) -> TrialResult:
+    """Without a validation score of its own, the same as on test."""
+    scores = {"personalised_mean": value, "validation_personalised_mean": value if validation is None else validation}
+    return TrialResult(id, "finished", 2, scores | {"wall_seconds": 1.0}, **more)
 
 
 @pytest.fixture
@@ -217,6 +219,27 @@ def test_the_best_configuration_is_ready_for_a_run(found: SweepResult) -> None:
     assert (best.train.lr, best.seed, [entry.key for entry in best.method]) == (0.1, 0, ["fedavg"])
     assert found.best is not None
     assert found.best.config == best
+
+
+@pytest.mark.parametrize(("select_on", "best", "reported"), [("validation", "0001", 0.6), ("test", "0000", 0.9)])
+def test_selection_is_by_validation_and_test_is_reported(
+    tmp_path: Path, select_on: str, best: str, reported: float
+) -> None:
+    """0.1 is better on test and worse on validation: the selected rate is 0.2, with its own test score."""
+    sweep = load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2]}, "select_on": select_on})
+    found = new(tmp_path, sweep).with_result(finished("0000", 0.9, 0.5)).with_result(finished("0001", 0.6, 0.7))
+    assert found.best is not None
+    assert found.best.id == best
+    first = found.over_seeds().iloc[0]
+    assert (first["mean"], first["selection"]) == (reported, 0.7 if select_on == "validation" else 0.9)
+
+
+def test_a_sweep_without_validation_scores_selects_nothing(tmp_path: Path) -> None:
+    """Trials of former versions have test scores only."""
+    found = new(tmp_path, load_sweep({"base": BASE, "space": {"train.lr": [0.1, 0.2]}}))
+    found = found.with_result(TrialResult("0000", "finished", 2, {"personalised_mean": 0.9}))
+    assert found.best is None
+    assert found.over_seeds()["mean"].tolist() == [0.9]
 
 
 def test_less_may_be_better(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_evaluation_between_trainings_changes_nothing(live, examples, kind, stag
     for each in (engine, torch_engine):
         for name, vector in start(engine, "ann").items():
             each.adapter.load(name, vector)
-        scores.append(evaluate(each.adapter.model, table, "classification", Accuracy(), 4, 0, "cpu"))
+        scores.append(evaluate(each.adapter.model, table, "classification", [Accuracy()], 4, 0, "cpu"))
     assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-5)
     assert np.array_equal(run(engine, examples)[1], first[1])
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from fedray.config import RawRows
 from fedray.data.reading.csv_files import check_names, decoded, read_csv, read_tsv
 from fedray.errors import DataError, choices, reason
-from fedray.types import Split
+from fedray.types import Role
 
 Columns = dict[str, Sequence[Any]]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -39,7 +39,7 @@ class FileName:
         return cls(inner.stem, inner.suffix.lower(), compression)
 
 
-def read_file(path: Path, split: Split, file: str, task: str) -> RawRows:
+def read_file(path: Path, split: Role, file: str, task: str) -> RawRows:
     """Read one file.
 
     Args:
@@ -108,7 +108,7 @@ def _json_lines(text: str, where: str) -> tuple[list[Any], list[int]]:
     return records, rows
 
 
-def _document(text: str, where: str, split: Split) -> list[Any] | None:
+def _document(text: str, where: str, split: Role) -> list[Any] | None:
     """Return the rows of a file that is one JSON value; None if it has a value per line.
 
     The value is an array of rows, an object that holds one, such as {"data": [...]}, or a single row.
@@ -150,7 +150,7 @@ def _columns(records: list[Any], rows: list[int], where: str, unit: str) -> Colu
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def _parquet(path: Path, split: Split, file: str, task: str) -> RawRows:
+def _parquet(path: Path, split: Role, file: str, task: str) -> RawRows:
     try:
         _check_size(path, path.stat().st_size)
         with pq.ParquetFile(path) as opened:

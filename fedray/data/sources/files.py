@@ -2,24 +2,27 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from fedray.config import DataConfig, RawRows, absolute
 from fedray.data.reading.readers import FileName, read_file
 from fedray.errors import DataError, choices, nearest
-from fedray.types import SPLITS, Split, Task
+from fedray.types import COMMON, ROLES, Role, Task
 
 
 class Files(DataConfig):
     """Every named entry, or every file of a pattern, is a natural client and a task."""
 
-    files: dict[str, str | dict[str, str]] = Field(default_factory=dict)
-    """{train: PATH, validation: PATH, test: PATH}, or one such mapping (or one path) per task or client:
-    {NAME: {train: PATH, ...}} or {NAME: PATH}. .jsonl, .json (an array of rows, or {"data": [...]}), .csv, .tsv,
+    files: dict[str, str | dict[str, str | dict[str, str]]] = Field(default_factory=dict)
+    """{train: PATH, validation: PATH, test: PATH, common: PATH}, or one such mapping (or one path) per task or client:
+    {NAME: {train: PATH, ...}} or {NAME: PATH}. `test` is assigned to the clients, and every client's model is evaluated
+    on all of `common`. Several test sets are {test: {NAME: PATH, ...}}, each scored apart, too; `common` likewise.
+    .jsonl, .json (an array of rows, or {"data": [...]}), .csv, .tsv,
     .parquet; all but Parquet also compressed, such as .csv.gz or .jsonl.zst. A path may hold `*`."""
 
     @model_validator(mode="after")
@@ -29,40 +32,54 @@ class Files(DataConfig):
         return self
 
     def with_absolute_paths(self, folder: Path) -> Self:
-        files = {
-            name: {split: absolute(path, folder) for split, path in entry.items()}
-            if isinstance(entry, dict)
-            else absolute(entry, folder)
-            for name, entry in self.files.items()
-        }
-        return super().with_absolute_paths(folder).model_copy(update={"files": files})
+        return super().with_absolute_paths(folder).model_copy(update={"files": _absolute(self.files, folder)})
 
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterator[RawRows]:
         # With a `train` among them the keys are splits; a misspelt one must not become a client.
         if isinstance(self.files.get("train"), str):
-            _check_splits(self.files, "data.files")
+            yield from _read_splits(self.files, None, "data.files")
+            return
         for name, entry in self.files.items():
             where = f"data.files.{name}"
-            if isinstance(entry, dict):
-                _check_splits(entry, where)
+            if name in ROLES and (name == COMMON or isinstance(entry, str)):
+                yield from _read_splits({name: entry}, None, "data.files")
+            elif isinstance(entry, dict):
                 if "train" not in entry:
                     raise DataError(f"{where}: names no file for train")
-                for split in SPLITS:
-                    if split in entry:
-                        yield from _read_pattern(entry[split], split, name, f"{where}.{split}")
-            elif name in SPLITS:
-                yield from _read_pattern(entry, name, None, where)
+                yield from _read_splits(entry, name, where)
             else:
                 yield from _read_pattern(entry, "train", name, where)
 
 
-def _check_splits(names: Iterable[str], where: str) -> None:
-    for name in names:
-        if name not in SPLITS:
-            raise DataError(f"{where}: unknown split {name!r}{nearest(name, SPLITS)}; allowed: {choices(SPLITS)}")
+def _read_splits(entry: Mapping[str, Any], name: str | None, where: str) -> Iterator[RawRows]:
+    """Yield the files of a mapping from splits to paths, or to several test sets' paths.
+
+    Args:
+        name: of the task and client; None names each file after itself.
+    """
+    for split in entry:
+        if split not in ROLES:
+            raise DataError(f"{where}: unknown split {split!r}{nearest(split, ROLES)}; allowed: {choices(ROLES)}")
+    for split in ROLES:
+        found = entry.get(split)
+        if isinstance(found, dict) and split in ("train", "validation"):
+            raise DataError(f"{where}.{split}: expected a path; only test and common name several sets")
+        if isinstance(found, dict):
+            for test_set, path in found.items():
+                for raw in _read_pattern(path, split, name, f"{where}.{split}.{test_set}"):
+                    yield replace(raw, test_set=test_set)
+        elif found is not None:
+            yield from _read_pattern(found, split, name, f"{where}.{split}")
 
 
-def _read_pattern(pattern: str, split: Split, name: str | None, where: str) -> Iterator[RawRows]:
+def _absolute(entry: Any, folder: Path) -> Any:
+    """Return paths, and mappings of them, with absolute paths."""
+    if isinstance(entry, dict):
+        return {name: _absolute(value, folder) for name, value in entry.items()}
+    return absolute(entry, folder)
+
+
+def _read_pattern(pattern: str, split: Role, name: str | None, where: str) -> Iterator[RawRows]:
     """Yield the files of a path that may hold `*`; without a given name each is named after itself."""
     path = Path(pattern).expanduser()
     # Brackets are part of a folder's name.

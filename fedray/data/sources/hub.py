@@ -1,14 +1,15 @@
 """`hub`: a dataset of the Hugging Face hub, or a local dataset folder; its code is never run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedray.config import DataConfig, RawRows, absolute
 from fedray.errors import DataError, choices, nearest, one_line
-from fedray.types import SPLITS, Split, Task
+from fedray.types import SPLITS, Role, Task
 
 
 class Hub(DataConfig):
@@ -18,14 +19,23 @@ class Hub(DataConfig):
     """Dataset id or local dataset folder."""
     config: str | None = None
     """Dataset configuration."""
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    """Which of its splits serve as train, validation, test. Default: those with these names."""
+    splits: dict[Role, str | dict[str, str]] = Field(default_factory=dict)
+    """Which of its splits serve as train, validation, test, and common: test examples on which every client's model is
+    evaluated. Several test sets are {test: {NAME: SPLIT, ...}}, each scored apart, too; common likewise. Default: those
+    named train, validation and test."""
 
     @model_validator(mode="after")
     def _has_name(self) -> Self:
         if not self.name:
             raise ValueError("name: the source `hub` needs the name of a dataset")
         return self
+
+    @field_validator("splits")
+    @classmethod
+    def _sets_of_tests(cls, value: dict[Role, Any]) -> dict[Role, Any]:
+        if wrong := [split for split in ("train", "validation") if isinstance(value.get(split), dict)]:
+            raise ValueError(f"splits.{wrong[0]}: expected a split's name; only test and common name several sets")
+        return value
 
     def with_absolute_paths(self, folder: Path) -> Self:
         found = absolute(self.name or "", folder)
@@ -35,12 +45,16 @@ class Hub(DataConfig):
     def load(self, task: Task, seed: int, num_clients: int | None) -> list[RawRows]:
         name = self.name or ""
         available = self._open(name)
-        wanted = self.splits or {split: split for split in SPLITS if split in available}
+        wanted: Mapping[Any, Any] = self.splits or {split: split for split in SPLITS if split in available}
         if "train" not in wanted:
             raise DataError(
                 f"data.splits: name the split of {name!r} that serves as train; it has: {choices(available)}"
             )
-        return [self._split(split, theirs, available) for split, theirs in wanted.items()]
+        return [
+            replace(self._split(role, theirs, available), test_set=test_set)
+            for role, entry in wanted.items()
+            for test_set, theirs in (entry if isinstance(entry, dict) else {"": entry}).items()
+        ]
 
     def _open(self, name: str) -> dict[str, Any]:
         """Return the dataset's splits by their own names."""
@@ -61,11 +75,11 @@ class Hub(DataConfig):
             ) from error
         return dict(found) if isinstance(found, dict) else {"train": found}
 
-    def _split(self, split: Split, theirs: str, available: dict[str, Any]) -> RawRows:
+    def _split(self, role: Role, theirs: str, available: dict[str, Any]) -> RawRows:
         name = self.name or ""
         if theirs not in available:
             raise DataError(
-                f"data.splits.{split}: {name!r} has no split {theirs!r}{nearest(theirs, available)}; "
+                f"data.splits.{role}: {name!r} has no split {theirs!r}{nearest(theirs, available)}; "
                 f"it has: {choices(available)}"
             )
         dataset = available[theirs]
@@ -75,7 +89,7 @@ class Hub(DataConfig):
                 # The hub's convention for a split without labels is class -1.
                 columns[column] = [feature.int2str(v) if v is not None and v >= 0 else None for v in columns[column]]
         task = self.config or Path(name).name
-        return RawRows(f"{name}, split {theirs}", columns, split, task, task, range(1, dataset.num_rows + 1))
+        return RawRows(f"{name}, split {theirs}", columns, role, task, task, range(1, dataset.num_rows + 1))
 
 
 ENTRY = Hub

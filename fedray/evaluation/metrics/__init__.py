@@ -5,6 +5,7 @@
 Uses: config.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from fedray.config import EvaluationConfig
@@ -19,9 +20,19 @@ _DEFAULTS: Final[dict[Task, str]] = {
 }
 
 
+def configured_metrics(evaluation: EvaluationConfig, task: Task) -> tuple[Metric, ...]:
+    """Return the metrics that the configuration names, or else the task's default; at least one."""
+    return evaluation.metrics or (default_metric(task),)
+
+
 def configured_metric(evaluation: EvaluationConfig, task: Task) -> Metric:
-    """Return the metric that the configuration names, or else the task's default."""
-    return evaluation.metric or default_metric(task)
+    """Return the first of the configured metrics, by which models are compared and selected."""
+    return configured_metrics(evaluation, task)[0]
+
+
+def generates_text(metrics: Iterable[Metric]) -> bool:
+    """Return whether one of the metrics compares generated text."""
+    return any(metric.reads == "texts" for metric in metrics)
 
 
 def default_metric(task: Task) -> Metric:
@@ -38,5 +49,6 @@ def check_metric(metric: Metric, task: Task) -> None:
     if task not in metric.tasks:
         fitting = [name for name in METRICS.names if task in METRICS.find(name).tasks]
         raise ConfigError(
-            f"evaluation.metric: {metric.label!r} cannot be computed for the task {task!r}; allowed: {choices(fitting)}"
+            f"evaluation.metrics: {metric.label!r} cannot be computed for the task {task!r}; "
+            f"allowed: {choices(fitting)}"
         )
