@@ -15,7 +15,7 @@ from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
 from fedray.errors import ConfigError, choices
-from fedray.evaluation.metrics import check_metric, configured_metric
+from fedray.evaluation.metrics import check_metric, configured_metric, for_classes
 from fedray.experiment.population import make_clients
 from fedray.federation.participation import cohort_size
 from fedray.federation.rounds import Federation, Pool
@@ -62,8 +62,9 @@ class Prepared:
             folder: the run's folder; None if nothing is kept, as when tasks are only timed.
         """
         data = self.data
+        evaluation = for_classes(self.config.evaluation, data.label_names)
         setup = WorkerSetup(
-            self.config,
+            self.config.model_copy(update={"evaluation": evaluation}),
             entry,
             self.architecture,
             data.label_names,
@@ -130,6 +131,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     data = load(config, tokenizer)
     for note in data.notes:
         log.warning("%s", note)
+    _check_metric_of(config, data)
     clients = make_clients(config.clients, data.shards, config.seed)
     if (per_round := config.clients.per_round) and per_round > len(clients):
         raise ConfigError(
@@ -145,6 +147,20 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     found = costs(config, arch, clients, fewest)
     _note_drawn_heads(config, found)
     return Prepared(config, data, clients, arch, found)
+
+
+def _check_metric_of(config: Config, data: FederatedData) -> None:
+    """Check that the metric can be computed for the classes and the reference texts of the data.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    metric = configured_metric(config.evaluation, config.task)
+    metric.for_classes(data.label_names)
+    if metric.reads == "texts":
+        for shard in data.shards.values():
+            for split in EVALUATED:
+                metric.check_references(shard.tables[split]["answer"].to_pylist())
 
 
 def _note_drawn_heads(config: Config, costs: Mapping[str, TierCosts]) -> None:

@@ -2,20 +2,35 @@
 
 `METRICS` finds a module by its name and takes its `ENTRY`.
 
-Uses: config.
+Uses: config, evaluation.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from fedray.config import EvaluationConfig
 from fedray.config.metric import METRICS, Metric
-from fedray.errors import ConfigError, choices
+from fedray.errors import ConfigError, choices, nearest
 from fedray.types import Task
 
 _DEFAULTS: Final[dict[Task, str]] = {
     "classification": "accuracy",
     "regression": "pearson",
     "causal_lm": "token_accuracy",
+}
+
+_GLUE: Final[dict[str, tuple[str | dict[str, str], ...]]] = {
+    "cola": ("matthews",),
+    "sst2": ("accuracy",),
+    "mrpc": ("accuracy", {"name": "f1", "positive": "equivalent"}),
+    "stsb": ("pearson", "spearman", "combined"),
+    "qqp": ("accuracy", {"name": "f1", "positive": "duplicate"}),
+    "mnli": ("accuracy",),
+    "mnli_matched": ("accuracy",),
+    "mnli_mismatched": ("accuracy",),
+    "qnli": ("accuracy",),
+    "rte": ("accuracy",),
+    "wnli": ("accuracy",),
 }
 
 
@@ -27,6 +42,35 @@ def configured_metric(evaluation: EvaluationConfig, task: Task) -> Metric:
 def default_metric(task: Task) -> Metric:
     """Return accuracy, pearson or token_accuracy."""
     return METRICS.find(_DEFAULTS[task])()
+
+
+def glue_metrics(config_name: str) -> tuple[Metric, ...]:
+    """Return the metrics of a task of GLUE (Wang et al., 2018, arXiv 1804.07461, table 1), the first one first.
+
+    They are those of the library `evaluate` (metrics/glue), and for STS-B the mean of its two as well. The positive
+    class of F1 is named as the hub's `nyu-mll/glue` names it, whose class 1 it is: class names are sorted, so its index
+    may be another one.
+
+    Args:
+        config_name: the hub's name of the task, such as `mrpc`.
+
+    Raises:
+        ConfigError: GLUE has no such task.
+    """
+    if config_name not in _GLUE:
+        raise ConfigError(f"GLUE has no task {config_name!r}{nearest(config_name, _GLUE)}; allowed: {choices(_GLUE)}")
+    return tuple(METRICS.parse(value) for value in _GLUE[config_name])
+
+
+def for_classes(evaluation: EvaluationConfig, label_names: Sequence[str]) -> EvaluationConfig:
+    """Return the section with a metric for these classes (see `Metric.for_classes`).
+
+    Raises:
+        ConfigError: the metric names a class that the data does not have.
+    """
+    if evaluation.metric is None:
+        return evaluation
+    return evaluation.model_copy(update={"metric": evaluation.metric.for_classes(label_names)})
 
 
 def check_metric(metric: Metric, task: Task) -> None:
