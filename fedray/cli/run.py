@@ -36,7 +36,7 @@ def run(
         output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
         loaded, place = resolve_run(loaded, output, resume)
         console.print("reading data and model configuration ...", highlight=False)
-        metric = configured_metric(loaded.evaluation, loaded.task)
+        metric = configured_metric(loaded)
         try:
             with LiveProgress(console, metric) as progress:
                 result = execute(loaded, place, resume is not None, [progress])

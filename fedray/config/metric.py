@@ -15,7 +15,8 @@ The smallest metric:
             return float(np.mean(predictions != labels))
 """
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -67,6 +68,22 @@ class Metric(Option):
         """Return the metric of what it reads: `compute(predictions, labels)`, `compute(losses)` or
         `compute(generated, references)`. It is never called without an example."""
         raise NotImplementedError
+
+    def for_classes(self, label_names: Sequence[str]) -> Self:
+        """Return the metric for data with these classes, in the order of their indices. A metric with an option that
+        names a class puts the index there, because `compute` sees indices only.
+
+        Raises:
+            ConfigError: the data has no such class.
+        """
+        return self
+
+    def check_references(self, references: Sequence[str]) -> None:
+        """Check the reference texts of a split before anything is trained (metrics of texts only).
+
+        Raises:
+            DataError: the metric cannot be computed from one of them.
+        """
 
 
 METRICS = Registry("metric", "fedray.evaluation.metrics", Metric)

@@ -15,7 +15,7 @@ from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData, longest
 from fedray.errors import ConfigError, choices
-from fedray.evaluation.metrics import check_metric, configured_metrics, generates_text
+from fedray.evaluation.metrics import check_metric, configured_metrics, for_classes, generates_text
 from fedray.experiment.population import make_clients
 from fedray.federation.participation import cohort_size
 from fedray.federation.rounds import Federation, Pool
@@ -62,8 +62,9 @@ class Prepared:
             folder: the run's folder; None if nothing is kept, as when tasks are only timed.
         """
         data = self.data
+        evaluation = for_classes(self.config, data.label_names)
         setup = WorkerSetup(
-            self.config,
+            self.config.model_copy(update={"evaluation": evaluation}),
             entry,
             self.architecture,
             data.label_names,
@@ -134,7 +135,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     _check_gpus(config)
     check_own_classes(config)
     check_engines(config)
-    for metric in configured_metrics(config.evaluation, config.task):
+    for metric in configured_metrics(config):
         check_metric(metric, config.task)
     for entry in config.method:
         build_method(config, entry)
@@ -142,6 +143,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     data = load(config, tokenizer)
     for note in data.notes:
         log.warning("%s", note)
+    _check_metrics(config, data)
     clients = make_clients(config.clients, data.shards, config.seed)
     if (per_round := config.clients.per_round) and per_round > len(clients):
         raise ConfigError(
@@ -157,6 +159,21 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     found = costs(config, arch, clients, fewest)
     _note_drawn_heads(config, found)
     return Prepared(config, data, clients, arch, found)
+
+
+def _check_metrics(config: Config, data: FederatedData) -> None:
+    """Check that the metrics can be computed for the classes and the reference texts of the data.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    tables = [shard.tables[split] for shard in data.shards.values() for split in EVALUATED]
+    tables += [] if data.common is None else [data.common]
+    for metric in configured_metrics(config):
+        metric.for_classes(data.label_names)
+        if metric.reads == "texts":
+            for table in tables:
+                metric.check_references(table["answer"].to_pylist())
 
 
 def _note_drawn_heads(config: Config, costs: Mapping[str, TierCosts]) -> None:
@@ -231,7 +248,7 @@ def _check_length(config: Config, positions: int | None) -> None:
     Raises:
         ConfigError: the example with the generated text has more tokens.
     """
-    generates = generates_text(configured_metrics(config.evaluation, config.task))
+    generates = generates_text(configured_metrics(config))
     generated = config.evaluation.max_new_tokens if generates else 0
     if positions is not None and config.data.max_length + generated > positions:
         after = f", plus evaluation.max_new_tokens: {generated}" if generated else ""

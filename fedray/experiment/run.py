@@ -54,7 +54,7 @@ def run_experiment(
 def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
     build_method(config, entry)  # a new process: importing the method registers the states that a checkpoint contains
-    metric = configured_metric(config.evaluation, config.task)
+    metric = configured_metric(config)
     checkpoints = Checkpoints(folder.place, entry.key, config.checkpoint, metric.higher_is_better)
     before = _restored(prepared, entry, checkpoints, folder)
     done = before.server_round if before else 0

@@ -77,7 +77,7 @@ class Worker:
         method = build_method(config, setup.entry, setup.tier)
         self._meter = self._metered(method, tier, resting)
         model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
-        generating = generates_text(configured_metrics(config.evaluation, config.task))
+        generating = generates_text(configured_metrics(config))
         treatment = getattr(method, "effective_head", getattr(method, "head", sections.head))
         texts = treatment == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None

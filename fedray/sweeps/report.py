@@ -66,7 +66,7 @@ def sweep_table(found: SweepResult) -> Table:
     def readable(value: float) -> str:
         config = found.trials[0].config
         accuracy = metric in SCORES
-        return readable_metric(value, configured_metric(config.evaluation, config.task)) if accuracy else f"{value:.4g}"
+        return readable_metric(value, configured_metric(config)) if accuracy else f"{value:.4g}"
 
     for row in table.head(SHOWN_ROWS).to_dict("records"):
         interval = "-" if row["finished"] < 2 else f"{readable(row['low'])} to {readable(row['high'])}"

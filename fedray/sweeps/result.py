@@ -62,7 +62,7 @@ def more_is_better(sweep: SweepConfig, config: Config) -> bool:
         return sweep.mode == "max"
     if sweep.metric not in SCORES:  # losses, bytes, seconds
         return False
-    return configured_metric(config.evaluation, config.task).higher_is_better
+    return configured_metric(config).higher_is_better
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from fedray.config import EvaluationConfig, Metric, TrainConfig
 from fedray.evaluation.evaluate import Device, Tokenizer
-from fedray.evaluation.metrics import configured_metrics
+from fedray.evaluation.metrics import default_metric
 from fedray.types import Moment, Task
 
 
@@ -41,4 +41,4 @@ class TrainingContext:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """What is measured: as configured, else the task's default."""
-        return configured_metrics(self.evaluation, self.task)
+        return self.evaluation.metrics or (default_metric(self.task),)

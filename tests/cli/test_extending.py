@@ -23,7 +23,8 @@ def folder(own_folder: Path) -> Path:
 
 
 def test_the_page_has_one_file_of_each_kind() -> None:
-    kinds = ["method", "variant", "source", "partition", "metric", "rule", "optimizer", "kind", "engine", "tracker"]
+    kinds = ["method", "variant", "source", "partition", "metric", "extraction", "rule"]
+    kinds += ["optimizer", "kind", "engine", "tracker"]
     assert list(EXAMPLES) == [*(f"my_{kind}.py" for kind in kinds), "experiment.yaml"]
 
 
@@ -31,7 +32,7 @@ def test_its_short_configurations_are_valid(folder: Path) -> None:
     """Each is a change of the experiment; none names a class that is not on the page."""
     experiment = parse_yaml(EXAMPLES["experiment.yaml"], "experiment.yaml")
     short = [text for text in PAGE.split("```yaml\n")[1:] if not text.startswith("name:")]
-    assert len(short) == 10
+    assert len(short) == 11
     for text in short:
         changed = parse_yaml(text.split("```")[0], "page")
         load_config({**experiment, **changed})

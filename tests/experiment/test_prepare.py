@@ -11,7 +11,8 @@ import pytest
 
 from fedray.config import ClientsConfig, load_config
 from fedray.data.shards import Shard
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, DataError
+from fedray.evaluation.metrics.f1 import F1
 from fedray.experiment.outline import costs_from_configuration
 from fedray.experiment.population import make_clients
 from fedray.experiment.prepare import Prepared, prepare
@@ -252,6 +253,28 @@ def test_what_is_generated_needs_positions_too(configure: Callable[..., Any], fi
     prepare(configure(**changes, data__max_length=32, evaluation__metric="exact_match"))
     with pytest.raises(ConfigError, match=r"^data.max_length: 40, plus evaluation.max_new_tokens: 32, but .* 64 t"):
         prepare(configure(**changes, data__max_length=40, evaluation__metric="exact_match"))
+
+
+def test_a_metric_names_a_class_of_the_data(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
+    """What the configuration says stays; workers get the index, for `compute` sees nothing else."""
+    config = configure(**files("ab", "ba"), evaluation__metric={"name": "f1", "positive": "a"})
+    prepared = prepare(config)
+    assert prepared.config == config
+    setup = prepared.worker_setups(config.method[0])["default"]
+    assert setup.config.evaluation.metrics == (F1(positive=0),)
+    with pytest.raises(ConfigError, match="^metric f1: positive: the data has no class 'c'.*; allowed: a, b$"):
+        prepare(configure(**files("ab", "ba"), evaluation__metric={"name": "f1", "positive": "c"}))
+
+
+def test_a_metric_needs_an_answer_in_every_reference(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
+    changes = files("ab", "12") | {"task": "causal_lm", "data__prompt": "{text}", "data__answer": "{label}"}
+    changes |= {"data__max_length": 32, "evaluation__max_new_tokens": 8}
+    prepare(configure(**changes, evaluation__metric={"name": "extracted_match", "rule": "after_phrase"}))
+    message = (
+        "^metric extracted_match: the rule last_number finds no answer in the reference '[ab]'; choose another rule"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare(configure(**changes, evaluation__metric={"name": "extracted_match", "rule": "last_number"}))
 
 
 def test_more_clients_per_round_than_the_data_has(configure: Callable[..., Any], files: Callable[..., Any]) -> None:

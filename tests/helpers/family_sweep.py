@@ -254,7 +254,7 @@ class _Trial:
 
     def _compare_batch_sizes(self, prepared: Prepared, worker: Worker, entry: MethodConfig) -> None:
         table = prepared.data.shards[CLIENTS[0]].tables["test"]
-        metric = configured_metric(prepared.config.evaluation, self.task)
+        metric = configured_metric(prepared.config)
         one, many = (
             evaluate(worker.adapter.model, table, self.task, [metric], size, prepared.data.pad_token_id, "cpu").loss
             for size in (1, 32)
@@ -279,7 +279,7 @@ class _Trial:
                 if self.task == "causal_lm":  # transformers' own losses of BART's kind do not shift
                     logits, labels = logits[0, :-1], labels[0, 1:]
                 losses.append(functional.cross_entropy(logits, labels, reduction="none")[labels != -100])
-        metric = configured_metric(prepared.config.evaluation, self.task)
+        metric = configured_metric(prepared.config)
         ours = evaluate(worker.adapter.model, table, self.task, [metric], 4, prepared.data.pad_token_id, "cpu").loss
         _near(ours, float(torch.cat(losses).mean()), f"{self}: fedray's loss and transformers'")
 

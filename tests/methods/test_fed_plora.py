@@ -58,7 +58,7 @@ def test_both_branches_together_are_the_common_product(start):
     from fedray.evaluation.evaluate import evaluate
     from fedray.evaluation.metrics import configured_metric
 
-    metric = configured_metric(run.config.evaluation, run.config.task)
+    metric = configured_metric(run.config)
     table, pad = run.pool.shards["client_000"].tables["test"], run.prepared.data.pad_token_id
     expected = evaluate(whole.adapter.model, table, run.config.task, [metric], 32, pad, "cpu").loss
     assert result.report.aggregated.loss == pytest.approx(expected, rel=1e-6)

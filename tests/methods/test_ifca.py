@@ -146,7 +146,7 @@ def loss_on_training_data(run, id):
     from fedray.evaluation.metrics import configured_metric
 
     config = run.config
-    metric = configured_metric(config.evaluation, config.task)
+    metric = configured_metric(config)
     table = run.pool.shards[id].tables["train"]
     return evaluate(run.adapter.model, table, config.task, [metric], 32, run.prepared.data.pad_token_id, "cpu").loss
 

@@ -1,4 +1,8 @@
-"""ROUGE-L of the generated answers (Lin, 2004): the longest common subsequence of words."""
+"""ROUGE-L of the generated answers (Lin, 2004): the longest common subsequence of words, in any script.
+
+The metric for texts that are not English. `rougeL` is the one that papers report: it stems, and its words are runs of
+ASCII letters and digits, so it is 0 for texts in another script and splits "naïve" into two words.
+"""
 
 import re
 from collections.abc import Sequence
