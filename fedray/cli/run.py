@@ -28,15 +28,16 @@ def run(
     with reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.api import execute
-        from fedray.evaluation.metrics import configured_metric
+        from fedray.evaluation.metrics import configured_metrics
         from fedray.experiment.resume import resolve_run
         from fedray.results.memory_report import measured_table
         from fedray.results.report import LiveProgress, summary_table
+        from fedray.results.score_tables import further_scores
 
         output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
         loaded, place = resolve_run(loaded, output, resume)
         console.print("reading data and model configuration ...", highlight=False)
-        metric = configured_metric(loaded)
+        metric = configured_metrics(loaded)[0]
         try:
             with LiveProgress(console, metric) as progress:
                 result = execute(loaded, place, resume is not None, [progress])
@@ -44,6 +45,8 @@ def run(
             again = command_line("run", config, overrides, "--resume", str(place))
             fail(f"interrupted; to continue: {again}", 130)
         console.print(summary_table(result.summaries, metric))
+        if (further := further_scores(result.scores(), configured_metrics(loaded))) is not None:
+            console.print(further)
         console.print(measured_table(result.memory().to_dict("records")))
         console.print(f"results: {place}", highlight=False, soft_wrap=True)
 

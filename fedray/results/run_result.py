@@ -94,9 +94,12 @@ class RunResult:
         mean over clients, and their number. A mean with an undefined score is NaN.
 
         Raises:
-            StateError: the file is missing or cannot be read.
+            StateError: the file cannot be read.
         """
-        final = self.evaluations().query("phase == 'final'")
+        evaluations = self._table("evaluations", needed=False)
+        if evaluations.empty:  # no client has examples to evaluate, or the run is one of a former version
+            return pd.DataFrame(columns=["method", "moment", "examples", "group", "metric", "mean", "clients"])
+        final = evaluations.query("phase == 'final'")
         keys = ["method", "moment", "examples", "group", "metric"]
         by = final.groupby(keys, sort=False)["value"]
         return by.agg(mean=lambda values: values.to_numpy().mean(), clients="size").reset_index()

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from tiny import tiny_bert
 
 import fedray
 from fedray.config import load_config
 from fedray.errors import ConfigError
+from fedray.evaluation.metrics import configured_metrics
 from fedray.experiment.prepare import prepare
 from fedray.results.run_result import RunResult
+from fedray.results.score_tables import further_scores
 
 LABELS = ("no", "yes")
 Experiment = Callable[..., dict[str, Any]]
@@ -197,3 +200,26 @@ def test_a_summary_of_a_former_version_can_be_read(experiment: Experiment) -> No
     (former,) = RunResult.load(result.path).summaries
     assert former.validation_personalised_mean is None
     assert former.personalised_mean == result["fedavg"].personalised_mean
+
+
+def test_the_console_shows_what_the_table_of_methods_lacks(experiment: Experiment, capsys: Any) -> None:
+    config = load_config(experiment(common={"c": 8, "d": 12}, evaluation={"metrics": ["accuracy", "matthews"]}))
+    result = fedray.run(config)
+    table = further_scores(result.scores(), configured_metrics(config))
+    assert table is not None
+    Console(width=120).print(table)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("fedavg")]
+    expected = at(result.scores(), method="fedavg", examples="common", group="c", metric="accuracy", moment="server")
+    assert [line[:5] for line in lines if line[1:4] == ["common", "c", "accuracy"]] == [
+        ["fedavg", "common", "c", "accuracy", f"{100 * expected['mean'].item():.1f}"]
+    ]
+    assert [line[1:4] for line in lines] == [
+        ["test", "all", "matthews"],
+        *(
+            [examples, group, label]
+            for examples, group in (("common", "all"), ("common", "c"), ("common", "d"))
+            for label in ("accuracy", "matthews")
+        ),
+    ]
+    plain = load_config(experiment())
+    assert further_scores(fedray.run(plain).scores(), configured_metrics(plain)) is None

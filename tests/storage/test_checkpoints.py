@@ -183,6 +183,19 @@ def rewritten(file: Path, **changes: Any) -> None:
     file.write_bytes(line + b"\n" + sha256(line).hexdigest().encode() + b"\n")
 
 
+def test_a_score_of_a_former_version_is_not_compared(tmp_path: Path) -> None:
+    """It was measured on test examples: the best checkpoint is that with the best score on validation."""
+    run = Run(tmp_path, keep=1)
+    run.play([0], [0.9])
+    rewritten(tmp_path / "checkpoints" / "m" / "00001" / "manifest.json", version=1)
+    run.checkpoints = run.opened()
+    found, _ = run.checkpoints.newest()
+    assert found is not None
+    assert found.score is None
+    run.play([1, 2], [0.5, 0.4])
+    assert run.names() == ["00002", "00003"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -173,6 +173,15 @@ def test_more_trials_at_a_time_than_there_is_room(base: dict[str, Any], cluster:
     assert [path.name for path in output.iterdir()] == [".lock"], "the folder is free for another try"
 
 
+def test_selection_needs_validation_examples(base: dict[str, Any], cluster: None, tmp_path: Path) -> None:
+    without = {**base, "runtime": "inline", "rounds": 1, "partition": {"validation_fraction": 0}}
+    with pytest.raises(ConfigError, match=r"compared on validation examples, and there are none; set partition\.val"):
+        fedray.sweep(without, {"train.lr": LR}, output=tmp_path / "sweep")
+    found = fedray.sweep(without, {"train.lr": LR}, select_on="test", output=tmp_path / "sweep")
+    assert found.best is not None
+    assert found.over_seeds()["selection"].tolist() == found.over_seeds()["mean"].tolist()
+
+
 def test_two_processes_do_not_run_one_sweep(
     base: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
