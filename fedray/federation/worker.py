@@ -99,6 +99,7 @@ class Worker:
             device=self.device,
             tokenizer=tokenizer if generating else None,
             end_token_ids=setup.end_token_ids,
+            rounds=config.rounds,
         )
         initial = draw_initial(adapter, config.seed, head)
         for name in adapter.names:  # methods load what they train; the rest stays as loaded here

@@ -11,8 +11,8 @@ import torch
 
 from fedray.adapters.adapter import Adapter
 from fedray.config import TierConfig, TrainConfig
-from fedray.training.optimizer import Schedule
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
+from fedray.training.schedule import Schedule
 
 Steer = Callable[[], None]
 """Changes the gradients that the adapter's parameters hold (`fedray.training.steering`)."""

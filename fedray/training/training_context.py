@@ -21,6 +21,7 @@ class TrainingContext:
         device: where steps are computed.
         tokenizer: only for metrics that read generated text.
         end_token_ids: tokens that end a generated text.
+        rounds: of the run; learning rates may fall over them.
     """
 
     task: Task
@@ -31,6 +32,7 @@ class TrainingContext:
     device: Device = "cpu"
     tokenizer: Tokenizer | None = None
     end_token_ids: tuple[int, ...] = ()
+    rounds: int = 1
 
     @property
     def metric(self) -> Metric:

@@ -69,6 +69,7 @@ REFT = some(
     layers=st.just("all") | st.lists(st.integers(0, 99), max_size=3),
     positions=st.sampled_from(["all", "f1", "l2", "f7+l7"]),
     tie_positions=st.booleans(),
+    short_prompts=st.sampled_from(["prefix", "halves"]),
 )
 METHOD = st.tuples(
     st.sampled_from(["fedreft", "fedalt", "local"]).map(lambda name: {"name": name})

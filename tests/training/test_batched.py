@@ -98,6 +98,18 @@ def test_interventions_with_short_batches(backbone, locals_of, task):
     compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
 
 
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_interventions_on_halves_of_short_prompts(backbone, locals_of, task, tied):
+    """With batches of one example, members edit 0 to 4 tokens at either end; where all edit none, as in prompts of one
+    token, a step has no gradient at all."""
+    section = ReftSection(rank=2, positions="f4+l4", tie_positions=tied, short_prompts="halves", dropout=0.2)
+    adapter = attach_reft(backbone(task), section, seed=1)
+    locals_ = locals_of(adapter, task, measure=True, batch_size=1, lr=0.01, weight_decay=0.1)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
 def test_rows_that_fill_up_are_copies_without_answers():
     """Members of 1, 0 and 2 rows: attention over nothing is never asked of a model."""
 

@@ -26,7 +26,7 @@ from fedray.training.engine import make_engine
 from fedray.training.engines.deepspeed import OffloadConfig
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import Train, train_steps
-from fedray.training.optimizer import Schedule
+from fedray.training.schedule import Schedule
 from fedray.training.steering import Proximal
 from fedray.training.torch_engine import TorchEngine
 from fedray.training.training_context import TrainingContext
@@ -335,6 +335,31 @@ def test_a_parameter_may_lack_a_gradient_in_some_micro_batches(live, examples, s
         backward(engine, True, True)
         engine.step()
         moved.append(engine.adapter.read("lora") - start(engine, "ann")["lora"])
+    assert np.linalg.norm(moved[0] - moved[1]) <= 1e-3 * np.linalg.norm(moved[1])
+
+
+@STAGES
+def test_micro_batches_whose_prompts_are_too_short_for_interventions(backbone, stage):
+    """Steps of a long prompt, of a long and a short one in either order, of a short one alone, which moves nothing."""
+    moved = []
+    for offload in (OFFLOADS[stage], None):
+        section = ReftSection(rank=2, positions="f1+l1", short_prompts="halves")
+        adapter = attach_reft(backbone("causal_lm"), section)
+        engine = DeepSpeedEngine(adapter, TRAIN, offload, RAW.get(stage, {}), "cpu") if offload else TorchEngine(adapter)
+        before = start(engine, "ann")["reft"]
+        engine.adapter.load("reft", before)
+        engine.begin(Schedule(TRAIN, 0, 10))
+        for lengths in ((6,), (6, 1), (1, 6), (1,), (6,)):
+            for number, length in enumerate(lengths):
+                tokens = torch.arange(3, 3 + length)[None]
+                loss = engine.adapter.model(input_ids=tokens).logits.square().mean()
+                assert loss.requires_grad == (length > 1)
+                engine.backward(loss, last=number + 1 == len(lengths))
+            engine.step()
+        assert engine.finite()
+        moved.append(engine.adapter.read("reft") - before)
+        engine.close()
+    assert np.linalg.norm(moved[1]) > 0.05
     assert np.linalg.norm(moved[0] - moved[1]) <= 1e-3 * np.linalg.norm(moved[1])
 
 
