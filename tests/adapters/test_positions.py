@@ -64,9 +64,7 @@ NUMBER = st.integers(1, 9)
     answers=st.sampled_from([0, 3]),
     lengths=st.lists(st.integers(1, 25), min_size=1, max_size=4),
 )
-def test_halves_are_pyrefts(
-    positions: str, tied: bool, left: bool, answers: int, lengths: list[int]
-) -> None:
+def test_halves_are_pyrefts(positions: str, tied: bool, left: bool, answers: int, lengths: list[int]) -> None:
     """Prompts of every length, padded on either side, with and without an answer behind them."""
     section = ReftSection(positions=positions, tie_positions=tied, short_prompts="halves")
     batch, starts = batch_of(lengths, left, answers)

@@ -60,7 +60,8 @@ TRAIN = some(
     head_lr=st.none() | NUMBER,
     betas=st.tuples(FRACTION, FRACTION),
     clip=st.none() | NUMBER,
-    schedule=st.sampled_from(["constant", "linear"]),
+    schedule=st.sampled_from(["constant", "linear", "cosine"]),
+    round_schedule=st.sampled_from(["constant", "linear", "cosine"]),
     round_decay=st.floats(0, 1, exclude_min=True),
 )
 LORA = some(rank=COUNT, alpha=NUMBER, dropout=FRACTION, targets=st.lists(TEXT, max_size=3))

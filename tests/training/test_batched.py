@@ -41,6 +41,24 @@ def test_batched_clients_are_as_alone(adapt, locals_of, task, train):
     assert len({report.steps for _, report in expected.values()}) > 1
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"schedule": "cosine", "schedule_over": "run", "warmup_steps": 0.4, "min_lr": 0.002},
+        {"schedule": "linear", "warmup_steps": 1, "round_schedule": "cosine", "warmup_rounds": 1},
+    ],
+    ids=["over the run", "over rounds"],
+)
+def test_every_member_has_the_rates_of_its_own_steps(adapt, locals_of, train):
+    """Members of 6, 2, 5 and 1 steps: one warm-up over the run ends in another step of each."""
+    adapter = adapt()
+    locals_ = locals_of(adapter, batch_size=2, lr=0.02, head_lr=0.05, server_round=1, rounds=3, **train)
+    values = {name: first_values(adapter, name) for name in locals_}
+    if train["schedule"] == "linear":
+        del locals_["dee"]  # a single step, whose rate is 0
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt_neox", "qwen2"])
 def test_every_family(family, locals_of):
     """RoBERTa has two layers in its head and counts positions behind padding; decoders pool the last token.

@@ -135,9 +135,7 @@ def test_rates_stay_within_their_bounds(
 ) -> None:
     """At most lr, and after the warm-up at least min_lr; a warm-up that is longer than the training does not end."""
     least = 0.03 if {schedule, round_schedule} != {"constant"} else 0.0
-    train = TrainConfig(
-        lr=0.1, schedule=schedule, round_schedule=round_schedule, warmup_steps=warmup, min_lr=least
-    )
+    train = TrainConfig(lr=0.1, schedule=schedule, round_schedule=round_schedule, warmup_steps=warmup, min_lr=least)
     warm = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
     for server_round in range(rounds + 1):
         found = [lr for lr, _ in rates(train, server_round, steps, rounds)]
