@@ -1,6 +1,8 @@
 """Learning rates against transformers' schedulers, and by hand."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
 from fedray.adapters.adapter import TrainableGroup
-from fedray.config import TrainConfig
+from fedray.config import TrainConfig, parse_yaml
 from fedray.training.schedule import Schedule
 
 GROUPS = [TrainableGroup(name, (nn.Parameter(torch.zeros(2)),), True) for name in ("lora", "head")]
@@ -142,6 +144,17 @@ def test_rates_stay_within_their_bounds(
         assert all(0 <= lr <= 0.1 * (1 + 1e-12) for lr in found)
         assert all(lr >= least * (1 - 1e-12) for lr in found[warm:])
         assert found[:1] == ([0] if warm else found[:1])
+
+
+def test_the_examples_of_the_page_are_valid() -> None:
+    """docs/training.md, and its rows on pyreft and OpenFedLLM in numbers: 10 % of 300 steps; the rate in round 100."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    examples = [parse_yaml(text, "page") for text in re.findall(r"`(\{lr.*?\})` \|", page)]
+    *_, openfed, adapters, pyreft = [TrainConfig.model_validate(example) for example in examples]
+    assert len(examples) == 6
+    assert rates(openfed, 100, 1, 200)[0][0] == pytest.approx(2.55e-5)
+    assert rates(adapters, 0, 300, 3)[99][0] == pytest.approx(3e-4 * 0.99)
+    assert rates(pyreft, 0, 100, 3)[29:31] == [pytest.approx([9e-4 * f] * 2) for f in (29 / 30, 1)]
 
 
 def test_the_head_has_the_common_rate_by_default() -> None:
