@@ -50,7 +50,8 @@ class Engine(Protocol):
         """Add the loss's gradient.
 
         Args:
-            loss: scalar; the sum over a step's micro-batches is the step's mean loss.
+            loss: scalar; the sum over a step's micro-batches is the step's mean loss. It requires no gradient where
+                interventions edit no token of the prompts.
             last: whether `step` follows, or another micro-batch of the same step.
         """
         ...
