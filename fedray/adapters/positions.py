@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedray.adapters.client_batch import ClientBatch, Spread, spread
 from fedray.adapters.context import Batch
+from fedray.config import ReftSection
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,23 @@ class Positions:
         suffix: number of tokens from the end.
         everything: whether all tokens are edited.
         tied: whether prefix and suffix share one intervention.
+        halves: whether neither end has more than half of an example's tokens, as with pyreft; otherwise the prefix
+            has what it can, and the suffix the rest.
     """
 
     prefix: int
     suffix: int
     everything: bool
     tied: bool
+    halves: bool
 
     @classmethod
-    def parse(cls, text: str, tied: bool) -> "Positions":
-        """Read `f<p>+l<s>`, `f<p>`, `l<s>` or `all` (checked by the configuration)."""
+    def of(cls, section: ReftSection) -> "Positions":
+        """Return what a section names: `f<p>+l<s>`, `f<p>`, `l<s>` or `all` (checked by the configuration)."""
+        text = section.positions
         found = re.fullmatch(r"(?:f(\d+))?\+?(?:l(\d+))?", text)
         prefix, suffix = (int(number or 0) for number in found.groups()) if found else (0, 0)
-        return cls(prefix, suffix, everything=text == "all", tied=tied)
+        return cls(prefix, suffix, text == "all", section.tie_positions, section.short_prompts == "halves")
 
     @property
     def wheres(self) -> tuple[str, ...]:
@@ -44,8 +49,9 @@ class Positions:
 def select(positions: Positions, batch: Batch) -> dict[str, Tensor]:
     """Return, per intervention, the indices into [examples · tokens] that it edits.
 
-    Counted over non-padding tokens, and over the prompt's where labels are known. In examples too short for both, the
-    prefix wins, so that no token is edited twice. A decoding step edits nothing, except for `all`.
+    Counted over non-padding tokens, and over the prompt's where labels are known. No token is edited twice: in examples
+    too short for both ends, the prefix wins, or with `halves` each end has at most half. A decoding step edits nothing,
+    except for `all`.
     """
     if positions not in batch.selections:
         batch.selections[positions] = {
@@ -69,6 +75,8 @@ def _masks(positions: Positions, batch: Batch) -> dict[str, Tensor]:
     if batch.decoding:
         return {where: torch.zeros_like(batch.valid) for where in positions.wheres}
     rank = batch.prompt.cumsum(1)
-    prefix = batch.prompt & (rank <= positions.prefix)
-    suffix = batch.prompt & (rank > rank[:, -1:] - positions.suffix) & ~prefix
+    length = rank[:, -1:]
+    most = length // 2 if positions.halves else length
+    prefix = batch.prompt & (rank <= most.clamp(max=positions.prefix))
+    suffix = batch.prompt & (rank > length - most.clamp(max=positions.suffix)) & ~prefix
     return {"tied": prefix | suffix} if positions.tied else {"prefix": prefix, "suffix": suffix}

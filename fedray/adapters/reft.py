@@ -97,7 +97,7 @@ def attach_reft(model: nn.Module, section: ReftSection, *, mixer: Mixer | None =
         ValueError: the model already has interventions.
     """
     width = _width(model)
-    positions = Positions.parse(section.positions, section.tie_positions)
+    positions = Positions.of(section)
     blocks = _chosen(model, section)
     if section.rank > width:
         raise ConfigError(f"reft.rank: {section.rank} is above the model's hidden size {width}")

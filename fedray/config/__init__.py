@@ -18,7 +18,7 @@ from fedray.config.overrides import parse_overrides
 from fedray.config.partition import NaturalClients, PartitionConfig, Shares
 from fedray.config.section import Section, absolute, describe
 from fedray.config.sweep import SweepConfig
-from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
+from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig, warmup_length
 from fedray.config.yaml import parse_yaml
 
 __all__ = [
@@ -57,4 +57,5 @@ __all__ = [
     "parse_yaml",
     "to_mapping",
     "values_by_path",
+    "warmup_length",
 ]

@@ -132,6 +132,10 @@ class Config(Section):
         for entry in self.method:
             for name in self.clients.tier_names:
                 self.section_for(entry, name)
+            try:
+                self.section_for(entry).train.check_rounds(self.rounds)
+            except ValueError as error:
+                raise ValueError(f"method {entry.key!r}: train.{error}") from None
             head = self.section_for(entry).head
             if head == "frozen_label_text" and self.task == "regression":
                 raise ValueError(f"method {entry.key!r}: head {head!r} needs label names; a regression has none")

@@ -1,12 +1,25 @@
 """The sections `lora`, `reft`, `train` and `evaluation`: what every client trains, how, and how it is measured."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedray.config.metric import Metric, MetricOption
 from fedray.config.section import Fraction, PositiveInt, Section
+
+Shape = Literal["constant", "linear", "cosine"]
+"""How a learning rate changes after its warm-up."""
+
+
+def _number_or_share(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"expected a whole number, or a share below 1, got {value}")
+    return value
+
+
+Warmup = Annotated[float, Field(ge=0), AfterValidator(_number_or_share)]
 
 
 class LoraSection(Section):
@@ -32,6 +45,10 @@ class ReftSection(Section):
     """`all`, or `f<p>+l<s>`: the first p and the last s non-padding tokens."""
     tie_positions: bool = False
     """Whether prefix and suffix share one intervention."""
+    short_prompts: Literal["prefix", "halves"] = "prefix"
+    """What is edited in a prompt of n tokens that is too short for `f<p>+l<s>`. prefix: the first min(p, n), and what
+    is left of the last s. halves: at most n/2, rounded down, at either end, also where only one end is edited; this is
+    what pyreft does."""
     dropout: Fraction = 0.0
     """Dropout on the intervened representation."""
 
@@ -65,10 +82,70 @@ class TrainConfig(Section):
     """SGD only."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null: no clipping."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """Learning rate within a round: constant, or linear decay to 0."""
+    schedule: Shape = "constant"
+    """The learning rate over the steps after the warm-up: constant, or a linear or half a cosine's fall to `min_lr`."""
+    schedule_over: Literal["round", "run"] = "round"
+    """round: `schedule` and `warmup_steps` start afresh in every round. run: they go through the steps of all rounds,
+    counted as if the client took part in each."""
+    warmup_steps: Warmup = 0.0
+    """Steps in which the learning rate rises from 0; below 1: their share of the steps, rounded up."""
+    round_schedule: Shape = "constant"
+    """Multiplies the learning rate by what falls over the rounds after the warm-up, and is constant within a round."""
+    warmup_rounds: Warmup = 0.0
+    """Rounds, below 1 their share, with a smaller learning rate: of two rounds the first has 1/3, the second 2/3."""
     round_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The learning rate of round t is lr · round_decay^t."""
+    """The learning rate of round t is multiplied by round_decay^t."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Where `schedule`, `round_schedule` and `round_decay` fall to; `head_lr` falls to the same share of itself."""
+
+    @model_validator(mode="after")
+    def _schedules(self) -> Self:
+        falls = self.schedule != "constant" or self.round_schedule != "constant" or self.round_decay < 1
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: {self.min_lr} is above lr: {self.lr}")
+        if self.min_lr > 0 and not falls:
+            raise ValueError(
+                f"min_lr: {self.min_lr}, but the learning rate does not fall; choose a schedule, a round_schedule or a "
+                "round_decay, or leave min_lr out"
+            )
+        if self.schedule_over == "run":
+            for name in ("round_schedule", "warmup_rounds", "round_decay"):
+                if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name}: {value}, but schedule_over: run is one schedule for all rounds; leave {name} out"
+                    )
+        elif self.max_steps is not None and warmup_length(self.warmup_steps, self.max_steps) >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps:g} are all of a round's at most max_steps: {self.max_steps} steps; "
+                "fewer, or schedule_over: run"
+            )
+        return self
+
+    @property
+    def depends_on_rounds(self) -> bool:
+        """Whether the learning rate of a round depends on how many rounds there are."""
+        return self.schedule_over == "run" or self.round_schedule != "constant" or 0 < self.warmup_rounds < 1
+
+    def check_rounds(self, rounds: int) -> None:
+        """Check what lasts over rounds against their number.
+
+        Raises:
+            ValueError: a warm-up lasts as long as the run.
+        """
+        if warmup_length(self.warmup_rounds, rounds) >= rounds:
+            raise ValueError(f"warmup_rounds: {self.warmup_rounds:g} are all of rounds: {rounds}; expected fewer")
+        if self.schedule_over == "run" and self.max_steps is not None:
+            steps = rounds * self.max_steps
+            if warmup_length(self.warmup_steps, steps) >= steps:
+                raise ValueError(
+                    f"warmup_steps: {self.warmup_steps:g} are all of the run's at most {steps} steps; expected fewer"
+                )
+
+
+def warmup_length(warmup: float, total: int) -> int:
+    """Return how many of `total` steps or rounds a warm-up has: a number, or below 1 a share that is rounded up as
+    transformers does."""
+    return math.ceil(warmup * total) if warmup < 1 else int(warmup)
 
 
 class EvaluationConfig(Section):

@@ -5,13 +5,13 @@ Mistakes in an experiment are found here and reported as a ConfigError.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path
+from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path, warmup_length
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData, longest
 from fedray.errors import ConfigError, choices
@@ -30,6 +30,7 @@ from fedray.models.tokenizer import load_tokenizer
 from fedray.planning.costs import TierCosts, costs
 from fedray.planning.memory import Footprint, Tokens, predict
 from fedray.storage.paths import StoragePath
+from fedray.training.loop import total_steps
 from fedray.types import Client, Split
 
 EVALUATED: tuple[Split, ...] = ("validation", "test")
@@ -149,6 +150,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
         raise ConfigError(
             f"clients.per_round: {per_round} clients per round, but the data has only {len(clients)} clients"
         )
+    _check_warmup(config, clients)
     model, num_labels = split_labels(config)
     if num_labels not in (None, len(data.label_names)):
         raise ConfigError(f"model.config.num_labels: {num_labels}, but the data has {len(data.label_names)} classes")
@@ -255,6 +257,36 @@ def _check_length(config: Config, positions: int | None) -> None:
         raise ConfigError(
             f"data.max_length: {config.data.max_length}{after}, but the model reads at most {positions} tokens"
         )
+
+
+def _check_warmup(config: Config, clients: Sequence[Client]) -> None:
+    """Check that clients take more steps than their warm-up, and log how many do not.
+
+    Raises:
+        ConfigError: no client of a tier would ever train with the whole learning rate.
+    """
+    for entry in config.method:
+        for tier in config.clients.tier_names:
+            train = config.section_for(entry, tier).train
+            rounds = config.rounds if train.schedule_over == "run" else 1
+            steps = [total_steps(client.num_examples, train) * rounds for client in clients if client.tier == tier]
+            longest = max(steps, default=0)
+            short = sum(0 < number <= warmup_length(train.warmup_steps, number) for number in steps)
+            if short == len(steps) > 0:
+                raise ConfigError(
+                    f"train.warmup_steps: {train.warmup_steps:g}, but with method {entry.key!r} no client of tier "
+                    f"{tier!r} takes more than {longest} steps in a {train.schedule_over}; expected fewer"
+                )
+            if short:
+                log.warning(
+                    "train.warmup_steps: %g are all steps that %d of %d clients take in a %s with %s: their learning "
+                    "rate stays below train.lr",
+                    train.warmup_steps,
+                    short,
+                    len(steps),
+                    train.schedule_over,
+                    entry.key,
+                )
 
 
 def split_labels(config: Config) -> tuple[ModelConfig, int | None]:

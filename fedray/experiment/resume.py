@@ -83,7 +83,23 @@ def continued(place: StoragePath, given: Config) -> Config:
             f"{place}: cannot be continued with another configuration; only rounds and settings that do not affect "
             "results may differ:\n" + "\n".join(lines)
         )
+    if stored.rounds != given.rounds:
+        _check_schedules(place, stored, given)
     return load_config(given, found)
+
+
+def _check_schedules(place: StoragePath, stored: Config, given: Config) -> None:
+    """Check that the learning rates of the finished rounds do not depend on the number of rounds.
+
+    Raises:
+        ConfigError: they do.
+    """
+    for entry in given.method:
+        if given.section_for(entry).train.depends_on_rounds:
+            raise ConfigError(
+                f"{place}: cannot be continued with another number of rounds: stored is {stored.rounds}, given is "
+                f"{given.rounds}, and the learning rates of {entry.key} follow a schedule over all rounds"
+            )
 
 
 def differences(stored: Section, given: Section, may_differ: Callable[[str], bool]) -> list[str]:

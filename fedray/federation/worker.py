@@ -102,6 +102,7 @@ class Worker:
             end_token_ids=setup.end_token_ids,
             common=setup.common,
             common_moments=_common_moments(config.evaluation, setup.personalised),
+            rounds=config.rounds,
         )
         initial = draw_initial(adapter, config.seed, head)
         for name in adapter.names:  # methods load what they train; the rest stays as loaded here

@@ -35,7 +35,6 @@ from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.importance import check_examples, mean_importance, shift_gradients
 from fedray.training.lockstep import Ask, run_in_lockstep
 from fedray.training.loop import CHECK_EVERY, Step, Train, Trained, dropout_key
-from fedray.training.optimizer import Schedule
 from fedray.training.process_group import SINGLE_PROCESS
 from fedray.training.steering import Steered
 from fedray.training.trainer import evaluate_client
@@ -162,7 +161,7 @@ def train_batched(
     numbers = {slot: request.num_steps(training_context.train) for slot, request in requests.items()}
     slots = sorted(requests, key=lambda slot: -numbers[slot])  # members with most steps first: a prefix goes on
     ordered = [requests[slot] for slot in slots]
-    schedules = [Schedule(training_context.train, requests[slot].server_round, numbers[slot]) for slot in slots]
+    schedules = [request.schedule(training_context) for request in ordered]
     with stack.adapter.narrowed(ordered[0].parts):
         groups = stack.adapter.trainable_groups()
         steered = Steered.of(stack.adapter, [request.steering for request in ordered], ordered[0].mean_gradient)
@@ -363,7 +362,8 @@ def _backward(
             part.to(training_context.device) for part in joined.weights([step.num_units for step in taken])
         )
         losses = torch.zeros_like(total).index_add(0, member, scored.losses * weights)
-        (losses.sum() * loss_scale).backward()  # type: ignore[no-untyped-call]
+        if losses.requires_grad:  # else interventions edit no token of these prompts
+            (losses.sum() * loss_scale).backward()  # type: ignore[no-untyped-call]
         total += losses.detach()
     return total
 

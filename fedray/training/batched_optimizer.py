@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedray.adapters.adapter import TrainableGroup
 from fedray.config import TrainConfig
-from fedray.training.optimizer import Schedule, weight_decays
+from fedray.training.optimizer import weight_decays
+from fedray.training.schedule import Schedule
 
 Numbers = npt.NDArray[np.float64]
 

@@ -33,8 +33,9 @@ from fedray.config import TrainConfig
 from fedray.errors import ConfigError, reason
 from fedray.training.engine import Steer
 from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero_stage
-from fedray.training.optimizer import Schedule, build_optimizer, decay_for_sgd, weight_decays
+from fedray.training.optimizer import build_optimizer, decay_for_sgd, weight_decays
 from fedray.training.process_group import SINGLE_PROCESS
+from fedray.training.schedule import Schedule
 
 BUILD_PATIENCE_S = 900
 """How long another program's build of an extension is waited for; one takes 1 to 3 minutes."""
@@ -80,7 +81,7 @@ class DeepSpeedEngine:
         self._schedule: Schedule | None = None
         self._steer: Steer | None = None
         self._steps = self._micro_batches = 0
-        self._skipped = False
+        self._skipped = self._finalized = False
         self._groups, self._num_trainable = adapter.trainable_groups(), adapter.num_trainable()
         _fill_in_sizes(config.setdefault("zero_optimization", {}), adapter)
         if self.stage == 3:
@@ -129,8 +130,11 @@ class DeepSpeedEngine:
         self._clear_offloaded_gradients()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
+        if not loss.requires_grad:  # interventions that edit no token of these prompts
+            return
         # A step's only micro-batch goes straight into the masters' gradients; several are added up first.
-        self._engine.set_gradient_accumulation_boundary(last and self._micro_batches == 0)
+        self._finalized = last and self._micro_batches == 0
+        self._engine.set_gradient_accumulation_boundary(self._finalized)
         self._micro_batches += 1
         if self.stage > 0:
             # What DeepSpeed's own forward does around the model's; the loop calls the model itself.
@@ -145,7 +149,10 @@ class DeepSpeedEngine:
         for group, lr in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
             decay_for_sgd(group)
-        if self.stage > 0 and self._micro_batches > 1:
+        self._steps += 1
+        if self._micro_batches == 0:
+            return
+        if self.stage > 0 and not self._finalized:
             self._zero.finalize_gradient_accumulation_boundary()
         self._engine.set_gradient_accumulation_boundary(True)
         if self._steer is not None:
@@ -153,7 +160,7 @@ class DeepSpeedEngine:
         self._engine.step()
         self._skipped |= not self._engine.was_step_applied()
         self._clear_offloaded_gradients()
-        self._steps, self._micro_batches = self._steps + 1, 0
+        self._micro_batches = 0
 
     def finite(self) -> bool:
         """Return whether every trained value is finite; ZeRO skips a step whose gradient is not, which counts here."""

@@ -11,8 +11,8 @@ import torch
 
 from fedray.adapters.adapter import Adapter
 from fedray.config import TierConfig, TrainConfig
-from fedray.training.optimizer import Schedule
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
+from fedray.training.schedule import Schedule
 
 Steer = Callable[[], None]
 """Changes the gradients that the adapter's parameters hold (`fedray.training.steering`)."""
@@ -50,7 +50,8 @@ class Engine(Protocol):
         """Add the loss's gradient.
 
         Args:
-            loss: scalar; the sum over a step's micro-batches is the step's mean loss.
+            loss: scalar; the sum over a step's micro-batches is the step's mean loss. It requires no gradient where
+                interventions edit no token of the prompts.
             last: whether `step` follows, or another micro-batch of the same step.
         """
         ...

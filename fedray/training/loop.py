@@ -24,8 +24,8 @@ from fedray.evaluation.evaluate import lengths
 from fedray.evaluation.losses import num_units, score
 from fedray.randomness import Key, keyed_rng, keyed_seed
 from fedray.training.engine import Engine
-from fedray.training.optimizer import Schedule
 from fedray.training.process_group import ProcessGroup
+from fedray.training.schedule import Schedule
 from fedray.training.steering import Steered, Steering, check_steering
 from fedray.training.training_context import TrainingContext
 from fedray.types import ClientId, Vector, round_number
@@ -77,6 +77,11 @@ class Train:
         if self.steps is not None:
             return self.steps
         return total_steps(self.table.num_rows, train, self.epochs)
+
+    def schedule(self, training_context: TrainingContext) -> Schedule:
+        """Return the learning rates of the training."""
+        train = training_context.train
+        return Schedule(train, self.server_round, self.num_steps(train), training_context.rounds)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def _train(
 ) -> tuple[list[float], Mapping[str, Vector]]:
     adapter = engine.adapter
     num_steps = request.num_steps(training_context.train)
-    schedule = Schedule(training_context.train, request.server_round, num_steps)
+    schedule = request.schedule(training_context)
     steered = Steered.of(adapter, [request.steering], request.mean_gradient)
     losses: list[torch.Tensor] = []
     checked: list[float] = []

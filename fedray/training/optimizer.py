@@ -1,33 +1,13 @@
-"""The optimizer of one client's round: always fresh, with the learning rate's schedule, clipping and weight decay.
-
-Learning rate of step s (0 to S-1) in round t: lr · round_decay^t · f, with f = 1 (constant) or (S - s) / S (linear, as
-transformers' `get_linear_schedule_with_warmup` without warmup: the first step has the full rate).
-"""
+"""The optimizer of one client's training: always fresh, with the rates of its schedule, clipping and weight decay."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fedray.adapters.adapter import TrainableGroup
 from fedray.config import TrainConfig
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rates of one round of `num_steps` steps. The group named `head` has `head_lr`."""
-
-    train: TrainConfig
-    server_round: int
-    num_steps: int
-
-    def rates(self, groups: Sequence[TrainableGroup], step: int) -> list[float]:
-        """Return the rates of step 0 to `num_steps` - 1, one per group."""
-        linear = self.train.schedule == "linear"
-        factor = (self.num_steps - step) / self.num_steps if linear else 1.0
-        decay = self.train.round_decay**self.server_round
-        return [decay * _configured_rate(group, self.train) * factor for group in groups]
+from fedray.training.schedule import Schedule
 
 
 def weight_decays(groups: Sequence[TrainableGroup], train: TrainConfig) -> list[float]:
@@ -60,10 +40,6 @@ class RoundOptimizer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps += 1
-
-
-def _configured_rate(group: TrainableGroup, train: TrainConfig) -> float:
-    return train.head_lr if group.name == "head" and train.head_lr is not None else train.lr
 
 
 def decay_for_sgd(group: dict[str, Any]) -> None:

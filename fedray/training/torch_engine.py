@@ -7,8 +7,9 @@ from torch import nn
 
 from fedray.adapters.adapter import Adapter
 from fedray.training.engine import Steer
-from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.optimizer import RoundOptimizer
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
+from fedray.training.schedule import Schedule
 
 FLOAT16_LOSS_SCALE = 1024.0
 """Constant, so that no step is skipped and a client's result depends on nobody before it."""
@@ -44,6 +45,8 @@ class TorchEngine:
             parameter.grad = None  # a training that failed may have left one
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
+        if not loss.requires_grad:  # interventions that edit no token of these prompts
+            return
         (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:

@@ -25,6 +25,7 @@ class TrainingContext:
         end_token_ids: tokens that end a generated text.
         common: the common test set; None if there is none.
         common_moments: when a client's model is evaluated on it.
+        rounds: of the run; learning rates may fall over them.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class TrainingContext:
     end_token_ids: tuple[int, ...] = ()
     common: pa.Table | None = None
     common_moments: tuple[Moment, ...] = ()
+    rounds: int = 1
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

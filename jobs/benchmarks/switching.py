@@ -18,7 +18,7 @@ import fedray.federation.worker as worker_module
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
 from fedray.training.loop import Train, train_steps
-from fedray.training.optimizer import Schedule
+from fedray.training.schedule import Schedule
 
 CONFIG = Path(__file__).parents[1] / "three_tiers.yaml"
 make_engine = worker_module.make_engine

@@ -113,6 +113,20 @@ def test_left_padding_and_short_examples(make: Make) -> None:
     check(adapter, path, "loreft", before, after, where)
 
 
+def test_halves_of_short_examples(make: Make) -> None:
+    """f2+l2 with 5, 7, 1 and 3 tokens: of one token each half is empty, of three tokens it is one."""
+    inputs = {"input_ids": TOKENS * LEFT, "attention_mask": LEFT}
+    fields = {"positions": "f2+l2", "short_prompts": "halves"}
+    adapter, before, after, path = run(make("llama"), fields, **inputs)
+    where = [
+        {2: "prefix", 3: "prefix", 5: "suffix", 6: "suffix"},
+        {0: "prefix", 1: "prefix", 5: "suffix", 6: "suffix"},
+        {},
+        {4: "prefix", 6: "suffix"},
+    ]
+    check(adapter, path, "loreft", before, after, where)
+
+
 @pytest.mark.parametrize(
     ("positions", "tied", "where"),
     [

@@ -60,7 +60,8 @@ TRAIN = some(
     head_lr=st.none() | NUMBER,
     betas=st.tuples(FRACTION, FRACTION),
     clip=st.none() | NUMBER,
-    schedule=st.sampled_from(["constant", "linear"]),
+    schedule=st.sampled_from(["constant", "linear", "cosine"]),
+    round_schedule=st.sampled_from(["constant", "linear", "cosine"]),
     round_decay=st.floats(0, 1, exclude_min=True),
 )
 LORA = some(rank=COUNT, alpha=NUMBER, dropout=FRACTION, targets=st.lists(TEXT, max_size=3))
@@ -69,6 +70,7 @@ REFT = some(
     layers=st.just("all") | st.lists(st.integers(0, 99), max_size=3),
     positions=st.sampled_from(["all", "f1", "l2", "f7+l7"]),
     tie_positions=st.booleans(),
+    short_prompts=st.sampled_from(["prefix", "halves"]),
 )
 METHOD = st.tuples(
     st.sampled_from(["fedreft", "fedalt", "local"]).map(lambda name: {"name": name})

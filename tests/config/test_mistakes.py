@@ -107,6 +107,42 @@ def test_an_unknown_key_lists_what_is_allowed_and_claims_no_likeness() -> None:
                 ({"lora_rank": 9}, "clients.tiers.phone.lora_rank: 9 is above lora.rank 8 of method"),
             )
         ],
+        *[
+            ("train", train, expected)
+            for train, expected in (
+                ({"warmup_steps": 1.5}, "train.warmup_steps: expected a whole number, or a share below 1, got 1.5"),
+                ({"warmup_rounds": -1}, "train.warmup_rounds: got -1: Input should be greater than or equal to 0"),
+                (
+                    {"schedule": "cosin"},
+                    "train.schedule: got 'cosin': Input should be 'constant', 'linear' or 'cosi",
+                ),
+                (
+                    {"lr": 0.1, "min_lr": 0.2, "schedule": "linear"},
+                    "train: min_lr: 0.2 is above lr: 0.1",
+                ),
+                ({"min_lr": 1e-6}, "train: min_lr: 1e-06, but the learning rate does not fall; choose a schedule, a"),
+                (
+                    {"max_steps": 5, "warmup_steps": 5},
+                    "train: warmup_steps: 5 are all of a round's at most max_steps: 5 steps; fewer, or schedule_over",
+                ),
+                (
+                    {"max_steps": 3, "warmup_steps": 0.7},
+                    "train: warmup_steps: 0.7 are all of a round's at most max_steps: 3 steps",
+                ),
+                *[
+                    (
+                        {"schedule_over": "run", field: value},
+                        f"train: {field}: {value}, but schedule_over: run is one schedule for all rounds; leave",
+                    )
+                    for field, value in (("round_schedule", "linear"), ("warmup_rounds", 1.0), ("round_decay", 0.9))
+                ],
+                ({"warmup_rounds": 99}, "train.warmup_rounds: 99 are all of rounds: "),
+                (
+                    {"schedule_over": "run", "max_steps": 1, "warmup_steps": 99},
+                    "train.warmup_steps: 99 are all of the run's at most ",
+                ),
+            )
+        ],
         ("clients", {"tiers": {n: {"clients": ["ann"]} for n in "ab"}}, "tiers: ann listed twice; a client belongs to"),
         ("clients", {"over_selection": 0.3}, "over_selection: needs per_round"),
         ("model", {"path": "random", "tokenizer": "bytes"}, "model.config: a random model needs `model_type`"),

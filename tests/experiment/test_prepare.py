@@ -290,6 +290,35 @@ def test_one_class_is_nothing_to_tell_apart(configure: Callable[..., Any], files
         prepare(configure(**files("a", "a")))
 
 
+@pytest.mark.parametrize(("over", "steps"), [("round", 5), ("run", 10)])
+def test_a_warm_up_is_shorter_than_the_training(configure: Callable[..., Any], over: str, steps: int) -> None:
+    """Five passes over at most eight examples are five steps a round, and ten in two rounds."""
+    fields = {"rounds": 2, "train__epochs": 5, "train__schedule": "linear", "train__schedule_over": over}
+    prepare(configure(**fields, train__warmup_steps=steps - 1))
+    message = (
+        f"^train.warmup_steps: {steps}, but with method 'fedavg' no client of tier 'default' takes more than {steps}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(configure(**fields, train__warmup_steps=steps))
+
+
+def test_clients_whose_warm_up_does_not_end_are_counted(
+    configure: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of the steps, rounded up, are all of a single one: that of the client with at most 8 examples."""
+    paths = {}
+    for name, number in (("large", 40), ("small", 10)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": f"text {n}", "label": "ab"[n % 2]}) + "\n" for n in range(number)))
+        paths[name] = str(path)
+    changes = {"data__source": "files", "data__files": paths, "clients__count": None}
+    prepare(configure(**changes, train__warmup_steps=0.5))
+    assert "train.warmup_steps: 0.5 are all steps that 1 of 2 clients take in a round with fedavg" in caplog.text
+    caplog.clear()
+    prepare(configure(**changes, train__epochs=2, train__warmup_steps=0.5))
+    assert "warmup_steps" not in caplog.text
+
+
 def test_a_missing_column(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
     with pytest.raises(
         ConfigError, match=r"client0.jsonl: no column 'lable' \(data.label\) \(did you mean 'label'\?\)"

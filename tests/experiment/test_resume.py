@@ -200,6 +200,24 @@ def test_a_finished_run_gets_more_rounds(config: dict[str, Any], whole: RunResul
 
 
 @pytest.mark.parametrize(
+    "train",
+    [
+        {"schedule": "linear", "schedule_over": "run"},
+        {"round_schedule": "cosine"},
+        {"warmup_rounds": 0.5},
+    ],
+)
+def test_a_schedule_over_all_rounds_has_a_fixed_number_of_rounds(
+    config: dict[str, Any], tmp_path: Path, train: dict[str, Any]
+) -> None:
+    """The finished rounds had other learning rates than those of a longer run. A number of warm-up rounds is fixed."""
+    given = {**config, "method": METHODS[1:2]}
+    fedray.run({**given, "train": {**config["train"], **train}, "rounds": 2}, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"another number of rounds: stored is 2, given is 3, and .* of fedavg-reft"):
+        fedray.run({**given, "train": {**config["train"], **train}}, resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train.lr": 0.1}, r"train.lr: stored is 0.005, given is 0.1"),

@@ -198,3 +198,23 @@ def test_components_that_nobody_held_keep_their_moments(start):
             first, second = (0, 1) if slot.part == "A" else (np.s_[:, 0], np.s_[:, 1])
             assert np.array_equal(old[second], new[second])
             assert not np.array_equal(old[first], new[first])
+
+
+def test_learning_rates_fall_over_the_rounds(start):
+    """Four rounds, linear: the full rate, then 3/4, 2/4, 1/4 of it; the final pass has the last round's. With plain SGD
+    and one step, updates have these shares of those with a constant rate from the same server state."""
+    exact = {"optimizer": "sgd", "weight_decay": 0, "schedule": "constant", "clip": None, "max_steps": 1}
+    exact = {f"train__{name}": value for name, value in exact.items()}
+    constant, falling = (start("fedavg", **exact, train__round_schedule=shape) for shape in ("constant", "linear"))
+    for share in (1, 0.75, 0.5, 0.25, 0.25):
+        constant.federation.restore(
+            falling.federation.server_round, falling.server, dict(constant.federation.client_states)
+        )
+        whole, ours = constant.serve(), falling.serve()
+        for id, result in whole.items():
+            before = falling.server.shared.adapter
+            moved, expected = ours[id].payload.adapter - before, result.payload.adapter - before
+            assert np.abs(expected).max() > 1e-4
+            np.testing.assert_allclose(moved, share * expected, atol=1e-6)
+        if falling.federation.server_round < 4:
+            falling.round()

@@ -27,7 +27,7 @@ from fedray.models.backbone import meta_backbone
 from fedray.planning.memory import Footprint
 from fedray.training.engine import make_engine
 from fedray.training.engines.deepspeed import OffloadConfig
-from fedray.training.optimizer import Schedule
+from fedray.training.schedule import Schedule
 
 SHAPE = {
     "model_type": "bert",

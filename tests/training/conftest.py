@@ -115,10 +115,19 @@ def examples():
 
 @pytest.fixture
 def trainer():
-    """trainer(adapter, task, client, num_examples, server_round, seed, measure, **train): one client's round."""
+    """trainer(adapter, task, client, num_examples, server_round, seed, measure, rounds, **train): one client's
+    round."""
 
     def build(
-        adapter, task="classification", client="ann", num_examples=11, server_round=0, seed=3, measure=False, **train
+        adapter,
+        task="classification",
+        client="ann",
+        num_examples=11,
+        server_round=0,
+        seed=3,
+        measure=False,
+        rounds=1,
+        **train,
     ):
         number = sum(map(ord, client))
         tables = {
@@ -132,6 +141,7 @@ def trainer():
             seed=seed,
             pad_token_id=0,
             evaluation=EvaluationConfig(batch_size=4),
+            rounds=rounds,
         )
         identity = Client(id=client, index=0, num_examples=num_examples)
         work = EngineBackend(TorchEngine(adapter), training_context)

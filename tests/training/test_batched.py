@@ -41,6 +41,24 @@ def test_batched_clients_are_as_alone(adapt, locals_of, task, train):
     assert len({report.steps for _, report in expected.values()}) > 1
 
 
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"schedule": "cosine", "schedule_over": "run", "warmup_steps": 0.4, "min_lr": 0.002},
+        {"schedule": "linear", "warmup_steps": 1, "round_schedule": "cosine", "warmup_rounds": 1},
+    ],
+    ids=["over the run", "over rounds"],
+)
+def test_every_member_has_the_rates_of_its_own_steps(adapt, locals_of, train):
+    """Members of 6, 2, 5 and 1 steps: one warm-up over the run ends in another step of each."""
+    adapter = adapt()
+    locals_ = locals_of(adapter, batch_size=2, lr=0.02, head_lr=0.05, server_round=1, rounds=3, **train)
+    values = {name: first_values(adapter, name) for name in locals_}
+    if train["schedule"] == "linear":
+        del locals_["dee"]  # a single step, whose rate is 0
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama", "gpt_neox", "qwen2"])
 def test_every_family(family, locals_of):
     """RoBERTa has two layers in its head and counts positions behind padding; decoders pool the last token.
@@ -94,6 +112,18 @@ def test_interventions_with_short_batches(backbone, locals_of, task):
     """Steps end with fewer micro-batches, and these with fewer examples, than those of other members."""
     adapter = attach_reft(backbone(task), ReftSection(rank=2, positions="f1+l2", dropout=0.3), seed=1)
     locals_ = locals_of(adapter, task, measure=True, batch_size=4, accumulation=2, lr=0.01)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_interventions_on_halves_of_short_prompts(backbone, locals_of, task, tied):
+    """With batches of one example, members edit 0 to 4 tokens at either end; where all edit none, as in prompts of one
+    token, a step has no gradient at all."""
+    section = ReftSection(rank=2, positions="f4+l4", tie_positions=tied, short_prompts="halves", dropout=0.2)
+    adapter = attach_reft(backbone(task), section, seed=1)
+    locals_ = locals_of(adapter, task, measure=True, batch_size=1, lr=0.01, weight_decay=0.1)
     values = {name: first_values(adapter, name) for name in locals_}
     compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
 

@@ -6,7 +6,8 @@ import torch
 
 from fedray.config import TrainConfig
 from fedray.training.batched_optimizer import BatchedOptimizer
-from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.optimizer import RoundOptimizer
+from fedray.training.schedule import Schedule
 
 
 @pytest.mark.parametrize(

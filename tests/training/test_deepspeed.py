@@ -26,7 +26,7 @@ from fedray.training.engine import make_engine
 from fedray.training.engines.deepspeed import OffloadConfig
 from fedray.training.importance import fisher_importance
 from fedray.training.loop import Train, train_steps
-from fedray.training.optimizer import Schedule
+from fedray.training.schedule import Schedule
 from fedray.training.steering import Proximal
 from fedray.training.torch_engine import TorchEngine
 from fedray.training.training_context import TrainingContext
@@ -107,6 +107,11 @@ def live(built, backbone):
         return built[kind, stage], make_engine(adapter, TRAIN, TierConfig(share=1, mask_ratio=0.5), "cpu")
 
     return get
+
+
+def engine_of(adapter, train, stage):
+    """A new DeepSpeed engine of the stage."""
+    return DeepSpeedEngine(adapter, train, OFFLOADS[stage], RAW.get(stage, {}), "cpu")
 
 
 def task_of(engine):
@@ -339,6 +344,31 @@ def test_a_parameter_may_lack_a_gradient_in_some_micro_batches(live, examples, s
 
 
 @STAGES
+def test_micro_batches_whose_prompts_are_too_short_for_interventions(backbone, stage):
+    """Steps of a long prompt, of a long and a short one in either order, of a short one alone, which moves nothing."""
+    moved = []
+    for offload in (True, False):
+        section = ReftSection(rank=2, positions="f1+l1", short_prompts="halves")
+        adapter = attach_reft(backbone("causal_lm"), section)
+        engine = engine_of(adapter, TRAIN, stage) if offload else TorchEngine(adapter)
+        before = start(engine, "ann")["reft"]
+        engine.adapter.load("reft", before)
+        engine.begin(Schedule(TRAIN, 0, 10))
+        for lengths in ((6,), (6, 1), (1, 6), (1,), (6,)):
+            for number, length in enumerate(lengths):
+                tokens = torch.arange(3, 3 + length)[None]
+                loss = engine.adapter.model(input_ids=tokens).logits.square().mean()
+                assert loss.requires_grad == (length > 1)
+                engine.backward(loss, last=number + 1 == len(lengths))
+            engine.step()
+        assert engine.finite()
+        moved.append(engine.adapter.read("reft") - before)
+        engine.close()
+    assert np.linalg.norm(moved[1]) > 0.05
+    assert np.linalg.norm(moved[0] - moved[1]) <= 1e-3 * np.linalg.norm(moved[1])
+
+
+@STAGES
 def test_a_gradient_that_is_not_finite_is_noticed(live, stage):
     """ZeRO would skip the step and go on."""
     engine, _ = live("plain", stage)
@@ -393,6 +423,25 @@ def test_sgd(backbone, examples, stage):
         train_steps(engine, request, TrainingContext("classification", train, 3, 0))
         found.append(values(engine))
     assert np.linalg.norm(found[0] - found[1]) <= 1e-5 * np.linalg.norm(found[1])
+
+
+@STAGES
+@pytest.mark.parametrize("server_round", [0, 2])
+def test_a_schedule_through_the_run_is_torchs(backbone, examples, stage, server_round):
+    """Rounds 0 and 2 of 3 with ten steps each, of which the first 12 are the warm-up; the head has its own peak."""
+    fields = {"schedule": "cosine", "schedule_over": "run", "warmup_steps": 0.4, "min_lr": 0.001}
+    train, found = TRAIN.model_copy(update=fields), []
+    for offload in (True, False):
+        adapter = plain(backbone)
+        engine = engine_of(adapter, train, stage) if offload else TorchEngine(adapter)
+        for name, vector in start(engine, "ann").items():
+            engine.adapter.load(name, vector)
+        before = values(engine)
+        request = Train(examples("classification", 9, 1), "ann", server_round)
+        losses = train_steps(engine, request, TrainingContext("classification", train, 3, 0, rounds=3)).losses
+        found.append((before, values(engine), losses))
+        engine.close()
+    assert_close(*found)
 
 
 @pytest.mark.slow

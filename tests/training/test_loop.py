@@ -118,6 +118,46 @@ def test_two_runs_give_the_same_bits(adapt, trainer, task):
     assert np.array_equal(trained(first, trainer(first, task)), trained(second, trainer(second, task)))
 
 
+@pytest.mark.parametrize(
+    ("train", "share"),
+    [
+        ({"schedule": "linear", "schedule_over": "run"}, 2 / 3),  # step 4 of 12
+        ({"schedule": "cosine", "schedule_over": "run", "warmup_steps": 5}, 4 / 5),
+        ({"schedule": "linear"}, 1),  # starts afresh in every round
+        ({"round_schedule": "cosine"}, 3 / 4),  # (1 + cos(π/3)) / 2
+        ({"round_schedule": "linear", "warmup_rounds": 2}, 2 / 3),
+        ({"schedule": "linear", "schedule_over": "run", "min_lr": 0.01}, 11 / 15),  # (2 · 5 + 1) / 3 fifths of lr
+    ],
+)
+def test_the_rate_of_a_step(adapt, trainer, train, share):
+    """Round 1 of 3, of which one step is trained: four steps a round, so it is step 4 of 12 in the run. With plain SGD
+    it moves by its share of what the constant rate moves by."""
+    moved = []
+    for fields in ({}, train):
+        adapter = adapt()
+        before = values(adapter)
+        local = trainer(
+            adapter, num_examples=16, server_round=1, rounds=3, optimizer="sgd", clip=None, max_steps=4, **fields
+        )
+        moved.append(one_step(local, adapter) - before)
+    assert np.linalg.norm(moved[0]) > 0.01
+    np.testing.assert_allclose(moved[1], share * moved[0], atol=1e-6)
+
+
+def one_step(local, adapter):
+    """The values after the first step of a training, which goes on."""
+    engine, found = local._backend.engine, []
+    step = engine.step
+
+    def first():
+        step()
+        found.append(values(adapter))
+
+    engine.step = first
+    local.train()
+    return found[0]
+
+
 @pytest.mark.parametrize("other", [{"seed": 4}, {"server_round": 1}])
 def test_seed_and_round_key_the_order(adapt, trainer, other):
     first, second = adapt(), adapt()

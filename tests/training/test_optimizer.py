@@ -9,7 +9,8 @@ from torch import nn
 
 from fedray.adapters.adapter import TrainableGroup
 from fedray.config import TrainConfig
-from fedray.training.optimizer import RoundOptimizer, Schedule
+from fedray.training.optimizer import RoundOptimizer
+from fedray.training.schedule import Schedule
 
 
 def make_groups(seed=0):
@@ -104,35 +105,6 @@ def test_without_gradient_only_decaying_groups_shrink(kind):
     torch.testing.assert_close(parameters[0].detach(), before[0] * 0.95)
     assert torch.equal(parameters[1].detach(), before[1])
     torch.testing.assert_close(parameters[2].detach(), before[2] * 0.95)
-
-
-def test_linear_schedule_by_hand():
-    """Four steps: the full rate, then 3/4, 2/4, 1/4 of it; round 2 with round_decay 1/2 has a quarter of that."""
-    groups, _, _ = make_groups()
-    train = TrainConfig(lr=0.1, head_lr=1.0, schedule="linear", round_decay=0.5)
-    first, third = (Schedule(train, server_round, 4) for server_round in (0, 2))
-    assert [first.rates(groups, step) for step in range(4)] == [
-        pytest.approx([0.1 * f, 0.1 * f, f]) for f in (1.0, 0.75, 0.5, 0.25)
-    ]
-    assert third.rates(groups, 1) == pytest.approx([0.01875, 0.01875, 0.1875])
-
-
-def test_the_schedule_is_that_of_transformers():
-    from transformers import get_linear_schedule_with_warmup
-
-    groups, parameters, _ = make_groups()
-    theirs = torch.optim.SGD(parameters, lr=0.3)
-    scheduler = get_linear_schedule_with_warmup(theirs, 0, 7)
-    ours = Schedule(TrainConfig(lr=0.3, schedule="linear"), 0, 7)
-    for step in range(7):
-        assert ours.rates(groups, step)[0] == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
-        theirs.step()
-        scheduler.step()
-
-
-def test_the_head_has_the_common_rate_by_default():
-    groups, _, _ = make_groups()
-    assert Schedule(TrainConfig(lr=0.3), 0, 5).rates(groups, 4) == [0.3, 0.3, 0.3]
 
 
 def test_gradients_are_gone_after_a_step():
