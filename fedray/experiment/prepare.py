@@ -160,6 +160,7 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     fewest = min(shard.num_examples("validation") for shard in data.shards.values())
     found = costs(config, arch, clients, fewest)
     _note_drawn_heads(config, found)
+    _note_masks(config)
     return Prepared(config, data, clients, arch, found)
 
 
@@ -187,6 +188,15 @@ def _note_drawn_heads(config: Config, costs: Mapping[str, TierCosts]) -> None:
             config.model.path,
             choices(drawn),
         )
+
+
+def _note_masks(config: Config) -> None:
+    """Log which methods were told to mask rows that every tier holds."""
+    if any(config.clients.tier(name).mask_ratio < 1 for name in config.clients.tier_names):
+        return
+    for entry in config.method:
+        if "mask" in entry.hyperparameters and (mask := getattr(build_method(config, entry), "mask", "none")) != "none":
+            log.warning("method %r: mask: %s has no effect, because no tier has a mask_ratio below 1", entry.key, mask)
 
 
 def check_own_classes(config: Config) -> None:

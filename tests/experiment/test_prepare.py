@@ -255,6 +255,15 @@ def test_what_is_generated_needs_positions_too(configure: Callable[..., Any], fi
         prepare(configure(**changes, data__max_length=40, evaluation__metric="exact_match"))
 
 
+@pytest.mark.parametrize(("ratio", "said"), [(1.0, True), (0.5, False)])
+def test_a_mask_without_a_mask_ratio_is_said(
+    configure: Callable[..., Any], caplog: pytest.LogCaptureFixture, ratio: float, said: bool
+) -> None:
+    tiers = {"strong": {"share": 0.5}, "weak": {"share": 0.5, "mask_ratio": ratio}}
+    prepare(configure(clients__tiers=tiers, method=[{"name": "fedavg", "mask": "energy"}]))
+    assert ("mask: energy has no effect" in caplog.text) == said
+
+
 def test_a_metric_names_a_class_of_the_data(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
     """What the configuration says stays; workers get the index, for `compute` sees nothing else."""
     config = configure(**files("ab", "ba"), evaluation__metric={"name": "f1", "positive": "a"})
