@@ -6,31 +6,24 @@ Examples are batched by length, so a result depends neither on their order nor (
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from fedray.config import Metric
-from fedray.data.batches import batches
+from fedray.data.batches import batches, by_length
 from fedray.errors import ConfigError
-from fedray.evaluation.losses import Scored, prompts, score
+from fedray.evaluation.generation import Tokenizer, generate
+from fedray.evaluation.losses import Scored, score
 from fedray.evaluation.metrics import check_metric
-from fedray.models.checks import reads_left_padding
 from fedray.types import Evaluation, Task
 
 Device = torch.device | str
-
-
-class Tokenizer(Protocol):
-    """What generation needs of a tokenizer; transformers' tokenizers have it."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any: ...
 
 
 def evaluate(
@@ -104,46 +97,6 @@ def _mean(losses: npt.NDArray[np.float32]) -> float:
     return float(losses.mean(dtype=np.float64))
 
 
-def generate(
-    model: nn.Module,
-    table: pa.Table,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    pad_token_id: int,
-    device: Device,
-    max_new_tokens: int,
-    end_token_ids: Sequence[int],
-) -> list[str]:
-    """Return the greedy continuation of each example's prompt (see `prompts`) up to a token that ends it, in the
-    table's order.
-
-    A model that reads padding on the left gets one prompt at a time.
-    """
-    batch_size = 1 if reads_left_padding(model) else batch_size
-    prompt_ids = pa.array(prompts(table), pa.list_(pa.int32()))
-    prompt_table = pa.table({"input_ids": prompt_ids, "labels": prompt_ids})
-    order = by_length(prompt_table)
-    texts = [""] * len(order)
-    start = 0
-    for batch in batches(prompt_table, batch_size, pad_token_id, order, device, left_pad=True):
-        width = batch["input_ids"].shape[1]
-        tokens = model.generate(  # type: ignore[operator]  # a transformers PreTrainedModel
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            pad_token_id=pad_token_id,
-            eos_token_id=list(end_token_ids) or None,
-        )
-        for row, answer in zip(order[start : start + len(tokens)], tokens[:, width:].tolist(), strict=True):
-            ending = next((i for i, token in enumerate(answer) if token in end_token_ids), len(answer))
-            texts[row] = tokenizer.decode(answer[:ending], skip_special_tokens=True)
-        start += len(tokens)
-    return texts
-
-
 def _score_all(
     model: nn.Module, table: pa.Table, task: Task, batch_size: int, pad_token_id: int, device: Device
 ) -> Units:
@@ -155,17 +108,6 @@ def _score_all(
         predictions.append(predictions_of(scored, task))
         labels.append(scored.labels)
     return Units(*(torch.cat(parts).cpu().numpy() for parts in (losses, predictions, labels)))
-
-
-def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the order with the longest example first: a batch that does not fit into memory fails at once."""
-    return np.argsort(-lengths(table), kind="stable")
-
-
-def lengths(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return each example's number of tokens."""
-    found: npt.NDArray[np.int64] = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
-    return found
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from torch import Tensor
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import ClientBatch
 from fedray.adapters.stacked import AdapterStack
-from fedray.data.batches import batches
-from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise
+from fedray.data.batches import batches, by_length
+from fedray.evaluation.evaluate import Units, evaluating, predictions_of, summarise
 from fedray.evaluation.losses import score
 from fedray.training import loop
 from fedray.training.batched_optimizer import BatchedOptimizer

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from fedray.config import EvaluationConfig, Metric, TrainConfig
-from fedray.evaluation.evaluate import Device, Tokenizer
+from fedray.evaluation.evaluate import Device
+from fedray.evaluation.generation import Tokenizer
 from fedray.evaluation.metrics import configured_metric
 from fedray.types import Task
 

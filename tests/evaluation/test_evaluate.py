@@ -9,7 +9,8 @@ import torch
 
 from fedray.config.metric import METRICS
 from fedray.errors import ConfigError
-from fedray.evaluation.evaluate import evaluate, generate
+from fedray.evaluation.evaluate import evaluate
+from fedray.evaluation.generation import generate
 from fedray.types import Evaluation
 
 

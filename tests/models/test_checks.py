@@ -20,7 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.evaluate import generate
+from fedray.evaluation.generation import generate
 from fedray.models import backbone, checks
 from fedray.models.architecture import architecture
 from fedray.models.backbone import load_backbone

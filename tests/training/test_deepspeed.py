@@ -18,7 +18,8 @@ from fedray.adapters.rows import hold_rows
 from fedray.config import LoraSection, ReftSection, TrainConfig
 from fedray.config.clients import TierConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.evaluate import evaluate, generate
+from fedray.evaluation.evaluate import evaluate
+from fedray.evaluation.generation import generate
 from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.training import deepspeed_engine as engines
 from fedray.training.deepspeed_engine import DeepSpeedEngine
