@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedray.config.generation import GenerationSection
 from fedray.config.metric import MetricOption
 from fedray.config.section import Fraction, PositiveInt, Section
 
@@ -80,3 +81,4 @@ class EvaluationConfig(Section):
     """Examples per batch."""
     max_new_tokens: PositiveInt = 32
     """exact_match, rouge_l: longest generated answer."""
+    generation: GenerationSection = GenerationSection()

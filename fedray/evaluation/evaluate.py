@@ -18,9 +18,10 @@ from torch.nn.utils import parametrize
 from fedray.config import Metric
 from fedray.data.batches import batches, by_length
 from fedray.errors import ConfigError
-from fedray.evaluation.generation import Tokenizer, generate
+from fedray.evaluation.generation import Decoding, generate
 from fedray.evaluation.losses import Scored, score
 from fedray.evaluation.metrics import check_metric
+from fedray.randomness import Key
 from fedray.types import Evaluation, Task
 
 Device = torch.device | str
@@ -34,27 +35,25 @@ def evaluate(
     batch_size: int,
     pad_token_id: int,
     device: Device,
-    tokenizer: Tokenizer | None = None,
-    max_new_tokens: int = 32,
-    end_token_ids: Sequence[int] = (),
+    decoding: Decoding | None = None,
     generating: bool = True,
+    key: Sequence[Key] = (),
 ) -> Evaluation:
     """Return the mean loss (per example; per answer token for causal_lm), the metric, and the number of examples.
 
     An empty table gives Evaluation(nan, nan, 0). The model's training mode is as before on return.
 
     Args:
-        tokenizer: for a metric of texts, which compares greedily generated text with the column `answer`.
-        max_new_tokens: at most this many tokens are generated per example.
-        end_token_ids: tokens that end a generated text.
+        decoding: for a metric of texts, which compares generated text with the column `answer`.
         generating: whether text is generated for a metric of texts, which is nan otherwise.
+        key: of the table, for sampled text (`Decoding.draws`).
 
     Raises:
         ConfigError: the metric does not fit the task, or needs a tokenizer that was not given.
     """
     check_metric(metric, task)
     generating = generating and metric.reads == "texts"
-    if generating and tokenizer is None:
+    if generating and decoding is None:
         raise ConfigError(
             f"evaluation.metric: {metric.label!r} compares generated text and needs a tokenizer; none was given"
         )
@@ -62,11 +61,10 @@ def evaluate(
         return Evaluation(float("nan"), float("nan"), 0)
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
-        if tokenizer is None or not generating:
+        if decoding is None or not generating:
             return summarise(units, metric, table.num_rows)
-        texts = generate(model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens, end_token_ids)
-    value = metric.compute(texts, table["answer"].to_pylist())
-    return Evaluation(_mean(units.losses), value, table.num_rows)
+        texts = generate(model, table, decoding, batch_size, pad_token_id, device, key)
+    return summarise_texts(units, metric, texts, table)
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,16 @@ def summarise(units: Units, metric: Metric, num_examples: int) -> Evaluation:
     read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
     value = metric.compute(*read)
     return Evaluation(_mean(units.losses), value, num_examples)
+
+
+def summarise_texts(units: Units, metric: Metric, texts: Sequence[str], table: pa.Table) -> Evaluation:
+    """Return the evaluation by a metric of texts.
+
+    Args:
+        texts: generated, in the table's order.
+    """
+    value = metric.compute(texts, table["answer"].to_pylist())
+    return Evaluation(_mean(units.losses), value, table.num_rows)
 
 
 def predictions_of(scored: Scored, task: Task) -> torch.Tensor:

@@ -16,7 +16,7 @@ from fedray.aggregation.low_rank import LowRank
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
-from fedray.randomness import keyed_rng
+from fedray.randomness import Key, keyed_rng
 from fedray.training.engine import Engine
 from fedray.training.features import features
 from fedray.training.importance import fisher_importance
@@ -63,7 +63,7 @@ class ClientBackend(Protocol):
         """Train the adapter as requested."""
         ...
 
-    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
         """Evaluate the adapter as it is loaded now; see `evaluate_client`."""
         ...
 
@@ -91,8 +91,8 @@ class EngineBackend:
     def train(self, request: Train) -> Trained:
         return train_steps(self.engine, request, self.training_context)
 
-    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
-        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, generating))
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
+        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, generating, key))
 
     def compute(self, function: Callable[[Adapter], Result]) -> Result:
         return self.engine.process_group.from_first(lambda: function(self.adapter))
@@ -112,9 +112,14 @@ class EngineBackend:
 
 
 def evaluate_client(
-    adapter: Adapter, table: pa.Table, training_context: TrainingContext, generating: bool = True
+    adapter: Adapter,
+    table: pa.Table,
+    training_context: TrainingContext,
+    generating: bool = True,
+    key: Sequence[Key] = (),
 ) -> Evaluation:
-    """Evaluate the adapter's model as it computes now. Without `generating`, a metric of generated text is nan."""
+    """Evaluate the adapter's model as it computes now. Without `generating`, a metric of generated text is nan; sampled
+    text is keyed by `key`."""
     return evaluate(
         adapter.model,
         table,
@@ -123,10 +128,9 @@ def evaluate_client(
         training_context.evaluation.batch_size,
         training_context.pad_token_id,
         training_context.device,
-        training_context.tokenizer,
-        training_context.evaluation.max_new_tokens,
-        training_context.end_token_ids,
+        training_context.decoding,
         generating,
+        key,
     )
 
 
@@ -199,7 +203,7 @@ class LocalTrainer:
         self._check_examples()
         check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
         if self.measures and self._trainings == 0:
-            self._aggregated = self.evaluate("test", generating=True)
+            self._aggregated = self._measured("aggregated")
         trained = self._backend.train(
             Train(
                 self._shard.tables["train"],
@@ -224,13 +228,20 @@ class LocalTrainer:
         """See `Local.measure`."""
         if self.measures:
             self._backend.adapter.observed()  # drops what earlier evaluations left there
-            self._personalised = self.evaluate("test", generating=True)
+            self._personalised = self._measured("personalised")
             for name, mean in self._backend.adapter.observed().items():
                 self.record(name, mean)
 
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        return self._backend.evaluate(self._shard.tables[split], generating)
+        return self._backend.evaluate(self._shard.tables[split], generating, self._key(split))
+
+    def _measured(self, moment: str) -> Evaluation:
+        return self._backend.evaluate(self._shard.tables["test"], True, self._key(moment))
+
+    def _key(self, evaluated: str) -> tuple[Key, ...]:
+        """Return what keys the draws of sampled text in an evaluation: of a split, or at a moment."""
+        return (self.server_round, self.client.id, evaluated)
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from fedray.config import EvaluationConfig, Metric, TrainConfig
 from fedray.evaluation.evaluate import Device
-from fedray.evaluation.generation import Tokenizer
+from fedray.evaluation.generation import Decoding, Tokenizer
 from fedray.evaluation.metrics import configured_metric
 from fedray.types import Task
 
@@ -37,3 +37,11 @@ class TrainingContext:
     def metric(self) -> Metric:
         """What is measured: as configured, else the task's default."""
         return configured_metric(self.evaluation, self.task)
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """How texts are generated; None: there is no tokenizer, because no metric reads them."""
+        if self.tokenizer is None:
+            return None
+        evaluation = self.evaluation
+        return Decoding(self.tokenizer, evaluation.max_new_tokens, self.end_token_ids, evaluation.generation, self.seed)
