@@ -164,12 +164,13 @@ def generate_batch(
     endings: list[StoppingCriteria] = [_StopStrings(decoding, width)] if options.stop_strings else []
     if real is not None:
         endings.append(_FillingRows(~real))
+    drawn = None if draws is None else torch.from_numpy(draws).to(starts.device)
     with _without_preferences(model), unobserved():
         tokens = model.generate(  # type: ignore[operator]  # a transformers PreTrainedModel
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             generation_config=config,
-            logits_processor=_processors(options, starts, width, draws),
+            logits_processor=processors(options, starts, width, drawn),
             stopping_criteria=StoppingCriteriaList(endings),
         )
     return [decoding.text(answer) for answer in tokens[:, width:].tolist()]
@@ -185,14 +186,13 @@ def _without_preferences(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _processors(
-    options: GenerationSection, starts: Tensor, width: int, draws: npt.NDArray[np.float64] | None
-) -> LogitsProcessorList:
+def processors(options: GenerationSection, starts: Tensor, width: int, draws: Tensor | None) -> LogitsProcessorList:
     """Return what changes the scores of the next token, in transformers' order.
 
     Args:
         starts: where each row's prompt begins, [rows].
         width: of the padded prompts.
+        draws: of `Decoding.draws`, if tokens are drawn.
     """
     found: list[LogitsProcessor] = []
     if options.repetition_penalty != 1:
@@ -206,7 +206,7 @@ def _processors(
             found.append(TopKLogitsWarper(options.top_k))
         if options.top_p < 1:
             found.append(TopPLogitsWarper(options.top_p))
-        found.append(_KeyedDraw(torch.from_numpy(draws).to(starts.device), width))
+        found.append(_KeyedDraw(draws, width))
     return LogitsProcessorList(found)
 
 

@@ -88,6 +88,31 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
     return read.left_padding
 
 
+def check_beams(model: Any, num_beams: int) -> None:
+    """Check that a language model's cache follows the beams of a search.
+
+    Raises:
+        ConfigError: transformers cannot search with this model.
+    """
+    row = torch.tensor([_plain_tokens(model)[:1]], device=model.device)
+    try:
+        with torch.no_grad():
+            model.generate(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                max_new_tokens=2,
+                do_sample=False,
+                num_beams=num_beams,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"evaluation.generation.num_beams: {num_beams}, but {type(model).__name__} cannot search with beams: "
+            f"{one_line(error)}"
+        ) from error
+
+
 @dataclass(frozen=True)
 class _Read:
     """Whether a model reads what it must not, or draws random numbers in training."""
