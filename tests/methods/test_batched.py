@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agreement import agree, distance, numbers, of_workers, together
+from families import tiny_family
 from tiny import TINY_LLAMA
 
 from fedray.data.shards import Shard
@@ -68,7 +69,15 @@ def test_a_language_model(start, method, caplog):
     [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 2.0, "repetition_penalty": 1.5}],
     ids=["greedy", "beams", "sampled"],
 )
-@pytest.mark.parametrize("method", [{"name": "fedalt"}, {"name": "fedreft", "mixing": "adaptive"}], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "fedalt"},
+        {"name": "fedreft", "mixing": "adaptive"},
+        {"name": "fedavg", "adapter": "reft", "reft": {"positions": "all"}},
+    ],
+    ids=str,
+)
 def test_generated_text_is_measured_together(start, monkeypatch, caplog, method, generation):
     """Test splits of unequal size in batches of 2, by prefix and suffix of the prompt: the same texts, letter by
     letter, in as many passes as the client with the most of them takes alone."""
@@ -93,6 +102,35 @@ def test_generated_text_is_measured_together(start, monkeypatch, caplog, method,
     agree(together(run.worker, tasks), alone)
     assert len(generated) == 2 * 2
     assert not of_workers(caplog)
+
+
+def test_text_of_a_model_that_reads_left_padding(start, tmp_path, caplog):
+    """Bart's positions count padding: every client's prompts are read one by one, and a warning says so once."""
+    tiny_family("bart", "causal_lm", spread=0.2).save_pretrained(tmp_path / "model")
+    run = start(
+        "fedavg",
+        task="causal_lm",
+        model={"path": str(tmp_path / "model"), "tokenizer": "bytes"},
+        evaluation__metric={"class": "letters.Fingerprint"},
+        evaluation__max_new_tokens=3,
+    )
+    tasks = run.tasks(IDS, measure=True)
+    agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])
+    (record,) = of_workers(caplog)
+    assert record.message.startswith("tier default: texts are generated one prompt and one client at a time")
+
+
+def test_what_is_generated_is_not_observed(start):
+    """The mean weight of FedALT's mixer is that of the examples' own tokens, whatever is generated after them."""
+    changes = {"task": "causal_lm", "model__config": DECODER}
+    run, same = (
+        start("fedalt", **changes, evaluation__metric=metric, evaluation__max_new_tokens=20)
+        for metric in ("perplexity", "rouge_l")
+    )
+    for each in (run, same):
+        each.round()
+    found, again = (each.worker.train(each.tasks(IDS[:1], measure=True)[0]).report.recorded for each in (run, same))
+    assert found["mixer_mean"] == again["mixer_mean"]
 
 
 def cut_test(task, number):

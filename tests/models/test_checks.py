@@ -20,11 +20,11 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.generation import generate
+from fedray.evaluation.generation import Decoding, generate
 from fedray.models import backbone, checks
 from fedray.models.architecture import architecture
 from fedray.models.backbone import load_backbone
-from fedray.models.checks import check_model, reads_left_padding
+from fedray.models.checks import check_beams, check_model, reads_left_padding
 from fedray.types import Task
 
 
@@ -345,8 +345,18 @@ def test_generation_of_a_model_that_reads_left_padding(tmp_path: Path) -> None:
     ids = [[257, 5, 6, 7, 8, 9, 10], [257, 11, 12], [257, 13, 14, 15]]
     table = pa.table({"input_ids": ids, "labels": [[-100] * (len(row) - 1) + row[-1:] for row in ids]})
     tokenizer: Any = SimpleNamespace(eos_token_id=258, decode=lambda tokens, **_: str(tokens))
-    expected = [generate(model, table.slice(row, 1), tokenizer, 1, 256, "cpu", 4, [258]) for row in range(3)]
-    assert generate(model, table, tokenizer, 3, 256, "cpu", 4, [258]) == [text for (text,) in expected]
+    decoding = Decoding(tokenizer, 4, (258,))
+    expected = [generate(model, table.slice(row, 1), decoding, 1, 256, "cpu") for row in range(3)]
+    assert generate(model, table, decoding, 3, 256, "cpu") == [text for (text,) in expected]
+
+
+def test_a_model_whose_cache_cannot_follow_beams() -> None:
+    """RWKV's state is a list of tensors, which transformers does not reorder; Mamba's is a cache."""
+    for family in ("llama", "mamba"):
+        check_beams(tiny_family(family, "causal_lm"), 3)
+    message = r"^evaluation.generation.num_beams: 3, but RwkvForCausalLM cannot search with beams: .*reordered"
+    with pytest.raises(ConfigError, match=message):
+        check_beams(tiny_family("rwkv", "causal_lm"), 3)
 
 
 FAMILIES: list[tuple[str, Task]] = [
