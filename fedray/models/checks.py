@@ -29,6 +29,9 @@ SMALL = 100_000_000
 TOLERANCE = {torch.float32: 1e-3}
 """Of the change that another token causes, by type; clean families stay below 1e-4 in float32."""
 HALF_TOLERANCE = 0.1
+BEAM_TOLERANCE = {torch.float32: 1e-3}
+"""Of the log-likelihood that a search finds, by type."""
+HALF_BEAM_TOLERANCE = 1e-2
 PASSES = 4
 """Passes of training that must agree: a router that draws may choose the same experts twice."""
 ROUNDING = 16
@@ -89,28 +92,39 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
 
 
 def check_beams(model: Any, num_beams: int) -> None:
-    """Check that a language model's cache follows the beams of a search.
+    """Check that a language model's cache follows the beams of a search: that the text found with it is as likely as
+    the one found without.
 
     Raises:
-        ConfigError: transformers cannot search with this model.
+        ConfigError: transformers cannot search with this model, or the cache keeps a part of what other beams read.
     """
-    row = torch.tensor([_plain_tokens(model)[:1]], device=model.device)
+    tokens = _plain_tokens(model)
+    row = torch.tensor([[tokens[place * 7 % len(tokens)] for place in range(SHORT)]], device=model.device)
+
+    def likelihood(use_cache: bool) -> float:
+        found = model.generate(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=SHORT,
+            min_new_tokens=SHORT,
+            do_sample=False,
+            num_beams=num_beams,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=use_cache,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        return float(found.sequences_scores[0])
+
+    refusal = f"evaluation.generation.num_beams: {num_beams}, but {type(model).__name__} cannot search with beams"
     try:
         with torch.no_grad():
-            model.generate(
-                input_ids=row,
-                attention_mask=torch.ones_like(row),
-                max_new_tokens=2,
-                do_sample=False,
-                num_beams=num_beams,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
+            cached, whole = likelihood(True), likelihood(False)
     except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise ConfigError(
-            f"evaluation.generation.num_beams: {num_beams}, but {type(model).__name__} cannot search with beams: "
-            f"{one_line(error)}"
-        ) from error
+        raise ConfigError(f"{refusal}: {one_line(error)}") from error
+    if not abs(cached - whole) <= BEAM_TOLERANCE.get(model.dtype, HALF_BEAM_TOLERANCE) * abs(whole):
+        raise ConfigError(f"{refusal}: its cache keeps what other beams have read")
 
 
 @dataclass(frozen=True)

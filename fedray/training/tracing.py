@@ -107,7 +107,7 @@ def trace_generation(
                     read_before = read(held)
                     cache = {name: value for name in CACHES if (value := getattr(read_before, name, None)) is not None}
                     del read_before
-                choose(read(1, held, **cache).logits, before)
+                choose((read(1, held, **cache) if cache else read(held + 1)).logits, before)
     return Traced(live.largest, live.largest)
 
 

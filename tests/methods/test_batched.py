@@ -97,7 +97,7 @@ def test_generated_text_is_measured_together(start, monkeypatch, caplog, method,
     monkeypatch.setattr(run.worker.adapter.model, "generate", lambda **a: generated.append(1) or whole(**a))
     alone = [run.worker.train(task) for task in tasks]
     assert len(generated) == 2 * (2 + 1 + 2)
-    assert len({getattr(result.report, at).metric for result in alone for at in MOMENTS}) > 4
+    assert len({getattr(result.report, at).metric for result in alone for at in MOMENTS}) > 3
     generated.clear()
     agree(together(run.worker, tasks), alone)
     assert len(generated) == 2 * 2

@@ -350,13 +350,22 @@ def test_generation_of_a_model_that_reads_left_padding(tmp_path: Path) -> None:
     assert generate(model, table, decoding, 3, 256, "cpu") == [text for (text,) in expected]
 
 
-def test_a_model_whose_cache_cannot_follow_beams() -> None:
-    """RWKV's state is a list of tensors, which transformers does not reorder; Mamba's is a cache."""
-    for family in ("llama", "mamba"):
-        check_beams(tiny_family(family, "causal_lm"), 3)
-    message = r"^evaluation.generation.num_beams: 3, but RwkvForCausalLM cannot search with beams: .*reordered"
-    with pytest.raises(ConfigError, match=message):
-        check_beams(tiny_family("rwkv", "causal_lm"), 3)
+@pytest.mark.parametrize(
+    ("family", "reason"), [("rwkv", "Rwkv.*cannot be reordered"), ("minimax", "its cache keeps what other beams have")]
+)
+def test_a_model_whose_cache_cannot_follow_beams(family: str, reason: str) -> None:
+    """RWKV's state is a list of tensors, which transformers refuses to reorder; of MiniMax's cache it reorders the keys
+    and values, and not the states of linear attention."""
+    model = tiny_family(family, "causal_lm", spread=0.3)
+    for held in (model, model.bfloat16()):
+        with pytest.raises(ConfigError, match=f"^evaluation.generation.num_beams: 4, but .* with beams: {reason}"):
+            check_beams(held, 4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "bart", "recurrent_gemma"])
+def test_models_that_can_search_with_beams(family: str) -> None:
+    check_beams(tiny_family(family, "causal_lm", spread=0.3), 4)
+    check_beams(tiny_family(family, "causal_lm").bfloat16(), 4)
 
 
 FAMILIES: list[tuple[str, Task]] = [
