@@ -25,7 +25,7 @@ class GenerationSection(Section):
     possible, false when one is unlikely."""
     do_sample: bool = False
     """Draw each token instead of taking the most likely one. The draws of an example are keyed by seed, round, client,
-    measurement and row."""
+    split and row."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """When sampling: logits are divided by it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -61,10 +61,10 @@ def evaluate(
         return Evaluation(float("nan"), float("nan"), 0)
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
-        if decoding is None or not generating:
-            return summarise(units, metric, table.num_rows)
-        texts = generate(model, table, decoding, batch_size, pad_token_id, device, key)
-    return summarise_texts(units, metric, texts, table)
+        texts = None
+        if decoding is not None and generating:
+            texts = generate(model, table, decoding, batch_size, pad_token_id, device, key)
+    return summarise(units, metric, table, texts)
 
 
 @dataclass(frozen=True)
@@ -77,32 +77,22 @@ class Units:
     labels: npt.NDArray[Any]
 
 
-def summarise(units: Units, metric: Metric, num_examples: int) -> Evaluation:
-    """Return the evaluation by a metric of losses or predictions; a metric of texts is nan."""
-    if metric.reads == "texts":
-        return Evaluation(_mean(units.losses), float("nan"), num_examples)
-    read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
-    value = metric.compute(*read)
-    return Evaluation(_mean(units.losses), value, num_examples)
-
-
-def summarise_texts(units: Units, metric: Metric, texts: Sequence[str], table: pa.Table) -> Evaluation:
-    """Return the evaluation by a metric of texts.
+def summarise(units: Units, metric: Metric, table: pa.Table, texts: Sequence[str] | None = None) -> Evaluation:
+    """Return the evaluation of a scored table that is not empty.
 
     Args:
-        texts: generated, in the table's order.
+        texts: generated for each example of the table; None makes a metric of texts nan.
     """
-    value = metric.compute(texts, table["answer"].to_pylist())
-    return Evaluation(_mean(units.losses), value, table.num_rows)
+    if metric.reads == "texts":
+        value = float("nan") if texts is None else metric.compute(texts, table["answer"].to_pylist())
+    else:
+        value = metric.compute(*((units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)))
+    return Evaluation(float(units.losses.mean(dtype=np.float64)), value, table.num_rows)
 
 
 def predictions_of(scored: Scored, task: Task) -> torch.Tensor:
     """Return the predicted classes, tokens or numbers, [units]."""
     return scored.outputs if task == "regression" else scored.outputs.argmax(-1)
-
-
-def _mean(losses: npt.NDArray[np.float32]) -> float:
-    return float(losses.mean(dtype=np.float64))
 
 
 def _score_all(

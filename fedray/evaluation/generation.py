@@ -73,7 +73,7 @@ class Decoding:
         nothing is drawn.
 
         Args:
-            key: of the table, such as round, client and measurement.
+            key: of the table, such as round, client and split.
             rows: indices into the table.
         """
         if not self.options.do_sample:

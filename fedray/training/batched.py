@@ -27,7 +27,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import ClientBatch
 from fedray.adapters.stacked import AdapterStack
 from fedray.data.batches import by_length
-from fedray.evaluation.evaluate import Units, evaluating, predictions_of, summarise, summarise_texts
+from fedray.evaluation.evaluate import Units, evaluating, predictions_of, summarise
 from fedray.evaluation.generation import generate, generate_batch, prompts_alone
 from fedray.evaluation.losses import score
 from fedray.models.checks import reads_left_padding
@@ -227,10 +227,7 @@ def evaluate_batched(
         texts = generate_batched(stack, prompted, training_context, keys)
     for slot, scored_parts in parts.items():
         units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
-        if slot in texts:
-            found[slot] = summarise_texts(units, training_context.metric, texts[slot], tables[slot])
-        else:
-            found[slot] = summarise(units, training_context.metric, tables[slot].num_rows)
+        found[slot] = summarise(units, training_context.metric, tables[slot], texts.get(slot))
     return found
 
 

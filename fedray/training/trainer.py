@@ -203,7 +203,7 @@ class LocalTrainer:
         self._check_examples()
         check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
         if self.measures and self._trainings == 0:
-            self._aggregated = self._measured("aggregated")
+            self._aggregated = self.evaluate("test", generating=True)
         trained = self._backend.train(
             Train(
                 self._shard.tables["train"],
@@ -228,20 +228,14 @@ class LocalTrainer:
         """See `Local.measure`."""
         if self.measures:
             self._backend.adapter.observed()  # drops what earlier evaluations left there
-            self._personalised = self._measured("personalised")
+            self._personalised = self.evaluate("test", generating=True)
             for name, mean in self._backend.adapter.observed().items():
                 self.record(name, mean)
 
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        return self._backend.evaluate(self._shard.tables[split], generating, self._key(split))
-
-    def _measured(self, moment: str) -> Evaluation:
-        return self._backend.evaluate(self._shard.tables["test"], True, self._key(moment))
-
-    def _key(self, evaluated: str) -> tuple[Key, ...]:
-        """Return what keys the draws of sampled text in an evaluation: of a split, or at a moment."""
-        return (self.server_round, self.client.id, evaluated)
+        key = (self.server_round, self.client.id, split)
+        return self._backend.evaluate(self._shard.tables[split], generating, key)
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""
