@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedray.adapters.client_batch import ClientBatch, Spread
 from fedray.errors import ConfigError
 from fedray.models.labels import current_labels
+from fedray.models.observing import observed
 from fedray.types import IGNORED
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -144,7 +145,8 @@ class ForwardContext:
         return alpha.reshape(-1, *(1 for _ in x.shape[1:]))
 
     def observe(self, name: str, values: Tensor) -> None:
-        """Add values of one module to the mean that is recorded under a name; padding does not count.
+        """Add values of one module to the mean that is recorded under a name; padding does not count, nor does what
+        generation computes (`fedray.models.observing`).
 
         Call it in evaluation mode only: what is observed there becomes a column of the client's row.
 
@@ -152,6 +154,8 @@ class ForwardContext:
             name: the column; modules that use the same name share one mean.
             values: one number per token, [examples, tokens].
         """
+        if not observed():
+            return
         valid = self.batch.valid if self.batch is not None and self.batch.shape == tuple(values.shape) else None
         numbers = values.detach().double()
         slots = (0,) if self.client_batch is None else self.client_batch.slots

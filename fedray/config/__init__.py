@@ -11,6 +11,7 @@ from fedray.config.clients import ClientsConfig, Precision, TierConfig
 from fedray.config.data import DataConfig, RawRows
 from fedray.config.engine import EngineConfig, EngineMemory, Memory
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
+from fedray.config.generation import GenerationSection
 from fedray.config.load import dump_yaml, load_config, load_sweep, to_mapping, values_by_path
 from fedray.config.metric import Metric
 from fedray.config.model import ModelConfig, Pooling
@@ -30,6 +31,7 @@ __all__ = [
     "EngineConfig",
     "EngineMemory",
     "EvaluationConfig",
+    "GenerationSection",
     "Head",
     "LoraSection",
     "Memory",

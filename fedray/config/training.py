@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from fedray.config.generation import GenerationSection
 from fedray.config.metric import Metric, MetricOption
 from fedray.config.section import Fraction, PositiveInt, Section
 
@@ -162,7 +163,9 @@ class EvaluationConfig(Section):
     model for all clients, and every client's before and after local training. Where the server has a model,
     `aggregated` is the same one, and only the server's is evaluated."""
     max_new_tokens: PositiveInt = 32
-    """exact_match, rouge_l: longest generated answer."""
+    """Metrics of texts: longest generated answer."""
+    generation: GenerationSection = GenerationSection()
+    """How texts are generated for metrics that read them: greedily, by beam search, by sampling; where they end."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from fedray.data.shards import NOT_READ
@@ -65,6 +66,17 @@ def batches(
     for start in range(0, len(rows), batch_size):
         batch = _batch(columns, rows[start : start + batch_size], fills, left_pad)
         yield {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the order with the longest example first: a batch that does not fit into memory fails at once."""
+    return np.argsort(-lengths(table), kind="stable")
+
+
+def lengths(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return each example's number of tokens."""
+    found: npt.NDArray[np.int64] = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    return found
 
 
 def _batch(

@@ -7,32 +7,26 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from fedray.config import Metric
-from fedray.data.batches import batches
+from fedray.data.batches import batches, by_length
 from fedray.data.shards import GROUP
 from fedray.errors import ConfigError, choices
-from fedray.evaluation.losses import Scored, num_units, prompts, score
+from fedray.evaluation.generation import Decoding, generate
+from fedray.evaluation.losses import Scored, num_units, score
 from fedray.evaluation.metrics import check_metric, generates_text
-from fedray.models.checks import reads_left_padding
+from fedray.randomness import Key
 from fedray.types import Evaluation, Task
 
 Device = torch.device | str
-
-
-class Tokenizer(Protocol):
-    """What generation needs of a tokenizer; transformers' tokenizers have it."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any: ...
 
 
 def evaluate(
@@ -43,10 +37,9 @@ def evaluate(
     batch_size: int,
     pad_token_id: int,
     device: Device,
-    tokenizer: Tokenizer | None = None,
-    max_new_tokens: int = 32,
-    end_token_ids: Sequence[int] = (),
+    decoding: Decoding | None = None,
     generating: bool = True,
+    key: Sequence[Key] = (),
 ) -> Evaluation:
     """Return the mean loss (per example; per answer token for causal_lm), the metrics, and the number of examples: of
     the whole table, and of its groups where it has the column `group`.
@@ -54,10 +47,9 @@ def evaluate(
     Loss and metrics of an empty table are nan. The model's training mode is as before on return.
 
     Args:
-        tokenizer: for metrics of texts, which compare greedily generated text with the column `answer`.
-        max_new_tokens: at most this many tokens are generated per example.
-        end_token_ids: tokens that end a generated text.
+        decoding: for metrics of texts, which compare generated text with the column `answer`.
         generating: whether text is generated for metrics of texts, which are nan otherwise.
+        key: of the table, for sampled text (`Decoding.draws`).
 
     Raises:
         ConfigError: a metric does not fit the task, or needs a tokenizer that was not given.
@@ -65,7 +57,7 @@ def evaluate(
     for metric in metrics:
         check_metric(metric, task)
     generating = generating and generates_text(metrics)
-    if generating and tokenizer is None:
+    if generating and decoding is None:
         texts = choices(repr(metric.label) for metric in metrics if metric.reads == "texts")
         raise ConfigError(f"evaluation.metrics: {texts} compares generated text and needs a tokenizer; none was given")
     if table.num_rows == 0:
@@ -73,10 +65,8 @@ def evaluate(
     generated = None
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
-        if tokenizer is not None and generating:
-            generated = generate(
-                model, table, tokenizer, batch_size, pad_token_id, device, max_new_tokens, end_token_ids
-            )
+        if decoding is not None and generating:
+            generated = generate(model, table, decoding, batch_size, pad_token_id, device, key)
     return summarise(units, metrics, table, task, generated)
 
 
@@ -141,46 +131,6 @@ def predictions_of(scored: Scored, task: Task) -> torch.Tensor:
     return scored.outputs if task == "regression" else scored.outputs.argmax(-1)
 
 
-def generate(
-    model: nn.Module,
-    table: pa.Table,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    pad_token_id: int,
-    device: Device,
-    max_new_tokens: int,
-    end_token_ids: Sequence[int],
-) -> list[str]:
-    """Return the greedy continuation of each example's prompt (see `prompts`) up to a token that ends it, in the
-    table's order.
-
-    A model that reads padding on the left gets one prompt at a time.
-    """
-    batch_size = 1 if reads_left_padding(model) else batch_size
-    prompt_ids = pa.array(prompts(table), pa.list_(pa.int32()))
-    prompt_table = pa.table({"input_ids": prompt_ids, "labels": prompt_ids})
-    order = by_length(prompt_table)
-    texts = [""] * len(order)
-    start = 0
-    for batch in batches(prompt_table, batch_size, pad_token_id, order, device, left_pad=True):
-        width = batch["input_ids"].shape[1]
-        tokens = model.generate(  # type: ignore[operator]  # a transformers PreTrainedModel
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            pad_token_id=pad_token_id,
-            eos_token_id=list(end_token_ids) or None,
-        )
-        for row, answer in zip(order[start : start + len(tokens)], tokens[:, width:].tolist(), strict=True):
-            ending = next((i for i, token in enumerate(answer) if token in end_token_ids), len(answer))
-            texts[row] = tokenizer.decode(answer[:ending], skip_special_tokens=True)
-        start += len(tokens)
-    return texts
-
-
 def _score_all(
     model: nn.Module, table: pa.Table, task: Task, batch_size: int, pad_token_id: int, device: Device
 ) -> Units:
@@ -192,17 +142,6 @@ def _score_all(
         predictions.append(predictions_of(scored, task))
         labels.append(scored.labels)
     return Units(*(torch.cat(parts).cpu().numpy() for parts in (losses, predictions, labels)))
-
-
-def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the order with the longest example first: a batch that does not fit into memory fails at once."""
-    return np.argsort(-lengths(table), kind="stable")
-
-
-def lengths(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Return each example's number of tokens."""
-    found: npt.NDArray[np.int64] = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
-    return found
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from fedray.models.architecture import architecture
 from fedray.models.backbone import max_positions, meta_backbone
 from fedray.models.checkpoints.classes import has_own_head
 from fedray.models.checkpoints.stored import stored_configuration
-from fedray.models.tokenizer import load_tokenizer
+from fedray.models.tokenizer import load_tokenizer, named_tokens
 from fedray.planning.costs import TierCosts, costs
 from fedray.planning.memory import Footprint, Tokens, predict
 from fedray.storage.paths import StoragePath
@@ -141,7 +141,9 @@ def prepare(config: Config, load: LoadData = load_federated_data) -> Prepared:
     for entry in config.method:
         build_method(config, entry)
     tokenizer = load_tokenizer(config.model)
+    more = named_tokens(tokenizer, config.evaluation.generation.end_tokens, "evaluation.generation.end_tokens")
     data = load(config, tokenizer)
+    data = replace(data, end_token_ids=tuple(dict.fromkeys((*data.end_token_ids, *more))))
     for note in data.notes:
         log.warning("%s", note)
     _check_metrics(config, data)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from transformers import PreTrainedModel
+
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.heads import label_text_head
@@ -20,6 +22,7 @@ from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
+from fedray.models.checks import check_beams, reads_left_padding
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
 from fedray.training.base_model import load_base_model, resolve_device
@@ -78,6 +81,8 @@ class Worker:
         self._meter = self._metered(method, tier, resting)
         model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
         generating = generates_text(configured_metrics(config))
+        if generating:
+            self._check_generation(model, config.evaluation.generation.num_beams)
         treatment = getattr(method, "effective_head", getattr(method, "head", sections.head))
         texts = treatment == "frozen_label_text" and config.task == "classification"
         tokenizer = load_tokenizer(config.model) if generating or texts else None
@@ -174,9 +179,7 @@ class Worker:
                 yield from self._batched(tasks)
                 return
         except CannotBatch as reason:
-            if str(reason) not in self._warned:
-                self._warned.add(str(reason))
-                log.warning("tier %s: clients are trained one by one: %s", self._setup.tier, reason)
+            self._warn_once(f"clients are trained one by one: {reason}")
         for task in tasks:
             yield self.train(task)
 
@@ -204,6 +207,24 @@ class Worker:
             return {1: math.inf}
         finally:
             self.training_context = training_context
+
+    def _check_generation(self, model: PreTrainedModel, num_beams: int) -> None:
+        """Check that texts can be generated as configured.
+
+        Raises:
+            ConfigError: the model cannot search with beams.
+        """
+        if num_beams > 1:
+            check_beams(model, num_beams)
+        if reads_left_padding(model):
+            self._warn_once(
+                "texts are generated one prompt and one client at a time, since the model reads padding on the left"
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("tier %s: %s", self._setup.tier, message)
 
     def _batched(self, tasks: Sequence[ClientTask]) -> list[ClientResult]:
         if not self._setup.config.clients.tier(self._setup.tier).engine.batches_clients:

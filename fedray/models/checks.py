@@ -29,6 +29,9 @@ SMALL = 100_000_000
 TOLERANCE = {torch.float32: 1e-3}
 """Of the change that another token causes, by type; clean families stay below 1e-4 in float32."""
 HALF_TOLERANCE = 0.1
+BEAM_TOLERANCE = {torch.float32: 1e-3}
+"""Of the log-likelihood that a search finds, by type."""
+HALF_BEAM_TOLERANCE = 1e-2
 PASSES = 4
 """Passes of training that must agree: a router that draws may choose the same experts twice."""
 ROUNDING = 16
@@ -86,6 +89,42 @@ def check_model(name: str, model: PreTrainedModel, task: Task, positions: int | 
             return False
     _refuse(name, model, task, read)
     return read.left_padding
+
+
+def check_beams(model: Any, num_beams: int) -> None:
+    """Check that a language model's cache follows the beams of a search: that the text found with it is as likely as
+    the one found without.
+
+    Raises:
+        ConfigError: transformers cannot search with this model, or the cache keeps a part of what other beams read.
+    """
+    tokens = _plain_tokens(model)
+    row = torch.tensor([[tokens[place * 7 % len(tokens)] for place in range(SHORT)]], device=model.device)
+
+    def likelihood(use_cache: bool) -> float:
+        found = model.generate(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=SHORT,
+            min_new_tokens=SHORT,
+            do_sample=False,
+            num_beams=num_beams,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=use_cache,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        return float(found.sequences_scores[0])
+
+    refusal = f"evaluation.generation.num_beams: {num_beams}, but {type(model).__name__} cannot search with beams"
+    try:
+        with torch.no_grad():
+            cached, whole = likelihood(True), likelihood(False)
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ConfigError(f"{refusal}: {one_line(error)}") from error
+    if not abs(cached - whole) <= BEAM_TOLERANCE.get(model.dtype, HALF_BEAM_TOLERANCE) * abs(whole):
+        raise ConfigError(f"{refusal}: its cache keeps what other beams have read")
 
 
 @dataclass(frozen=True)
@@ -165,18 +204,22 @@ class _Rows:
         return not all(torch.equal(first, other) for other in others)
 
     def _reads_left_padding(self, short: Tensor, long: Tensor, differ: Any) -> bool:
-        """Generate two tokens alone and padded. What cannot be generated in a batch counts as reading padding; what
-        else a model does must be checked all the same."""
+        """Generate two tokens alone and padded, also by another token than the padding token: only the mask may decide.
+        What cannot be generated in a batch counts as reading padding; what else a model does must be checked all the
+        same."""
         if not self.model.can_generate():
             return False
+        (ids, mask), several = self._padded([short], left=True), self._padded([short, long], left=True)
         try:
-            alone, padded = (self._generated(*self._padded(rows, left=True)) for rows in ([short], [short, long]))
+            alone = self._generated(ids, mask)
+            padded = [self._generated(each, several[1]) for each in (several[0], self._filled(*several))]
         except Exception:  # Reformer, ProphetNet: positions that do not start at the first column are refused
             return True
-        if differ(padded.logits[0][0], alone.logits[0][0]):
+        if any(differ(one.logits[0][0], alone.logits[0][0]) for one in padded):
             return True
-        same = bool(alone.sequences[0, -2] == padded.sequences[0, -2])  # else the second logits follow another token
-        return same and bool(differ(padded.logits[1][0], alone.logits[1][0]))
+        # After another first token the second logits are others'.
+        same = [one for one in padded if alone.sequences[0, -2] == one.sequences[0, -2]]
+        return any(bool(differ(one.logits[1][0], alone.logits[1][0])) for one in same)
 
     def _generated(self, ids: Tensor, mask: Tensor) -> Any:
         model: Any = self.model

@@ -1,10 +1,12 @@
 """Tokenizers: the model's own, another one, or one token per byte."""
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedray.config import ModelConfig
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, nearest
 from fedray.models.paths import gguf_options, resolve_path
 
 BYTES = "bytes"
@@ -36,6 +38,25 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         f"model.tokenizer: {tokenizer.name_or_path!r} has neither an eos nor a sep token; add one to its "
         "tokenizer_config.json, or name another tokenizer"
     )
+
+
+def named_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], field: str) -> tuple[int, ...]:
+    """Return the ids of tokens that a configuration names.
+
+    Args:
+        field: the configuration's, for messages.
+
+    Raises:
+        ConfigError: the vocabulary has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for name in names:
+        if name not in vocabulary:
+            raise ConfigError(
+                f"{field}: {name!r} is not a token of {tokenizer.name_or_path or 'the tokenizer'!r}"
+                f"{nearest(name, vocabulary)}; for a text of several tokens use evaluation.generation.stop_strings"
+            )
+    return tuple(int(vocabulary[name]) for name in names)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

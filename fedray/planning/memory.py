@@ -1,7 +1,8 @@
 """What one actor of a tier holds while it trains with a method, before anything is built or loaded.
 
 Weights, adapter, gradients and optimizer are counted exactly, tensor by tensor, as the engines allocate them.
-Activations are traced through one training step and one evaluation batch on shapes (`fedray.training.tracing`).
+Activations are traced through one training step, one evaluation batch and, where texts are measured, one batch of them
+on shapes (`fedray.training.tracing`).
 """
 
 from collections.abc import Set
@@ -12,11 +13,12 @@ from transformers import PretrainedConfig
 from fedray.adapters.adapter import Adapter
 from fedray.config import Config, Memory, MethodConfig, TrainConfig
 from fedray.errors import ConfigError
+from fedray.evaluation.metrics import configured_metrics, generates_text
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
 from fedray.training.base_model import as_held, held_architecture, resolve_device
 from fedray.training.memory import FLOAT32, optimizer_bytes, tensor_bytes, trained_bytes
-from fedray.training.tracing import Traced, trace_evaluation, trace_step
+from fedray.training.tracing import Traced, trace_evaluation, trace_generation, trace_step
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ def predict(
         step = trace_step(adapter.model, config.task, together * train.batch_size, tokens.training)
         examples = together * config.evaluation.batch_size
         evaluation = trace_evaluation(adapter.model, config.task, examples, tokens.evaluation)
+        if generates_text(configured_metrics(config)):
+            options, new_tokens = config.evaluation.generation, config.evaluation.max_new_tokens
+            generation = trace_generation(adapter.model, options, examples, tokens.evaluation, new_tokens)
+            evaluation = max(evaluation, generation, key=lambda traced: traced.peak)
     except Exception as error:  # models of the hub's and methods of the user's own may look at values
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: its memory cannot be predicted, since a step cannot be traced "

@@ -6,14 +6,13 @@ client's batches, losses, draws, clipping, learning rates and optimizer are what
 per client, each time on a thread of its own (`fedray.training.lockstep`). When all threads wait for training or an
 evaluation, it is computed here for all clients together.
 
-The clients of a batch are its members. In a forward pass every member has the rows and tokens of the largest batch.
-Smaller ones are padded: with tokens that the attention mask hides, and with copies of a row whose loss has weight 0.
+The clients of a batch are its members. In a forward pass every member has the rows and tokens of the largest batch
+(`fedray.training.joined`). Smaller ones are padded: with tokens that the attention mask hides, and with copies of a row
+whose loss has weight 0.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -26,23 +25,24 @@ from torch import Tensor
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import ClientBatch
 from fedray.adapters.stacked import AdapterStack
-from fedray.data.batches import batches
-from fedray.evaluation.evaluate import Units, by_length, evaluating, predictions_of, summarise, unmeasured
+from fedray.data.batches import by_length
+from fedray.evaluation.evaluate import Units, evaluating, predictions_of, summarise, unmeasured
+from fedray.evaluation.generation import generate, generate_batch, prompts_alone
 from fedray.evaluation.losses import score
-from fedray.evaluation.metrics import generates_text
+from fedray.models.checks import reads_left_padding
+from fedray.randomness import Key
 from fedray.training import loop
 from fedray.training.batched_optimizer import BatchedOptimizer
 from fedray.training.importance import check_examples, mean_importance, shift_gradients
+from fedray.training.joined import Batch, join, passes
 from fedray.training.lockstep import Ask, run_in_lockstep
 from fedray.training.loop import CHECK_EVERY, Step, Train, Trained, dropout_key
 from fedray.training.process_group import SINGLE_PROCESS
 from fedray.training.steering import Steered
-from fedray.training.trainer import evaluate_client
 from fedray.training.training_context import TrainingContext
-from fedray.types import IGNORED, Evaluation, Task
+from fedray.types import Evaluation
 
 Result = TypeVar("Result")
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ class Evaluate:
 
     Attributes:
         generating: whether text is generated for a metric of texts.
+        key: of the table, for sampled text.
     """
 
     table: pa.Table
     generating: bool
+    key: Sequence[Key]
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class BatchedBackend:
         answer: Trained = self.ask(request)
         return answer
 
-    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
-        answer: Evaluation = self.ask(Evaluate(table, generating))
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
+        answer: Evaluation = self.ask(Evaluate(table, generating, key))
         return answer
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
@@ -128,16 +130,12 @@ def run_batched(
             alike = {slot: request for slot, request in requests.items() if request.kind == first.kind}
             return train_batched(stack, alike, training_context, loss_scale)
         if isinstance(first, Compute):
-            return {slot: _compute_alone(stack, slot, request.function) for slot, request in requests.items()}
+            return {slot: request.function(_alone(stack, slot)) for slot, request in requests.items()}
         tables = {slot: requests[slot].table for slot in slots}
         if isinstance(first, Importance):
             return importance_batched(stack, tables, training_context)
-        found = {}
-        if generates_text(training_context.metrics):
-            for slot in [slot for slot in slots if requests[slot].generating]:
-                alone = partial(evaluate_client, table=tables.pop(slot), training_context=training_context)
-                found[slot] = _compute_alone(stack, slot, alone)
-        return found | evaluate_batched(stack, tables, training_context)
+        keys = {slot: requests[slot].key for slot in slots if requests[slot].generating}
+        return evaluate_batched(stack, tables, training_context, keys)
 
     def as_member(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
         return lambda ask: client(BatchedBackend(stack.member(index), ask))
@@ -204,23 +202,83 @@ def train_batched(
 
 
 def evaluate_batched(
-    stack: AdapterStack, tables: Mapping[int, pa.Table], training_context: TrainingContext
+    stack: AdapterStack,
+    tables: Mapping[int, pa.Table],
+    training_context: TrainingContext,
+    keys: Mapping[int, Sequence[Key]],
 ) -> dict[int, Evaluation]:
-    """Evaluate the stack's members on their tables, as `evaluate` would each alone, without generating
-    text."""
+    """Evaluate the stack's members on their tables, as `evaluate` would each alone.
+
+    Args:
+        keys: of the tables for which metrics of texts are computed, by the member's place in the stack.
+    """
     found = {slot: unmeasured(training_context.metrics) for slot, table in tables.items() if table.num_rows == 0}
     full = {slot: table for slot, table in tables.items() if slot not in found}
     parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in full}
     with evaluating(stack.adapter.model):
-        for slots, joined in _passes(stack, full, training_context.evaluation.batch_size, by_length, training_context):
+        for slots, joined in passes(stack, full, training_context.evaluation.batch_size, by_length, training_context):
             scored = score(stack.adapter.model, joined.on(training_context.device), training_context.task)
             predicted = predictions_of(scored, training_context.task)
             for slot, own in zip(slots, joined.own_units(training_context.device), strict=True):
                 parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
+        prompted = {slot: table for slot, table in full.items() if slot in keys}
+        texts = generate_batched(stack, prompted, training_context, keys)
     for slot, scored_parts in parts.items():
         units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
-        found[slot] = summarise(units, training_context.metrics, tables[slot], training_context.task)
+        found[slot] = summarise(units, training_context.metrics, tables[slot], training_context.task, texts.get(slot))
     return found
+
+
+def generate_batched(
+    stack: AdapterStack,
+    tables: Mapping[int, pa.Table],
+    training_context: TrainingContext,
+    keys: Mapping[int, Sequence[Key]],
+) -> dict[int, list[str]]:
+    """Generate the texts of the stack's members, as `generate` would each alone; none unless the metric reads texts.
+
+    Args:
+        keys: of the tables, for sampled text.
+    """
+    model, decoding = stack.adapter.model, training_context.decoding
+    if decoding is None:
+        return {}
+    size, device = training_context.evaluation.batch_size, training_context.device
+    pad_token_id = training_context.pad_token_id
+    if reads_left_padding(model):  # one prompt at a time anyway
+        return {
+            slot: generate(_alone(stack, slot).model, table, decoding, size, pad_token_id, device, keys[slot])
+            for slot, table in tables.items()
+        }
+    prompts = {slot: prompts_alone(table) for slot, table in tables.items()}
+    orders = {slot: by_length(table) for slot, table in prompts.items()}
+    texts = {slot: [""] * table.num_rows for slot, table in tables.items()}
+    copies = decoding.options.num_beams
+    for index, (slots, joined) in enumerate(
+        passes(stack, prompts, size, by_length, training_context, left_pad=True, copies=copies)
+    ):
+        rows = [orders[slot][index * size : (index + 1) * size].tolist() for slot in slots]
+        draws = [decoding.draws(keys[slot], own) for slot, own in zip(slots, rows, strict=True)]
+        found = generate_batch(
+            model,
+            joined.on(device),
+            decoding,
+            pad_token_id,
+            _filled(draws, joined.rows),
+            joined.client_batch(slots, device).real,
+        )
+        for member, (slot, own) in enumerate(zip(slots, rows, strict=True)):
+            for row, text in zip(own, found[member * joined.rows :], strict=False):
+                texts[slot][row] = text
+    return texts
+
+
+def _filled(draws: Sequence[npt.NDArray[np.float64] | None], rows: int) -> npt.NDArray[np.float64] | None:
+    """Return the members' draws, [members · rows, ...], with zeros at rows that only fill up the batch."""
+    drawn = [own for own in draws if own is not None]
+    if not drawn:
+        return None
+    return np.concatenate([np.pad(own, ((0, rows - len(own)), (0, 0))) for own in drawn])
 
 
 def importance_batched(
@@ -234,7 +292,7 @@ def importance_batched(
     totals: dict[int, dict[str, Tensor]] = {slot: {} for slot in tables}
     check_examples(tables.values())
     stack.adapter.model.eval()
-    for slots, joined in _passes(stack, tables, training_context.train.batch_size, lambda _: None, training_context):
+    for slots, joined in passes(stack, tables, training_context.train.batch_size, lambda _: None, training_context):
         batch = joined.on(training_context.device)
         for path, gradient in shift_gradients(
             stack.adapter.model, stack.adapter.targets, batch, training_context.task
@@ -244,97 +302,6 @@ def importance_batched(
                 own = squares[member, :rows].sum(0)
                 totals[slot][path] = totals[slot][path] + own if path in totals[slot] else own
     return {slot: mean_importance(totals[slot], tables[slot].num_rows) for slot in sorted(tables)}
-
-
-def _passes(
-    stack: AdapterStack,
-    tables: Mapping[int, pa.Table],
-    batch_size: int,
-    order: Callable[[pa.Table], npt.NDArray[np.int64] | None],
-    training_context: TrainingContext,
-) -> "Iterator[tuple[list[int], Joined]]":
-    """Prepare the stack for one evaluation pass after another, until all members have read their tables.
-
-    Yields:
-        The places of the members of the pass, and their joined batches.
-    """
-    numbers = {slot: math.ceil(table.num_rows / batch_size) for slot, table in tables.items()}
-    slots = sorted(numbers, key=lambda slot: -numbers[slot])  # members with most steps first: a prefix goes on
-    cut = [batches(tables[slot], batch_size, training_context.pad_token_id, order(tables[slot])) for slot in slots]
-    values = stack.values[slots]
-    members = 0
-    for index in range(max(numbers.values(), default=0)):
-        if members != (alive := sum(number > index for number in numbers.values())):
-            members = alive
-            stack.use(values[:members], slots[:members])
-        joined = join([next(one) for one in cut[:members]], training_context.task, training_context.pad_token_id)
-        stack.adapter.context.client_batch = ClientBatch(
-            tuple(slots[:members]), joined.shapes, joined.rows, training_context.device
-        )
-        yield slots[:members], joined
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Several members' batches as one.
-
-    Attributes:
-        batch: tensors of [members · rows, tokens] or [members · rows].
-        shapes: each member's own (examples, tokens).
-        rows: rows of every member in the pass.
-        units: what the loss counts in every row: 1, or for causal_lm its answer tokens; [members · rows].
-    """
-
-    batch: Batch
-    shapes: tuple[tuple[int, int], ...]
-    rows: int
-    units: npt.NDArray[np.int64]
-
-    def on(self, device: Any) -> Batch:
-        return {name: tensor.to(device) for name, tensor in self.batch.items()}
-
-    def weights(self, num_units: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return each unit's weight in its member's loss, 0 in padding rows, and its member, both [units].
-
-        Args:
-            num_units: units of each member's whole step.
-        """
-        row = np.repeat(np.arange(len(self.units)), self.units)
-        member = row // self.rows
-        own = row % self.rows < np.array([rows for rows, _ in self.shapes])[member]
-        return torch.from_numpy((own / np.array(num_units)[member]).astype(np.float32)), torch.from_numpy(member)
-
-    def own_units(self, device: Any) -> Iterator[Tensor]:
-        """Yield the indices of each member's own units."""
-        ends = np.concatenate([[0], np.cumsum(self.units)])
-        for member, (rows, _) in enumerate(self.shapes):
-            yield torch.arange(ends[member * self.rows], ends[member * self.rows + rows], device=device)
-
-
-def join(parts: Sequence[Batch], task: Task, pad_token_id: int) -> Joined:
-    """Join the members' batches into one. A member without rows of its own is padded with another member's examples.
-
-    Padding rows have no answer tokens for causal_lm, and weight 0 otherwise.
-    """
-    shapes = tuple((part["input_ids"].shape[0], part["input_ids"].shape[1]) for part in parts)
-    rows, tokens = max(rows for rows, _ in shapes), max(tokens for _, tokens in shapes)
-    fills = {"input_ids": pad_token_id, "labels": IGNORED}
-    batch = {}
-    some = next(part for part, (own, _) in zip(parts, shapes, strict=True) if own)
-    for name, like in some.items():
-        joined = like.new_full((len(parts), rows, *([tokens] if like.ndim == 2 else [])), fills.get(name, 0))
-        for member, part, (own, width) in zip(joined, parts, shapes, strict=True):
-            if own < rows and not (task == "causal_lm" and name == "labels"):
-                source = part[name] if own else some[name]
-                member[own:][..., : source.shape[1] if source.ndim == 2 else None] = source[0]
-            if own:
-                member[:own][..., : width if like.ndim == 2 else None] = part[name]
-        batch[name] = joined.flatten(0, 1)
-    if task == "causal_lm":
-        units = (batch["labels"][:, 1:] != IGNORED).sum(1).numpy()
-    else:
-        units = np.ones(len(parts) * rows, np.int64)
-    return Joined(batch, shapes, rows, units)
 
 
 def _backward(
@@ -383,7 +350,8 @@ def _collect(pending: list[Tensor], losses: Sequence[list[float]]) -> None:
     pending.clear()
 
 
-def _compute_alone(stack: AdapterStack, slot: int, function: Callable[[Adapter], Result]) -> Result:
+def _alone(stack: AdapterStack, slot: int) -> Adapter:
+    """Return the adapter, whose model computes for one member alone until the stack is used again."""
     stack.use(stack.values[slot : slot + 1], [slot])
     stack.adapter.context.client_batch = ClientBatch((slot,), (), 0, stack.values.device)
-    return function(stack.adapter)
+    return stack.adapter

@@ -18,9 +18,8 @@ import torch
 
 from fedray.adapters.adapter import Adapter
 from fedray.config import TrainConfig
-from fedray.data.batches import Indices, batches
+from fedray.data.batches import Indices, batches, lengths
 from fedray.errors import TrainingError
-from fedray.evaluation.evaluate import lengths
 from fedray.evaluation.losses import num_units, score
 from fedray.randomness import Key, keyed_rng, keyed_seed
 from fedray.training.engine import Engine

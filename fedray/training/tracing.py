@@ -6,9 +6,10 @@ up. Sizes depend on which tokens have a loss and which are edited, so values tha
 really computed.
 """
 
+import inspect
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fedray.adapters.context import CACHES
+from fedray.config import GenerationSection
+from fedray.evaluation.generation import processors
 from fedray.evaluation.losses import score
 from fedray.types import Task
 
@@ -60,6 +64,51 @@ def trace_step(model: nn.Module, task: Task, examples: int, tokens: int) -> Trac
 def trace_evaluation(model: nn.Module, task: Task, examples: int, tokens: int) -> Traced:
     """Return what the losses and outputs of one batch take, without gradients; otherwise as `trace_step`."""
     return _trace(model, task, examples, tokens, training=False)
+
+
+def trace_generation(
+    model: nn.Module, options: GenerationSection, examples: int, tokens: int, new_tokens: int
+) -> Traced:
+    """Return what generating texts takes: reading the prompts, or the last token's step, for which the cache holds all
+    tokens before it; otherwise as `trace_step`.
+
+    Args:
+        options: how; every beam has a cache of its own.
+        examples: prompts that are read together.
+        tokens: of each prompt.
+        new_tokens: generated for each.
+    """
+    rows = examples * options.num_beams
+    keeps = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    with FakeTensorMode(), torch.no_grad():
+        _materialise(model)
+        model.eval()
+        with _LiveStorages() as live:
+
+            def read(number: int, held: int = 0, **cache: Any) -> Any:
+                shape = (rows, held + number)
+                ids, mask = (torch.ones(size, dtype=torch.long) for size in ((rows, number), shape))
+                return model(input_ids=ids, attention_mask=mask, use_cache=True, **keeps, **cache)
+
+            def choose(logits: Tensor, written: int) -> None:
+                scores = logits[:, -1].to(copy=True, dtype=torch.float32)
+                if options.num_beams > 1:
+                    scores = torch.log_softmax(scores, -1)
+                ids, starts = torch.ones(rows, tokens + written, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
+                draws = torch.zeros(rows, new_tokens, dtype=torch.float64) if options.do_sample else None
+                scores = processors(options, starts, tokens, draws)(ids, scores)
+                if options.num_beams > 1:
+                    scores + torch.zeros(rows, 1)
+
+            choose(read(tokens).logits, 0)
+            if (before := new_tokens - 1) > 0:
+                held = tokens + before - 1
+                with live.uncounted():
+                    read_before = read(held)
+                    cache = {name: value for name in CACHES if (value := getattr(read_before, name, None)) is not None}
+                    del read_before
+                choose((read(1, held, **cache) if cache else read(held + 1)).logits, before)
+    return Traced(live.largest, live.largest)
 
 
 def _trace(model: nn.Module, task: Task, examples: int, tokens: int, training: bool) -> Traced:
@@ -133,6 +182,13 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(tensor.untyped_storage()) not in before:
                 self._follow(tensor.untyped_storage())
         return made
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Let the peaks within not count; what is alive afterwards counts again."""
+        largest = self.largest, self.largest_activations
+        yield
+        self.largest, self.largest_activations = largest
 
     def gradient(self, parameter: Tensor) -> None:
         """Count a parameter's gradient as such from now on."""

@@ -16,7 +16,7 @@ from fedray.aggregation.low_rank import LowRank
 from fedray.data.shards import Shard
 from fedray.errors import TrainingError
 from fedray.evaluation.evaluate import evaluate
-from fedray.randomness import keyed_rng
+from fedray.randomness import Key, keyed_rng
 from fedray.training.engine import Engine
 from fedray.training.features import features
 from fedray.training.importance import fisher_importance
@@ -67,7 +67,7 @@ class ClientBackend(Protocol):
         """Train the adapter as requested."""
         ...
 
-    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
         """Evaluate the adapter as it is loaded now; see `evaluate_client`."""
         ...
 
@@ -95,8 +95,8 @@ class EngineBackend:
     def train(self, request: Train) -> Trained:
         return train_steps(self.engine, request, self.training_context)
 
-    def evaluate(self, table: pa.Table, generating: bool) -> Evaluation:
-        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, generating))
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
+        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, generating, key))
 
     def compute(self, function: Callable[[Adapter], Result]) -> Result:
         return self.engine.process_group.from_first(lambda: function(self.adapter))
@@ -116,9 +116,14 @@ class EngineBackend:
 
 
 def evaluate_client(
-    adapter: Adapter, table: pa.Table, training_context: TrainingContext, generating: bool = True
+    adapter: Adapter,
+    table: pa.Table,
+    training_context: TrainingContext,
+    generating: bool = True,
+    key: Sequence[Key] = (),
 ) -> Evaluation:
-    """Evaluate the adapter's model as it computes now. Without `generating`, a metric of generated text is nan."""
+    """Evaluate the adapter's model as it computes now. Without `generating`, a metric of generated text is nan; sampled
+    text is keyed by `key`."""
     return evaluate(
         adapter.model,
         table,
@@ -127,10 +132,9 @@ def evaluate_client(
         training_context.evaluation.batch_size,
         training_context.pad_token_id,
         training_context.device,
-        training_context.tokenizer,
-        training_context.evaluation.max_new_tokens,
-        training_context.end_token_ids,
+        training_context.decoding,
         generating,
+        key,
     )
 
 
@@ -242,7 +246,7 @@ class LocalTrainer:
             found["validation"] = self.evaluate("validation", generating=True)
         context, server = self._training_context, moment == "aggregated" and self._measures_server
         if context.common is not None and (server or moment in context.common_moments):
-            on_common = self._backend.evaluate(context.common, True)
+            on_common = self._backend.evaluate(context.common, True, (self.server_round, COMMON))
             if server:
                 self._evaluations["server"] = {COMMON: on_common}
             if moment in context.common_moments:
@@ -251,7 +255,8 @@ class LocalTrainer:
 
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
         """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        return self._backend.evaluate(self._shard.tables[split], generating)
+        key = (self.server_round, self.client.id, split)
+        return self._backend.evaluate(self._shard.tables[split], generating, key)
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""

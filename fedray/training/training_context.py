@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from fedray.config import EvaluationConfig, Metric, TrainConfig
-from fedray.evaluation.evaluate import Device, Tokenizer
+from fedray.evaluation.evaluate import Device
+from fedray.evaluation.generation import Decoding, Tokenizer
 from fedray.evaluation.metrics import default_metric
 from fedray.types import Moment, Task
 
@@ -44,3 +45,11 @@ class TrainingContext:
     def metrics(self) -> tuple[Metric, ...]:
         """What is measured: as configured, else the task's default."""
         return self.evaluation.metrics or (default_metric(self.task),)
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """How texts are generated; None: there is no tokenizer, because no metric reads them."""
+        if self.tokenizer is None:
+            return None
+        evaluation = self.evaluation
+        return Decoding(self.tokenizer, evaluation.max_new_tokens, self.end_token_ids, evaluation.generation, self.seed)

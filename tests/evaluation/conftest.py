@@ -105,3 +105,12 @@ def lookup():
         return model
 
     return build
+
+
+@pytest.fixture
+def alphabet(lookup):
+    """Says the letter that follows, and ends after e (token 7)."""
+    logits = torch.zeros(12, 12)
+    for token in range(12):
+        logits[token, 2 if token == 7 else (token + 1) % 12] = 5.0
+    return lookup(logits)

@@ -6,34 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from letters import Letters, table
 
 from fedray.config.metric import METRICS
 from fedray.errors import ConfigError
-from fedray.evaluation.evaluate import evaluate, generate
+from fedray.evaluation.evaluate import evaluate
+from fedray.evaluation.generation import Decoding, generate
 from fedray.types import Evaluation
-
-
-class Letters:
-    """Token 3 is a, 4 is b, and so on; 2 ends a text."""
-
-    def decode(self, token_ids, *, skip_special_tokens):
-        assert skip_special_tokens
-        return " ".join(chr(ord("a") + token - 3) for token in token_ids if token > 2)
-
-
-@pytest.fixture
-def alphabet(lookup):
-    """Says the letter that follows, and ends after e (token 7)."""
-    logits = torch.zeros(12, 12)
-    for token in range(12):
-        logits[token, 2 if token == 7 else (token + 1) % 12] = 5.0
-    return lookup(logits)
-
-
-def table(texts, prompt_lengths, **columns):
-    labels = [[-100] * cut + text[cut:] for cut, text in zip(prompt_lengths, texts, strict=True)]
-    lists = pa.list_(pa.int32())
-    return pa.table({"input_ids": pa.array(texts, lists), "labels": pa.array(labels, lists), **columns})
 
 
 @pytest.mark.parametrize(
@@ -104,56 +83,20 @@ def test_exact_match_of_a_model_that_says_the_alphabet(alphabet):
     texts = [[9, 9, 9, 9, 4, 5], [6, 7], [10, 4, 5], [8, 8, 7, 3]]
     answers = pa.array(["C d E.", "e", "c d", ""])
     rows = table(texts, [5, 1, 2, 3], answer=answers)
-    assert generate(alphabet, rows, Letters(), 3, 0, "cpu", 8, (2,)) == ["c d e", "e", "c d e", ""]
+    decoding = Decoding(Letters(), 8, (2,))
+    assert generate(alphabet, rows, decoding, 3, 0, "cpu") == ["c d e", "e", "c d e", ""]
     for size in (1, 3, 4):
-        result = evaluate(
-            alphabet, rows, "causal_lm", [METRICS.parse("exact_match")], size, 0, "cpu", Letters(), end_token_ids=(2,)
-        )
+        result = evaluate(alphabet, rows, "causal_lm", [METRICS.parse("exact_match")], size, 0, "cpu", decoding)
         assert (result.metric, result.num_examples) == (0.75, 4)
 
 
 def test_rouge_l_compares_the_generated_text(alphabet):
     """«c d» of «c d e»: P = 1, R = 2/3, so 0.8; max_new_tokens cuts the generated text, not the reference."""
     rows = table([[3, 4, 5]], [2], answer=pa.array(["c d e"]))
-    result = evaluate(alphabet, rows, "causal_lm", [METRICS.parse("rouge_l")], 1, 0, "cpu", Letters(), 2, (2,))
+    result = evaluate(
+        alphabet, rows, "causal_lm", [METRICS.parse("rouge_l")], 1, 0, "cpu", Decoding(Letters(), 2, (2,))
+    )
     assert result.metric == pytest.approx(0.8)
-
-
-def test_generation_ends_at_any_of_the_tokens_that_end_an_answer(alphabet):
-    """After d (6) comes e (7), which ends the turn here and is no part of the text."""
-    rows = table([[3, 4, 5]], [2], answer=pa.array([""]))
-    assert generate(alphabet, rows, Letters(), 1, 0, "cpu", 8, (2, 7)) == ["c d"]
-    assert generate(alphabet, rows, Letters(), 1, 0, "cpu", 5, ()) == ["c d e a"]  # token 2 is no letter
-
-
-def test_generation_continues_from_the_last_answer(alphabet):
-    """Labels of a conversation: b (4) and d (6) are answers; generation continues what comes before d, a c (5)."""
-    lists = pa.list_(pa.int32())
-    labels = pa.array([[-100, 4, -100, 6]], lists)
-    rows = pa.table({"input_ids": pa.array([[3, 4, 5, 6]], lists), "labels": labels, "answer": ["d e"]})
-    assert generate(alphabet, rows, Letters(), 1, 0, "cpu", 8, (2,)) == ["d e"]
-
-
-def test_generation_in_padded_batches_equals_one_by_one(llama, examples):
-    rows = examples("causal_lm", 9)
-    together = generate(llama, rows, Letters(), 9, 0, "cpu", 6, (2,))
-    assert together == [generate(llama, rows.slice(i, 1), Letters(), 1, 0, "cpu", 6, (2,))[0] for i in range(9)]
-    assert len(set(together)) > 3
-
-
-def test_generation_is_greedy_whatever_the_model_prefers(lookup):
-    """Sampling at temperature 100 would draw any of the tokens, and a penalty of 50 on the prompt's tokens (b, c, d, e)
-    would turn to the runner-up h (10)."""
-    logits = torch.zeros(12, 12)
-    logits[:, 10] = 1.0
-    for token, following in [(3, 4), (4, 5), (5, 6), (6, 7), (7, 2)]:
-        logits[token, following] = 5.0
-    model = lookup(logits)
-    model.generation_config.do_sample = True
-    model.generation_config.temperature = 100.0
-    model.generation_config.repetition_penalty = 50.0
-    rows = table([[4, 5, 6, 7, 3, 4]], [5], answer=pa.array([""]))
-    assert generate(model, rows, Letters(), 1, 0, "cpu", 8, (2,)) == ["b c d e"]
 
 
 def test_an_empty_table_has_no_loss(bert, examples):

@@ -286,6 +286,17 @@ def test_a_metric_needs_an_answer_in_every_reference(configure: Callable[..., An
         prepare(configure(**changes, evaluation__metric={"name": "extracted_match", "rule": "last_number"}))
 
 
+def test_end_tokens_are_tokens_of_the_vocabulary(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
+    """Of the byte tokenizer: 258 ends every text, 10 is a line break, written Ċ; two of them are no token."""
+    changes = files("ab", "ab", "ab") | {"task": "causal_lm", "data__prompt": "{text}", "data__answer": "{label}"}
+    changes |= {"data__max_length": 32, "evaluation__metric": "exact_match"}
+    prepared = prepare(configure(**changes, evaluation__generation={"end_tokens": ["Ċ", "<eos>"]}))
+    (setup,) = prepared.worker_setups(prepared.config.method[0]).values()
+    assert setup.end_token_ids == (258, 10)
+    with pytest.raises(ConfigError, match=r"^evaluation.generation.end_tokens: 'ĊĊ' is not a token .*stop_strings$"):
+        prepare(configure(**changes, evaluation__generation={"end_tokens": ["ĊĊ"]}))
+
+
 def test_more_clients_per_round_than_the_data_has(configure: Callable[..., Any], files: Callable[..., Any]) -> None:
     """Only the data knows how many there are."""
     assert len(prepare(configure(**files("ab", "ba"), clients__per_round=2)).clients) == 2

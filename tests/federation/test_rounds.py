@@ -269,7 +269,7 @@ def test_results_do_not_depend_on_the_order_of_completion(method: Any, cache: st
         for one, other in zip(ours.results, theirs.results, strict=True):
             assert one.client == other.client
             assert one.report.train_loss == other.report.train_loss
-            assert one.report.personalised == other.report.personalised
+            assert one.report.evaluation("personalised") == other.report.evaluation("personalised")
     mine, theirs = (
         {path.name: path.read_bytes() for path in (tmp_path / run / "adapters").rglob("*.safetensors")}
         for run in ("one", "other")
@@ -294,4 +294,7 @@ def test_the_final_pass_of_real_clients_changes_no_state(cache: str, tmp_path: P
     assert len(final.results) == 5
     assert len(federation.client_states) in (3, 4, 5)
     assert all(result.report.steps > 0 for result in done[-1].results)
-    assert all(result.report.aggregated and result.report.personalised for result in done[-1].results)
+    assert all(
+        result.report.evaluation("aggregated") and result.report.evaluation("personalised")
+        for result in done[-1].results
+    )

@@ -44,8 +44,13 @@ def agree(fused, alone):
         assert report.steps == wanted.steps
         assert report.train_loss == pytest.approx(wanted.train_loss, rel=1e-5)
         assert report.seconds > 0
-        for moment in ("aggregated", "personalised"):
-            measured, same = getattr(report, moment), getattr(wanted, moment)
+        measurements, others = (
+            {(moment, name): one for moment, by in each.evaluations.items() for name, one in by.items()}
+            for each in (report, wanted)
+        )
+        assert measurements.keys() == others.keys()
+        for key, measured in measurements.items():
+            same = others[key]
             assert measured.loss == pytest.approx(same.loss, rel=1e-5)
             assert measured.metric == pytest.approx(same.metric, rel=1e-5)
             assert measured.num_examples == same.num_examples

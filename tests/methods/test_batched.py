@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agreement import agree, distance, numbers, of_workers, together
+from families import tiny_family
 from tiny import TINY_LLAMA
 
 from fedray.data.shards import Shard
@@ -32,6 +33,7 @@ REFT = [
 ]
 
 
+MOMENTS = ("aggregated", "personalised")
 IDS = ("client_000", "client_001", "client_002")
 
 
@@ -62,18 +64,79 @@ def test_a_language_model(start, method, caplog):
     assert not of_workers(caplog)
 
 
-def test_generated_text_is_measured_one_by_one_all_the_same(start, monkeypatch):
+@pytest.mark.parametrize(
+    "generation",
+    [{}, {"num_beams": 2}, {"do_sample": True, "temperature": 2.0, "repetition_penalty": 1.5}],
+    ids=["greedy", "beams", "sampled"],
+)
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "fedalt"},
+        {"name": "fedreft", "mixing": "adaptive"},
+        {"name": "fedavg", "adapter": "reft", "reft": {"positions": "all"}},
+    ],
+    ids=str,
+)
+def test_generated_text_is_measured_together(start, monkeypatch, caplog, method, generation):
+    """Test splits of unequal size in batches of 2, by prefix and suffix of the prompt: the same texts, letter by
+    letter, in as many passes as the client with the most of them takes alone."""
     run = start(
-        "fedavg", task="causal_lm", model__config=DECODER, evaluation__metric="rouge_l", evaluation__max_new_tokens=3
+        method,
+        task="causal_lm",
+        model__config=DECODER,
+        evaluation__metric={"class": "letters.Fingerprint"},
+        evaluation__max_new_tokens=5,
+        evaluation__batch_size=2,
+        evaluation__generation=generation,
+        train__batch_size=2,
+    )
+    run.round()
+    tasks = [cut_test(task, number) for task, number in zip(run.tasks(IDS, measure=True), (3, 1, 4), strict=True)]
+    generated, whole = [], run.worker.adapter.model.generate
+    monkeypatch.setattr(run.worker.adapter.model, "generate", lambda **a: generated.append(1) or whole(**a))
+    alone = [run.worker.train(task) for task in tasks]
+    assert len(generated) == 2 * (2 + 1 + 2 + len(IDS)), "and one pass for each client's validation examples"
+    assert len({result.report.evaluation(at).metric for result in alone for at in MOMENTS}) > 3
+    generated.clear()
+    agree(together(run.worker, tasks), alone)
+    assert len(generated) == 2 * (2 + 1)
+    assert not of_workers(caplog)
+
+
+def test_text_of_a_model_that_reads_left_padding(start, tmp_path, caplog):
+    """Bart's positions count padding: every client's prompts are read one by one, and a warning says so once."""
+    tiny_family("bart", "causal_lm", spread=0.2).save_pretrained(tmp_path / "model")
+    run = start(
+        "fedavg",
+        task="causal_lm",
+        model={"path": str(tmp_path / "model"), "tokenizer": "bytes"},
+        evaluation__metric={"class": "letters.Fingerprint"},
+        evaluation__max_new_tokens=3,
     )
     tasks = run.tasks(IDS, measure=True)
-    alone = [run.worker.train(task) for task in tasks]
-    calls = count_calls(monkeypatch, run.worker)
-    agree(together(run.worker, tasks), alone)
-    fused_calls, calls[:] = len(calls), []
-    for task in tasks:
-        run.worker.train(task)
-    assert 0 < fused_calls < len(calls)
+    agree(together(run.worker, tasks), [run.worker.train(task) for task in tasks])
+    (record,) = of_workers(caplog)
+    assert record.message.startswith("tier default: texts are generated one prompt and one client at a time")
+
+
+def test_what_is_generated_is_not_observed(start):
+    """The mean weight of FedALT's mixer is that of the examples' own tokens, whatever is generated after them."""
+    changes = {"task": "causal_lm", "model__config": DECODER}
+    run, same = (
+        start("fedalt", **changes, evaluation__metric=metric, evaluation__max_new_tokens=20)
+        for metric in ("perplexity", "rouge_l")
+    )
+    for each in (run, same):
+        each.round()
+    found, again = (each.worker.train(each.tasks(IDS[:1], measure=True)[0]).report.recorded for each in (run, same))
+    assert found["mixer_mean"] == again["mixer_mean"]
+
+
+def cut_test(task, number):
+    """The task with this many test examples."""
+    tables = task.shard.tables
+    return replace(task, shard=Shard(task.shard.client, {**tables, "test": tables["test"].slice(0, number)}))
 
 
 @pytest.mark.parametrize("method", ["ifca", "fdlora", {"name": "fedreft", "mixing": "adaptive"}], ids=str)
@@ -91,14 +154,7 @@ def test_text_is_generated_for_measurements_alone(start, monkeypatch, method):
     assert len(generated) == 2 * -(-task.shard.num_examples("test") // size)
     generated.clear()
     agree(together(run.worker, [task, task]), [alone, alone])
-    assert len(generated) == 4 * -(-task.shard.num_examples("test") // size)
-
-
-def count_calls(monkeypatch, worker):
-    """A list that grows with every pass of the model."""
-    calls = []
-    worker.adapter.model.register_forward_hook(lambda *_: calls.append(1))
-    return calls
+    assert len(generated) == 2 * -(-task.shard.num_examples("test") // size)
 
 
 def test_any_group_gives_a_client_the_same(start):
@@ -273,7 +329,7 @@ def test_branches_of_every_weight(start, caplog, mixer, train):
 
 @pytest.mark.parametrize("metric", ["perplexity", "rouge_l"])
 def test_similarity_in_a_language_model(start, metric):
-    """Answers of unequal length, and generated ones, which are measured one client at a time."""
+    """Answers of unequal length, and generated ones."""
     run = start(
         {"class": "weighed.Weighed", "mixer": "similarity", "trained": "lora rest"},
         task="causal_lm",

@@ -64,8 +64,8 @@ def test_the_personal_model_is_what_is_measured(start):
     for name, vector in result.state.personal.items():
         run.adapter.load(name, vector)
     found = evaluate_client(run.adapter, task.shard.tables["test"], run.worker.training_context)
-    assert result.report.personalised == found
-    assert result.report.aggregated == plain.worker.train(same).report.aggregated
+    assert result.report.evaluation("personalised") == found
+    assert result.report.evaluation("aggregated") == plain.worker.train(same).report.evaluation("aggregated")
 
 
 def test_both_trainings_see_the_same_batches(paper, clients, vector_adapter, fake_local):

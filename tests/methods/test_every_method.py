@@ -35,7 +35,7 @@ EXACT = {"train__optimizer": "sgd", "train__lr": 0.5, "train__clip": None, "lora
 
 
 def losses(done, moment):
-    return {result.client.id: getattr(result.report, moment).loss for result in done.results}
+    return {result.client.id: result.report.evaluation(moment).loss for result in done.results}
 
 
 def finite(done):
@@ -55,7 +55,9 @@ def test_the_only_client_goes_on_from_its_own_model(start, name):
     for done, after in ((first, second), (second, third)):
         (result,), (following,) = done.results, after.results
         assert finite(done)
-        assert following.report.aggregated.loss == pytest.approx(result.report.personalised.loss, rel=1e-5)
+        assert following.report.evaluation("aggregated").loss == pytest.approx(
+            result.report.evaluation("personalised").loss, rel=1e-5
+        )
     changed = [losses(done, "personalised")[IDS[0]] - losses(done, "aggregated")[IDS[0]] for done in (first, second)]
     assert np.abs(changed).min() > 1e-4, "training must change the loss"
 

@@ -101,7 +101,7 @@ def test_an_evaluation_is_of_the_best_fusion(start, split):
     assert losses[recorded] == pytest.approx(best, rel=1e-5)
     adapter.load("lora", (recorded[0] * shared + recorded[1] * personal).astype(np.float32))
     measured = evaluate_client(adapter, task.shard.tables["test"], context)
-    assert result.report.personalised.loss == pytest.approx(measured.loss, rel=1e-5)
+    assert result.report.evaluation("personalised").loss == pytest.approx(measured.loss, rel=1e-5)
 
 
 def test_equal_losses_choose_the_global_lora(vector_adapter, fake_local, clients, paper):

@@ -61,7 +61,7 @@ def test_both_branches_together_are_the_common_product(start):
     metric = configured_metric(run.config)
     table, pad = run.pool.shards["client_000"].tables["test"], run.prepared.data.pad_token_id
     expected = evaluate(whole.adapter.model, table, run.config.task, [metric], 32, pad, "cpu").loss
-    assert result.report.aggregated.loss == pytest.approx(expected, rel=1e-6)
+    assert result.report.evaluation("aggregated").loss == pytest.approx(expected, rel=1e-6)
     chosen = trained(result.payload, 5)
     others = np.setdiff1d(np.arange(5), chosen)
     frozen = components(own_layout(common, 3), weak.read("rest"))

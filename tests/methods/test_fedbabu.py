@@ -54,7 +54,7 @@ def test_what_is_measured_is_the_tuned_model(start):
     assert np.array_equal(run.adapter.read("head"), run.initial.head())
     train_steps(engine, Train(table, IDS[1], 1, epochs=2, phase=1), context)
     after = evaluate_client(run.adapter, task.shard.tables["test"], context)
-    assert (result.report.aggregated, result.report.personalised) == (before, after)
+    assert (result.report.evaluation("aggregated"), result.report.evaluation("personalised")) == (before, after)
     assert not np.array_equal(run.adapter.read("head"), run.initial.head())
 
 
@@ -63,7 +63,7 @@ def test_without_tuning_the_common_model_is_measured(start):
     run = start(fedbabu(0), evaluation__every=1)
     for one, other in zip(plain.rounds(2), run.rounds(2), strict=True):
         for expected, result in zip(one.results, other.results, strict=True):
-            assert result.report.personalised == expected.report.personalised
+            assert result.report.evaluation("personalised") == expected.report.evaluation("personalised")
             assert result.report.steps == expected.report.steps
 
 

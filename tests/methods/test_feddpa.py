@@ -39,7 +39,9 @@ def test_the_global_lora_is_fedavgs(start, variant):
         np.testing.assert_allclose(run.server.shared.adapter, plain.server.shared.adapter, atol=1e-6)
         np.testing.assert_allclose(run.server.shared.head, plain.server.shared.head, atol=1e-6)
         for result, expected in zip(done.results, same.results, strict=True):
-            assert result.report.aggregated.loss == pytest.approx(expected.report.aggregated.loss, rel=1e-5)
+            assert result.report.evaluation("aggregated").loss == pytest.approx(
+                expected.report.evaluation("aggregated").loss, rel=1e-5
+            )
 
 
 def test_the_local_lora_trains_beside_the_frozen_global_one(start):

@@ -52,7 +52,7 @@ def test_a_round_of_a_under_zero_b_changes_no_output(start):
     first = run.round()
     assert not np.array_equal(run.server.shared.adapter, run.initial.vectors["lora"])
     for result in first.results:
-        assert result.report.aggregated == result.report.personalised
+        assert result.report.evaluation("aggregated") == result.report.evaluation("personalised")
 
 
 def sent(updates, part):

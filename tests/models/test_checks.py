@@ -20,11 +20,11 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from fedray.config import ModelConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.evaluate import generate
+from fedray.evaluation.generation import Decoding, generate
 from fedray.models import backbone, checks
 from fedray.models.architecture import architecture
 from fedray.models.backbone import load_backbone
-from fedray.models.checks import check_model, reads_left_padding
+from fedray.models.checks import check_beams, check_model, reads_left_padding
 from fedray.types import Task
 
 
@@ -339,14 +339,36 @@ def test_code_of_the_hubs_own_is_checked(tmp_path: Path, monkeypatch: pytest.Mon
         load(ModelConfig(path=str(tmp_path / "model"), trust_remote_code=True), "causal_lm", tmp_path / "cache")
 
 
-def test_generation_of_a_model_that_reads_left_padding(tmp_path: Path) -> None:
-    """One prompt at a time: as each prompt alone, whatever the batch size."""
-    model = load(saved(tmp_path / "model", "bart", "causal_lm", spread=0.2), "causal_lm", tmp_path / "cache")
+@pytest.mark.parametrize("family", ["bart", "recurrent_gemma"])
+def test_generation_of_a_model_that_reads_left_padding(tmp_path: Path, family: str) -> None:
+    """One prompt at a time: as each prompt alone, whatever the batch size. RecurrentGemma's convolution reads what the
+    mask hides; of its own padding token it reads zeros, of the tokenizer's it may not."""
+    model = load(saved(tmp_path / "model", family, "causal_lm", spread=0.2), "causal_lm", tmp_path / "cache")
+    assert reads_left_padding(model)
     ids = [[257, 5, 6, 7, 8, 9, 10], [257, 11, 12], [257, 13, 14, 15]]
     table = pa.table({"input_ids": ids, "labels": [[-100] * (len(row) - 1) + row[-1:] for row in ids]})
     tokenizer: Any = SimpleNamespace(eos_token_id=258, decode=lambda tokens, **_: str(tokens))
-    expected = [generate(model, table.slice(row, 1), tokenizer, 1, 256, "cpu", 4, [258]) for row in range(3)]
-    assert generate(model, table, tokenizer, 3, 256, "cpu", 4, [258]) == [text for (text,) in expected]
+    decoding = Decoding(tokenizer, 4, (258,))
+    expected = [generate(model, table.slice(row, 1), decoding, 1, 12, "cpu") for row in range(3)]
+    assert generate(model, table, decoding, 3, 12, "cpu") == [text for (text,) in expected]
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"), [("rwkv", "Rwkv.*cannot be reordered"), ("minimax", "its cache keeps what other beams have")]
+)
+def test_a_model_whose_cache_cannot_follow_beams(family: str, reason: str) -> None:
+    """RWKV's state is a list of tensors, which transformers refuses to reorder; of MiniMax's cache it reorders the keys
+    and values, and not the states of linear attention."""
+    model = tiny_family(family, "causal_lm", spread=0.3)
+    for held in (model, model.bfloat16()):
+        with pytest.raises(ConfigError, match=f"^evaluation.generation.num_beams: 4, but .* with beams: {reason}"):
+            check_beams(held, 4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba", "bart", "recurrent_gemma"])
+def test_models_that_can_search_with_beams(family: str) -> None:
+    check_beams(tiny_family(family, "causal_lm", spread=0.3), 4)
+    check_beams(tiny_family(family, "causal_lm").bfloat16(), 4)
 
 
 FAMILIES: list[tuple[str, Task]] = [

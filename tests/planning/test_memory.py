@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import TINY_LLAMA
 from torch import nn
 
 from fedray.adapters.adapter import Adapter
@@ -247,6 +248,25 @@ def test_a_large_evaluation_counts() -> None:
     small, large = (footprints(evaluation__batch_size=size)["default"].device for size in (1, 1000))
     assert large.activations > 10 * small.activations
     assert (large.weights, large.gradients) == (small.weights, small.gradients)
+
+
+def test_generated_texts_count() -> None:
+    """Two blocks of one head of 16 numbers: 256 bytes of keys and values per token of every row, in batches of 8. 1,000
+    new tokens outweigh everything else; four beams are four times as much, and so are four clients. Without texts, or
+    where they are short, losses take more."""
+
+    def activations(**changes: Any) -> int:
+        changes = {"evaluation__metric": "rouge_l", "evaluation__max_new_tokens": 1000, **changes}
+        config = TINY_LLAMA | {"num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
+        base = {"task": "causal_lm", "model__config": config, "evaluation__batch_size": 8, "train__batch_size": 1}
+        return footprints(**base, **changes)["default"].device.activations
+
+    greedy, beams = activations(), activations(evaluation__generation={"num_beams": 4})
+    cache = 8 * (16 + 999) * 256
+    assert cache < greedy < 1.5 * cache
+    assert 3.9 < beams / greedy < 4.1
+    assert 3.9 < activations(clients__fuse=4) / greedy < 4.1
+    assert activations(evaluation__max_new_tokens=1) == activations(evaluation__metric="perplexity")
 
 
 # ---------------------------------------------------------------- against a measured process

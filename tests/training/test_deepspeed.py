@@ -18,7 +18,8 @@ from fedray.adapters.rows import hold_rows
 from fedray.config import LoraSection, ReftSection, TrainConfig
 from fedray.config.clients import TierConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.evaluate import evaluate, generate
+from fedray.evaluation.evaluate import evaluate
+from fedray.evaluation.generation import Decoding, generate
 from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.training import deepspeed_engine as engines
 from fedray.training.deepspeed_engine import DeepSpeedEngine
@@ -231,7 +232,7 @@ def test_generation_and_importance_between_trainings(live, examples, stage):
             each.adapter.load(name, vector)
         fisher.append(fisher_importance(each.adapter, table, "causal_lm", 2, 0, "cpu"))
         with torch.no_grad():
-            texts.append(generate(each.adapter.model, table, Words(), 2, 0, "cpu", 5, ()))
+            texts.append(generate(each.adapter.model, table, Decoding(Words(), 5), 2, 0, "cpu"))
     assert texts[0] == texts[1]
     for path, importance in fisher[1].items():
         np.testing.assert_allclose(fisher[0][path], importance, rtol=1e-3, atol=1e-9)

@@ -145,22 +145,22 @@ def test_aggregated_is_before_the_first_and_personalised_after_the_last_measured
         local.train(measure=measure)
         seen.append(local.evaluate("test"))
     assert len({evaluation.loss for evaluation in seen}) == 4
-    assert (local.report.aggregated, local.report.personalised) == (seen[0], seen[2])
+    assert (local.report.evaluation("aggregated"), local.report.evaluation("personalised")) == (seen[0], seen[2])
     local.measure()
-    assert local.report.personalised == seen[3]
+    assert local.report.evaluation("personalised") == seen[3]
 
 
 def test_measure_is_of_what_is_loaded(adapt, trainer):
     adapter = adapt()
     quiet, local = trainer(adapter), trainer(adapter, measure=True)
     quiet.measure()
-    assert quiet.report.personalised is None
+    assert quiet.report.evaluation("personalised") is None
     assert not quiet.measures
     local.train(measure=False)
-    assert local.report.personalised is None
+    assert local.report.evaluation("personalised") is None
     adapter.load("lora", 0 * adapter.read("lora"))
     local.measure()
-    assert local.report.personalised == local.evaluate("test")
+    assert local.report.evaluation("personalised") == local.evaluate("test")
 
 
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])

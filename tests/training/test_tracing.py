@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from letters import Letters
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -11,12 +12,13 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.reft import attach_reft
-from fedray.config import LoraSection, ModelConfig, ReftSection
+from fedray.config import GenerationSection, LoraSection, ModelConfig, ReftSection
+from fedray.evaluation.generation import Decoding, generate_batch
 from fedray.evaluation.losses import score
 from fedray.models.architecture import architecture
 from fedray.models.backbone import checkpoint_activations
 from fedray.models.build import build
-from fedray.training.tracing import Traced, trace_evaluation, trace_step
+from fedray.training.tracing import Traced, trace_evaluation, trace_generation, trace_step
 
 EXAMPLES, TOKENS = 8, 128
 SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 2000}
@@ -73,6 +75,10 @@ def profiled(model, task, training, examples):
             if training:
                 loss.backward()
 
+    return peak(step, model)
+
+
+def peak(step, model):
     step()  # whatever is made once
     model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
@@ -103,6 +109,36 @@ def test_an_evaluation_is_a_real_one_within_a_tenth(make):
     measured = profiled(built(make, lora, "cpu"), task, False, EXAMPLES)
     assert traced.activations == traced.peak
     assert abs(traced.peak / measured - 1) < 0.1, (traced, measured)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 4}, {"do_sample": True, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.2}],
+    ids=["greedy", "beams", "sampled"],
+)
+def test_generation_is_a_real_one_within_a_tenth(options):
+    """Prompts of 8 tokens and 12 more: the last step is the largest."""
+    section = GenerationSection(**options)
+    traced = trace_generation(built(llama, lora, "meta"), section, EXAMPLES, 8, 12)
+    model, decoding = built(llama, lora, "cpu").eval(), Decoding(Letters(), 12, (), section)
+    batch = {name: torch.ones(EXAMPLES, 8, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    draws = decoding.draws((), range(EXAMPLES))
+    with torch.no_grad():
+        measured = peak(lambda: generate_batch(model, batch, decoding, 0, draws), model)
+    assert abs(traced.peak / measured - 1) < 0.1, (traced, measured)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_cache_of_generation(beams):
+    """Keys and values of 4 layers with 2 heads of 64 numbers: 4,096 bytes for every token of every beam. Of one layer's
+    keys the old and the new cache exist at once, 512 bytes, and each head of queries has a score."""
+
+    def traced(new_tokens):
+        section = GenerationSection(num_beams=beams)
+        return trace_generation(built(llama, lora, "meta"), section, EXAMPLES, 8, new_tokens).peak
+
+    per_token = (traced(3000) - traced(1000)) / 2000 / EXAMPLES / beams
+    assert 4096 + 512 <= per_token < 4096 + 3 * 512
 
 
 class Doubled(nn.Module):

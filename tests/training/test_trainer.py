@@ -24,14 +24,14 @@ def test_both_moments_are_measured_on_the_test_split(adapt, trainer, examples):
     local.train()
     after = evaluate(adapter.model, test, "classification", Accuracy(), 4, 0, "cpu")
     assert before != after
-    assert (local.report.aggregated, local.report.personalised) == (before, after)
+    assert (local.report.evaluation("aggregated"), local.report.evaluation("personalised")) == (before, after)
 
 
 def test_nothing_is_measured_unless_asked(adapt, trainer):
     local = trainer(adapt())
     local.train()
-    assert local.report.aggregated is None
-    assert local.report.personalised is None
+    assert local.report.evaluation("aggregated") is None
+    assert local.report.evaluation("personalised") is None
     assert local.report.seconds > 0
 
 
@@ -62,9 +62,9 @@ def test_an_empty_split_has_no_loss(adapt, trainer):
     local = trainer(adapt(), measure=True)
     local._shard.tables["test"] = local._shard.tables["test"].slice(0, 0)
     local.train()
-    assert isinstance(local.report.aggregated, Evaluation)
-    assert local.report.aggregated.num_examples == 0
-    assert math.isnan(local.report.personalised.loss)
+    assert isinstance(local.report.evaluation("aggregated"), Evaluation)
+    assert local.report.evaluation("aggregated").num_examples == 0
+    assert math.isnan(local.report.evaluation("personalised").loss)
 
 
 def test_a_client_without_training_examples_is_an_error(adapt, trainer):
