@@ -1,0 +1,264 @@
+"""Which runs can be compared: those of one data set, cohort, budget, base model and metric, seed by seed."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedray.config import Config, MethodConfig, to_mapping, values_by_path
+from fedray.errors import ComparisonError, choices
+from fedray.evaluation.metrics import configured_metric
+from fedray.results.run_result import RunResult
+
+BUDGET = ("epochs", "max_steps", "batch_size", "accumulation")
+"""Fields of `train` that say how much a client trains in a round. Others, such as the learning rate, are tuned for each
+method."""
+COHORT = ("per_round", "over_selection", "deadline_s")
+"""Fields of `clients` that decide which clients take part."""
+TIER = (
+    *("share", "clients", "speed", "up_mbps", "down_mbps", "latency_s", "dropout"),
+    *("lora_rank", "mask_ratio", "reft_layers", "precision", "workers", "batch_size", "accumulation"),
+)
+"""Fields of a tier that decide which clients take part, what they can hold, and how much they train."""
+NOT_DATA = ("data.cache_dir",)
+"""Fields of the sections `data` and `partition` that do not change the data."""
+SHOWN = 6
+"""Differences that a message lists at most."""
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """One method of one run.
+
+    Attributes:
+        data_sha256: fingerprint of the run's data, as in its summary.
+        state_sha256: fingerprint of the method's final states.
+    """
+
+    run: RunResult
+    entry: MethodConfig
+    data_sha256: str
+    state_sha256: str
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.entry.key
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.run.config
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config.seed
+
+    def __str__(self) -> str:
+        return f"{self.method} with seed {self.seed} in {self.run.place}"
+
+
+@dataclass(frozen=True)
+class ComparableRuns:
+    """Runs of one data set that can be compared.
+
+    Attributes:
+        by_method: each method's run by seed; all methods have the same seeds.
+    """
+
+    name: str
+    by_method: Mapping[str, Mapping[int, MethodRun]] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of every method, sorted."""
+        return tuple(next(iter(self.by_method.values())))
+
+    @property
+    def config(self) -> Config:
+        """The configuration of one of the runs."""
+        return next(iter(next(iter(self.by_method.values())).values())).config
+
+
+def method_runs(run: RunResult) -> list[MethodRun]:
+    """Return the finished methods of a run."""
+    entries = {entry.key: entry for entry in run.config.method}
+    return [
+        MethodRun(run, entries[summary.method], summary.data_sha256, summary.state_sha256) for summary in run.summaries
+    ]
+
+
+def data_settings(config: Config) -> dict[str, Any]:
+    """Return by dotted path what defines the data set of an experiment, apart from its seed."""
+    raw = to_mapping(config)
+    chosen = {"task": raw["task"], "data": raw["data"], "partition": raw["partition"]}
+    values = values_by_path(chosen | {"clients": {"count": raw["clients"]["count"]}})
+    return {path: value for path, value in values.items() if path not in NOT_DATA}
+
+
+def data_key(config: Config) -> str:
+    """Return a text that is equal for experiments on the same data set, whatever their seeds."""
+    return json.dumps(data_settings(config), sort_keys=True)
+
+
+def comparable_runs(found: Sequence[MethodRun]) -> list[ComparableRuns]:
+    """Return the runs by data set, each with its methods and seeds.
+
+    Raises:
+        ComparisonError: they cannot be compared; the message says why.
+    """
+    groups = _by_data_set(found)
+    _check_methods(groups)
+    checked = []
+    for name, members in zip(_names(groups), groups, strict=True):
+        _check_data(members)
+        _check_same("not comparable", [(one, _settings(one)) for one in members])
+        by_method: dict[str, dict[int, MethodRun]] = {}
+        for one in members:
+            by_seed = by_method.setdefault(one.method, {})
+            _check_twice(by_seed.setdefault(one.seed, one), one)
+        for method, by_seed in by_method.items():
+            says = f"not comparable: {method} differs between its seeds"
+            _check_same(says, [(one, _own_settings(one)) for one in by_seed.values()])
+        _check_seeds(by_method)
+        in_order = {method: dict(sorted(by_seed.items())) for method, by_seed in by_method.items()}
+        checked.append(ComparableRuns(name, in_order))
+    return checked
+
+
+def _by_data_set(found: Sequence[MethodRun]) -> list[list[MethodRun]]:
+    """Return the runs in groups: of one data set are those whose configurations say so, and those whose data are
+    identical."""
+    groups: list[tuple[set[Any], list[MethodRun]]] = []
+    for one in found:
+        marks: set[Any] = {data_key(one.config), (one.seed, one.data_sha256)}
+        members = [one]
+        apart = []
+        for others, group in groups:
+            if marks & others:
+                marks, members = marks | others, group + members
+            else:
+                apart.append((others, group))
+        groups = [*apart, (marks, members)]
+    return [members for _, members in groups]
+
+
+def _check_methods(groups: Sequence[Sequence[MethodRun]]) -> None:
+    """Check that every data set has several methods."""
+    alone = next((group for group in groups if len({one.method for one in group}) < 2), None)
+    if alone is None:
+        return
+    one = alone[0]
+    if len(groups) == 1:
+        raise ComparisonError(
+            f"{one.run.place}: only {one.method} has finished; a comparison needs several methods, in one run or in "
+            "several"
+        )
+    other = next(group for group in groups if group is not alone)[0]
+    differing = "".join(f"\n  {line}" for line in _differences(data_settings(one.config), data_settings(other.config)))
+    raise ComparisonError(
+        f"not comparable: different data: {one.run.place} has only {one.method}, and {other.run.place} has other data"
+        f"{differing or f' (data_sha256 {one.data_sha256[:12]} and {other.data_sha256[:12]})'}"
+    )
+
+
+def _check_data(members: Sequence[MethodRun]) -> None:
+    """Check that runs with the same seed have identical examples."""
+    first: dict[int, MethodRun] = {}
+    for one in members:
+        other = first.setdefault(one.seed, one)
+        if one.data_sha256 != other.data_sha256:
+            raise ComparisonError(
+                f"not comparable: different data with seed {one.seed}: data_sha256 is {other.data_sha256[:12]} in "
+                f"{other.run.place}, and {one.data_sha256[:12]} in {one.run.place}"
+            )
+
+
+def _check_same(says: str, members: Sequence[tuple[MethodRun, Mapping[str, Any]]]) -> None:
+    """Check that settings are the same in all of the runs."""
+    first, expected = members[0]
+    for one, settings in members[1:]:
+        if lines := _differences(expected, settings):
+            where = f"{first} (first value) and {one} (second value)"
+            raise ComparisonError(f"{says}: {where}:" + "".join(f"\n  {line}" for line in lines))
+
+
+def _check_twice(first: MethodRun, one: MethodRun) -> None:
+    """Check that a method that two runs have with one seed is the same in both: repeated runs have the same bits."""
+    if first.state_sha256 == one.state_sha256:
+        return
+    lines = "".join(f"\n  {line}" for line in _differences(_own_settings(first), _own_settings(one)))
+    raise ComparisonError(
+        f"{one.method} with seed {one.seed} is in {first.run.place} and in {one.run.place}, with different results; "
+        f"name only one of them, or give the method another `label` in one{lines}"
+    )
+
+
+def _check_seeds(by_method: Mapping[str, Mapping[int, MethodRun]]) -> None:
+    """Check that every method was run with the same seeds."""
+    seeds = sorted({seed for by_seed in by_method.values() for seed in by_seed})
+    missing = {method: [seed for seed in seeds if seed not in by_seed] for method, by_seed in by_method.items()}
+    lines = [f"\n  {method} lacks seed {choices(lacking)}" for method, lacking in missing.items() if lacking]
+    if lines:
+        raise ComparisonError(
+            "not comparable: differences are paired by seed, so all methods need the same seeds "
+            f"({choices(seeds)}):{''.join(lines)}"
+        )
+
+
+def _settings(one: MethodRun) -> dict[str, Any]:
+    """Return by dotted path what has to be the same for all methods and seeds."""
+    config = one.config
+    raw = to_mapping(config)
+    clients, train = raw["clients"], to_mapping(config.section_for(one.entry).train)
+    cohort = {name: clients[name] for name in COHORT}
+    if config.clients.needs_example_seconds:
+        cohort["example_seconds"] = clients["example_seconds"]
+    tiers = {name: {key: tier[key] for key in TIER} for name, tier in clients["tiers"].items()}
+    metric = configured_metric(config.evaluation, config.task)
+    measured = {"metric": metric.label}
+    if metric.reads == "texts":
+        measured["max_new_tokens"] = raw["evaluation"]["max_new_tokens"]
+    chosen = {
+        "rounds": config.rounds,
+        "train": {name: train[name] for name in BUDGET},
+        "clients": cohort | {"tiers": tiers},
+        "evaluation": measured,
+        "model": raw["model"],
+        "task": config.task,
+    }
+    return values_by_path(chosen)
+
+
+def _own_settings(one: MethodRun) -> dict[str, Any]:
+    """Return by dotted path what a method is in a run, which has to be the same for all its seeds."""
+    return values_by_path(
+        {
+            "method": one.entry.name or one.entry.class_,
+            "hyperparameters": one.entry.hyperparameters,
+            **to_mapping(one.config.section_for(one.entry)),
+        }
+    )
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return a line for each value that differs, at most `SHOWN`."""
+    differing = [path for path in dict.fromkeys((*first, *second)) if first.get(path) != second.get(path)]
+    lines = [f"{path}: {first.get(path)!r} and {second.get(path)!r}" for path in differing[:SHOWN]]
+    return [*lines, f"and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else lines
+
+
+def _names(groups: Iterable[Sequence[MethodRun]]) -> list[str]:
+    """Return a name for each data set: its experiments' name, and where names are equal, what differs."""
+    configs = [group[0].config for group in groups]
+    names = [config.name for config in configs]
+    settings = [data_settings(config) for config in configs]
+    paths = dict.fromkeys(path for values in settings for path in values)
+    varying = [path for path in paths if len({json.dumps(values.get(path)) for values in settings}) > 1]
+    return [
+        name
+        if names.count(name) == 1
+        else f"{name} ({', '.join(f'{path}={values.get(path)}' for path in varying) or f'data set {number}'})"
+        for number, (name, values) in enumerate(zip(names, settings, strict=True), start=1)
+    ]
