@@ -22,6 +22,15 @@ TIER = (
 """Fields of a tier that decide which clients take part, what they can hold, and how much they train."""
 NOT_DATA = ("data.cache_dir",)
 """Fields of the sections `data` and `partition` that do not change the data."""
+REASONS = {
+    "rounds": "budgets",
+    "train": "budgets",
+    "clients": "cohorts",
+    "model": "base models",
+    "evaluation": "metrics",
+    "task": "tasks",
+}
+"""What differs, by the first part of a setting's path."""
 SHOWN = 6
 """Differences that a message lists at most."""
 
@@ -113,14 +122,12 @@ def comparable_runs(found: Sequence[MethodRun]) -> list[ComparableRuns]:
     checked = []
     for name, members in zip(_names(groups), groups, strict=True):
         _check_data(members)
-        _check_same("not comparable", [(one, _settings(one)) for one in members])
+        _check_settings(members)
         by_method: dict[str, dict[int, MethodRun]] = {}
         for one in members:
             by_seed = by_method.setdefault(one.method, {})
             _check_twice(by_seed.setdefault(one.seed, one), one)
-        for method, by_seed in by_method.items():
-            says = f"not comparable: {method} differs between its seeds"
-            _check_same(says, [(one, _own_settings(one)) for one in by_seed.values()])
+        _check_methods_over_seeds(by_method)
         _check_seeds(by_method)
         in_order = {method: dict(sorted(by_seed.items())) for method, by_seed in by_method.items()}
         checked.append(ComparableRuns(name, in_order))
@@ -156,7 +163,7 @@ def _check_methods(groups: Sequence[Sequence[MethodRun]]) -> None:
             "several"
         )
     other = next(group for group in groups if group is not alone)[0]
-    differing = "".join(f"\n  {line}" for line in _differences(data_settings(one.config), data_settings(other.config)))
+    differing = _listed(_differences(data_settings(one.config), data_settings(other.config)))
     raise ComparisonError(
         f"not comparable: different data: {one.run.place} has only {one.method}, and {other.run.place} has other data"
         f"{differing or f' (data_sha256 {one.data_sha256[:12]} and {other.data_sha256[:12]})'}"
@@ -175,20 +182,33 @@ def _check_data(members: Sequence[MethodRun]) -> None:
             )
 
 
-def _check_same(says: str, members: Sequence[tuple[MethodRun, Mapping[str, Any]]]) -> None:
-    """Check that settings are the same in all of the runs."""
-    first, expected = members[0]
-    for one, settings in members[1:]:
+def _check_settings(members: Sequence[MethodRun]) -> None:
+    """Check that all methods and seeds have the same budget, cohorts, base model and metric."""
+    first, *others = members
+    expected = _settings(first)
+    for one in others:
+        settings = _settings(one)
         if lines := _differences(expected, settings):
-            where = f"{first} (first value) and {one} (second value)"
-            raise ComparisonError(f"{says}: {where}:" + "".join(f"\n  {line}" for line in lines))
+            reasons = {REASONS[line.split(":")[0].split(".")[0]]: None for line in lines[:SHOWN]}
+            raise ComparisonError(
+                f"not comparable: different {' and '.join(reasons)}: {first} and {one} have" + _listed(lines)
+            )
+
+
+def _check_methods_over_seeds(by_method: Mapping[str, Mapping[int, MethodRun]]) -> None:
+    """Check that a method is the same with every seed."""
+    for by_seed in by_method.values():
+        first, *others = by_seed.values()
+        for one in others:
+            if lines := _differences(_own_settings(first), _own_settings(one)):
+                raise ComparisonError(f"not comparable: {first} is another method than {one}:" + _listed(lines))
 
 
 def _check_twice(first: MethodRun, one: MethodRun) -> None:
     """Check that a method that two runs have with one seed is the same in both: repeated runs have the same bits."""
     if first.state_sha256 == one.state_sha256:
         return
-    lines = "".join(f"\n  {line}" for line in _differences(_own_settings(first), _own_settings(one)))
+    lines = _listed(_differences(_own_settings(first), _own_settings(one)))
     raise ComparisonError(
         f"{one.method} with seed {one.seed} is in {first.run.place} and in {one.run.place}, with different results; "
         f"name only one of them, or give the method another `label` in one{lines}"
@@ -247,6 +267,10 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
     differing = [path for path in dict.fromkeys((*first, *second)) if first.get(path) != second.get(path)]
     lines = [f"{path}: {first.get(path)!r} and {second.get(path)!r}" for path in differing[:SHOWN]]
     return [*lines, f"and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else lines
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _names(groups: Iterable[Sequence[MethodRun]]) -> list[str]:

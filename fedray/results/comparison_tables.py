@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from io import StringIO
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
@@ -71,10 +70,10 @@ def rich_tables(comparison: Comparison) -> RenderableType:
     """Return the tables for a console."""
     parts: list[RenderableType] = []
     for sheet in sheets(comparison):
-        table = plain_table(escape(sheet.title), sheet.columns[:1], sheet.columns[1:])
+        table = plain_table(None, sheet.columns[:1], sheet.columns[1:])
         for row in sheet.rows:
             table.add_row(*(Text(cell.text, "bold" if cell.best else "") for cell in row))
-        parts.append(table)
+        parts += [Text(sheet.title, "italic"), table]
         parts += [Padding(Text(note), (0, 0, 0, 1)) for note in sheet.notes]
         parts += [Text("")] if sheet.notes else []
     return Group(*parts)
@@ -216,7 +215,11 @@ def _difference_sheet(comparison: Comparison, data_set: DataSetComparison, refer
     for one in found:
         delta, *others = (write(one) for write in columns.values())
         rows.append((Cell(one.method), Cell(delta, one.delta == best), *map(Cell, others)))
-    return Sheet(f"{data_set.name}: differences to {reference}, client by client", ("method", *columns), tuple(rows))
+    return Sheet(
+        f"{data_set.name}: differences to {reference}, client by client, on the same seeds",
+        ("method", *columns),
+        tuple(rows),
+    )
 
 
 def _rank_sheet(ranks: Ranks) -> Sheet:

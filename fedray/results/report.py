@@ -233,7 +233,7 @@ def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
     return table
 
 
-def plain_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+def plain_table(title: str | None, words: Sequence[str], numbers: Sequence[str]) -> Table:
     """Return an empty table, narrow enough for a laptop.
 
     Args:

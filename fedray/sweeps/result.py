@@ -220,7 +220,11 @@ class SweepResult:
     @property
     def choice(self) -> str:
         """What `runs` chose from, as a note of a comparison; empty if the sweep varies only methods and seeds."""
-        varied = [path for path in self.sweep.space if path not in ("method", "seed")]
+        values: dict[str, set[str]] = {}
+        for trial in self.trials:
+            for path, value in trial.point.items():
+                values.setdefault(path, set()).add(json.dumps(value, sort_keys=True))
+        varied = [path for path, found in values.items() if len(found) > 1 and path not in ("method", "seed")]
         return f"{self.place}: each method at its best of {', '.join(varied)} by {self.sweep.metric}" if varied else ""
 
     def compare(self, *, reference: str | Sequence[str] = (), moment: Moment = "personalised") -> Comparison:
