@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from fedray.config import Config, MethodConfig, to_mapping, values_by_path
@@ -140,14 +141,10 @@ def _by_data_set(found: Sequence[MethodRun]) -> list[list[MethodRun]]:
     groups: list[tuple[set[Any], list[MethodRun]]] = []
     for one in found:
         marks: set[Any] = {data_key(one.config), (one.seed, one.data_sha256)}
-        members = [one]
-        apart = []
-        for others, group in groups:
-            if marks & others:
-                marks, members = marks | others, group + members
-            else:
-                apart.append((others, group))
-        groups = [*apart, (marks, members)]
+        same = [group for group in groups if marks & group[0]]
+        merged = set().union(marks, *(others for others, _ in same)), [*chain(*(runs for _, runs in same)), one]
+        groups = [merged if same and group is same[0] else group for group in groups if group not in same[1:]]
+        groups += [] if same else [merged]
     return [members for _, members in groups]
 
 

@@ -348,7 +348,7 @@ class _Scores:
             )
         gains = [self._gain(values) for values in pairs]
         means = run_means(pairs)
-        low, high = bootstrap_interval(pairs, keyed_rng(0, "compare", *sorted((method, reference))))
+        low, high = bootstrap_interval(pairs, keyed_rng(0, "bootstrap"))
         t_low, t_high = confidence_interval(means)
         return Difference(
             method=method,

@@ -10,14 +10,11 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from fedray.config import Metric
 from fedray.results.comparison import Comparison, DataSetComparison, Difference, Figures, Ranks
-from fedray.results.report import plain_table
+from fedray.results.report import NONE, MetricFormat, plain_table
 
 WIDTH = 100
 """Columns of the tables as text in a file."""
-NONE = "-"
-"""A figure that is not defined."""
 LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
@@ -128,26 +125,6 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 """What `fedray compare --format` writes, by name."""
 
 
-class Formatter:
-    """Writes scores, differences and shares of one metric as text."""
-
-    def __init__(self, metric: Metric):
-        self._scale, self._digits = (100, 1) if metric.percent else (1, 3)
-        self.unit = "%" if metric.percent else ""
-
-    def score(self, value: float) -> str:
-        """Return a score without its unit."""
-        return NONE if math.isnan(value) else f"{self._scale * value:.{self._digits}f}"
-
-    def difference(self, value: float) -> str:
-        """Return a difference with its sign, without its unit."""
-        return NONE if math.isnan(value) else f"{self._scale * value:+.{self._digits}f}"
-
-    def interval(self, low: float, high: float) -> str:
-        """Return the ends of an interval of differences."""
-        return NONE if math.isnan(low) else f"[{self.difference(low)}, {self.difference(high)}]"
-
-
 def share(value: float) -> str:
     """Return a share in percent, without its unit."""
     return NONE if math.isnan(value) else f"{100 * value:.0f}"
@@ -159,7 +136,7 @@ def p_value(value: float) -> str:
 
 
 def _score_sheet(comparison: Comparison, data_set: DataSetComparison) -> Sheet:
-    metric, formatter = comparison.metric, Formatter(comparison.metric)
+    metric, formatter = comparison.metric, MetricFormat(comparison.metric)
     columns: dict[str, tuple[Callable[[float], str], Callable[[Figures], float], bool | None]] = {
         "mean": (formatter.score, lambda one: one.mean, metric.higher_is_better),
         "± of\nseeds": (formatter.score, lambda one: one.sd, None),
@@ -195,7 +172,7 @@ def _title(comparison: Comparison, data_set: DataSetComparison) -> str:
 
 
 def _difference_sheet(comparison: Comparison, data_set: DataSetComparison, reference: str) -> Sheet:
-    formatter = Formatter(comparison.metric)
+    formatter = MetricFormat(comparison.metric)
     one_seed = len(data_set.seeds) == 1
     bootstrap = "95 %,\nclients only" if one_seed else "95 %,\nbootstrap"
     columns: dict[str, Callable[[Difference], str]] = {

@@ -1,10 +1,11 @@
 """What the command line shows of runs, jobs and costs: live progress, and tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console
@@ -28,6 +29,11 @@ from fedray.federation.summary import Summary
 from fedray.planning.accounting import Cost
 from fedray.types import Client, round_number
 
+if TYPE_CHECKING:
+    from fedray.results.comparison import Comparison
+
+NONE = "-"
+"""What tables show where there is no figure."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -40,11 +46,39 @@ def readable_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def readable_count(count: int) -> str:
+    """Return 12345678 as `12.3 M`, and counts below 100,000 in full."""
+    if count < 100_000:
+        return f"{count:,}"
+    return (
+        f"{count / 1e3:.1f} k" if count < 999_950 else f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.1f} G"
+    )
+
+
 def readable_metric(value: float | None, metric: Metric) -> str:
     """Return a value of the metric as tables show it; `-` if it was not measured."""
     if value is None:
-        return "-"
+        return NONE
     return f"{100 * value:.1f} %" if metric.percent else f"{value:.3f}"
+
+
+class MetricFormat:
+    """Writes scores of a metric, and differences of them, without their unit; `-` for NaN."""
+
+    def __init__(self, metric: Metric):
+        self._scale, self._digits = (100, 1) if metric.percent else (1, 3)
+
+    def score(self, value: float) -> str:
+        """Return a score."""
+        return NONE if math.isnan(value) else f"{self._scale * value:.{self._digits}f}"
+
+    def difference(self, value: float) -> str:
+        """Return a difference, with its sign."""
+        return NONE if math.isnan(value) else f"{self._scale * value:+.{self._digits}f}"
+
+    def interval(self, low: float, high: float) -> str:
+        """Return the ends of an interval of differences."""
+        return NONE if math.isnan(low) else f"[{self.difference(low)}, {self.difference(high)}]"
 
 
 PLAIN_EVERY_S = 2.0
@@ -139,26 +173,41 @@ def failure_line(event: TaskFailed) -> str:
     return f"{at}: {attempt.kind}{where}: {attempt.cause}; {attempt.action}"
 
 
-def summary_table(summaries: Sequence[Summary], metric: Metric) -> Table:
-    """Return the comparison of the methods by the measured metric, one row per method."""
+def summary_table(summaries: Sequence[Summary], metric: Metric, comparison: "Comparison | None" = None) -> Table:
+    """Return a table of a run's methods by the measured metric, one row per method.
+
+    Args:
+        comparison: of the same methods; adds the differences to its first reference, with 95 % intervals over clients.
+    """
+    unit, written = (" in %" if metric.percent else ""), MetricFormat(metric)
+    reference = comparison.references[0] if comparison else ""
+    differences = {one.method: one for one in comparison.data_sets[0].against(reference)} if comparison else {}
+    columns = [f"Δ to {reference}\n95 % over clients"] if comparison else []
     table = plain_table(
-        f"{metric.label} on each client's own test examples, after {summaries[0].rounds} rounds",
+        f"{metric.label}{unit} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
-        ("personalised\nmean", "worst\nclient", "aggregated\nmean", "trainable\nparameters", "up", "down", "time"),
+        ("person-\nalised", *columns, "worst\nclient", "aggre-\ngated", "trainable", "up", "down", "time"),
     )
     for entry in summaries:
+        found = differences.get(entry.method)
+        delta = f"{written.difference(found.delta)} {written.interval(found.low, found.high)}" if found else NONE
         table.add_row(
             entry.method,
             entry.head,
-            readable_metric(entry.personalised_mean, metric),
-            readable_metric(entry.personalised_worst, metric),
-            readable_metric(entry.aggregated_mean, metric),
-            f"{entry.trainable_parameters:,}",
+            written.score(_number(entry.personalised_mean)),
+            *([delta] if comparison else []),
+            written.score(_number(entry.personalised_worst)),
+            written.score(_number(entry.aggregated_mean)),
+            readable_count(entry.trainable_parameters),
             readable_bytes(entry.uplink_bytes),
             readable_bytes(entry.downlink_bytes),
             f"{entry.wall_seconds:.0f} s",
         )
     return table
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def jobs_table(jobs: Sequence[Any]) -> Table:
