@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NONE = "-"
 """What tables show where there is no figure."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
+COUNT_UNITS = ((1_000, "k"), (1_000_000, "M"), (1_000_000_000, "G"))
 
 
 def readable_bytes(count: float) -> str:
@@ -50,9 +51,8 @@ def readable_count(count: int) -> str:
     """Return 12345678 as `12.3 M`, and counts below 100,000 in full."""
     if count < 100_000:
         return f"{count:,}"
-    return (
-        f"{count / 1e3:.1f} k" if count < 999_950 else f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.1f} G"
-    )
+    size, unit = next(entry for entry in COUNT_UNITS if count < 1000 * entry[0] or entry == COUNT_UNITS[-1])
+    return f"{count / size:.1f} {unit}"
 
 
 def readable_metric(value: float | None, metric: Metric) -> str:
