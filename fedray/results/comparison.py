@@ -313,7 +313,8 @@ class _Scores:
         scores = [frame["score"].to_numpy() for frame in defined]
         higher = self._metric.higher_is_better
         means = run_means(scores)
-        errors = [binomial_error(frame["score"].to_numpy(), frame["examples"].to_numpy()) for frame in defined]
+        proportions = defined if self._metric.proportion else []
+        errors = [binomial_error(frame["score"].to_numpy(), frame["examples"].to_numpy()) for frame in proportions]
         before = [_differences(frame, frame, "score", "aggregated") for frame in defined]
         local = self._paired(method, LOCAL) if LOCAL in self._frames and method != LOCAL else []
         return Figures(
@@ -323,7 +324,7 @@ class _Scores:
             worst=float(np.mean([values.min() if higher else values.max() for values in scores])),
             bottom_decile=float(np.mean([bottom_decile(values, higher) for values in scores])),
             test_examples=over_runs([frame["examples"].to_numpy() for frame in defined]),
-            binomial_error=float(np.mean(errors)) if self._metric.proportion else float("nan"),
+            binomial_error=float(np.mean(errors)) if errors else float("nan"),
             hurt_by_training=self._share_worse(before) if self._moment == "personalised" else float("nan"),
             hurt_against_local=self._share_worse(local),
         )

@@ -53,9 +53,8 @@ def test_runs_are_drawn_before_clients() -> None:
 
 
 def test_the_bootstraps_variance_by_the_formula() -> None:
-    """The variance of the drawn mean is s²_B / S for the runs' means plus the mean of s²_W / K within runs, over S, with
-    variances that divide by S and K (Davison & Hinkley 1997, 3.8). Its 95 % interval is 3.92 standard deviations wide
-    where it is normal."""
+    """The variance of the drawn mean is s²_B / S for the runs' means plus the mean of s²_W / K within runs, over S; the
+    variances divide by S and K. The 95 % interval is 3.92 standard deviations wide if the mean is normal."""
     drawn = rng(1)
     runs = [drawn.normal(drawn.normal(0, 1), 2, 50) for _ in range(40)]
     variance = np.var([run.mean() for run in runs]) / 40 + np.mean([run.var() / 50 for run in runs]) / 40
