@@ -38,8 +38,8 @@ def two_seeds(tmp_path: Path) -> list[RunResult]:
 
 def test_figures_by_hand(two_seeds: list[RunResult]) -> None:
     """fedalt: means (0.6 + 0.8 + 0.3) / 3 = 0.5667 and (0.7 + 0.8 + 0.8) / 3 = 0.7667, so 0.6667 with the standard
-    deviation 0.2 / √2. Worst 0.3 and 0.7: 0.5. Hurt by training: a of seed 0 (0.7 to 0.6), b of seed 1 (0.9 to 0.8): one
-    of three each; b of seed 0 is equal. Worse than local: c of seed 0: (1/3 + 0) / 2. Binomial: √(0.24 / 10),
+    deviation 0.2 / √2. Worst 0.3 and 0.7: 0.5. Hurt by training: a of seed 0 (0.7 to 0.6), b of seed 1 (0.9 to 0.8),
+    one of three each; b of seed 0 is equal. Worse than local: c of seed 0: (1/3 + 0) / 2. Binomial: √(0.24 / 10),
     √(0.16 / 40), √(0.21 / 10); √(0.21 / 10), √(0.16 / 40), √(0.16 / 10)."""
     found = compare(two_seeds)
     one = figures_of(found, "fedalt")
@@ -57,9 +57,9 @@ def test_figures_by_hand(two_seeds: list[RunResult]) -> None:
 
 
 def test_differences_by_hand(two_seeds: list[RunResult]) -> None:
-    """Mean differences −0.2 / 3 and 0.5 / 3: Δ = 0.05. Wins: a; a, b, c: (1/3 + 1) / 2; one tie and one loss of six. t of
-    two seeds: 0.05 ± 12.7062 · s / √2 with s = 0.7 / 3 / √2. p of t for one degree of freedom: 2/π · arctan(1 / t) with
-    t = 0.05 / (s / √2) = 3/7. Sign flips of differences of unequal signs: all as far as ±0.3 / 3, so p = 1."""
+    """Mean differences −0.2 / 3 and 0.5 / 3: Δ = 0.05. Wins: a; a, b, c: (1/3 + 1) / 2; one tie and one loss of six. t
+    of two seeds: 0.05 ± 12.7062 · s / √2 with s = 0.7 / 3 / √2. p of t for one degree of freedom: 2/π · arctan(1 / t)
+    with t = 0.05 / (s / √2) = 3/7. Sign flips of differences of unequal signs: all as far as ±0.3 / 3, so p = 1."""
     one = difference_of(compare(two_seeds), "fedalt", "local")
     assert one.delta == pytest.approx(0.05)
     assert (one.win, one.tie, one.loss) == (pytest.approx(2 / 3), pytest.approx(1 / 6), pytest.approx(1 / 6))
@@ -235,30 +235,30 @@ OTHER = personalised({"fedalt": [0.6, 0.7]})
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "differ", "line"),
     [
-        (
-            {"rounds": 3},
-            r"different budgets: local with seed 0 in .*a and fedalt with seed 0 in .*b have\n  rounds: 2 and 3",
-        ),
-        ({"train.epochs": 2}, r"different budgets: (?s:.*)\n  train.epochs: 1.0 and 2.0"),
-        ({"train.max_steps": 7}, r"\n  train.max_steps: None and 7"),
-        ({"train.batch_size": 4}, r"\n  train.batch_size: 8 and 4"),
-        ({"train.accumulation": 2, "rounds": 3}, r"(?s)\n  rounds: 2 and 3\n  train.accumulation: 1 and 2"),
-        ({"clients.per_round": 2}, r"different cohorts: (?s:.*)\n  clients.per_round: None and 2"),
-        (
-            {"clients.tiers": {"weak": {"share": 1.0, "lora_rank": 2}}},
-            r"different cohorts(?s:.*)clients.tiers.weak.lora_rank",
-        ),
-        ({"evaluation.metric": "matthews"}, r"different metrics: (?s:.*)evaluation.metric: 'accuracy' and 'matthews'"),
-        ({"model.dtype": "bfloat16"}, r"different base models: (?s:.*)model.dtype: 'float32' and 'bfloat16'"),
-        ({"clients.per_round": 2, "rounds": 3}, r"different budgets and cohorts: "),
+        ({"rounds": 3}, "budgets", "rounds: 2 and 3"),
+        ({"train.epochs": 2}, "budgets", "train.epochs: 1.0 and 2.0"),
+        ({"train.max_steps": 7}, "budgets", "train.max_steps: None and 7"),
+        ({"train.batch_size": 4}, "budgets", "train.batch_size: 8 and 4"),
+        ({"train.accumulation": 2, "rounds": 3}, "budgets", "train.accumulation: 1 and 2"),
+        ({"clients.per_round": 2}, "cohorts", "clients.per_round: None and 2"),
+        ({"clients.tiers": {"weak": {"share": 1, "speed": 0.5}}}, "cohorts", "clients.tiers.weak.speed: None and 0.5"),
+        ({"evaluation.metric": "matthews"}, "metrics", "evaluation.metric: 'accuracy' and 'matthews'"),
+        ({"model.dtype": "bfloat16"}, "base models", "model.dtype: 'float32' and 'bfloat16'"),
+        ({"clients.per_round": 2, "rounds": 3}, "budgets and cohorts", "rounds: 2 and 3"),
     ],
 )
-def test_runs_with_other_settings_are_not_comparable(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_runs_with_other_settings_are_not_comparable(
+    tmp_path: Path, fields: dict[str, Any], differ: str, line: str
+) -> None:
     runs = [write_run(tmp_path / "a", BOTH), write_run(tmp_path / "b", OTHER, **fields)]
-    with pytest.raises(ComparisonError, match=f"not comparable: .*{message}" if "different" in message else message):
+    with pytest.raises(ComparisonError) as refused:
         compare(runs)
+    first, *lines = str(refused.value).splitlines()
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert first == f"not comparable: different {differ}: local with seed 0 in {a} and fedalt with seed 0 in {b} have"
+    assert f"  {line}" in lines
 
 
 def test_what_is_tuned_for_each_method_may_differ(tmp_path: Path) -> None:
@@ -296,9 +296,7 @@ def test_missing_seeds_are_named(tmp_path: Path) -> None:
 
 def test_a_method_twice(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "0", BOTH), write_run(tmp_path / "1", BOTH, state="other", **{"train.lr": 0.1})]
-    with pytest.raises(
-        ComparisonError, match=r"local with seed 0 is in .*0 and in .*1, with different (?s:.*)train.lr"
-    ):
+    with pytest.raises(ComparisonError, match=r"local with seed 0 is in .* and in .*, with different (?s:.*)train.lr"):
         compare(runs)
 
 
@@ -331,7 +329,7 @@ def test_a_moment_that_was_not_measured(tmp_path: Path) -> None:
             r"reference: no method 'fedavgg' \(did you mean 'fedavg'\?\); run has local, fedavg",
         ),
         ({"moment": "personalized"}, r"moment: no 'personalized' \(did you mean 'personalised'\?\)"),
-        ({"methods": ["fedalt"]}, r"method: no 'fedalt'; the runs have local, fedavg"),
+        ({"methods": ["scaffold"]}, r"method: no 'scaffold'; the runs have local, fedavg"),
         ({"seeds": [7]}, r"seed: no 7; the runs have 0"),
     ],
 )
