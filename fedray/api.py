@@ -87,7 +87,7 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
 
 
 def compare(
-    *results: RunResult | SweepResult | str | Path,
+    *results: RunResult | SweepResult | str | Path | StoragePath,
     reference: str | Sequence[str] = (),
     moment: Moment = "personalised",
     methods: Sequence[str] = (),
@@ -118,13 +118,13 @@ def compare(
     return compare_runs(runs, references=reference, moment=moment, methods=methods, seeds=seeds, notes=notes)
 
 
-def _opened(where: str | Path) -> RunResult | SweepResult:
+def _opened(where: str | Path | StoragePath) -> RunResult | SweepResult:
     """Return the run or the sweep in a folder.
 
     Raises:
         ComparisonError: the folder is that of neither.
     """
-    place = StoragePath.of(resolve_storage(where))
+    place = where if isinstance(where, StoragePath) else StoragePath.of(resolve_storage(where))
     if (place / "sweep.yaml").is_file():
         return SweepResult.load(place)
     if (place / "config.yaml").is_file():

@@ -174,7 +174,7 @@ def failure_line(event: TaskFailed) -> str:
 
 
 def summary_table(summaries: Sequence[Summary], metric: Metric, comparison: "Comparison | None" = None) -> Table:
-    """Return a table of a run's methods by the measured metric, one row per method.
+    """Return a table of a run's methods by the measured metric, one row per method. Bytes are sent up and down.
 
     Args:
         comparison: of the same methods; adds the differences to its first reference, with 95 % intervals over clients.
@@ -186,7 +186,7 @@ def summary_table(summaries: Sequence[Summary], metric: Metric, comparison: "Com
     table = plain_table(
         f"{metric.label}{unit} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
-        ("person-\nalised", *columns, "worst\nclient", "aggre-\ngated", "trainable", "up", "down", "time"),
+        ("person-\nalised", *columns, "worst\nclient", "aggre-\ngated", "trainable", "sent", "time"),
     )
     for entry in summaries:
         found = differences.get(entry.method)
@@ -199,8 +199,7 @@ def summary_table(summaries: Sequence[Summary], metric: Metric, comparison: "Com
             written.score(_number(entry.personalised_worst)),
             written.score(_number(entry.aggregated_mean)),
             readable_count(entry.trainable_parameters),
-            readable_bytes(entry.uplink_bytes),
-            readable_bytes(entry.downlink_bytes),
+            readable_bytes(entry.uplink_bytes + entry.downlink_bytes),
             f"{entry.wall_seconds:.0f} s",
         )
     return table
