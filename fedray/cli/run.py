@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_console, reported
 from fedray.config import load_config, parse_overrides
-from fedray.errors import ComparisonError, ConfigError
+from fedray.errors import ConfigError, FedrayError
 
 if TYPE_CHECKING:
     from fedray.results.comparison import Comparison
@@ -95,7 +95,7 @@ def _compared(compare: "Callable[[], Comparison]") -> "tuple[Comparison | None, 
     """Return a comparison, or None and why there is none."""
     try:
         return compare(), ""
-    except ComparisonError as error:
+    except FedrayError as error:  # what has been trained is on disk, whether or not it can be compared
         return None, str(error)
 
 
