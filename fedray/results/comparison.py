@@ -1,7 +1,7 @@
 """Methods compared: every figure is computed from the clients' scores of the final pass, paired by seed and client."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import get_args
 
@@ -208,13 +208,9 @@ def compare(
         ComparisonError: the runs cannot be compared, or something named is not there; the message says why.
         StateError: a table cannot be read.
     """
-    if moment not in get_args(Moment):
-        raise ComparisonError(
-            f"moment: no {moment!r}{nearest(moment, get_args(Moment))}; allowed: {choices(get_args(Moment))}"
-        )
-    found = [one for run in runs for one in method_runs(run)]
-    chosen = _chosen(found, methods, seeds)
-    groups = comparable_runs(chosen)
+    if moment not in (moments := get_args(Moment)):
+        raise ComparisonError(f"moment: no {moment!r}{nearest(moment, moments)}; allowed: {choices(moments)}")
+    groups = comparable_runs(_chosen([one for run in runs for one in method_runs(run)], methods, seeds))
     metrics = {(metric := _metric(group)).label: metric for group in groups}
     if len(metrics) > 1:
         raise ComparisonError(f"not comparable: the data sets have different metrics: {choices(metrics)}")
@@ -224,13 +220,18 @@ def compare(
     _check_references(references, groups)
     tables = ClientScores(moment)
     data_sets = tuple(_Scores(group, tables, metric).compared(references) for group in groups)
-    unfinished = [
-        f"{run.place}: {choices(missing)} has not finished and is left out"
-        for run in runs
-        if (missing := {entry.key for entry in run.config.method} - {one.method for one in run.summaries})
-    ]
     ranks = _ranks(data_sets, metric, references[0])
-    return Comparison(metric, moment, references, data_sets, ranks, (*notes, *unfinished))
+    return Comparison(metric, moment, references, data_sets, ranks, (*notes, *_unfinished(runs)))
+
+
+def _unfinished(runs: Sequence[RunResult]) -> list[str]:
+    """Return a note for each run of which some methods have not finished."""
+    notes = []
+    for run in runs:
+        finished = {summary.method for summary in run.summaries}
+        if missing := [entry.key for entry in run.config.method if entry.key not in finished]:
+            notes.append(f"{run.place}: not finished, and left out: {choices(missing)}")
+    return notes
 
 
 def _chosen(found: Sequence[MethodRun], methods: Sequence[str], seeds: Sequence[int]) -> list[MethodRun]:
@@ -243,7 +244,10 @@ def _chosen(found: Sequence[MethodRun], methods: Sequence[str], seeds: Sequence[
     for seed in seeds:
         if seed not in known:
             raise ComparisonError(f"seed: no {seed}; the runs have {choices(known)}")
-    return [one for one in found if (not methods or one.method in methods) and (not seeds or one.seed in seeds)]
+    chosen = [one for one in found if (not methods or one.method in methods) and (not seeds or one.seed in seeds)]
+    if not chosen:
+        raise ComparisonError("nothing to compare: no run of these methods and seeds has finished")
+    return chosen
 
 
 def _metric(group: ComparableRuns) -> Metric:
@@ -251,8 +255,11 @@ def _metric(group: ComparableRuns) -> Metric:
 
 
 def _usual_references(groups: Sequence[ComparableRuns]) -> tuple[str, ...]:
-    everywhere = [name for name in USUAL_REFERENCES if all(name in group.by_method for group in groups)]
-    return tuple(everywhere) or (next(iter(groups[0].by_method)),)
+    common = [name for name in groups[0].by_method if all(name in group.by_method for group in groups)]
+    if not common:
+        listed = "; ".join(f"{group.name} has {choices(group.by_method)}" for group in groups)
+        raise ComparisonError(f"not comparable: no method is on all data sets: {listed}")
+    return tuple(name for name in USUAL_REFERENCES if name in common) or (common[0],)
 
 
 def _check_references(references: Sequence[str], groups: Sequence[ComparableRuns]) -> None:
@@ -286,7 +293,7 @@ class _Scores:
             found = [self._difference(method, reference) for method in self._frames if method != reference]
             t, flips = holm([one.t_p for one in found]), holm([one.sign_flip_p for one in found])
             differences += [
-                Difference(**{**asdict(one), "t_p_holm": float(a), "sign_flip_p_holm": float(b)})
+                replace(one, t_p_holm=float(a), sign_flip_p_holm=float(b))
                 for one, a, b in zip(found, t, flips, strict=True)
             ]
         counts = [len(clients) for clients in self._testable.values()]

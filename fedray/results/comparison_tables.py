@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from fedray.errors import choices
 from fedray.results.comparison import Comparison, DataSetComparison, Difference, Figures, Ranks
 from fedray.results.report import NONE, MetricFormat, plain_table
 
@@ -163,7 +164,7 @@ def _title(comparison: Comparison, data_set: DataSetComparison) -> str:
     better = "" if metric.higher_is_better else ", lower is better"
     fewest, most = data_set.clients
     clients = f"{most} clients" if fewest == most else f"{fewest} to {most} clients"
-    seeds = f"{len(data_set.seeds)} seed{'s' * (len(data_set.seeds) > 1)} ({', '.join(map(str, data_set.seeds))})"
+    seeds = f"{len(data_set.seeds)} seed{'s' * (len(data_set.seeds) > 1)} ({choices(data_set.seeds, 10)})"
     examples = sum(one.test_examples for one in data_set.figures) / len(data_set.figures)
     return (
         f"{data_set.name}: {metric.label}{unit}{better}, {comparison.moment}; {seeds}, {clients} with "

@@ -163,7 +163,7 @@ def test_clients_without_test_examples_and_undefined_scores_are_left_out_and_sai
 def test_a_method_that_has_not_finished_is_named(tmp_path: Path) -> None:
     scores = personalised({"local": [0.5], "fedavg": [0.6]})
     found = write_run(tmp_path / "a", scores, method=["local", "fedavg", "fedalt"]).compare()
-    assert found.notes == (f"{tmp_path / 'a'}: fedalt has not finished and is left out",)
+    assert found.notes == (f"{tmp_path / 'a'}: not finished, and left out: fedalt",)
 
 
 # ---------------------------------------------------------------- data sets
@@ -311,6 +311,22 @@ def test_a_method_that_differs_between_seeds(tmp_path: Path) -> None:
 def test_one_method_is_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match="only fedalt has finished; a comparison needs several methods"):
         write_run(tmp_path / "0", OTHER).compare()
+
+
+def test_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(ComparisonError, match="nothing to compare"):
+        compare([])
+    runs = [write_run(tmp_path / "0", BOTH), write_run(tmp_path / "1", OTHER, seed=1)]
+    with pytest.raises(ComparisonError, match="nothing to compare: no run of these methods and seeds has finished"):
+        compare(runs, methods=["fedalt"], seeds=[0])
+
+
+def test_data_sets_without_a_common_method(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "1", BOTH, data="1", name="one", **{"data.examples_per_client": 5})
+    two = write_run(tmp_path / "2", personalised({"fedalt": [0.1], "fedreft": [0.2]}), data="2", name="two")
+    message = "no method is on all data sets: one has local, fedavg; two has fedalt, fedreft"
+    with pytest.raises(ComparisonError, match=message):
+        compare([one, two])
 
 
 def test_a_moment_that_was_not_measured(tmp_path: Path) -> None:
