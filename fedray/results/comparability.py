@@ -32,6 +32,8 @@ REASONS = {
     "task": "tasks",
 }
 """What differs, by the first part of a setting's path."""
+NAMED = 2
+"""Settings in the name of a data set at most."""
 SHOWN = 6
 """Differences that a message lists at most."""
 
@@ -271,15 +273,15 @@ def _listed(lines: Iterable[str]) -> str:
 
 
 def _names(groups: Iterable[Sequence[MethodRun]]) -> list[str]:
-    """Return a name for each data set: its experiments' name, and where names are equal, what differs."""
+    """Return a name of its own for each data set: its experiment's name, and where names are equal, what differs."""
     configs = [group[0].config for group in groups]
-    names = [config.name for config in configs]
     settings = [data_settings(config) for config in configs]
     paths = dict.fromkeys(path for values in settings for path in values)
     varying = [path for path in paths if len({json.dumps(values.get(path)) for values in settings}) > 1]
-    return [
-        name
-        if names.count(name) == 1
-        else f"{name} ({', '.join(f'{path}={values.get(path)}' for path in varying) or f'data set {number}'})"
-        for number, (name, values) in enumerate(zip(names, settings, strict=True), start=1)
-    ]
+    names: list[str] = []
+    for config, values in zip(configs, settings, strict=True):
+        name = config.name
+        if [other.name for other in configs].count(name) > 1:
+            name += f" ({', '.join(f'{path}={values.get(path)}' for path in varying[:NAMED])})"
+        names.append(f"{name}, data set {len(names) + 1}" if name in names else name)
+    return names

@@ -1,6 +1,6 @@
 """Methods compared: every figure is computed from the clients' scores of the final pass, paired by seed and client."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import get_args
@@ -14,6 +14,7 @@ from fedray.evaluation.metrics import configured_metric
 from fedray.randomness import keyed_rng
 from fedray.results.client_scores import ClientScores, Moment
 from fedray.results.comparability import ComparableRuns, MethodRun, comparable_runs, method_runs
+from fedray.results.ranks import Ranks, ranks_over
 from fedray.results.run_result import RunResult
 from fedray.results.statistics import (
     FloatArray,
@@ -21,23 +22,16 @@ from fedray.results.statistics import (
     bootstrap_interval,
     bottom_decile,
     confidence_interval,
-    critical_difference,
-    friedman_p,
     holm,
-    indistinguishable,
-    mean_ranks,
     over_runs,
     paired_t_p,
     run_means,
     sign_flip_p,
-    wilcoxon_p,
 )
 
 LOCAL = "local"
 """The method whose clients train alone."""
 USUAL_REFERENCES = (LOCAL, "fedavg")
-FEWEST_DATA_SETS = 6
-"""Data sets below which ranks are not tested: the signed-rank test of five cannot reach 5 %."""
 FEW_RUNS = 10
 """Seeds below which the bootstrap interval may be clearly too narrow (docs/statistics.md)."""
 
@@ -122,30 +116,6 @@ class DataSetComparison:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The methods over several data sets.
-
-    Attributes:
-        methods: the methods that every data set has, the best mean rank first.
-        mean_ranks: one per method; 1 is the best.
-        friedman_p: p of the test that all rank alike; NaN for fewer than three methods or six data sets.
-        critical_difference: Nemenyi's; NaN for fewer than six data sets.
-        groups: methods that Nemenyi's test does not distinguish, as in a critical-difference plot.
-        wilcoxon_p_holm: p of the signed-rank test against the first reference over data sets, by method, adjusted by
-            Holm; empty for fewer than six data sets.
-    """
-
-    methods: tuple[str, ...]
-    data_sets: tuple[str, ...]
-    mean_ranks: tuple[float, ...]
-    friedman_p: float
-    critical_difference: float
-    groups: tuple[tuple[str, ...], ...]
-    reference: str
-    wilcoxon_p_holm: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Methods compared on one or several data sets, by the metric on each client's own test examples.
 
@@ -220,7 +190,8 @@ def compare(
     _check_references(references, groups)
     tables = ClientScores(moment)
     data_sets = tuple(_Scores(group, tables, metric).compared(references) for group in groups)
-    ranks = _ranks(data_sets, metric, references[0])
+    means = {one.name: {figures.method: figures.mean for figures in one.figures} for one in data_sets}
+    ranks = ranks_over(means, metric.higher_is_better, references[0])
     return Comparison(metric, moment, references, data_sets, ranks, (*notes, *_unfinished(runs)))
 
 
@@ -414,28 +385,3 @@ def _differences(a: pd.DataFrame, b: pd.DataFrame, first: str, second: str) -> F
     """Return `first` of a minus `second` of b for the clients that have both."""
     found: FloatArray = (a[first] - b[second].reindex(a.index)).dropna().to_numpy()
     return found
-
-
-def _ranks(data_sets: Sequence[DataSetComparison], metric: Metric, reference: str) -> Ranks | None:
-    means = [{figures.method: figures.mean for figures in one.figures} for one in data_sets]
-    common = [method for method in means[0] if all(method in found for found in means)]
-    if len(data_sets) < 2 or len(common) < 2:
-        return None
-    scores = np.array([[found[method] for method in common] for found in means])
-    ranks = mean_ranks(scores, metric.higher_is_better)
-    order = np.argsort(ranks, kind="stable")
-    tested = len(data_sets) >= FEWEST_DATA_SETS
-    distance = critical_difference(len(common), len(data_sets)) if tested else float("nan")
-    at = common.index(reference)
-    others = [method for method in common if method != reference] if tested else []
-    p_values = holm([wilcoxon_p(scores[:, common.index(method)] - scores[:, at]) for method in others])
-    return Ranks(
-        methods=tuple(common[i] for i in order),
-        data_sets=tuple(one.name for one in data_sets),
-        mean_ranks=tuple(float(ranks[i]) for i in order),
-        friedman_p=friedman_p(scores) if tested else float("nan"),
-        critical_difference=distance,
-        groups=tuple(tuple(common[i] for i in group) for group in indistinguishable(ranks, distance)) if tested else (),
-        reference=reference,
-        wilcoxon_p_holm=dict(zip(others, map(float, p_values), strict=True)),
-    )

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from fedray.errors import choices
-from fedray.results.comparison import Comparison, DataSetComparison, Difference, Figures, Ranks
+from fedray.results.comparison import Comparison, DataSetComparison, Difference, Figures
+from fedray.results.ranks import Ranks
 from fedray.results.report import NONE, MetricFormat, plain_table
 
 WIDTH = 100

@@ -220,6 +220,24 @@ def test_data_sets_of_one_name_are_named_by_what_differs(tmp_path: Path) -> None
     assert names == ["run (data.examples_per_client=7)", "run (data.examples_per_client=9)"]
 
 
+def test_data_sets_have_names_of_their_own(tmp_path: Path) -> None:
+    """Only two settings are in a name; data sets that differ in a third are numbered."""
+    scores = personalised({"local": [0.5], "fedavg": [0.6]})
+    varied = [(7, 20, 0.1), (9, 30, 0.1), (9, 30, 0.2)]
+    runs = [
+        write_run(
+            tmp_path / str(i),
+            scores,
+            data=str(i),
+            **{"data.examples_per_client": count, "data.max_length": length, "partition.test_fraction": share},
+        )
+        for i, (count, length, share) in enumerate(varied)
+    ]
+    names = [one.name for one in compare(runs).data_sets]
+    assert len(set(names)) == 3
+    assert names[2] == f"{names[1]}, data set 3"
+
+
 def test_identical_data_are_one_data_set_however_they_are_written(tmp_path: Path) -> None:
     one = write_run(tmp_path / "1", personalised({"local": [0.5], "fedavg": [0.6]}))
     two = write_run(tmp_path / "2", personalised({"fedalt": [0.5]}), **{"data.cache_dir": "/elsewhere"})
