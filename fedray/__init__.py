@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import compare, run
+    from fedray.api import run
     from fedray.config import Config, load_config
     from fedray.federation.events import Callback
     from fedray.results.comparison import Comparison
     from fedray.results.run_result import RunResult
+    from fedray.sweeps.compare import compare
     from fedray.sweeps.result import SweepResult
     from fedray.sweeps.run import sweep
     from fedray.types import state_type
@@ -32,7 +33,7 @@ __all__ = [
 
 _PLACES = {
     "run": "api",
-    "compare": "api",
+    "compare": "sweeps.compare",
     "Comparison": "results.comparison",
     "RunResult": "results.run_result",
     "Callback": "federation.events",

@@ -37,8 +37,8 @@ def compare(
         if format is None and to is not None and to.suffix not in SUFFIXES:
             raise ConfigError(f"--to {to}: no format has the suffix {to.suffix!r}; name one with --format")
         chosen = format or (SUFFIXES[to.suffix] if to else "table")
-        from fedray.api import compare as compare_results
         from fedray.results.comparison_tables import FORMATS, rich_tables
+        from fedray.sweeps.compare import compare as compare_results
 
         found = compare_results(
             *results, reference=reference or (), moment=moment, methods=method or (), seeds=seed or ()

@@ -22,14 +22,14 @@ from rich.progress import (
 from rich.table import Table
 
 from fedray.config import Metric
-from fedray.data.shards import FederatedData
 from fedray.errors import choices
 from fedray.federation.events import Callback, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
 from fedray.federation.summary import Summary
-from fedray.planning.accounting import Cost
 from fedray.types import Client, round_number
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these import torch, which tables do not need
+    from fedray.data.shards import FederatedData
+    from fedray.planning.accounting import Cost
     from fedray.results.comparison import Comparison
 
 NONE = "-"
@@ -230,7 +230,7 @@ def jobs_table(jobs: Sequence[Any]) -> Table:
     return table
 
 
-def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
+def cost_table(costs: "Mapping[str, Mapping[str, Cost]]") -> Table:
     """Return a table of what each method trains and sends per client and round. Tiers that do not differ share one row.
 
     If a method of the comparison trains the whole model, the last column says how many times more numbers it sends up.
@@ -260,7 +260,7 @@ def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
     return table
 
 
-def trains_all(cost: Cost) -> bool:
+def trains_all(cost: "Cost") -> bool:
     """Return whether a cost is that of full fine-tuning, with which ratios compare."""
     return cost.trainable == cost.total
 
@@ -270,7 +270,7 @@ def times(whole: float | None, part: float | None) -> str:
     return f"{whole / part:.1f}" if whole and part else "-"
 
 
-def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
+def data_table(clients: Sequence[Client], data: "FederatedData") -> Table:
     """Return a table of each client's tier and examples."""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     table = plain_table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))

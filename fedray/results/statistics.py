@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 DRAWS = 10_000
 """Draws of the bootstrap."""
-MANY_CLIENTS = 10_000
+MANY_CLIENTS = 1_000
 """Above this number of clients in a run, the mean of drawn clients is drawn from its normal limit."""
 AT_A_TIME = 2_000_000
 """Drawn clients that are in memory at a time."""
