@@ -10,16 +10,31 @@ if TYPE_CHECKING:
     from fedray.api import run
     from fedray.config import Config, load_config
     from fedray.federation.events import Callback
+    from fedray.results.comparison import Comparison
     from fedray.results.run_result import RunResult
+    from fedray.sweeps.compare import compare
     from fedray.sweeps.result import SweepResult
     from fedray.sweeps.run import sweep
     from fedray.types import state_type
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "RunResult", "SweepResult", "load_config", "run", "state_type", "sweep"]
+__all__ = [
+    "Callback",
+    "Comparison",
+    "Config",
+    "RunResult",
+    "SweepResult",
+    "compare",
+    "load_config",
+    "run",
+    "state_type",
+    "sweep",
+]
 
 _PLACES = {
     "run": "api",
+    "compare": "sweeps.compare",
+    "Comparison": "results.comparison",
     "RunResult": "results.run_result",
     "Callback": "federation.events",
     "Config": "config",

@@ -21,6 +21,10 @@ class DataError(ConfigError):
     """A data source, a column, a label or a partition does not match the configuration; exit code 2."""
 
 
+class ComparisonError(ConfigError):
+    """Runs cannot be compared, for example because their data or budgets differ; exit code 2."""
+
+
 class TrainingError(FedrayError):
     """Local training failed, for example because of a loss that is not finite or a client without training examples;
     exit code 1."""

@@ -1,13 +1,18 @@
 """fedray run, fedray sweep: experiments from this process."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_console, reported
 from fedray.config import load_config, parse_overrides
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, FedrayError
+
+if TYPE_CHECKING:
+    from fedray.results.comparison import Comparison
 
 OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is anything.")]
 
@@ -44,7 +49,10 @@ def run(
         except KeyboardInterrupt:
             again = command_line("run", config, overrides, "--resume", str(place))
             fail(f"interrupted; to continue: {again}", 130)
-        console.print(summary_table(result.summaries, metric))
+        comparison, why_not = _compared(result.compare)
+        console.print(summary_table(result.summaries, metric, comparison))
+        if why_not and len(result.summaries) > 1:
+            console.print(why_not, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if (further := further_scores(result.scores(), configured_metrics(loaded))) is not None:
             console.print(further)
         console.print(measured_table(result.memory().to_dict("records")))
@@ -64,6 +72,7 @@ def sweep(
         from fedray.config import load_sweep
 
         loaded = load_sweep(config, parse_overrides(overrides or []))
+        from fedray.results.comparison_tables import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table
         from fedray.sweeps.run import resolve_sweep, run_trials
 
@@ -77,9 +86,20 @@ def sweep(
             again = command_line("sweep", config, overrides, "--resume", str(found.place))
             fail(f"interrupted; to continue: {again}", 130)
         console.print(sweep_table(found))
+        if len({trial.method for trial in found.trials}) > 1 and found.best is not None:
+            comparison, why_not = _compared(found.compare)
+            console.print(rich_tables(comparison) if comparison else escape(why_not))
         console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
         if found.best is None:
             fail("no trial finished; trials.parquet has the errors", 1)
+
+
+def _compared(compare: "Callable[[], Comparison]") -> "tuple[Comparison | None, str]":
+    """Return a comparison, or None and why there is none."""
+    try:
+        return compare(), ""
+    except FedrayError as error:  # what has been trained is on disk, whether or not it can be compared
+        return None, str(error)
 
 
 def _resumed_if_there(

@@ -37,12 +37,14 @@ class Metric(Option):
             generated and the reference texts, two sequences of strings.
         higher_is_better: whether a larger value is the better one.
         percent: whether tables show it in percent.
+        proportion: whether it is a share of examples, so that its binomial error is known from their number.
     """
 
     tasks: ClassVar[tuple[Task, ...]] = ()
     reads: ClassVar[Reads] = "predictions"
     higher_is_better: ClassVar[bool] = True
     percent: ClassVar[bool] = True
+    proportion: ClassVar[bool] = False
 
     @classmethod
     def registry(cls) -> Registry[Any]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedray.config import Config, Section, load_config, parse_yaml, to_mapping, values_by_path
+from fedray.config import Config, Section, load_config, to_mapping, values_by_path
 from fedray.errors import ConfigError
 from fedray.experiment.run_folder import check_empty
+from fedray.results.run_result import read_config
 from fedray.storage.paths import StoragePath, in_job_folder, resolve_storage, timestamped
 
 FREE = re.compile(
@@ -65,14 +66,7 @@ def continued(place: StoragePath, given: Config) -> Config:
         ConfigError: the folder is not that of a run, or the configuration differs in a setting that affects results;
             the message lists the differences.
     """
-    file = place / "config.yaml"
-    try:
-        text = file.read().decode("utf-8") if file.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    if text is None:
-        raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
-    stored = load_config(parse_yaml(text, str(file)))
+    stored = read_config(place)
     ours, theirs = values_by_path(to_mapping(stored)), values_by_path(to_mapping(given))
     found = {path: ours[path] for path in ours if _found_out(path, given) and theirs.get(path) in (None, "auto")}
     # However paths are written, they are compared as what they mean here; runs of older versions have relative ones.

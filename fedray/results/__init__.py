@@ -1,4 +1,4 @@
-"""Results: the result of a run read from its folder, tables, live progress on the console, statistics.
+"""Results: the result of a run read from its folder, methods compared, statistics, tables, progress on the console.
 
-Uses: config, data, federation, planning, storage.
+Uses: config, data, evaluation, federation, planning, storage.
 """

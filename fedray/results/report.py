@@ -1,10 +1,11 @@
 """What the command line shows of runs, jobs and costs: live progress, and tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console
@@ -21,14 +22,20 @@ from rich.progress import (
 from rich.table import Table
 
 from fedray.config import Metric
-from fedray.data.shards import FederatedData
 from fedray.errors import choices
 from fedray.federation.events import Callback, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
 from fedray.federation.summary import Summary
-from fedray.planning.accounting import Cost
 from fedray.types import Client, round_number
 
+if TYPE_CHECKING:  # these import torch, which tables do not need
+    from fedray.data.shards import FederatedData
+    from fedray.planning.accounting import Cost
+    from fedray.results.comparison import Comparison
+
+NONE = "-"
+"""What tables show where there is no figure."""
 UNITS = ("B", "kB", "MB", "GB", "TB")
+COUNT_UNITS = ((1_000, "k"), (1_000_000, "M"), (1_000_000_000, "G"))
 
 
 def readable_bytes(count: float) -> str:
@@ -40,11 +47,38 @@ def readable_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def readable_count(count: int) -> str:
+    """Return 12345678 as `12.3 M`, and counts below 100,000 in full."""
+    if count < 100_000:
+        return f"{count:,}"
+    size, unit = next(entry for entry in COUNT_UNITS if count < 1000 * entry[0] or entry == COUNT_UNITS[-1])
+    return f"{count / size:.1f} {unit}"
+
+
 def readable_metric(value: float | None, metric: Metric) -> str:
     """Return a value of the metric as tables show it; `-` if it was not measured."""
     if value is None:
-        return "-"
+        return NONE
     return f"{100 * value:.1f} %" if metric.percent else f"{value:.3f}"
+
+
+class MetricFormat:
+    """Writes scores of a metric, and differences of them, without their unit; `-` for NaN."""
+
+    def __init__(self, metric: Metric):
+        self._scale, self._digits = (100, 1) if metric.percent else (1, 3)
+
+    def score(self, value: float) -> str:
+        """Return a score."""
+        return NONE if math.isnan(value) else f"{self._scale * value:.{self._digits}f}"
+
+    def difference(self, value: float) -> str:
+        """Return a difference, with its sign."""
+        return NONE if math.isnan(value) else f"{self._scale * value:+.{self._digits}f}"
+
+    def interval(self, low: float, high: float) -> str:
+        """Return the ends of an interval of differences."""
+        return NONE if math.isnan(low) else f"[{self.difference(low)}, {self.difference(high)}]"
 
 
 PLAIN_EVERY_S = 2.0
@@ -139,26 +173,40 @@ def failure_line(event: TaskFailed) -> str:
     return f"{at}: {attempt.kind}{where}: {attempt.cause}; {attempt.action}"
 
 
-def summary_table(summaries: Sequence[Summary], metric: Metric) -> Table:
-    """Return the comparison of the methods by the measured metric, one row per method."""
+def summary_table(summaries: Sequence[Summary], metric: Metric, comparison: "Comparison | None" = None) -> Table:
+    """Return a table of a run's methods by the measured metric, one row per method. Bytes are sent up and down.
+
+    Args:
+        comparison: of the same methods; adds the differences to its first reference, with 95 % intervals over clients.
+    """
+    unit, written = (" in %" if metric.percent else ""), MetricFormat(metric)
+    reference = comparison.references[0] if comparison else ""
+    differences = {one.method: one for one in comparison.data_sets[0].against(reference)} if comparison else {}
+    columns = [f"Δ to {reference}\n95 % over clients"] if comparison else []
     table = plain_table(
-        f"{metric.label} on each client's own test examples, after {summaries[0].rounds} rounds",
+        f"{metric.label}{unit} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
-        ("personalised\nmean", "worst\nclient", "aggregated\nmean", "trainable\nparameters", "up", "down", "time"),
+        ("person-\nalised", *columns, "worst\nclient", "aggre-\ngated", "trainable", "sent", "time"),
     )
     for entry in summaries:
+        found = differences.get(entry.method)
+        delta = f"{written.difference(found.delta)} {written.interval(found.low, found.high)}" if found else NONE
         table.add_row(
             entry.method,
             entry.head,
-            readable_metric(entry.personalised_mean, metric),
-            readable_metric(entry.personalised_worst, metric),
-            readable_metric(entry.aggregated_mean, metric),
-            f"{entry.trainable_parameters:,}",
-            readable_bytes(entry.uplink_bytes),
-            readable_bytes(entry.downlink_bytes),
+            written.score(_number(entry.personalised_mean)),
+            *([delta] if comparison else []),
+            written.score(_number(entry.personalised_worst)),
+            written.score(_number(entry.aggregated_mean)),
+            readable_count(entry.trainable_parameters),
+            readable_bytes(entry.uplink_bytes + entry.downlink_bytes),
             f"{entry.wall_seconds:.0f} s",
         )
     return table
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def jobs_table(jobs: Sequence[Any]) -> Table:
@@ -182,7 +230,7 @@ def jobs_table(jobs: Sequence[Any]) -> Table:
     return table
 
 
-def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
+def cost_table(costs: "Mapping[str, Mapping[str, Cost]]") -> Table:
     """Return a table of what each method trains and sends per client and round. Tiers that do not differ share one row.
 
     If a method of the comparison trains the whole model, the last column says how many times more numbers it sends up.
@@ -212,7 +260,7 @@ def cost_table(costs: Mapping[str, Mapping[str, Cost]]) -> Table:
     return table
 
 
-def trains_all(cost: Cost) -> bool:
+def trains_all(cost: "Cost") -> bool:
     """Return whether a cost is that of full fine-tuning, with which ratios compare."""
     return cost.trainable == cost.total
 
@@ -222,7 +270,7 @@ def times(whole: float | None, part: float | None) -> str:
     return f"{whole / part:.1f}" if whole and part else "-"
 
 
-def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
+def data_table(clients: Sequence[Client], data: "FederatedData") -> Table:
     """Return a table of each client's tier and examples."""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     table = plain_table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
@@ -233,7 +281,7 @@ def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
     return table
 
 
-def plain_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+def plain_table(title: str | None, words: Sequence[str], numbers: Sequence[str]) -> Table:
     """Return an empty table, narrow enough for a laptop.
 
     Args:

@@ -1,17 +1,23 @@
 """The result of a run, read from its folder."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from fedray.errors import StateError
+from fedray.config import Config, load_config, parse_yaml
+from fedray.errors import ConfigError, StateError
 from fedray.federation.summary import Summary
 from fedray.storage.paths import StoragePath
 from fedray.storage.tables import read_table
 from fedray.types import Moment
+
+if TYPE_CHECKING:
+    from fedray.results.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,15 @@ class RunResult:
         """
         return self.place.local
 
+    @cached_property
+    def config(self) -> Config:
+        """The run's configuration.
+
+        Raises:
+            ConfigError: the folder has none, or it cannot be read.
+        """
+        return read_config(self.place)
+
     def __getitem__(self, method: str) -> Summary:
         """Return one method's summary.
 
@@ -62,6 +77,29 @@ class RunResult:
     def to_pandas(self) -> pd.DataFrame:
         """Return the summaries, one row per method."""
         return pd.DataFrame([vars(summary) for summary in self.summaries])
+
+    def compare(
+        self,
+        *others: "RunResult",
+        reference: str | Sequence[str] = (),
+        metric: str | None = None,
+        moment: Moment = "personalised",
+    ) -> "Comparison":
+        """Return the run's methods compared, over the seeds of this and of other runs.
+
+        Args:
+            others: runs with other seeds, methods or data sets.
+            reference: methods that the others are compared with; default `local` and `fedavg`.
+            metric: label of a metric that all runs have; default their first one.
+            moment: when clients are measured in the final pass: `personalised`, after local training, or `aggregated`,
+                before it.
+
+        Raises:
+            ComparisonError: the runs cannot be compared; the message says why.
+        """
+        from fedray.results.comparison import compare
+
+        return compare((self, *others), references=reference, metric=metric, moment=moment)
 
     def rounds(self) -> pd.DataFrame:
         """Return rounds.parquet: one row per method and round.
@@ -155,6 +193,22 @@ class RunResult:
             raise StateError(f"{self.place / f'{name}.parquet'}: does not exist")
         frame: pd.DataFrame = table.to_pandas()
         return frame
+
+
+def read_config(place: StoragePath) -> Config:
+    """Return the configuration in a run's folder.
+
+    Raises:
+        ConfigError: the folder is not that of a run, or its configuration cannot be read.
+    """
+    file = place / "config.yaml"
+    try:
+        text = file.read().decode("utf-8") if file.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if text is None:
+        raise ConfigError(f"{place}: is not the folder of a run: it has no config.yaml")
+    return load_config(parse_yaml(text, str(file)))
 
 
 def read_summaries(place: StoragePath) -> list[Summary]:

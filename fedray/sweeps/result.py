@@ -16,9 +16,13 @@ from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError, StateError
 from fedray.evaluation.metrics import configured_metric
 from fedray.experiment.resume import differences
+from fedray.results.comparability import data_key
+from fedray.results.comparison import Comparison, compare
+from fedray.results.run_result import RunResult
 from fedray.results.statistics import confidence_interval
 from fedray.storage.paths import StoragePath
 from fedray.sweeps.space import Trial, trials_of
+from fedray.types import Moment
 
 Status = Literal["waiting", "finished", "stopped", "failed", "lost"]
 
@@ -200,6 +204,46 @@ class SweepResult:
         if table.empty:
             return None
         return next(trial for trial in self.trials if trial.id == table.iloc[0]["first_trial"])
+
+    def runs(self) -> tuple[RunResult, ...]:
+        """Return the finished runs of each method's best point of `over_seeds`, on each data set of the space.
+
+        Raises:
+            StateError: the folder of a trial cannot be read.
+        """
+        by_id = {trial.id: trial for trial in self.trials}
+        points: dict[tuple[str, str], str] = {}
+        for id in self.over_seeds()["first_trial"]:
+            points.setdefault((by_id[id].method, data_key(by_id[id].config)), _without_seed(by_id[id]))
+        chosen = set(points.values())
+        found = [trial for trial in self.trials if self._has_finished(trial) and _without_seed(trial) in chosen]
+        return tuple(RunResult.load(self.folder(trial)) for trial in found)
+
+    @property
+    def choice(self) -> str:
+        """What `runs` chose from, as a note of a comparison; empty if the sweep varies only methods and seeds."""
+        values: dict[str, set[str]] = {}
+        for trial in self.trials:
+            for path, value in trial.point.items():
+                values.setdefault(path, set()).add(json.dumps(value, sort_keys=True))
+        varied = [path for path, found in values.items() if len(found) > 1 and path not in ("method", "seed")]
+        return (
+            f"{self.place}: each method at its best of {', '.join(varied)} by {self.sweep.selects_by}" if varied else ""
+        )
+
+    def compare(
+        self, *, reference: str | Sequence[str] = (), metric: str | None = None, moment: Moment = "personalised"
+    ) -> Comparison:
+        """Return the methods compared over seeds, each at its best point (`runs`).
+
+        Args:
+            reference, metric, moment: as for `RunResult.compare`.
+
+        Raises:
+            ComparisonError: the runs cannot be compared; the message says why.
+        """
+        notes = [self.choice] if self.choice else []
+        return compare(self.runs(), references=reference, metric=metric, moment=moment, notes=notes)
 
     def write(self) -> None:
         """Write trials.json (which `load` reads), trials.parquet (`to_pandas`), and best.yaml, which `fedray run`

@@ -141,7 +141,8 @@ def cut_test(task, number):
 
 @pytest.mark.parametrize("method", ["ifca", "fdlora", {"name": "fedreft", "mixing": "adaptive"}], ids=str)
 def test_text_is_generated_for_measurements_alone(start, monkeypatch, method):
-    """A method that compares losses evaluates many times in a round; text is generated before and after training."""
+    """A method that compares losses evaluates many times in a round; text is generated before and after training, for
+    test and validation examples."""
     run = start(
         method, task="causal_lm", model__config=DECODER, evaluation__metric="rouge_l", evaluation__max_new_tokens=3
     )
@@ -151,10 +152,11 @@ def test_text_is_generated_for_measurements_alone(start, monkeypatch, method):
     monkeypatch.setattr(run.worker.adapter.model, "generate", lambda **a: generated.append(1) or whole(**a))
     alone = run.worker.train(task)
     size = run.config.evaluation.batch_size
-    assert len(generated) == 2 * -(-task.shard.num_examples("test") // size)
+    passes = sum(-(-task.shard.num_examples(split) // size) for split in ("test", "validation"))
+    assert len(generated) == 2 * passes
     generated.clear()
     agree(together(run.worker, [task, task]), [alone, alone])
-    assert len(generated) == 2 * -(-task.shard.num_examples("test") // size)
+    assert len(generated) == 2 * passes
 
 
 def test_any_group_gives_a_client_the_same(start):

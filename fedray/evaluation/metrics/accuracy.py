@@ -13,6 +13,7 @@ class Accuracy(Metric):
 
     name = "accuracy"
     tasks = ("classification",)
+    proportion = True
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
         return float(np.mean(predictions == labels))

@@ -14,6 +14,7 @@ class ExactMatch(Metric):
     name = "exact_match"
     tasks = ("causal_lm",)
     reads = "texts"
+    proportion = True
 
     def compute(self, generated: Sequence[str], references: Sequence[str]) -> float:
         return float(np.mean([_normal(a) == _normal(b) for a, b in zip(generated, references, strict=True)]))

@@ -15,6 +15,7 @@ class ExtractedMatch(Metric):
     name = "extracted_match"
     tasks = ("causal_lm",)
     reads = "texts"
+    proportion = True
 
     rule: ExtractionRuleOption = None  # type: ignore[assignment]  # refused: there is no default
     """How the answer is read from a text; `fedray/evaluation/extraction/` has a file per rule."""
