@@ -152,6 +152,16 @@ class DataConfig(Section):
         changes them, too, so that they mean the same in every process."""
         return self.model_copy(update={"cache_dir": absolute(self.cache_dir, folder)})
 
+    @property
+    def sections_by_path(self) -> Mapping[str, "DataConfig"]:
+        """The sections that say how rows are read and limited, by where messages name them: only this one, as `data`,
+        in sources without parts."""
+        return {"data": self}
+
+    def path_of(self, task: str) -> str:
+        """Return where in `sections_by_path` the section of a task's rows is."""
+        return "data"
+
     @abstractmethod
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterable[RawRows]:
         """Return all rows of the source. Reading columns, checking rows, limits and tokenisation are common to all

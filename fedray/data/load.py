@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     count = config.clients.count
     raw = list(config.data.load(config.task, config.seed, count))
     template = find_chat_template(config.data, tokenizer) if config.task == "causal_lm" else None
-    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else None
+    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else {}
     source = assemble(raw, config.data, config.task, instructions)
     examples = subsample(source, config.data, config.seed)
     if config.task == "classification":
@@ -64,7 +65,10 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         common=_rows(tokens.table, common, examples if _several(examples, common) else None) if len(common) else None,
         end_token_ids=_end_token_ids(examples, tokenizer, template),
         notes=(
-            *(instructions.notes(source.column_names) if instructions is not None else ()),
+            *chain.from_iterable(
+                layout.notes({name for part in raw if config.data.path_of(part.task) == path for name in part.columns})
+                for path, layout in instructions.items()
+            ),
             *data_notes(source, examples, rows, config.data),
             *tokens.notes,
         ),
