@@ -137,8 +137,7 @@ class DataConfig(Section):
     def _one_way_to_read(self) -> Self:
         if self.format is not None and not self.default_templates:
             raise ValueError(
-                f"format: {self.format!r} has columns of its own; leave out either data.format, or data.prompt and "
-                "data.answer"
+                f"format: {self.format!r} has columns of its own; leave out either format, or prompt and answer"
             )
         return self
 

@@ -21,7 +21,7 @@ from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
 from fedray.models.tokenizer import end_token_id
-from fedray.types import COMMON, SPLITS, ClientId
+from fedray.types import COMMON, SPLITS, ClientId, Role
 
 
 def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
@@ -72,7 +72,19 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
             *data_notes(source, examples, rows, config.data),
             *tokens.notes,
         ),
+        parts=_part_sizes(examples, rows, common) if len(config.data.sections_by_path) > 1 else {},
     )
+
+
+def _part_sizes(examples: Examples, rows: Partition, common: IntArray) -> dict[str, dict[Role, int]]:
+    """Return how many examples of every task the clients hold, and the common test set, by task and role."""
+    tasks = examples.field("task")
+    held: dict[Role, IntArray] = {split: np.concatenate([own[split] for own in rows.values()]) for split in SPLITS}
+    held[COMMON] = common
+    return {
+        str(name): {role: int((tasks[of_role] == name).sum()) for role, of_role in held.items()}
+        for name in np.unique(tasks)
+    }
 
 
 def _end_token_ids(

@@ -26,7 +26,7 @@ from fedray.errors import choices
 from fedray.federation.events import Callback, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
 from fedray.federation.summary import Summary
 from fedray.planning.accounting import Cost
-from fedray.types import Client, round_number
+from fedray.types import ROLES, Client, round_number
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -230,6 +230,14 @@ def data_table(clients: Sequence[Client], data: FederatedData) -> Table:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
         table.add_row(escape(" ".join(client.id.split())), client.tier, *counts)
+    return table
+
+
+def parts_table(data: FederatedData) -> Table:
+    """Return a table of the examples of every part of the data."""
+    table = plain_table(f"{len(data.parts)} parts", ("part",), ROLES)
+    for name, counts in data.parts.items():
+        table.add_row(escape(name), *(f"{counts[role]:,}" for role in ROLES))
     return table
 
 

@@ -69,7 +69,10 @@ class Several(DataConfig):
         }
 
     def with_absolute_paths(self, folder: Path) -> Self:
-        parts = {name: part.with_absolute_paths(folder) for name, part in self.parts.items()}
+        parts = {
+            name: part.with_absolute_paths(folder).model_copy(update={"cache_dir": part.cache_dir})
+            for name, part in self.parts.items()
+        }
         return super().with_absolute_paths(folder).model_copy(update={"parts": parts})
 
     @property
