@@ -116,7 +116,7 @@ class PartitionConfig(Section):
     each class, task or column value in the proportions of the clients' training examples. `independent`: by a draw of
     their own, so that a client's test classes are not those that it trains on (what the published code of FedSA-LoRA
     does). `pooled`: one draw for training, validation and test examples together, which share its skew up to chance
-    (FedHFT); min_examples and redraws then count all of a client's examples."""
+    (FedHFT)."""
 
     @model_validator(mode="before")
     @classmethod
