@@ -23,7 +23,7 @@ def validate(
     with reported():
         loaded = load_config(config, parse_overrides(overrides or []))
         from fedray.experiment.prepare import prepare
-        from fedray.results.report import cost_table, data_table
+        from fedray.results.report import cost_table, data_table, parts_table
 
         prepared = prepare(loaded)
         if loaded.runtime == "ray":
@@ -31,6 +31,8 @@ def validate(
 
             check_cluster(loaded)
         console.print(data_table(prepared.clients, prepared.data))
+        if prepared.data.parts:
+            console.print(parts_table(prepared.data))
         console.print(cost_table(prepared.costs))
         if show:
             from fedray.models.tokenizer import load_tokenizer

@@ -137,8 +137,7 @@ class DataConfig(Section):
     def _one_way_to_read(self) -> Self:
         if self.format is not None and not self.default_templates:
             raise ValueError(
-                f"format: {self.format!r} has columns of its own; leave out either data.format, or data.prompt and "
-                "data.answer"
+                f"format: {self.format!r} has columns of its own; leave out either format, or prompt and answer"
             )
         return self
 
@@ -151,6 +150,16 @@ class DataConfig(Section):
         """Return this section with absolute paths; relative ones are below `folder`. A source with paths of its own
         changes them, too, so that they mean the same in every process."""
         return self.model_copy(update={"cache_dir": absolute(self.cache_dir, folder)})
+
+    @property
+    def sections_by_path(self) -> Mapping[str, "DataConfig"]:
+        """The sections that say how rows are read and limited, by where messages name them: only this one, as `data`,
+        in sources without parts."""
+        return {"data": self}
+
+    def path_of(self, task: str) -> str:
+        """Return where in `sections_by_path` the section of a task's rows is."""
+        return "data"
 
     @abstractmethod
     def load(self, task: Task, seed: int, num_clients: int | None) -> Iterable[RawRows]:

@@ -122,9 +122,10 @@ class Config(Section):
         if self.model.path == "random" and self.model.tokenizer is None:
             raise ValueError("model.tokenizer: a random model has none of its own; name one, for example `bytes`")
         if self.task != "causal_lm":
-            for field in ("format", "chat_template"):
-                if getattr(self.data, field) is not None:
-                    raise ValueError(f"data.{field}: only for task causal_lm, not {self.task}")
+            for path, section in {"data": self.data, **self.data.sections_by_path}.items():
+                for field in ("format", "chat_template"):
+                    if getattr(section, field) is not None:
+                        raise ValueError(f"{path}.{field}: only for task causal_lm, not {self.task}")
         for name in self.clients.tier_names:
             if self.device == "cuda" and self.clients.tier(name).num_gpus == 0:
                 of_tier = f" (tier {name!r})" if self.clients.tiers else ""

@@ -7,7 +7,7 @@ ones are the modules of `fedray.data.partitions`, found by the field `kind`; a u
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,12 @@ class PartitionConfig(Section):
     """Share of each client's training examples kept for validation where the source has no validation split."""
     test_fraction: Fraction = 0.25
     """Share of each client's examples kept for testing where the source has no test split."""
+    source_splits: Literal["alike", "independent", "pooled"] = "alike"
+    """How validation and test splits that the source itself has are assigned by partitioners that draw shares. `alike`:
+    each class, task or column value in the proportions of the clients' training examples. `independent`: by a draw of
+    their own, so that a client's test classes are not those that it trains on (what the published code of FedSA-LoRA
+    does). `pooled`: one draw for training, validation and test examples together, which share its skew up to chance
+    (FedHFT)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +149,8 @@ class PartitionConfig(Section):
 
         Args:
             examples: of all splits, in an order that depends on their content alone.
-            train: rows of the training examples. A value that only other rows have must make no client or stratum.
+            train: rows of the training examples; with another `source_splits`, also of other splits. A value that only
+                other rows have must make no client or stratum.
             num_clients: `clients.count`.
             rng: the only source of randomness.
 

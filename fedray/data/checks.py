@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from fedray.config import DataConfig
 from fedray.config.partition import IntArray
-from fedray.data.examples import Examples
+from fedray.data.examples import Examples, rows_by_section
 from fedray.data.partition import Partition
 from fedray.data.reading.templates import optional_columns
 from fedray.errors import nearest
@@ -52,24 +52,30 @@ def _missing_columns(examples: Examples, data: DataConfig) -> Iterator[str]:
     """Note optional fields of templates that no file has: the name may be misspelt."""
     if examples.task != "causal_lm":
         return
-    for setting, template in (("data.prompt", data.prompt), ("data.answer", data.answer)):
-        for column in dict.fromkeys(optional_columns(template, setting)):
-            names = examples.column_names
-            if column not in names and f"{column}?" not in names:
-                near = nearest(column, names)
-                yield f"{setting}: no file has the column {column!r}{near}, so its field is always empty"
+    for path, rows in rows_by_section(examples, data).items():
+        section, names = data.sections_by_path[path], examples.column_names
+        if len(rows) < len(examples):  # a part may lack columns that another has
+            names = [name for name in names if any(examples.columns[name].take(rows).to_pylist())]
+        for setting, template in ((f"{path}.prompt", section.prompt), (f"{path}.answer", section.answer)):
+            for column in dict.fromkeys(optional_columns(template, setting)):
+                if column not in names and f"{column}?" not in names:
+                    near = nearest(column, names)
+                    yield f"{setting}: no file has the column {column!r}{near}, so its field is always empty"
 
 
 def _unique_labels(examples: Examples, data: DataConfig) -> Iterator[str]:
     """Note labels that hardly occur twice: the column is probably another one."""
     if examples.task != "classification":
         return
-    classes, size = len(examples.label_names), int((examples.field("split") == "train").sum())
-    if classes >= FEWEST_CLASSES and classes > NEARLY_UNIQUE * size:
-        yield (
-            f"data.label: the column {data.label!r} has {classes:,} classes in {size:,} training examples; is it a "
-            "column of texts or of numbers of rows, and not of classes?"
-        )
+    labels, training = examples.field("label"), examples.field("split") == "train"
+    for path, rows in rows_by_section(examples, data).items():
+        trained = labels[rows[training[rows]]]
+        classes, size = len(np.unique(trained)), len(trained)
+        if classes >= FEWEST_CLASSES and classes > NEARLY_UNIQUE * size:
+            yield (
+                f"{path}.label: the column {data.sections_by_path[path].label!r} has {classes:,} classes in {size:,} "
+                "training examples; is it a column of texts or of numbers of rows, and not of classes?"
+            )
 
 
 def _constant_labels(train: Examples) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -124,21 +124,25 @@ def _strings(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
 
 
 def assemble(
-    parts: Sequence[RawRows], data: DataConfig, task: Task, instructions: Instructions | None = None
+    parts: Sequence[RawRows], data: DataConfig, task: Task, instructions: Mapping[str, Instructions] | None = None
 ) -> Examples:
     """Check every row of all parts and return them as one table.
 
     Args:
-        instructions: format of instruction data; None reads the columns that the configuration names.
+        instructions: format of instruction data, by the path of a section (`DataConfig.sections_by_path`); sections
+            without one name columns.
 
     Raises:
         DataError: a column is missing, a text is empty, a label is missing, not of its kind or without training
             examples, there is no example at all. The message names the file, the row and the column.
     """
     read = _causal if task == "causal_lm" else _labelled
+    sections = data.sections_by_path
     tables = []
     for raw in parts:
-        fields = read(raw, data, task) if instructions is None else instructions.fields(raw)
+        path = data.path_of(raw.task)
+        layout = (instructions or {}).get(path)
+        fields = read(raw, sections[path], path, task) if layout is None else layout.fields(raw)
         size = len(raw)
         same = {"split": raw.split, "file": raw.file, "task": raw.task}
         tables.append(pa.table(fields | {name: pa.array([value] * size, pa.string()) for name, value in same.items()}))
@@ -147,6 +151,7 @@ def assemble(
             table.append_column("test_set", pa.array([raw.test_set] * len(raw), pa.string()))
             for table, raw in zip(tables, parts, strict=True)
         ]
+    _check_forms(parts, tables)
     table = pa.concat_tables(tables).combine_chunks() if tables else None
     sources = choices(dict.fromkeys(raw.where for raw in parts))
     if table is None or table.num_rows == 0:
@@ -162,27 +167,65 @@ def assemble(
     if task != "classification":
         return examples
     names = _label_names(examples, data, sources)
-    label_column = data.label if data.label in examples.column_names else None
-    return replace(examples, label_column=label_column, label_names=names)
+    label_columns = {sections[data.path_of(raw.task)].label for raw in parts}
+    label_column = label_columns.pop() if len(label_columns) == 1 else None
+    return replace(
+        examples, label_column=label_column if label_column in examples.column_names else None, label_names=names
+    )
 
 
-def _labelled(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]:
-    """Return text, label and, where configured, text_pair of these rows."""
-    values = list(enumerate(column_of(raw, data.label, "data.label")))
+def rows_by_section(examples: Examples, data: DataConfig) -> dict[str, IntArray]:
+    """Return the rows that are read by each section of `DataConfig.sections_by_path`."""
+    tasks, of_row = np.unique(examples.field("task"), return_inverse=True)
+    paths = np.asarray([data.path_of(task) for task in tasks])[of_row]
+    return {path: np.flatnonzero(paths == path) for path in data.sections_by_path}
+
+
+def _check_forms(parts: Sequence[RawRows], tables: Sequence[pa.Table]) -> None:
+    """Refuse single texts among pairs, and conversations among prompts and answers.
+
+    Raises:
+        DataError: the message names the first two that differ.
+    """
+    filled = [(raw, _form(table)) for raw, table in zip(parts, tables, strict=True) if len(raw)]
+    for raw, form in filled:
+        if form != filled[0][1]:
+            raise DataError(
+                f"{raw.where}: {form}, but {filled[0][0].where} has {filled[0][1]}; an experiment has examples of one "
+                "form"
+            )
+
+
+def _form(table: pa.Table) -> str:
+    if "turns" in table.column_names:
+        return "conversations"
+    if "prompt" in table.column_names:
+        return "prompts and answers as texts"
+    return "pairs of texts (text_pair)" if "text_pair" in table.column_names else "single texts (no text_pair)"
+
+
+def _labelled(raw: RawRows, data: DataConfig, path: str, task: Task) -> dict[str, pa.Array]:
+    """Return text, label and, where configured, text_pair of these rows.
+
+    Args:
+        data: the section that names the columns.
+        path: where it is, for messages.
+    """
+    values = list(enumerate(column_of(raw, data.label, f"{path}.label")))
     if task == "regression":
         labels = pa.array([_number(value, raw, row, data.label) for row, value in values], pa.float64())
     else:
         labels = _array([_class(value, raw, row, data.label) for row, value in values], raw, data.label)
-    fields = {"text": _texts(raw, data.text, "data.text"), "label": labels}
+    fields = {"text": _texts(raw, data.text, f"{path}.text"), "label": labels}
     if data.text_pair is not None:
-        fields["text_pair"] = _texts(raw, data.text_pair, "data.text_pair")
+        fields["text_pair"] = _texts(raw, data.text_pair, f"{path}.text_pair")
     return fields
 
 
-def _causal(raw: RawRows, data: DataConfig, task: Task) -> dict[str, pa.Array]:
+def _causal(raw: RawRows, data: DataConfig, path: str, task: Task) -> dict[str, pa.Array]:
     """Return prompt and answer of these rows, with the templates filled in."""
-    prompts = filled(raw, data.prompt, "data.prompt")
-    answers = filled(raw, data.answer, "data.answer")
+    prompts = filled(raw, data.prompt, f"{path}.prompt")
+    answers = filled(raw, data.answer, f"{path}.answer")
     for row, answer in enumerate(answers):
         if not answer.strip():
             raise DataError(f"{raw.row(row)}: the answer {data.answer!r} is empty")
@@ -242,19 +285,26 @@ def _label_names(examples: Examples, data: DataConfig, sources: str) -> tuple[st
     training = pc.equal(examples.table["split"], "train")
     names = examples.table["label"].filter(training).unique().to_pylist()
     if len(names) < MIN_CLASSES:
-        raise DataError(f"{sources}: column {data.label!r} holds the single class {names[0]!r}; expected at least two")
+        label = _label_of(examples, 0, data)
+        raise DataError(f"{sources}: column {label!r} holds the single class {names[0]!r}; expected at least two")
     whole = all(name.lstrip("-").isascii() and name.lstrip("-").isdigit() for name in names)
     names = sorted(names, key=lambda name: (int(name), name)) if whole else sorted(names)
     unseen = np.flatnonzero(~pc.is_in(examples.table["label"], value_set=pa.array(names)).to_numpy())
     if len(unseen):
         new = examples.table["label"].take(unseen).unique().to_pylist()
+        first = int(unseen[0])
         near, advice = ("", LEAVE_OUT) if str(UNLABELLED) in new else (nearest(new[0], names), ADD)
         raise DataError(
-            f"{examples.place(int(unseen[0]))}: column {data.label!r}: {len(unseen)} examples have classes that no "
-            f"training example has: {choices(map(repr, new))}{near}; classes of the training examples: "
+            f"{examples.place(first)}: column {_label_of(examples, first, data)!r}: {len(unseen)} examples have "
+            f"classes that no training example has: {choices(map(repr, new))}{near}; classes of the training examples: "
             f"{choices(map(repr, names))}; {advice}"
         )
     return tuple(names)
+
+
+def _label_of(examples: Examples, row: int, data: DataConfig) -> str:
+    """Return the column from which a row's label comes."""
+    return data.sections_by_path[data.path_of(examples.field("task")[row])].label
 
 
 def _check_scores(examples: Examples, data: DataConfig) -> None:
@@ -265,7 +315,8 @@ def _check_scores(examples: Examples, data: DataConfig) -> None:
     for name in SPLITS[1:]:
         rows = np.flatnonzero(split == name)
         if len(rows) and (labels[rows] == UNLABELLED).all():
+            column = _label_of(examples, rows[0], data)
             raise DataError(
-                f"{examples.place(int(rows[0]))}: column {data.label!r}: every label of the {name} split is -1, which "
-                f"is below every training label; {LEAVE_OUT}"
+                f"{examples.place(rows[0])}: column {column!r}: every label of the {name} split is -1, which is below "
+                f"every training label; {LEAVE_OUT}"
             )

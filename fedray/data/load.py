@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
 from fedray.models.tokenizer import end_token_id
-from fedray.types import COMMON, SPLITS, ClientId
+from fedray.types import COMMON, SPLITS, ClientId, Role
 
 
 def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
@@ -32,7 +33,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     count = config.clients.count
     raw = list(config.data.load(config.task, config.seed, count))
     template = find_chat_template(config.data, tokenizer) if config.task == "causal_lm" else None
-    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else None
+    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else {}
     source = assemble(raw, config.data, config.task, instructions)
     examples = subsample(source, config.data, config.seed)
     if config.task == "classification":
@@ -64,11 +65,26 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         common=_rows(tokens.table, common, examples if _several(examples, common) else None) if len(common) else None,
         end_token_ids=_end_token_ids(examples, tokenizer, template),
         notes=(
-            *(instructions.notes(source.column_names) if instructions is not None else ()),
+            *chain.from_iterable(
+                layout.notes({name for part in raw if config.data.path_of(part.task) == path for name in part.columns})
+                for path, layout in instructions.items()
+            ),
             *data_notes(source, examples, rows, config.data),
             *tokens.notes,
         ),
+        parts=_part_sizes(examples, rows, common) if len(config.data.sections_by_path) > 1 else {},
     )
+
+
+def _part_sizes(examples: Examples, rows: Partition, common: IntArray) -> dict[str, dict[Role, int]]:
+    """Return how many examples of every task the clients hold, and the common test set, by task and role."""
+    tasks = examples.field("task")
+    held: dict[Role, IntArray] = {split: np.concatenate([own[split] for own in rows.values()]) for split in SPLITS}
+    held[COMMON] = common
+    return {
+        str(name): {role: int((tasks[of_role] == name).sum()) for role, of_role in held.items()}
+        for name in np.unique(tasks)
+    }
 
 
 def _end_token_ids(

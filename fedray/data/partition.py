@@ -1,8 +1,8 @@
 """Which client gets which examples, and which of them it keeps for validation and test.
 
 Every draw is keyed by the seed and made over the examples in the order of their content, so the assignment does not
-depend on the order in which examples are read. Official splits are assigned in the same proportions of client and
-stratum as the training examples; splits that the source lacks are taken from each client's own training examples.
+depend on the order in which examples are read. Official splits are assigned as `fedray.data.official` says; splits that
+the source lacks are taken from each client's own training examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,14 @@ from fedray.config.partition import UNASSIGNED, IntArray
 from fedray.data.client_names import numbered, unique_names
 from fedray.data.examples import Examples
 from fedray.data.holdout import classes_of, needed, split_holdout
-from fedray.data.strata import apportion, columns_of, fill, repair
+from fedray.data.official import Parts, alike, check_official, divided, independent, official_splits
+from fedray.data.strata import apportion, fill, repair
 from fedray.errors import DataError, choices
 from fedray.randomness import keyed_rng
 from fedray.types import SPLITS, ClientId, Split
 
 ATTEMPTS = 20
 Partition = Mapping[ClientId, Mapping[Split, IntArray]]
-Parts = Mapping[Split, IntArray]
-"""Rows of every split of the source; empty where the source lacks the split."""
 
 
 def partition(examples: Examples, config: PartitionConfig, num_clients: int | None, seed: int) -> Partition:
@@ -65,43 +64,88 @@ def _assigned(
 
     Shares are drawn until the smallest client has enough examples; of several draws, the best one counts.
     """
-    train, least = parts["train"], needed(config, parts)
+    official, enough = official_splits(parts), needed(config, parts)
+    if config.source_splits != "alike" and not official:
+        raise DataError(
+            f"partition.source_splits: {config.source_splits!r} is about the source's own validation and test splits, "
+            "but it has none: they are taken from each client's training examples; name such a split, or leave it out"
+        )
+    rows = parts["train"]
+    if config.source_splits == "pooled":
+        rows = np.sort(np.concatenate(list(parts.values())))
+        enough += len(official)
     fill_rng = keyed_rng(seed, "fill", config.name)
     draws: list[tuple[int, Shares, IntArray]] = []
     for attempt in range(ATTEMPTS):
         rng = keyed_rng(seed, "partition", config.name, attempt)
-        found = config.assign(examples, train, num_clients, rng)
+        found = config.assign(examples, rows, num_clients, rng)
         given = found.values if isinstance(found, NaturalClients) else found.strata
         if len(given) != len(examples):
             raise DataError(f"partition {config.name}: assigns {len(given)} examples, but the data has {len(examples)}")
         if isinstance(found, NaturalClients):
-            _check_named(found, examples, parts)
+            _check_named(found, examples, config, parts)
             return _by_nature(found, config, num_clients, parts, fill_rng)
-        strata = found.strata[train]
+        strata = found.strata[rows]
         sizes = np.bincount(strata[strata != UNASSIGNED], minlength=found.shares.shape[1])
         counts = apportion(found.shares, sizes, rng)
         smallest = int(counts.sum(axis=1).min())
         draws.append((smallest, found, counts))
-        if smallest >= least:
+        if smallest >= enough:
             break
     _, shares, counts = max(draws, key=lambda draw: draw[0])
-    return _by_shares(shares, counts, config, parts, fill_rng)
+    counts = repair(counts, enough, shares.shares, shares.allowed())
+    clients = numbered(len(counts)) if shares.names is None else unique_names(shares.names)
+    if config.source_splits == "pooled":
+        return clients, _by_pool(shares.strata, counts, clients, config, parts, fill_rng)
+    owner = _by_training(shares, counts, clients, config, parts, fill_rng)
+    if config.source_splits == "independent":
+        for split in official:
+            owner[parts[split]] = independent(examples, parts[split], config, split, clients, seed)
+    return clients, owner
 
 
-def _by_shares(
-    found: Shares, counts: IntArray, config: PartitionConfig, parts: Parts, rng: np.random.Generator
-) -> tuple[list[ClientId], IntArray]:
-    """Return the clients and every row's owner, given how many training examples of each stratum they get."""
+def _by_training(
+    found: Shares,
+    counts: IntArray,
+    clients: Sequence[ClientId],
+    config: PartitionConfig,
+    parts: Parts,
+    rng: np.random.Generator,
+) -> IntArray:
+    """Return every row's owner, given how many training examples of each stratum the clients get; official splits are
+    assigned alike, or not at all."""
     train, least = parts["train"], needed(config, parts)
-    counts = repair(counts, least, found.shares, found.allowed())
-    clients = numbered(len(counts)) if found.names is None else unique_names(found.names)
     _check_train(clients, counts.sum(axis=1), least, config, len(train))
     owner = np.full(len(found.strata), UNASSIGNED)
     owner[train] = fill(counts, found.strata[train], rng)
-    for split in SPLITS[1:]:
-        if len(rows := parts[split]):
-            owner[rows] = _official(found.strata[rows], counts, found.free, split, clients, rng)
-    return clients, owner
+    if config.source_splits == "alike":
+        for split in official_splits(parts):
+            rows = parts[split]
+            owner[rows] = alike(found.strata[rows], counts, found.free, split, clients, rng)
+    return owner
+
+
+def _by_pool(
+    strata: IntArray,
+    counts: IntArray,
+    clients: Sequence[ClientId],
+    config: PartitionConfig,
+    parts: Parts,
+    rng: np.random.Generator,
+) -> IntArray:
+    """Return every row's owner, given how many examples of each stratum, of all splits together, the clients get."""
+    least = needed(config, parts)
+    held = {split: strata[rows][strata[rows] != UNASSIGNED] for split, rows in parts.items()}
+    sizes = {split: np.bincount(of_split, minlength=counts.shape[1]) for split, of_split in held.items()}
+    owner = np.full(len(strata), UNASSIGNED)
+    for split, of_split in divided(counts, sizes, least, rng).items():
+        rows = parts[split]
+        if split == "train":
+            _check_train(clients, of_split.sum(axis=1), least, config, len(rows))
+        else:
+            check_official(clients, of_split.sum(axis=1), split, len(rows))
+        owner[rows] = fill(of_split, strata[rows], rng)
+    return owner
 
 
 def _by_nature(
@@ -125,32 +169,13 @@ def _by_nature(
     _check_train(clients, kept_sizes, least, config, len(parts["train"]), int((sizes >= least).sum()))
     position = np.minimum(np.searchsorted(names, found.values), len(names) - 1)
     owner = np.where(names[position] == found.values, position, UNASSIGNED)
-    for split in SPLITS[1:]:
-        if len(rows := parts[split]):
-            if (owner[rows] == UNASSIGNED).all():
-                owner[rows] = _official(owner[rows], kept_sizes[:, None], False, split, clients, rng)
-            counts = np.bincount(owner[rows][owner[rows] != UNASSIGNED], minlength=len(clients))
-            _check_official(clients, counts, split, len(rows))
+    for split in official_splits(parts):
+        rows = parts[split]
+        if (owner[rows] == UNASSIGNED).all():
+            owner[rows] = alike(owner[rows], kept_sizes[:, None], False, split, clients, rng)
+        counts = np.bincount(owner[rows][owner[rows] != UNASSIGNED], minlength=len(clients))
+        check_official(clients, counts, split, len(rows))
     return clients, owner
-
-
-def _official(
-    strata: IntArray, counts: IntArray, free: bool, split: Split, clients: Sequence[ClientId], rng: np.random.Generator
-) -> IntArray:
-    """Return the owners of an official split's rows, in the proportions of the training `counts` [clients, strata].
-
-    Rows of a stratum without training examples make one more stratum, assigned by the clients' sizes.
-    """
-    totals = counts.sum(axis=1, keepdims=True)
-    known = counts.sum(axis=0) > 0
-    strata = np.where(known[strata] & (strata != UNASSIGNED), strata, UNASSIGNED)
-    if free or (strata == UNASSIGNED).all():
-        strata = np.where(strata == UNASSIGNED, counts.shape[1], strata)
-    shares = Shares(strata, columns_of(np.hstack([counts, totals]).astype(np.float64)), free)
-    sizes = np.bincount(strata[strata != UNASSIGNED], minlength=shares.shares.shape[1])
-    assigned = repair(apportion(shares.shares, sizes, rng), 1, shares.shares, shares.allowed())
-    _check_official(clients, assigned.sum(axis=1), split, len(strata))
-    return fill(assigned, strata, rng)
 
 
 def _rows_by_owner(rows: IntArray, owner: IntArray, num_clients: int) -> list[IntArray]:
@@ -159,9 +184,14 @@ def _rows_by_owner(rows: IntArray, owner: IntArray, num_clients: int) -> list[In
     return np.split(grouped, np.searchsorted(owner[grouped], np.arange(num_clients + 1)))[1:-1]
 
 
-def _check_named(found: NaturalClients, examples: Examples, parts: Parts) -> None:
+def _check_named(found: NaturalClients, examples: Examples, config: PartitionConfig, parts: Parts) -> None:
     """Refuse examples without a client. Only a validation or test split may have none at all: it is then common to all
-    clients."""
+    clients. Refuse draws of official splits: the data names their clients, too."""
+    if config.source_splits != "alike":
+        raise DataError(
+            f"partition.source_splits: {config.source_splits!r} is a draw, but the clients of the partition "
+            f"`{config.name}` are those that the data names; leave it out"
+        )
     for split, rows in parts.items():
         nameless = rows[found.values[rows] == ""]
         if len(nameless) and (split == "train" or len(nameless) < len(rows)):
@@ -189,15 +219,4 @@ def _check_train(
             f"training in addition to its own validation and test; of {total} for {len(clients)} clients, too few got "
             f"{choices(poor, 5)}; lower clients.count{fewer}, partition.min_examples or the skew "
             "(partition.alpha, partition.classes_per_client), or keep more (data.max_examples, data.max_per_class)"
-        )
-
-
-def _check_official(clients: Sequence[ClientId], sizes: IntArray, split: Split, total: int) -> None:
-    """Refuse clients without any example of an official split."""
-    without = [client for client, size in zip(clients, sizes, strict=True) if size == 0]
-    if without:
-        raise DataError(
-            f"partition: {len(without)} of {len(clients)} clients get none of the {total} {split} examples: "
-            f"{choices(without, 5)}; lower clients.count, keep more (data.max_test_examples), or leave the source's "
-            f"{split} split out: it is then taken from each client's training examples"
         )

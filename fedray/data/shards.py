@@ -1,14 +1,14 @@
 """What the other packages get from `fedray.data`: one shard of tokenised examples per client."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import compute
 
-from fedray.types import IGNORED, SPLITS, ClientId, Split, Task
+from fedray.types import IGNORED, SPLITS, ClientId, Role, Split, Task
 
 GROUP = "group"
 """Column of a table with several tasks or named test sets, which are evaluated apart as well."""
@@ -103,6 +103,7 @@ class FederatedData:
         common: the common test set, with columns as in `Shard`; None if there is none.
         end_token_ids: tokens that end a generated answer (causal_lm).
         notes: what a user should know before training, a sentence each: what was detected, cut or looks wrong.
+        parts: examples of every part of a source with several, by split, or common; those of all clients.
     """
 
     task: Task
@@ -115,3 +116,4 @@ class FederatedData:
     common: pa.Table | None = None
     end_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from fedray.config import Metric
 from fedray.errors import choices
 from fedray.federation.events import Callback, MethodFinished, MethodStarted, RoundFinished, TaskFailed, TasksFinished
 from fedray.federation.summary import Summary
-from fedray.types import Client, round_number
+from fedray.types import ROLES, Client, round_number
 
 if TYPE_CHECKING:  # these import torch, which tables do not need
     from fedray.data.shards import FederatedData
@@ -278,6 +278,14 @@ def data_table(clients: Sequence[Client], data: "FederatedData") -> Table:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
         table.add_row(escape(" ".join(client.id.split())), client.tier, *counts)
+    return table
+
+
+def parts_table(data: "FederatedData") -> Table:
+    """Return a table of the examples of every part of the data."""
+    table = plain_table(f"{len(data.parts)} parts", ("part",), ROLES)
+    for name, counts in data.parts.items():
+        table.add_row(escape(name), *(f"{counts[role]:,}" for role in ROLES))
     return table
 
 

@@ -15,7 +15,7 @@ from fedray.data.sources.files import Files
 
 
 def test_every_module_is_an_entry_of_its_name() -> None:
-    assert SOURCES.names == ("docstrings", "files", "hub", "synthetic")
+    assert SOURCES.names == ("docstrings", "files", "hub", "several", "synthetic")
     expected = "by_column by_file dirichlet distinct_task iid mixed_task quantity_skew shards"
     assert PARTITIONERS.names == tuple(expected.split())
 
@@ -56,7 +56,7 @@ def test_fields_of_other_entries_are_checked(path: str, value: object, expected:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({}, "data.source: missing; allowed: docstrings, files, hub, synthetic, or give the `class`"),
+        ({}, "data.source: missing; allowed: docstrings, files, hub, several, synthetic, or give the `class`"),
         (3, "data: got 3: Input should be a valid dictionary"),
         ({"source": "files", "class": "a.B"}, "data.class: expected either `source` (built in) or `class`"),
         ({"class": "absent.B"}, "data.class: class 'absent.B' cannot be imported: ModuleNotFoundError"),

@@ -46,6 +46,8 @@ def examples(config: str, **data: Any) -> Examples:
         ("recipes.yaml", ["client_000", "client_001"]),
         ("shops.yaml", ["north", "south"]),
         ("answers.yaml", ["Bo", "Zoë"]),
+        ("households.yaml", ["north 3", "south 1"]),
+        ("mixture.yaml", ["answers", "recipes"]),
         ("chats.yaml", ["food", "sums"]),
     ],
 )

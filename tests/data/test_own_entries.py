@@ -68,6 +68,15 @@ def test_a_run_uses_both(folder: Path) -> None:
     assert resumed["fedavg"].rounds == 2
 
 
+def test_an_own_source_is_a_part_of_several(folder: Path) -> None:
+    part = {"class": "my_source.TextFolder", "folder": "."}
+    data = {"source": "several", "max_length": 16, "cache_dir": "cache", "parts": {"lines": part}}
+    config = load_config(experiment(data=data, partition={"kind": "by_file", "test_fraction": 0.1}, clients={}))
+    absolute = config.with_absolute_paths(Path.cwd())
+    assert load_config(parse_yaml(dump_yaml(absolute), "file")) == absolute
+    assert list(load_federated_data(absolute, byte_tokenizer()).shards) == ["lines"]
+
+
 def test_clients_that_the_data_names(folder: Path) -> None:
     config = load_config(experiment(partition={"class": "my_natural.ByFirstWord"}, clients={}))
     assert list(load_federated_data(config, byte_tokenizer()).shards) == ["green", "white"]

@@ -148,6 +148,7 @@ TEXT_FILES = {
     ".tsv": b'text\tlabel\n"a"\t1\n"b\nc"\t"x"\nplain "q\t1\n',
     ".jsonl": b'{"text": "a", "label": 1}\n{"text": "b\\u2028", "label": null, "more": [1, {"x": 1.5}]}\n',
     ".json": b'[{"text": "a", "label": 1},\n {"text": "b", "label": "x"}]',
+    ".clients.json": b'{"Ann": [{"text": "a", "label": 1}],\n "Bob": [{"text": "b", "label": "x"}, {"text": "c"}]}',
 }
 DATA_PIECES = (b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"[" * 2000, b"{", b"}",
                b"]", b"9" * 5000, b"1e400", b"NaN", b"null", b"\\ud800", b'{"text": {"a": []}}')  # fmt: skip
@@ -159,8 +160,8 @@ def test_text_files(fuzzed: Any, tmp_path: Path, suffix: str) -> None:
 
     def check(blob: bytes) -> None:
         path.write_bytes(blob)
-        block = read_file(path, "train", "file", "task")
-        assert all(len(values) == len(block.rows) for values in block.columns.values())
+        for block in read_file(path, "train", "file", "task"):
+            assert all(len(values) == len(block) for values in block.columns.values())
 
     fuzzed(edits_of(TEXT_FILES[suffix], DATA_PIECES), check, DataError, str(path))
 

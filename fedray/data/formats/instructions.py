@@ -30,11 +30,13 @@ class Instructions:
         name: as in `data.format`.
         detected: whether the columns alone say so.
         chat: whether there is a chat template.
+        path: where the section is that configures it, for messages.
     """
 
     name: str
     detected: bool
     chat: bool
+    path: str = "data"
 
     def notes(self, columns: Collection[str]) -> tuple[str, ...]:
         """Return what was detected, and which of the data's columns look like a part of a conversation, but are not
@@ -42,13 +44,17 @@ class Instructions:
         layout, notes = FORMATS[self.name], []
         if self.detected:
             notes.append(
-                f"instruction data in the format {self.name!r}, detected from {_named(layout.columns)}; data.format "
-                "names another one, data.prompt and data.answer read other columns"
+                f"{self._part}instruction data in the format {self.name!r}, detected from {_named(layout.columns)}; "
+                f"{self.path}.format names another one, {self.path}.prompt and {self.path}.answer read other columns"
             )
         read = {*layout.columns, *(layout.optional if self.chat else set(layout.optional) - {"system"})}
         if unread := [name for name in CONVERSATIONAL if name in columns and name not in read]:
-            notes.append(f"data.format {self.name!r} does not read {_named(unread)}")
+            notes.append(f"{self.path}.format {self.name!r} does not read {_named(unread)}")
         return tuple(notes)
+
+    @property
+    def _part(self) -> str:
+        return "" if self.path == "data" else f"{self.path}: "
 
     def fields(self, raw: RawRows) -> dict[str, pa.Array]:
         """Return `prompt` and `answer` of these rows; or, for conversations, `turns` (JSON), `context`, and as
@@ -78,12 +84,12 @@ class Instructions:
         try:
             return layout.read({name: raw.columns[name][row] for name in names}, self.chat)
         except ValueError as error:
-            raise DataError(f"{raw.row(row)}: data.format {self.name!r}: {error}") from None
+            raise DataError(f"{raw.row(row)}: {self.path}.format {self.name!r}: {error}") from None
 
 
-def find_instructions(parts: Sequence[RawRows], data: DataConfig, chat: bool) -> Instructions | None:
-    """Return the configured format, or the one that the columns of every part have; None for prompts and answers that
-    templates make.
+def find_instructions(parts: Sequence[RawRows], data: DataConfig, chat: bool) -> dict[str, Instructions]:
+    """Return the format of each section's rows, by the section's path (`DataConfig.sections_by_path`): the configured
+    one, or the one that all its rows' columns have. Sections whose templates make prompts and answers have none.
 
     Args:
         chat: whether there is a chat template.
@@ -91,11 +97,19 @@ def find_instructions(parts: Sequence[RawRows], data: DataConfig, chat: bool) ->
     Raises:
         DataError: the columns are not those of the configured format, or are those of several.
     """
-    filled = [raw for raw in parts if len(raw)]
+    found = {}
+    for path, section in data.sections_by_path.items():
+        filled = [raw for raw in parts if len(raw) and data.path_of(raw.task) == path]
+        if (layout := _format_of(filled, section, path, chat)) is not None:
+            found[path] = layout
+    return found
+
+
+def _format_of(filled: Sequence[RawRows], data: DataConfig, path: str, chat: bool) -> Instructions | None:
     if data.format is not None:
         for raw in filled:
-            _check_columns(raw, data.format)
-        return Instructions(data.format, False, chat)
+            _check_columns(raw, data.format, path)
+        return Instructions(data.format, False, chat, path)
     if not filled or not data.default_templates:
         return None
     shared = set.intersection(*(set(raw.columns) for raw in filled))
@@ -105,12 +119,12 @@ def find_instructions(parts: Sequence[RawRows], data: DataConfig, chat: bool) ->
     if len(fitting) > 1:
         raise DataError(
             f"{filled[0].where}: the columns are those of several formats of instruction data: {choices(fitting)}; "
-            f"name one as data.format, or set data.prompt and data.answer; columns: {choices(sorted(shared))}"
+            f"name one as {path}.format, or set {path}.prompt and {path}.answer; columns: {choices(sorted(shared))}"
         )
-    return Instructions(fitting[0], True, chat) if fitting else None
+    return Instructions(fitting[0], True, chat, path) if fitting else None
 
 
-def _check_columns(raw: RawRows, name: str) -> None:
+def _check_columns(raw: RawRows, name: str, path: str) -> None:
     columns = FORMATS[name].columns
     for column in columns:
         if column not in raw.columns:
@@ -118,7 +132,7 @@ def _check_columns(raw: RawRows, name: str) -> None:
             fitting = [other for other, layout in FORMATS.items() if set(layout.columns) <= set(known)]
             hint = f"; the columns are those of {choices(fitting)}" if fitting else ""
             raise DataError(
-                f"{raw.where}: data.format {name!r} reads {_named(columns)}, but there is no column {column!r}"
+                f"{raw.where}: {path}.format {name!r} reads {_named(columns)}, but there is no column {column!r}"
                 f"{nearest(column, known)}; its columns: {choices(known)}{hint}"
             )
 

@@ -1,4 +1,5 @@
-"""`by_file`: every file is a client; in `docstrings` a file is a library, and in `synthetic` a generated client."""
+"""`by_file`: every file is a client, or every client that a file names ({client: rows}). In `docstrings` a file is a
+library, in `synthetic` a generated client, and in `several` a part."""
 
 import numpy as np
 

@@ -16,14 +16,15 @@ from fedray.types import COMMON, ROLES, Role, Task
 
 
 class Files(DataConfig):
-    """Every named entry, or every file of a pattern, is a natural client and a task."""
+    """Every named entry, or every file of a pattern, is a natural client and a task; in a file with the rows of several
+    clients, each is a natural client of its own."""
 
     files: dict[str, str | dict[str, str | dict[str, str]]] = Field(default_factory=dict)
     """{train: PATH, validation: PATH, test: PATH, common: PATH}, or one such mapping (or one path) per task or client:
     {NAME: {train: PATH, ...}} or {NAME: PATH}. `test` is assigned to the clients, and every client's model is evaluated
     on all of `common`. Several test sets are {test: {NAME: PATH, ...}}, each scored apart, too; `common` likewise.
-    .jsonl, .json (an array of rows, or {"data": [...]}), .csv, .tsv,
-    .parquet; all but Parquet also compressed, such as .csv.gz or .jsonl.zst. A path may hold `*`."""
+    .jsonl, .json (an array of rows, {"data": [...]}, or {CLIENT: [...], CLIENT: [...]}, whose natural clients are the
+    keys), .csv, .tsv, .parquet; all but Parquet also compressed, such as .csv.gz or .jsonl.zst. A path may hold `*`."""
 
     @model_validator(mode="after")
     def _has_files(self) -> Self:
@@ -94,7 +95,9 @@ def _read_pattern(pattern: str, split: Role, name: str | None, where: str) -> It
                 f"{where}: no such file: {found}{nearest(found.name, siblings)}; relative paths start from {Path.cwd()}"
             )
         file = own_name if name is None else name
-        yield read_file(found, split, file, file)
+        for raw in read_file(found, split, file, file):
+            of_entry = name is not None and raw.file != name
+            yield replace(raw, file=f"{name}/{raw.file}") if of_entry else raw
 
 
 def _names(paths: list[Path]) -> list[str]:

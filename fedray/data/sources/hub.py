@@ -1,6 +1,6 @@
 """`hub`: a dataset of the Hugging Face hub, or a local dataset folder; its code is never run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,8 +21,9 @@ class Hub(DataConfig):
     """Dataset configuration."""
     splits: dict[Role, str | dict[str, str]] = Field(default_factory=dict)
     """Which of its splits serve as train, validation, test, and common: test examples on which every client's model is
-    evaluated. Several test sets are {test: {NAME: SPLIT, ...}}, each scored apart, too; common likewise. Default: those
-    named train, validation and test."""
+    evaluated. Several test sets are {test: {NAME: SPLIT, ...}}, each scored apart, too; common likewise. A split may
+    be a slice, or several, as in the library `datasets`: train[:1000], train[10%:20%], train[:80%]+validation. Default:
+    those named train, validation and test."""
 
     @model_validator(mode="after")
     def _has_name(self) -> Self:
@@ -51,9 +52,10 @@ class Hub(DataConfig):
                 f"data.splits: name the split of {name!r} that serves as train; it has: {choices(available)}"
             )
         return [
-            replace(self._split(role, theirs, available), test_set=test_set)
+            replace(raw, test_set=test_set)
             for role, entry in wanted.items()
             for test_set, theirs in (entry if isinstance(entry, dict) else {"": entry}).items()
+            for raw in self._rows(role, theirs, available)
         ]
 
     def _open(self, name: str) -> dict[str, Any]:
@@ -75,21 +77,53 @@ class Hub(DataConfig):
             ) from error
         return dict(found) if isinstance(found, dict) else {"train": found}
 
-    def _split(self, role: Role, theirs: str, available: dict[str, Any]) -> RawRows:
-        name = self.name or ""
-        if theirs not in available:
+    def _rows(self, role: Role, wanted: str, available: Mapping[str, Any]) -> Iterator[RawRows]:
+        """Yield the rows of a split, or of the slices of splits that `wanted` names."""
+        task = self.config or Path(self.name or "").name
+        for theirs, first, end in self._slices(role, wanted, available):
+            dataset = available[theirs]
+            columns: dict[str, Sequence[Any]] = dataset.with_format("arrow")[first:end].to_pydict()
+            for column, feature in dataset.features.items():
+                if hasattr(feature, "int2str"):
+                    # The hub's convention for a split without labels is class -1.
+                    named = [feature.int2str(v) if v is not None and v >= 0 else None for v in columns[column]]
+                    columns[column] = named
+            where = f"{self.name}, split {theirs}"
+            yield RawRows(where, columns, role, task, task, range(first + 1, end + 1))
+
+    def _slices(self, role: Role, wanted: str, available: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+        """Return the splits that `wanted` names, each with its first row and the one after its last.
+
+        Raises:
+            DataError: there is no such split, the slice cannot be read, or it has no rows.
+        """
+        import datasets
+
+        if wanted in available:
+            return [(wanted, 0, available[wanted].num_rows)]
+        for part in wanted.split("+"):
+            theirs = part.partition("[")[0].strip()
+            if theirs not in available:
+                raise DataError(
+                    f"data.splits.{role}: {self.name!r} has no split {theirs!r}{nearest(theirs, available)}; "
+                    f"it has: {choices(available)}"
+                )
+        sizes = {theirs: dataset.num_rows for theirs, dataset in available.items()}
+        spec = "+".join(part.strip() for part in wanted.split("+"))
+        try:
+            found = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+        except (ValueError, AssertionError) as error:
             raise DataError(
-                f"data.splits.{role}: {name!r} has no split {theirs!r}{nearest(theirs, available)}; "
-                f"it has: {choices(available)}"
-            )
-        dataset = available[theirs]
-        columns: dict[str, Sequence[Any]] = dataset.with_format("arrow")[:].to_pydict()
-        for column, feature in dataset.features.items():
-            if hasattr(feature, "int2str"):
-                # The hub's convention for a split without labels is class -1.
-                columns[column] = [feature.int2str(v) if v is not None and v >= 0 else None for v in columns[column]]
-        task = self.config or Path(name).name
-        return RawRows(f"{name}, split {theirs}", columns, role, task, task, range(1, dataset.num_rows + 1))
+                f"data.splits.{role}: {wanted!r}: {one_line(error)}; a slice is written as in train[:1000], "
+                "train[10%:20%] or train[-50:]"
+            ) from None
+        for part in found:
+            if part.from_ >= part.to:
+                raise DataError(
+                    f"data.splits.{role}: {wanted!r} has no rows: the split {part.splitname!r} has "
+                    f"{sizes[part.splitname]:,}"
+                )
+        return [(part.splitname, part.from_, part.to) for part in found]
 
 
 ENTRY = Hub

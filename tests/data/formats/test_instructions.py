@@ -129,17 +129,17 @@ def rows(*columns: str) -> RawRows:
 )
 def test_the_format_is_detected_from_the_columns(columns: tuple[str, ...], expected: str | None) -> None:
     found = find_instructions([rows(*columns), rows(*columns, "more")], config(), False)
-    assert (found and found.name) == expected
-    if found is not None:
-        named = " and ".join(map(repr, FORMATS[found.name].columns))
-        assert f"in the format {expected!r}, detected from the column" in found.notes(columns)[0]
-        assert named in found.notes(columns)[0]
-        assert not find_instructions([rows(*columns)], config(format=expected), False).notes(columns)
+    assert [layout.name for layout in found.values()] == [expected] * (expected is not None)
+    if expected is not None:
+        named = " and ".join(map(repr, FORMATS[expected].columns))
+        assert f"in the format {expected!r}, detected from the column" in found["data"].notes(columns)[0]
+        assert named in found["data"].notes(columns)[0]
+        assert not find_instructions([rows(*columns)], config(format=expected), False)["data"].notes(columns)
 
 
 def test_nothing_is_detected_where_the_configuration_or_another_file_says_otherwise() -> None:
-    assert find_instructions([rows("messages")], config(prompt="{messages}"), False) is None
-    assert find_instructions([rows("messages"), rows("prompt", "answer")], config(), False) is None
+    assert find_instructions([rows("messages")], config(prompt="{messages}"), False) == {}
+    assert find_instructions([rows("messages"), rows("prompt", "answer")], config(), False) == {}
 
 
 def test_several_formats_at_once_are_refused() -> None:
@@ -175,9 +175,7 @@ def test_a_name_is_not_the_content_of_a_turn() -> None:
 
 def test_columns_of_a_conversation_that_are_not_read_are_noted() -> None:
     columns = ("conversations", "system", "tools", "topic")
-    chats = find_instructions([rows(*columns)], config(format="sharegpt"), True)
-    assert chats is not None
+    chats = find_instructions([rows(*columns)], config(format="sharegpt"), True)["data"]
     assert chats.notes(columns) == ("data.format 'sharegpt' does not read the column 'tools'",)
-    texts = find_instructions([rows("instruction", "output", "system")], config(format="alpaca"), False)
-    assert texts is not None
+    texts = find_instructions([rows("instruction", "output", "system")], config(format="alpaca"), False)["data"]
     assert texts.notes(["system"]) == ("data.format 'alpaca' does not read the column 'system'",)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from partitioning import assign
 
 from fedray.data.examples import Examples, assemble
 from fedray.data.reading.readers import COMPRESSED
@@ -109,6 +110,29 @@ def test_tasks_and_clients_by_name_and_by_pattern(tmp_path: Path) -> None:
     assert set(one_path_each.field("file")) == {"x", "test"}
 
 
+def test_a_json_file_may_name_its_clients(tmp_path: Path) -> None:
+    """{client: rows}, as FedLLM-Bench publishes its data: sizes stay, and a column that one client lacks is empty."""
+    rows = {
+        "7": [{"instruction": "a", "input": "x", "response": "b"}] * 5,
+        "Zoë ": [{"instruction": "c", "response": "d"}] * 9,
+    }
+    path = write(tmp_path, "federation.json", json.dumps(rows))
+    templates = {"prompt": "{instruction} {input}", "answer": "{response}"}
+    examples = load({"train": path}, "causal_lm", **templates)
+    assert Counter(examples.field("file")) == {"7": 5, "Zoë": 9}
+    assert set(examples.field("task")) == {"federation"}
+    assert examples.place(6) == f"{path}: 'Zoë ': row 2"
+    assert examples.table["prompt"].to_pylist()[4:6] == ["a x", "c "]
+    clients = assign(examples, "by_file", None, validation_fraction=0, test_fraction=0)
+    assert {name: len(splits["train"]) for name, splits in clients.items()} == {"7": 5, "Zoë": 9}
+    test = write(tmp_path, "test.json", json.dumps({name: of_client[:2] for name, of_client in rows.items()}))
+    clients = assign(load({"train": path, "test": test}, "causal_lm", **templates), "by_file", None)
+    assert {name: len(splits["test"]) for name, splits in clients.items()} == {"7": 2, "Zoë": 2}
+    named = load({"chat": path, "maths": {"train": path}}, "causal_lm", **templates)
+    assert set(named.field("file")) == {"chat/7", "chat/Zoë", "maths/7", "maths/Zoë"}
+    assert set(named.field("task")) == {"chat", "maths"}
+
+
 def test_files_of_a_pattern_are_named_without_their_suffixes(tmp_path: Path) -> None:
     """Brackets are part of a folder's name, as programs make it; only `*` stands for other characters."""
     for name in ("a", "b"):
@@ -198,11 +222,16 @@ BAD_FILES: list[tuple[str, str | bytes, Task, dict[str, Any], list[str]]] = [
     ("x.json", '{"rows": [{"text": "a"}, 3]}', "classification", {}, ["x.json: row 2: expected an object", "int"]),
     (
         "x.json",
-        json.dumps({"a": ROWS, "b": ROWS}),
+        json.dumps({"dev": ROWS, "test": ROWS}),
         "classification",
         {},
-        ["several lists of rows: 'a', 'b'", "'train'"],
+        ["several lists of rows: 'dev', 'test'", "'train'"],
     ),
+    ("x.json", json.dumps({"a": ROWS, "b": ROWS, "n": 2}), "classification", {}, ["'n': int, not a list of rows"]),
+    ("x.json", json.dumps({"a": ROWS, "b": ROWS, "c": []}), "classification", {}, ["'c': no rows", "remove this"]),
+    ("x.json", json.dumps({"a": ROWS, " ": ROWS}), "classification", {}, ["' ': a client without a name"]),
+    ("x.json", json.dumps({"a": ROWS, "b": [*ROWS, 3]}), "classification", {}, ["x.json: 'b': row 4: expected an obj"]),
+    ("x.json", json.dumps({"a": ROWS, "b": [{"text": "t"}]}), "classification", {}, ["'b': row 1: column 'label'"]),
     ("x.json", '{\n"data": [{]}', "classification", {}, ["x.json: line 2: not valid JSON"]),
     ("x.csv.gz", GOOD, "classification", {}, ["x.csv.gz: cannot be read"]),
     ("x.xlsx", "a\tb", "classification", {}, ["x.xlsx", "'.xlsx'", ".jsonl, .json, .csv, .tsv, .parquet", ".gz, .zst"]),

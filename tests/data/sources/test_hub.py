@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from partitioning import assign
 
@@ -48,6 +50,10 @@ def test_a_local_dataset_folder_with_named_splits_and_classes(hub_folder: Path) 
     [
         ({"train": "trian"}, ["data.splits.train", "did you mean 'train'", "train, dev, hidden"]),
         ({"test": "dev"}, ["data.splits", "serves as train"]),
+        ({"train": "dev+trian[:2]"}, ["data.splits.train", "has no split 'trian'", "did you mean 'train'"]),
+        ({"train": "train[:2", "test": "dev"}, ["data.splits.train: 'train[:2'", "a slice is written as in train[:1"]),
+        ({"train": "train", "test": "dev[5:]"}, ["data.splits.test: 'dev[5:]' has no rows: the split 'dev' has 2"]),
+        ({"train": "train[:300%]"}, ["data.splits.train: 'train[:300%]'", "Percent slice boundaries"]),
         ({"train": "train", "test": "hidden"}, ["split hidden: row 1: column 'label'", "got nothing"]),
     ],
 )
@@ -55,6 +61,34 @@ def test_mistakes_about_a_dataset_are_located(hub_folder: Path, splits: dict[str
     with pytest.raises(DataError) as caught:
         hub(hub_folder, **splits)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train[:10]", range(10)),
+        ("train[-5:]", range(55, 60)),
+        ("train[10%:20%]", range(6, 12)),
+        ("train[50%:]", range(30, 60)),
+        ("train[:1000]", range(60)),
+        ("train[58:]+train[:2]", [58, 59, 0, 1]),
+    ],
+)
+def test_slices_of_splits(repository: Path, split: str, rows: Sequence[int]) -> None:
+    """As `datasets.load_dataset(..., split=...)` reads them; a row's number is that in the whole split."""
+    examples = hub(repository, train=split, test="train[20:22]")
+    training = examples.take(np.flatnonzero(examples.field("split") == "train"))
+    assert training.field("text").tolist() == [f"data/train-{i // 30:05d} {i % 30}" for i in rows]
+    assert training.field("text").tolist() == datasets.load_dataset(str(repository), "all", split=split)["text"][:]
+    assert examples.place(0) == f"{repository}, split train: row {rows[0] + 1}"
+    assert examples.field("text").tolist()[-2:] == ["data/train-00000 20", "data/train-00000 21"]
+
+
+def test_a_slice_of_several_splits(repository: Path, hub_folder: Path) -> None:
+    examples = hub(repository, train="train[:2] + test[:50%]")
+    assert examples.field("split").tolist() == ["train"] * 6
+    assert examples.field("text").tolist()[1:3] == ["data/train-00000 1", "data/test 0"]
+    assert hub(hub_folder, train="train[1:]+dev").table["label"].to_pylist() == ["yes", "yes", "yes", "no"]
 
 
 def test_an_unreachable_hub_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
