@@ -1,6 +1,6 @@
 """The types that every package shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Final, Literal, TypeVar
 
@@ -67,12 +67,15 @@ class Evaluation:
         loss: mean over the examples, or over their answer tokens for causal_lm.
         metrics: the configured metrics by label, in their order.
         groups: the same for the examples of each task, or of each named test set, where there are several.
+        examples: where they were asked for, values of every example by name, in the table's order: `loss`, each metric
+            that one example has, and what was predicted (`prediction`) or generated (`text`).
     """
 
     loss: float
     metrics: Mapping[str, float]
     num_examples: int
     groups: Mapping[str, "Evaluation"] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def metric(self) -> float:

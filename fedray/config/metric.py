@@ -37,6 +37,7 @@ class Metric(Option):
             generated and the reference texts, two sequences of strings.
         higher_is_better: whether a larger value is the better one.
         percent: whether tables show it in percent.
+        of_one_example: whether a single example has a value: it is then kept with `evaluation.examples`.
         proportion: whether it is a share of examples, so that its binomial error is known from their number.
     """
 
@@ -44,6 +45,7 @@ class Metric(Option):
     reads: ClassVar[Reads] = "predictions"
     higher_is_better: ClassVar[bool] = True
     percent: ClassVar[bool] = True
+    of_one_example: ClassVar[bool] = False
     proportion: ClassVar[bool] = False
 
     @classmethod

@@ -158,6 +158,8 @@ class EvaluationConfig(Section):
     (regression), token_accuracy (causal_lm)."""
     batch_size: PositiveInt = 32
     """Examples per batch."""
+    examples: bool = False
+    """Keep what every single example scored in the final pass, in examples.parquet."""
     common: tuple[Literal["server", "aggregated", "personalised"], ...] = ("server", "aggregated", "personalised")
     """Whose models are evaluated on the common test set, if the data has one: the server's own, where a method has one
     model for all clients, and every client's before and after local training. Where the server has a model,

@@ -40,6 +40,7 @@ def evaluate(
     decoding: Decoding | None = None,
     generating: bool = True,
     key: Sequence[Key] = (),
+    each: bool = False,
 ) -> Evaluation:
     """Return the mean loss (per example; per answer token for causal_lm), the metrics, and the number of examples: of
     the whole table, and of its groups where it has the column `group`.
@@ -50,6 +51,7 @@ def evaluate(
         decoding: for metrics of texts, which compare generated text with the column `answer`.
         generating: whether text is generated for metrics of texts, which are nan otherwise.
         key: of the table, for sampled text (`Decoding.draws`).
+        each: whether every example's values are returned as well.
 
     Raises:
         ConfigError: a metric does not fit the task, or needs a tokenizer that was not given.
@@ -67,7 +69,7 @@ def evaluate(
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
         if decoding is not None and generating:
             generated = generate(model, table, decoding, batch_size, pad_token_id, device, key)
-    return summarise(units, metrics, table, task, generated)
+    return summarise(units, metrics, table, task, generated, each)
 
 
 def unmeasured(metrics: Sequence[Metric]) -> Evaluation:
@@ -84,46 +86,81 @@ class Units:
     """Classes, tokens, or numbers."""
     labels: npt.NDArray[Any]
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> "Units":
+    def where(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Units":
         """Return the chosen units."""
         return Units(self.losses[chosen], self.predictions[chosen], self.labels[chosen])
 
 
 def summarise(
-    units: Units, metrics: Sequence[Metric], table: pa.Table, task: Task, texts: Sequence[str] | None = None
+    units: Units,
+    metrics: Sequence[Metric],
+    table: pa.Table,
+    task: Task,
+    texts: Sequence[str] | None = None,
+    each: bool = False,
 ) -> Evaluation:
     """Return the evaluation of a scored table that is not empty.
 
     Args:
         texts: generated for each example of the table; None makes metrics of texts nan.
+        each: whether every example's values are returned as well.
     """
-    references = table["answer"].to_pylist() if texts is not None else []
-    found = _measured(units, metrics, table.num_rows, texts, references)
-    if GROUP not in table.column_names:
+    measured = _Measured(units, table, task, texts)
+    found = measured.of(np.arange(table.num_rows), metrics)
+    if GROUP in table.column_names:
+        names = np.asarray(table[GROUP].to_pylist(), dtype=object)
+        groups = {name: measured.of(np.flatnonzero(names == name), metrics) for name in sorted(set(names))}
+        found = replace(found, groups=groups)
+    return replace(found, examples=measured.examples(metrics)) if each else found
+
+
+class _Measured:
+    """A scored table.
+
+    Args:
+        units: with its examples in the order of `by_length`.
+        texts: generated for each example; None if none were.
+    """
+
+    def __init__(self, units: Units, table: pa.Table, task: Task, texts: Sequence[str] | None):
+        rows = by_length(table)
+        self._units, self._task, self._texts = units, task, texts
+        self._example = np.repeat(rows, num_units(table, task)[rows])
+        self._references = table["answer"].to_pylist() if texts is not None else []
+        self._num_examples = table.num_rows
+
+    def of(self, rows: npt.NDArray[np.int64], metrics: Sequence[Metric]) -> Evaluation:
+        """Return the evaluation of some rows."""
+        return self._evaluation(self._units.where(np.isin(self._example, rows)), rows, metrics)
+
+    def examples(self, metrics: Sequence[Metric]) -> dict[str, list[Any]]:
+        """Return every example's values, in the table's order."""
+        kept = [metric for metric in metrics if metric.of_one_example]
+        order = np.argsort(self._example, kind="stable")
+        ends = np.cumsum(np.bincount(self._example, minlength=self._num_examples))[:-1]
+        alone = [
+            self._evaluation(self._units.where(own), np.array([row]), kept)
+            for row, own in enumerate(np.split(order, ends))
+        ]
+        found: dict[str, list[Any]] = {"loss": [one.loss for one in alone]}
+        found |= {metric.label: [one.metrics[metric.label] for one in alone] for metric in kept}
+        if self._texts is not None:
+            found["text"] = list(self._texts)
+        if self._task != "causal_lm":
+            found["prediction"] = self._units.predictions[order].tolist()
         return found
-    rows = by_length(table)
-    example = np.repeat(rows, num_units(table, task)[rows])
-    names = np.asarray(table[GROUP].to_pylist(), dtype=object)
-    groups = {}
-    for name in sorted(set(names)):
-        own = names == name
-        chosen = np.flatnonzero(own)
-        own_texts = None if texts is None else [texts[row] for row in chosen]
-        own_references = [references[row] for row in chosen] if texts is not None else []
-        groups[name] = _measured(units.where(own[example]), metrics, len(chosen), own_texts, own_references)
-    return replace(found, groups=groups)
 
+    def _evaluation(self, units: Units, rows: npt.NDArray[np.int64], metrics: Sequence[Metric]) -> Evaluation:
+        def value(metric: Metric) -> float:
+            if metric.reads != "texts":
+                read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
+                return metric.compute(*read)
+            if self._texts is None:
+                return math.nan
+            return metric.compute(*([side[row] for row in rows] for side in (self._texts, self._references)))
 
-def _measured(
-    units: Units, metrics: Sequence[Metric], num_examples: int, texts: Sequence[str] | None, references: Sequence[str]
-) -> Evaluation:
-    def value(metric: Metric) -> float:
-        if metric.reads == "texts":
-            return math.nan if texts is None else metric.compute(texts, references)
-        return metric.compute(*((units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)))
-
-    values = {metric.label: value(metric) for metric in metrics}
-    return Evaluation(float(units.losses.mean(dtype=np.float64)), values, num_examples)
+        values = {metric.label: value(metric) for metric in metrics}
+        return Evaluation(float(units.losses.mean(dtype=np.float64)), values, len(rows))
 
 
 def predictions_of(scored: Scored, task: Task) -> torch.Tensor:

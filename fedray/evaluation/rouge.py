@@ -20,6 +20,7 @@ class PublishedRouge(Metric):
     """
 
     tasks = ("causal_lm",)
+    of_one_example = True
     reads = "texts"
 
     stem: bool = True

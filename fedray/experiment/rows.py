@@ -169,6 +169,20 @@ def evaluation_rows(result: ClientResult) -> list[Row]:
     ]
 
 
+def example_rows(result: ClientResult) -> list[Row]:
+    """Return a client's rows of examples.parquet: one per moment and example, which is a number within the client's
+    examples (or within the common test set), the same for all methods."""
+    rows = []
+    for moment, by_examples in result.report.evaluations.items():
+        client = None if moment == "server" else result.client.id
+        for examples, found in by_examples.items():
+            at = {"client": client, "moment": moment, "examples": examples}
+            names = tuple(found.examples)
+            for number, values in enumerate(zip(*found.examples.values(), strict=True)):
+                rows.append({**at, "example": number, **dict(zip(names, values, strict=True))})
+    return rows
+
+
 def _evaluation(report: ClientReport, moment: Moment) -> Row:
     evaluation = report.evaluation(moment)
     return {

@@ -5,6 +5,8 @@ DIR/rounds.parquet      one row per method and round
 DIR/clients.parquet     one row per method, round and client
 DIR/evaluations.parquet one row per method, round, client, moment, examples, group of examples and metric
                         (`evaluation_rows`); exists once something was evaluated
+DIR/examples.parquet    with `evaluation.examples`, one row per method, client, moment and example of the final pass
+                        (`example_rows`)
 DIR/events.parquet      the event log: one row per failed attempt (`FailedAttempt`) and per interruption; exists only if
                         there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks (`memory_row`)
@@ -34,7 +36,7 @@ from filelock import FileLock, Timeout
 
 from fedray.config import Config, dump_yaml
 from fedray.errors import ConfigError, StateError, StorageError, reason
-from fedray.experiment.rows import Row, client_row, client_seconds, evaluation_rows, round_row, strict
+from fedray.experiment.rows import Row, client_row, client_seconds, evaluation_rows, example_rows, round_row, strict
 from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import RoundResult
 from fedray.federation.summary import Summary
@@ -44,7 +46,7 @@ from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table
 from fedray.types import ClientId
 
-TABLES = ("rounds", "clients", "evaluations", "events", "memory")
+TABLES = ("rounds", "clients", "evaluations", "examples", "events", "memory")
 
 LOCK = ".lock"
 LOCK_PATIENCE_S = 10.0
@@ -141,6 +143,8 @@ class RunFolder:
         self._tables["clients"].append(clients)
         if rows := [entry for result in done.results for entry in evaluation_rows(result)]:
             self._tables["evaluations"].append([{"method": method, "phase": phase, **entry} for entry in rows])
+        if rows := [entry for result in done.results for entry in example_rows(result)]:
+            self._tables["examples"].append([{"method": method, **entry} for entry in rows])
         return row
 
     def record_attempt(self, method: str, attempt: FailedAttempt) -> None:
@@ -198,7 +202,8 @@ class RunFolder:
 
         for name in ("rounds", "clients", "evaluations"):
             self._tables[name].keep(stays)
-        self._tables["memory"].keep(lambda row: row["method"] != method)
+        for name in ("examples", "memory"):
+            self._tables[name].keep(lambda row: row["method"] != method)
         self._summaries = [summary for summary in self._summaries if summary.method != method]
 
     def _record_event(

@@ -250,7 +250,8 @@ class Worker:
 
     def _run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         client = task.client
-        measured = task.measure, task.measure_server
+        each = self.training_context.evaluation.examples and task.keep == "adapter"
+        measured = task.measure, task.measure_server, each
         trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, *measured)
         before = self.method.init_client(self._initial, client) if task.state is None else task.state
         payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)

@@ -142,6 +142,15 @@ class RunResult:
         by = final.groupby(keys, sort=False)["value"]
         return by.agg(mean=lambda values: values.to_numpy().mean(), clients="size").reset_index()
 
+    def examples(self) -> pd.DataFrame:
+        """Return examples.parquet: one row per method, client, moment and example of the final pass, with its loss, the
+        metrics that one example has, and what was predicted (the index of a class, or a number) or generated.
+
+        Raises:
+            StateError: the file is missing (`evaluation.examples` writes it) or cannot be read.
+        """
+        return self._table("examples")
+
     def best_rounds(
         self,
         moment: Moment = "personalised",

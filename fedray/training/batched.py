@@ -11,7 +11,7 @@ The clients of a batch are its members. In a forward pass every member has the r
 whose loss has weight 0.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
@@ -52,11 +52,13 @@ class Evaluate:
     Attributes:
         generating: whether text is generated for a metric of texts.
         key: of the table, for sampled text.
+        each: whether every example's values are wanted.
     """
 
     table: pa.Table
     generating: bool
     key: Sequence[Key]
+    each: bool
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class BatchedBackend:
         answer: Trained = self.ask(request)
         return answer
 
-    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
-        answer: Evaluation = self.ask(Evaluate(table, generating, key))
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key], each: bool = False) -> Evaluation:
+        answer: Evaluation = self.ask(Evaluate(table, generating, key, each))
         return answer
 
     def importance(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
@@ -135,7 +137,8 @@ def run_batched(
         if isinstance(first, Importance):
             return importance_batched(stack, tables, training_context)
         keys = {slot: requests[slot].key for slot in slots if requests[slot].generating}
-        return evaluate_batched(stack, tables, training_context, keys)
+        each = {slot for slot in slots if requests[slot].each}
+        return evaluate_batched(stack, tables, training_context, keys, each)
 
     def as_member(index: int, client: Callable[[BatchedBackend], Result]) -> Callable[[Ask], Result]:
         return lambda ask: client(BatchedBackend(stack.member(index), ask))
@@ -206,11 +209,13 @@ def evaluate_batched(
     tables: Mapping[int, pa.Table],
     training_context: TrainingContext,
     keys: Mapping[int, Sequence[Key]],
+    each: Collection[int] = (),
 ) -> dict[int, Evaluation]:
     """Evaluate the stack's members on their tables, as `evaluate` would each alone.
 
     Args:
         keys: of the tables for which metrics of texts are computed, by the member's place in the stack.
+        each: places of the members that want every example's values.
     """
     found = {slot: unmeasured(training_context.metrics) for slot, table in tables.items() if table.num_rows == 0}
     full = {slot: table for slot, table in tables.items() if slot not in found}
@@ -225,7 +230,8 @@ def evaluate_batched(
         texts = generate_batched(stack, prompted, training_context, keys)
     for slot, scored_parts in parts.items():
         units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
-        found[slot] = summarise(units, training_context.metrics, tables[slot], training_context.task, texts.get(slot))
+        given = training_context.metrics, tables[slot], training_context.task, texts.get(slot)
+        found[slot] = summarise(units, *given, each=slot in each)
     return found
 
 

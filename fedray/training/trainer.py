@@ -67,7 +67,7 @@ class ClientBackend(Protocol):
         """Train the adapter as requested."""
         ...
 
-    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key], each: bool = False) -> Evaluation:
         """Evaluate the adapter as it is loaded now; see `evaluate_client`."""
         ...
 
@@ -95,8 +95,9 @@ class EngineBackend:
     def train(self, request: Train) -> Trained:
         return train_steps(self.engine, request, self.training_context)
 
-    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key]) -> Evaluation:
-        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, generating, key))
+    def evaluate(self, table: pa.Table, generating: bool, key: Sequence[Key], each: bool = False) -> Evaluation:
+        asked = generating, key, each
+        return self.compute(lambda adapter: evaluate_client(adapter, table, self.training_context, *asked))
 
     def compute(self, function: Callable[[Adapter], Result]) -> Result:
         return self.engine.process_group.from_first(lambda: function(self.adapter))
@@ -121,9 +122,10 @@ def evaluate_client(
     training_context: TrainingContext,
     generating: bool = True,
     key: Sequence[Key] = (),
+    each: bool = False,
 ) -> Evaluation:
     """Evaluate the adapter's model as it computes now. Without `generating`, a metric of generated text is nan; sampled
-    text is keyed by `key`."""
+    text is keyed by `key`; `each` adds every example's values."""
     return evaluate(
         adapter.model,
         table,
@@ -135,6 +137,7 @@ def evaluate_client(
         training_context.decoding,
         generating,
         key,
+        each,
     )
 
 
@@ -149,6 +152,7 @@ class LocalTrainer:
         training_context: what all clients share.
         measures: whether the test and the validation split are evaluated before and after training.
         measures_server: whether the server's model is evaluated on the common test set before training.
+        each: whether what is measured has every example's values.
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class LocalTrainer:
         training_context: TrainingContext,
         measures: bool,
         measures_server: bool = False,
+        each: bool = False,
     ) -> None:
         self.client = client
         self.server_round = server_round
@@ -168,7 +173,7 @@ class LocalTrainer:
         self._shard = shard
         self._training_context = training_context
         self.measures = measures
-        self._measures_server = measures_server
+        self._measures_server, self._each = measures_server, each
         self._losses: list[float] = []
         self._seconds = 0.0
         self._trainings = 0
@@ -208,7 +213,7 @@ class LocalTrainer:
         self._check_examples()
         check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
         if self.measures and self._trainings == 0:
-            self._measure("aggregated", self.evaluate("test", generating=True))
+            self._measure("aggregated", self._on("test"))
         trained = self._backend.train(
             Train(
                 self._shard.tables["train"],
@@ -233,7 +238,7 @@ class LocalTrainer:
         """See `Local.measure`."""
         if self.measures:
             self._backend.adapter.observed()  # drops what earlier evaluations left there
-            on_test = self.evaluate("test", generating=True)
+            on_test = self._on("test")
             for name, mean in self._backend.adapter.observed().items():
                 self.record(name, mean)
             self._measure("personalised", on_test)
@@ -243,20 +248,26 @@ class LocalTrainer:
         selected, and on the common test set."""
         found = {"test": on_test}
         if self._shard.num_examples("validation"):
-            found["validation"] = self.evaluate("validation", generating=True)
+            found["validation"] = self._on("validation")
         context, server = self._training_context, moment == "aggregated" and self._measures_server
         if context.common is not None and (server or moment in context.common_moments):
-            on_common = self._backend.evaluate(context.common, True, (self.server_round, COMMON))
+            on_common = self._backend.evaluate(context.common, True, (self.server_round, COMMON), self._each)
             if server:
                 self._evaluations["server"] = {COMMON: on_common}
             if moment in context.common_moments:
                 found[COMMON] = on_common
         self._evaluations[moment] = found
 
+    def _on(self, split: Split) -> Evaluation:
+        """Evaluate the adapter for the report."""
+        return self._backend.evaluate(self._shard.tables[split], True, self._key(split), self._each)
+
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
-        """Evaluate the adapter as it is loaded now; an empty split gives Evaluation(nan, nan, 0)."""
-        key = (self.server_round, self.client.id, split)
-        return self._backend.evaluate(self._shard.tables[split], generating, key)
+        """Evaluate the adapter as it is loaded now; loss and metrics of an empty split are nan."""
+        return self._backend.evaluate(self._shard.tables[split], generating, self._key(split))
+
+    def _key(self, split: Split) -> tuple[Key, ...]:
+        return self.server_round, self.client.id, split
 
     def importance(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return the Fisher information of each target layer's outputs over the training examples, by module path."""

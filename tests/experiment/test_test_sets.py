@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from tiny import tiny_bert
+from tiny import TINY_LLAMA, tiny_bert
 
 import fedray
 from fedray.config import load_config
@@ -223,3 +223,39 @@ def test_the_console_shows_what_the_table_of_methods_lacks(experiment: Experimen
     ]
     plain = load_config(experiment())
     assert further_scores(fedray.run(plain).scores(), configured_metrics(plain)) is None
+
+
+def test_what_every_example_scored_is_kept(experiment: Experiment) -> None:
+    """Its mean over a client's examples is the client's score. Numbers of examples are those of the client's own table,
+    so methods can be paired."""
+    config = experiment(common=8, evaluation={"metrics": ["accuracy", "matthews"], "examples": True})
+    result = fedray.run(config)
+    kept, table = result.examples(), at(result.evaluations(), phase="final", metric="accuracy", group="")
+    assert "matthews" not in kept.columns, "a single example has none"
+    keys = ["method", "moment", "examples"]
+    for (method, moment, examples), mine in kept.groupby(keys):
+        expected = at(table, method=method, moment=moment, examples=examples)
+        for client, own in mine.groupby("client", dropna=False):
+            row = expected[expected.client.isna()] if moment == "server" else at(expected, client=client)
+            assert own.example.tolist() == list(range(row.num_examples.item()))
+            assert own.accuracy.mean() == pytest.approx(row.value.item())
+            assert own.loss.mean() == pytest.approx(row.loss.item(), rel=1e-6)
+    shards = prepare(load_config(config)).data.shards
+    mine = at(kept, method="fedavg", moment="personalised", examples="test", client=min(shards))
+    labels = shards[min(shards)].tables["test"]["labels"].to_pylist()
+    assert mine.accuracy.tolist() == [float(p == y) for p, y in zip(mine.prediction, labels, strict=True)]
+    together = fedray.run({**config, "clients": {"count": 4, "fuse": 4}}).examples()
+    pd.testing.assert_frame_equal(kept[[*keys, "client", "example"]], together[[*keys, "client", "example"]])
+    assert not (fedray.run(experiment()).path / "examples.parquet").exists()
+
+
+def test_generated_texts_are_kept(experiment: Experiment) -> None:
+    config = experiment(task="causal_lm", method="fedavg", evaluation={"metric": "exact_match", "examples": True})
+    config["model"] = {"path": "random", "tokenizer": "bytes", "config": TINY_LLAMA}
+    config["data"] |= {"prompt": "{text}", "answer": "{label}", "max_length": 24}
+    config["evaluation"] |= {"max_new_tokens": 3}
+    result = fedray.run(config)
+    kept = at(result.examples(), moment="personalised", examples="test")
+    assert kept.text.map(type).eq(str).all()
+    score = at(result.evaluations(), phase="final", moment="personalised", examples="test").value.mean()
+    assert kept.groupby("client").exact_match.mean().mean() == pytest.approx(score)

@@ -20,9 +20,9 @@ def test_both_moments_are_measured_on_the_test_split(adapt, trainer, examples):
     adapter = adapt()
     local = trainer(adapter, epochs=3, measure=True)
     test = examples("classification", 6, sum(map(ord, "ann")) + 2)
-    before = evaluate(adapter.model, test, "classification", Accuracy(), 4, 0, "cpu")
+    before = evaluate(adapter.model, test, "classification", [Accuracy()], 4, 0, "cpu")
     local.train()
-    after = evaluate(adapter.model, test, "classification", Accuracy(), 4, 0, "cpu")
+    after = evaluate(adapter.model, test, "classification", [Accuracy()], 4, 0, "cpu")
     assert before != after
     assert (local.report.evaluation("aggregated"), local.report.evaluation("personalised")) == (before, after)
 
@@ -47,7 +47,7 @@ def test_evaluation_uses_the_split_and_the_values_loaded_now(adapt, trainer, exa
     local = trainer(adapter)
     validation = local.evaluate("validation")
     table = examples("classification", 4, sum(map(ord, "ann")) + 1)
-    assert validation == evaluate(adapter.model, table, "classification", Accuracy(), 4, 0, "cpu")
+    assert validation == evaluate(adapter.model, table, "classification", [Accuracy()], 4, 0, "cpu")
     adapter.load("lora", adapter.read("lora") * 2)
     assert local.evaluate("validation").loss != validation.loss
 

@@ -14,6 +14,7 @@ class Accuracy(Metric):
     name = "accuracy"
     tasks = ("classification",)
     proportion = True
+    of_one_example = True
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
         return float(np.mean(predictions == labels))

@@ -15,6 +15,7 @@ class ExactMatch(Metric):
     tasks = ("causal_lm",)
     reads = "texts"
     proportion = True
+    of_one_example = True
 
     def compute(self, generated: Sequence[str], references: Sequence[str]) -> float:
         return float(np.mean([_normal(a) == _normal(b) for a, b in zip(generated, references, strict=True)]))

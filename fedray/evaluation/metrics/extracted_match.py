@@ -16,6 +16,7 @@ class ExtractedMatch(Metric):
     tasks = ("causal_lm",)
     reads = "texts"
     proportion = True
+    of_one_example = True
 
     rule: ExtractionRuleOption = None  # type: ignore[assignment]  # refused: there is no default
     """How the answer is read from a text; `fedray/evaluation/extraction/` has a file per rule."""

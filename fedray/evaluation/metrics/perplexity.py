@@ -13,6 +13,7 @@ class Perplexity(Metric):
 
     name = "perplexity"
     tasks = ("causal_lm",)
+    of_one_example = True
     reads = "losses"
     higher_is_better = False
     percent = False

@@ -19,6 +19,7 @@ class RougeL(Metric):
 
     name = "rouge_l"
     tasks = ("causal_lm",)
+    of_one_example = True
     reads = "texts"
 
     def compute(self, generated: Sequence[str], references: Sequence[str]) -> float:

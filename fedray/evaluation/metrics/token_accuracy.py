@@ -13,6 +13,7 @@ class TokenAccuracy(Metric):
 
     name = "token_accuracy"
     tasks = ("causal_lm",)
+    of_one_example = True
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
         return float(np.mean(predictions == labels))
