@@ -48,7 +48,7 @@ def compare(ours, expected, starts):
         assert report.steps == wanted_report.steps
         assert report.train_loss == pytest.approx(wanted_report.train_loss, rel=1e-5)
         for moment in ("aggregated", "personalised"):
-            measured, same = getattr(report, moment), getattr(wanted_report, moment)
+            measured, same = report.evaluation(moment), wanted_report.evaluation(moment)
             assert (measured is None) == (same is None)
             if same is not None:
                 assert measured.loss == pytest.approx(same.loss, rel=1e-5)
