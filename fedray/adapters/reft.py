@@ -50,9 +50,9 @@ SUBTRACTING = ("loreft", "noreft")
 
 @dataclass(frozen=True)
 class RotationEntry(Entry):
-    """R, exchanged as itself; `parameter` is the raw tensor of its parametrization, [d, r] or, relative to the loaded R,
-    [2·d, r]. It never leaves, and weight decay must not act on it (its diagonal is rounded to integers: decay turns R
-    into zeros).
+    """R, exchanged as itself; `parameter` is the raw tensor of its parametrization: [d, r], or [2·d, r] if R trains
+    relative to the loaded one. It never leaves, and weight decay must not act on it (its diagonal is rounded to
+    integers: decay turns R into zeros).
 
     Attributes:
         rotate_layer: pyreft's, whose `weight` is Rᵀ.

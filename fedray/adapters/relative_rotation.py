@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 
 class RelativeRotation(nn.Module):
-    """A parametrization with orthonormal columns; its raw tensor is [..., 2·d, r]: X, and below it the reflections of B,
-    which get a gradient of zero."""
+    """A parametrization with orthonormal columns.
+
+    Its raw tensor is [..., 2·d, r]: X, and below it the reflections of B, whose gradient is zero.
+    """
 
     def forward(self, raw: Tensor) -> Tensor:
         """Return Rᵀ, [..., d, r]."""

@@ -1,9 +1,9 @@
 """Central training with pyreft: its own model, data set, trainer and generation, from fedray's base model, first values
 and order of batches.
 
-Three shims, none of which changes a number that pyreft computes. `compute_loss` drops an argument that the installed
-Trainer passes and pyreft 0.0.7 does not know. The batches come from a sampler instead of a shuffle. And with
-`same_coordinates` the rotation, the same function of another raw tensor, moves in fedray's coordinates (`set_rotation`).
+Shims, none of which changes what pyreft computes: `compute_loss` drops an argument that the installed Trainer passes
+and pyreft 0.0.7 does not know, the batches come from a sampler instead of a shuffle, and a rotation may be given the
+raw tensor and the random matrix that fedray has (`set_rotation`).
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,12 @@ with contextlib.redirect_stdout(io.StringIO()):  # pyvene announces what is not 
 Order = Sequence[Sequence[int]]
 """Rows of every batch of an epoch."""
 
+Coordinates = Literal["pyreft", "relative", "absolute"]
+
 
 def llama_like_tokenizer(texts: Sequence[str], folder: Path, size: int = 400) -> PreTrainedTokenizerFast:
-    """Train and save a byte-level tokenizer that begins a text with <s>, does not end it, and pads with <unk>, as pyreft
-    makes Llama's do."""
+    """Train and save a byte-level tokenizer that begins a text with <s>, does not end it, and pads with <unk>, as
+    Llama's does in pyreft's scripts."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -44,7 +46,12 @@ def llama_like_tokenizer(texts: Sequence[str], folder: Path, size: int = 400) ->
     backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>", model_max_length=512
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        model_max_length=512,
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -78,8 +85,7 @@ class Central:
         model: a base model that nothing is attached to.
         layout: of fedray's group `reft`.
         vector: first values, in that layout.
-        same_coordinates: see `set_rotation`.
-        dtype: of W and b, which pyreft gives the base model's.
+        rotation: see `set_rotation`.
     """
 
     def __init__(
@@ -87,20 +93,21 @@ class Central:
         model: Any,
         layout: Layout,
         vector: Any,
-        same_coordinates: bool = True,
-        dtype: torch.dtype = torch.float32,
+        rotation: Coordinates = "pyreft",
     ) -> None:
         self.layout = layout
         places = dict.fromkeys(slot.module for slot in layout.slots)
         # pyreft has the interventions on prefixes first, and then those on suffixes.
         self.places = sorted(places, key=lambda place: (place.endswith("suffix"), _block(place)))
-        rank, width = next(slot.shape for slot in layout.slots if slot.part == "R")
+        rank, width = next(slot.shape for slot in layout.slots if slot.part == "W")
+        rotates = any(slot.part == "R" for slot in layout.slots)
+        kind = pyreft.LoreftIntervention if rotates else pyreft.NoreftIntervention
         representations = [
             {
                 "layer": _block(place),
                 "component": "block_output",
                 "low_rank_dimension": rank,
-                "intervention": pyreft.LoreftIntervention(embed_dim=width, low_rank_dimension=rank, dtype=dtype),
+                "intervention": kind(embed_dim=width, low_rank_dimension=rank, dtype=torch.float32, add_bias=False),
             }
             for place in self.places
         ]
@@ -110,7 +117,10 @@ class Central:
             with torch.no_grad():
                 module.learned_source.weight.copy_(torch.from_numpy(views[f"{place}.W"]))
                 module.learned_source.bias.copy_(torch.from_numpy(views[f"{place}.b"]))
-            set_rotation(module, torch.from_numpy(views[f"{place}.R"]).T, same_coordinates)
+                if not rotates:
+                    module.proj_layer.weight.copy_(torch.from_numpy(views[f"{place}.P"]))
+            if rotates:
+                set_rotation(module, torch.from_numpy(views[f"{place}.R"]).T.contiguous(), rotation)
 
     def vector(self) -> Any:
         """Return the present values in fedray's layout."""
@@ -118,11 +128,16 @@ class Central:
         for place, module in self._modules():
             values[f"{place}.W"] = module.learned_source.weight
             values[f"{place}.b"] = module.learned_source.bias
-            values[f"{place}.R"] = module.rotate_layer.weight.T
+            if hasattr(module, "rotate_layer"):
+                values[f"{place}.R"] = module.rotate_layer.weight.T
+            else:
+                values[f"{place}.P"] = module.proj_layer.weight
         return self.layout.flatten({name: value.detach().float().numpy() for name, value in values.items()})
 
-    def train(self, dataset: Any, tokenizer: Any, order: Sequence[Order], folder: Path, **arguments: Any) -> list[float]:
-        """Train with `ReftTrainerForCausalLM`; return the losses of all micro-batches.
+    def train(
+        self, dataset: Any, tokenizer: Any, order: Sequence[Order], folder: Path, **arguments: Any
+    ) -> list[float]:
+        """Train with `ReftTrainerForCausalLM`, without weight decay; return the losses of all micro-batches.
 
         Args:
             order: the batches of every epoch.
@@ -164,7 +179,10 @@ class Central:
             width = max(len(row["input_ids"]) for row in rows)
             pads = [width - len(row["input_ids"]) for row in rows]
             ids = torch.tensor(
-                [[tokenizer.pad_token_id] * pad + row["input_ids"].tolist() for pad, row in zip(pads, rows, strict=True)]
+                [
+                    [tokenizer.pad_token_id] * pad + row["input_ids"].tolist()
+                    for pad, row in zip(pads, rows, strict=True)
+                ]
             )
             mask = torch.tensor(
                 [[0] * pad + row["attention_mask"].tolist() for pad, row in zip(pads, rows, strict=True)]
@@ -187,22 +205,27 @@ class Central:
         yield from zip(self.places, self.reft.interventions.values(), strict=True)
 
 
-def set_rotation(module: Any, rotation: torch.Tensor, same_coordinates: bool) -> None:
+def set_rotation(module: Any, loaded: torch.Tensor, rotation: Coordinates) -> None:
     """Give an intervention the rotation Rᵀ, [d, r].
 
-    pyreft has Rᵀ = B·H(X), where H is a product of Householder reflections, B an orthogonal d × d matrix that begins
-    with the first Rᵀ and goes on with random columns, and the raw X begins at the unit vectors. fedray has Rᵀ = H(X).
-    The value is the same, but a step of the optimizer moves X.
+    pyreft has Rᵀ = B·H(X), where H is a product of reflections and B an orthogonal d × d matrix that begins with the
+    loaded Rᵀ and goes on with columns drawn from torch's generator.
 
     Args:
-        same_coordinates: whether X is fedray's. False leaves pyreft as it is.
+        rotation: pyreft leaves it at that. relative sets the drawn columns to those that fedray's `rotation: relative`
+            stands for. absolute leaves B out and begins with the X for which H(X) = Rᵀ: the same function of another
+            raw tensor, as fedray's `rotation: absolute`.
     """
-    if same_coordinates:
-        layer = LowRankRotateLayer(*rotation.shape, init_orth=False)
-        layer.weight = torch.nn.Parameter(rotation.clone().contiguous())
+    if rotation == "absolute":
+        layer = LowRankRotateLayer(*loaded.shape, init_orth=False)
+        layer.weight = torch.nn.Parameter(loaded.clone())
         module.rotate_layer = parametrizations.orthogonal(layer, use_trivialization=False)
-    else:
-        module.rotate_layer.weight = rotation.clone()
+        return
+    module.rotate_layer.weight = loaded.clone()
+    if rotation == "relative":
+        rank = loaded.shape[1]
+        drawn = torch.ormqr(*torch.geqrf(loaded), torch.eye(len(loaded)))[:, rank:]
+        module.rotate_layer.parametrizations.weight[0].base[:, rank:] = drawn
 
 
 class _OrderedTrainer(pyreft.ReftTrainerForCausalLM):
