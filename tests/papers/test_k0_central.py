@@ -263,7 +263,7 @@ def test_accumulated_batches_with_equally_long_answers(kit: Any) -> None:
 
 
 def test_accumulated_batches_with_answers_of_different_lengths(kit: Any) -> None:
-    """A long answer counts by its tokens in fedray, and as much as a short one in pyreft: (n₁ l₁ + n₂ l₂) / (n₁ + n₂)
+    """In fedray an answer counts by its tokens, in pyreft a micro-batch as much as the other: (n₁ l₁ + n₂ l₂) / (n₁ + n₂)
     against (l₁ + l₂) / 2."""
     rows = [{**row, "output": row["output"] * (1 + number % 3)} for number, row in enumerate(generated_rows())]
     both = kit(rows, {"tie_positions": True}, epochs=1, batch_size=11, accumulation=2, optimizer="sgd", clip=None)
