@@ -263,8 +263,8 @@ def test_accumulated_batches_with_equally_long_answers(kit: Any) -> None:
 
 
 def test_accumulated_batches_with_answers_of_different_lengths(kit: Any) -> None:
-    """In fedray an answer counts by its tokens, in pyreft a micro-batch as much as the other: (n₁ l₁ + n₂ l₂) / (n₁ + n₂)
-    against (l₁ + l₂) / 2."""
+    """In fedray every answer token counts alike, in pyreft every micro-batch: (n₁ l₁ + n₂ l₂) / (n₁ + n₂) against
+    (l₁ + l₂) / 2."""
     rows = [{**row, "output": row["output"] * (1 + number % 3)} for number, row in enumerate(generated_rows())]
     both = kit(rows, {"tie_positions": True}, epochs=1, batch_size=11, accumulation=2, optimizer="sgd", clip=None)
     (loss,), values = both.federated()
