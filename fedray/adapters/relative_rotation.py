@@ -50,4 +50,5 @@ def _turned(loaded: Tensor, matrix: Tensor) -> Tensor:
     inner = vectors.mT @ vectors
     upper = inner.triu(1) + torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1) / 2)
     signed = torch.cat([matrix[..., :rank, :] * _signs(loaded)[..., :, None], matrix[..., rank:, :]], dim=-2)
-    return signed - vectors @ torch.linalg.solve_triangular(upper, vectors.mT @ signed, upper=True)
+    coefficients: Tensor = torch.linalg.solve_triangular(upper, vectors.mT @ signed, upper=True)
+    return signed - vectors @ coefficients
