@@ -146,8 +146,8 @@ def assemble(
         path = data.path_of(raw.task)
         layout = (instructions or {}).get(path)
         fields = read(raw, sections[path], path, task) if layout is None else layout.fields(raw)
-        if (options := sections[path].choices) is not None:
-            fields = with_choices(fields, raw, options, f"{path}.choices")
+        if sections[path].choices is not None:
+            fields = with_choices(fields, raw, sections[path], path)
         size = len(raw)
         same = {"split": raw.split, "file": raw.file, "task": raw.task}
         tables.append(pa.table(fields | {name: pa.array([value] * size, pa.string()) for name, value in same.items()}))

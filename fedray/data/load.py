@@ -119,6 +119,9 @@ def _check_choices(config: Config) -> None:
     """
     with_options = {path: section.choices is not None for path, section in config.data.sections_by_path.items()}
     lacking = [path for path, has in with_options.items() if not has]
+    for path in lacking:
+        if config.data.sections_by_path[path].choice_labels is not None:
+            raise DataError(f"{path}.choice_labels: there are no options; set {path}.choices, or leave it out")
     metrics = [metric.label for metric in config.evaluation.metrics if metric.reads == "likelihoods"]
     if any(with_options.values()) and config.task != "causal_lm":
         path = next(path for path, has in with_options.items() if has)

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedray.config import Config, RawRows
+from fedray.config.data import SOURCES
 from fedray.data.examples import Examples, assemble
 from fedray.data.load import load_federated_data
 from fedray.data.shards import CHOICES, longest
@@ -48,10 +49,56 @@ def test_labels_name_the_option_that_is_learned() -> None:
     assert seen(examples) == [(" 2", [" 2", " 1"], 0), (" sea", [" sun", " moon", " sea"], 2)]
 
 
+def test_labels_of_the_configuration() -> None:
+    """HellaSwag counts from 0, MMLU has letters, WinoGrande counts columns from 1, BoolQ has booleans."""
+    options = {"options": [["a", "b", "c"], ["d", "e"]]}
+    expected = [(" b", [" a", " b", " c"], 1), (" d", [" d", " e"], 0)]
+    assert seen(read(options | {"answer": ["1", 0]}, choices="options", choice_labels=[0, 1, 2])) == expected
+    assert seen(read(options | {"answer": ["B", "A"]}, choices="options", choice_labels=["A", "B", "C"])) == expected
+    columns = {"x": ["a", None], "y": ["b", "d"], "z": ["c", "e"], "answer": [2, 2]}
+    examples = read(columns, choices=["{x}", "{y}", "{z}"], choice_labels=[1, 2, 3])
+    assert seen(examples) == [expected[0], expected[1]]
+    examples = read({"answer": [True, False]}, choices=["no", "yes"], choice_labels=[False, True])
+    assert seen(examples) == [(" yes", [" no", " yes"], 1), (" no", [" no", " yes"], 0)]
+    with pytest.raises(DataError, match=r"quiz: row 1: data\.choice_labels: 2 for 3 options"):
+        read(options | {"answer": ["1", "0"]}, choices="options", choice_labels=[0, 1])
+    with pytest.raises(DataError, match="the answer '1' must be one of the labels of options.*'0', 'B'"):
+        read({"options": [["a", "b"]], "answer": ["1"]}, choices="options", choice_labels=[0, "B"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_options_as_public_data_sets_have_them(tmp_path: Path, kind: str) -> None:
+    """ARC: a structure of two lists."""
+    import datasets
+
+    options = [{"text": ["sun", "moon"], "label": ["A", "B"]}, {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}]
+    rows = datasets.Dataset.from_dict({"question": ["Q", "R"], "choices": options, "answerKey": ["B", "3"]})
+    if kind == "parquet":
+        rows.to_parquet(tmp_path / "arc.parquet")
+        where = {"source": "files", "files": {"train": str(tmp_path / "arc.parquet")}}
+    else:
+        rows.save_to_disk(tmp_path / "arc")
+        where = {"source": "hub", "name": str(tmp_path / "arc")}
+    data = SOURCES.parse(where | {"prompt": QUESTION, "answer": " {answerKey}", "choices": "choices"})
+    examples = assemble(list(data.load("causal_lm", 0, None)), data, "causal_lm")
+    assert seen(examples) == [(" moon", [" sun", " moon"], 1), (" z", [" x", " y", " z"], 2)]
+
+
 def test_templates_that_are_empty_in_a_row_are_no_options() -> None:
     columns = {"a": ["x", "x"], "b": ["y", "y"], "c": ["z", None], "answer": ["y", "x"]}
     examples = read(columns, choices=["{a}", "{b}", "{c?}"])
     assert seen(examples) == [(" y", [" x", " y", " z"], 1), (" x", [" x", " y"], 0)]
+
+
+def test_an_optional_field_that_no_file_has_is_noted(tmp_path: Path, configure: Configure) -> None:
+    config = configure(quiz(tmp_path) | {"choices": ["yes", "no", "{other?}"]}, **RANKED)
+    (note,) = (note for note in load_federated_data(config, load_tokenizer(config.model)).notes if "other" in note)
+    assert note.startswith("data.choices.2: no file has the column 'other'")
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(DataError, match="quiz: row 2: not a Unicode text"):
+        read({"options": [["a", "b"], ["a", "\ud800"]], "answer": ["a", "a"]}, choices="options")
 
 
 def test_the_same_examples_are_drawn_with_and_without_options() -> None:
@@ -62,8 +109,8 @@ def test_the_same_examples_are_drawn_with_and_without_options() -> None:
 @pytest.mark.parametrize(
     ("options", "answer", "message"),
     [
-        (["Rome", "Paris"], "Bonn", "quiz: row 1: data.choices: the answer 'Bonn' must be one of the options, but equals "
-         "none of: 'Rome', 'Paris'"),
+        (["Rome", "Oslo"], "Bonn",
+         "quiz: row 1: data.choices: the answer 'Bonn' must be one of the options, but equals none of: 'Rome', 'Oslo'"),
         (["Rome", "Rome "], "Rome", "but equals 2 of: 'Rome', 'Rome'"),
         ({"text": ["x", "y"], "label": ["A", "B"]}, "x", "'x' must be one of the labels of options, but equals none"),
         (["Rome"], "Rome", "quiz: row 1: data.choices: expected at least two options, got ['Rome']"),
@@ -124,10 +171,11 @@ def test_nothing_changes_without_the_metric(tmp_path: Path, configure: Configure
     fields = quiz(tmp_path)
     plain = {name: value for name, value in fields.items() if name != "choices"}
     tokenizer = load_tokenizer(configure(fields).model)
+    unranked = RANKED | {"evaluation": {}}
     found = [
         load_federated_data(configure(data, **sections), tokenizer)
-        for data, sections in [(plain, RANKED | {"evaluation": {}}), (fields, RANKED | {"evaluation": {}}), (fields, RANKED)]
-    ]  # fmt: skip
+        for data, sections in [(plain, unranked), (fields, unranked), (fields, RANKED)]
+    ]
     for client, shard in found[0].shards.items():
         for split, table in shard.tables.items():
             assert found[1].shards[client].tables[split].equals(table)
@@ -150,6 +198,7 @@ def test_options_that_are_cut_are_noted(tmp_path: Path, configure: Configure) ->
     ("changes", "sections", "message"),
     [
         ({"choices": None}, {}, "data.choices: evaluation.metrics: 'multiple_choice' ranks an example's options"),
+        ({"choices": None, "choice_labels": [0, 1]}, {"evaluation": {}}, "data.choice_labels: there are no options"),
         ({"choices": None}, {"evaluation": {"metric": {"name": "multiple_choice", "normalise": "bytes"}}},
          "'multiple_choice_bytes' ranks"),
         ({"label": "answer", "text": "question"}, {"task": "classification", "evaluation": {}},
