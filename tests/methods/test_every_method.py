@@ -41,7 +41,8 @@ def losses(done, moment):
 def finite(done):
     """Whether every number that the round measured, sent and kept is one."""
     reports = [result.report for result in done.results]
-    measured = [value for r in reports for value in (r.train_loss, r.aggregated.loss, r.personalised.loss)]
+    evaluated = [found.loss for report in reports for by in report.evaluations.values() for found in by.values()]
+    measured = [*(report.train_loss for report in reports), *evaluated]
     return np.isfinite([*measured, *done.metrics.values()]).all()
 
 
