@@ -90,7 +90,7 @@ def test_clients_that_the_data_names(folder: Path) -> None:
         (
             "data.foldr",
             ".",
-            "data.foldr: unknown key (did you mean 'folder'?); allowed: answer, cache_dir, chat_template, class, ",
+            "data.foldr: unknown key (did you mean 'folder'?); allowed: answer, cache_dir, chat_template, choice_",
         ),
         ("data.folder", 3, "data.folder: got 3: Input should be a valid string"),
         ("partition.overlp", 1, "partition.overlp: unknown key (did you mean 'overlap'?); allowed: class, kind, min_"),

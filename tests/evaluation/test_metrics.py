@@ -200,8 +200,8 @@ def test_generated_texts_and_references_must_pair_up():
 
 
 def test_metrics_by_name():
-    expected = """accuracy combined exact_match extracted_match f1 macro_f1 matthews pearson perplexity rouge1 rouge2
-    rougeL rougeLsum rouge_l spearman token_accuracy"""
+    expected = """accuracy combined exact_match extracted_match f1 macro_f1 matthews multiple_choice pearson perplexity
+    rouge1 rouge2 rougeL rougeLsum rouge_l spearman token_accuracy"""
     assert METRICS.names == tuple(expected.split())
     assert METRICS.parse("token_accuracy").compute(np.array([1, 2]), np.array([1, 3])) == 0.5
     assert METRICS.find("rouge_l") is RougeL

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import fedray
 from fedray.adapters.reft import attach_reft
 from fedray.config import load_config
-from fedray.evaluation.evaluate import generate
+from fedray.evaluation.generation import Decoding, generate
 from fedray.evaluation.losses import num_units, prompts
 from fedray.experiment.prepare import Prepared, prepare
 from fedray.randomness import keyed_rng
@@ -195,7 +195,8 @@ class Kit:
         """Return what fedray generates with these values, in the order of pyreft's data set."""
         self.adapter.load("reft", vector)
         table, data = self.shard.tables["test"], self.prepared.data
-        found = generate(self.adapter.model, table, self.tokenizer, 4, data.pad_token_id, "cpu", 12, data.end_token_ids)
+        decoding = Decoding(self.tokenizer, 12, data.end_token_ids)
+        found = generate(self.adapter.model, table, decoding, 4, data.pad_token_id, "cpu")
         by_prompt = dict(zip((tuple(ids.tolist()) for ids in prompts(table)), found, strict=True))
         return [by_prompt[tuple(ids[1:].tolist())] for ids in self.dataset("test").input_ids]
 

@@ -83,7 +83,7 @@ def test_a_team_is_one_worker_with_a_larger_batch(adapt, trainer, tmp_path, task
         assert np.linalg.norm(values - adapter.read("lora")) < 1e-5 * moved
         assert np.array_equal(values, members[0][0])
         assert report.train_loss == pytest.approx(one.report.train_loss, rel=1e-6)
-        assert report.evaluation("personalised") == members[0][1].personalised
+        assert report.evaluations == members[0][1].evaluations
         assert report.evaluation("personalised").loss == pytest.approx(
             one.report.evaluation("personalised").loss, rel=1e-5
         )
