@@ -9,7 +9,8 @@ With a mixer there are two interventions in every place, Φ_L that trains and Φ
 h + w_L (Φ_L(h) − h) + w_R (Φ_R(h) − h), as FedALT (arXiv 2503.11880) does with two LoRAs.
 
 Two corrections to pyreft's modules (the rotation is re-registered, state is loaded by `RotationEntry`): their default
-orthogonal parametrization keeps a d × d matrix and completes it at random whenever R is assigned.
+orthogonal parametrization keeps a d × d matrix and completes it at random whenever R is assigned. `reft.rotation` says
+whether R trains in its own coordinates, without that matrix, or in pyreft's (`relative_rotation.py`).
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from fedray.adapters.heads import head_group, is_meta
 from fedray.adapters.layout import Layout, Slot
 from fedray.adapters.mixers import Mixer, Mixing, make_mixing
 from fedray.adapters.positions import Positions, select, select_spread
+from fedray.adapters.relative_rotation import RelativeRotation
 from fedray.aggregation.stiefel import retract
 from fedray.config import ReftSection
 from fedray.errors import ConfigError, choices
@@ -48,8 +50,9 @@ SUBTRACTING = ("loreft", "noreft")
 
 @dataclass(frozen=True)
 class RotationEntry(Entry):
-    """R, exchanged as itself; `parameter` is the raw tensor [d, r] of its parametrization, which never leaves, and on
-    which weight decay must not act (its diagonal is rounded to integers: decay turns R into zeros).
+    """R, exchanged as itself; `parameter` is the raw tensor of its parametrization: [d, r], or [2·d, r] if R trains
+    relative to the loaded one. It never leaves, and weight decay must not act on it (its diagonal is rounded to
+    integers: decay turns R into zeros).
 
     Attributes:
         rotate_layer: pyreft's, whose `weight` is Rᵀ.
@@ -255,7 +258,7 @@ def _intervention(section: ReftSection, width: int, name: str, context: ForwardC
     module.learned_source = _empty_linear(width, rank, True, device)
     module.dropout = KeyedDropout(section.dropout, name, context)
     if section.kind in ORTHONORMAL:
-        module.rotate_layer = _rotate_layer(pyreft.LowRankRotateLayer, width, rank, device)
+        module.rotate_layer = _rotate_layer(pyreft.LowRankRotateLayer, section, width, device)
     else:
         module.proj_layer = _empty_linear(width, rank, False, device)
     return cast(nn.Module, module)
@@ -265,11 +268,16 @@ def _empty_linear(d_in: int, d_out: int, bias: bool, device: torch.device) -> nn
     return nn.Linear(d_in, d_out, bias, device="meta", dtype=torch.float32).to_empty(device=device)
 
 
-def _rotate_layer(layer_class: Any, width: int, rank: int, device: torch.device) -> nn.Module:
-    """The parametrization itself is left out on the meta device: its raw tensor has the weight's shape anyway."""
+def _rotate_layer(layer_class: Any, section: ReftSection, width: int, device: torch.device) -> nn.Module:
+    """Torch's parametrization is left out on the meta device: its raw tensor has the weight's shape anyway."""
+    rank = section.rank
     with device:
         layer: nn.Module = layer_class(width, rank, init_orth=False)
-    if device.type != "meta":
+    if section.rotation == "relative":
+        if device.type != "meta":
+            layer.weight = nn.Parameter(torch.eye(width, rank, dtype=torch.float32, device=device))
+        parametrize.register_parametrization(layer, "weight", RelativeRotation())
+    elif device.type != "meta":
         layer.weight = nn.Parameter(torch.eye(width, rank, dtype=torch.float32, device=device))
         parametrizations.orthogonal(layer, orthogonal_map="householder", use_trivialization=False)
         raw = cast(Any, layer).parametrizations.weight.original

@@ -50,6 +50,10 @@ class ReftSection(Section):
     """What is edited in a prompt of n tokens that is too short for `f<p>+l<s>`. prefix: the first min(p, n), and what
     is left of the last s. halves: at most n/2, rounded down, at either end, also where only one end is edited; this is
     what pyreft does."""
+    rotation: Literal["absolute", "relative"] = "absolute"
+    """In which coordinates R trains. absolute: R is a product of reflections. relative: a product of reflections times
+    the R that was loaded, as in pyreft; with the same learning rate R then moves about twice as far. No difference for
+    kinds without R."""
     dropout: Fraction = 0.0
     """Dropout on the intervened representation."""
 

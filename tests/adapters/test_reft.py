@@ -18,6 +18,7 @@ from fedray.models.labels import labelled
 Make = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]
 Kinds = pytest.mark.parametrize("kind", ["loreft", "noreft", "direft", "nodireft"])
+Rotations = pytest.mark.parametrize("rotation", ["absolute", "relative"])
 
 
 def section(**fields: Any) -> ReftSection:
@@ -224,10 +225,11 @@ def test_only_the_adapter_has_gradients(make: Make, family: str, batch: Batch) -
         assert parameter.grad is None or ".reft.1_" in name or parameter.grad.abs().max() > 0, name
 
 
+@Rotations
 @Kinds
-def test_flat_state_round_trips(make: Make, kind: str) -> None:
+def test_flat_state_round_trips(make: Make, kind: str, rotation: str) -> None:
     """R to 1e-6, everything else bit for bit; R is exchanged with orthonormal rows."""
-    adapter = attach_reft(make("bert"), section(kind=kind))
+    adapter = attach_reft(make("bert"), section(kind=kind, rotation=rotation))
     layout = adapter.layout("reft")
     vector = draw_reft(layout, 7)
     adapter.load("reft", vector)
@@ -240,21 +242,22 @@ def test_flat_state_round_trips(make: Make, kind: str) -> None:
     assert {slot.part for slot in layout.slots} == {"W", "b", "R" if kind in ("loreft", "direft") else "P"}
 
 
+@Rotations
 @pytest.mark.parametrize("rank", [3, 16])
-def test_rotations_that_are_easy_to_get_wrong(make: Make, rank: int) -> None:
+def test_rotations_that_are_easy_to_get_wrong(make: Make, rank: int, rotation: str) -> None:
     """Unit vectors, negated and permuted ones (Householder reflections degenerate there), and a square R."""
-    adapter = attach_reft(make("bert"), ReftSection(rank=rank))
+    adapter = attach_reft(make("bert"), ReftSection(rank=rank, rotation=rotation))
     layout = adapter.layout("reft")
     eye = np.eye(rank, 16, dtype=np.float32)
-    for rotation in (eye, -eye, eye[:, ::-1], np.linalg.qr(np.random.default_rng(0).normal(size=(16, rank)))[0].T):
+    for value in (eye, -eye, eye[:, ::-1], np.linalg.qr(np.random.default_rng(0).normal(size=(16, rank)))[0].T):
         vector = draw_reft(layout, 0)
         for slot, view in layout.items(vector):
             if slot.part == "R":
-                view[...] = rotation
+                view[...] = value
         adapter.load("reft", vector)
         for slot, view in layout.items(adapter.read("reft")):
             if slot.part == "R":
-                np.testing.assert_allclose(view, rotation, atol=1e-6)
+                np.testing.assert_allclose(view, value, atol=1e-6)
 
 
 def test_a_mean_of_rotations_is_retracted(make: Make) -> None:
@@ -283,9 +286,10 @@ def trained(adapter: Adapter, batch: Batch, steps: int, weight_decay: float = 0.
     return adapter.read("reft")
 
 
+@Rotations
 @pytest.mark.parametrize("kind", ["loreft", "direft"])
-def test_r_stays_orthonormal_in_training(make: Make, batch: Batch, kind: str) -> None:
-    adapter = attach_reft(make("bert"), section(kind=kind))
+def test_r_stays_orthonormal_in_training(make: Make, batch: Batch, kind: str, rotation: str) -> None:
+    adapter = attach_reft(make("bert"), section(kind=kind, rotation=rotation))
     start = draw_reft(adapter.layout("reft"), 0)
     vector = trained(adapter, batch, 30, weight_decay=0.1)
     for (slot, first), (_, last) in zip(
@@ -313,9 +317,10 @@ def test_weight_decay_on_the_raw_rotation_would_destroy_it(make: Make, batch: Ba
     assert any(not rotation.any() for rotation in broken)
 
 
-def test_training_from_the_same_vector_is_repeatable(make: Make, batch: Batch) -> None:
+@Rotations
+def test_training_from_the_same_vector_is_repeatable(make: Make, batch: Batch, rotation: str) -> None:
     """Whatever the adapter held before, and whatever the global generator's state."""
-    adapter, results = attach_reft(make("bert"), section()), []
+    adapter, results = attach_reft(make("bert"), section(rotation=rotation)), []
     vector, head = draw_reft(adapter.layout("reft"), 5), adapter.read("head")
     for seed in (1, 2):
         torch.manual_seed(seed)

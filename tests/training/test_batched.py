@@ -107,6 +107,16 @@ def test_interventions(backbone, locals_of, task, kind, positions):
     compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
 
 
+@pytest.mark.parametrize("positions", ["f1+l1", "all"])
+def test_interventions_with_relative_rotations(backbone, locals_of, positions):
+    """Every member has loaded another R."""
+    section = ReftSection(rank=2, positions=positions, rotation="relative", dropout=0.2)
+    adapter = attach_reft(backbone("classification"), section, seed=1)
+    locals_ = locals_of(adapter, measure=True, batch_size=2, lr=0.01, weight_decay=0.1)
+    values = {name: first_values(adapter, name) for name in locals_}
+    compare(fused(adapter, locals_, values), alone(adapter, locals_, values), values)
+
+
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])
 def test_interventions_with_short_batches(backbone, locals_of, task):
     """Steps end with fewer micro-batches, and these with fewer examples, than those of other members."""

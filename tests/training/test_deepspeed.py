@@ -72,13 +72,18 @@ def loreft(backbone):
     return attach_reft(backbone("classification"), ReftSection(rank=2, positions="f2+l2", dropout=0.1))
 
 
+def relative(backbone):
+    """LoReFT whose raw rotations are twice as large as the rotations."""
+    return attach_reft(backbone("classification"), ReftSection(rank=2, positions="f2+l2", rotation="relative"))
+
+
 def conv1d(backbone):
     """GPT-2 holds its weights transposed."""
     off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return attach_lora(tiny_family("gpt2", "classification", spread=0.3, pad_token_id=0, **off), LORA, rest_rank=3)
 
 
-KINDS = {make.__name__: make for make in (plain, bfloat16, causal, fedalt, masked, loreft, conv1d)}
+KINDS = {make.__name__: make for make in (plain, bfloat16, causal, fedalt, masked, loreft, relative, conv1d)}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def assert_close(ours, theirs):
 
 
 SLOW = {("bfloat16", 0), ("causal", 0), ("causal", 2), ("fedalt", 0), ("loreft", 0), ("masked", 0), ("fedalt", 3)}
-SLOW |= {("conv1d", 0), ("conv1d", 2)}
+SLOW |= {("conv1d", 0), ("conv1d", 2), ("relative", 0), ("relative", 2)}
 
 
 def combinations(*kinds):
@@ -180,7 +185,7 @@ def test_ten_steps_are_those_of_torch(live, examples, kind, stage):
         assert_close(ours, theirs)
 
 
-@combinations("plain", "bfloat16", "fedalt", "masked", "loreft")
+@combinations("plain", "bfloat16", "fedalt", "masked", "loreft", "relative")
 def test_a_client_does_not_see_who_trained_before(live, examples, kind, stage):
     """A, B, A gives bit for bit what A gives; B has other values, other rows, other steps."""
     engine, _ = live(kind, stage)

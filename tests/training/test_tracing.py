@@ -50,6 +50,10 @@ def reft(model):
     attach_reft(model, ReftSection(rank=4, positions="f1+l1"))
 
 
+def relative(model):
+    attach_reft(model, ReftSection(rank=4, positions="f1+l1", rotation="relative"))
+
+
 def checkpointed(model):
     checkpoint_activations(model)
     lora(model)
@@ -92,7 +96,7 @@ def peak(step, model):
 
 
 @pytest.mark.parametrize("make", [bert, llama, pooled])
-@pytest.mark.parametrize("attach", [lora, attach_full, checkpointed, reft])
+@pytest.mark.parametrize("attach", [lora, attach_full, checkpointed, reft, relative])
 def test_a_traced_step_is_a_real_one_within_a_tenth(make, attach):
     """The issue asks for a quarter."""
     task = "causal_lm" if make is llama else "classification"
