@@ -64,7 +64,7 @@ def compare(
             tables = numbers.beside_published(runs, numbers.load_published(published), method or (), seed or ())
             csv = partial(numbers.csv, tables)
         else:
-            from fedray.results.comparison_tables import sheets
+            from fedray.results import comparison_tables
 
             found = compare_results(
                 *results,
@@ -74,8 +74,8 @@ def compare(
                 methods=method or (),
                 seeds=seed or (),
             )
-            tables = sheets(found)
-            csv = partial(found.to_pandas().to_csv, index=False)
+            tables = comparison_tables.sheets(found)
+            csv = partial(comparison_tables.csv, found)
         if to is None and chosen == "table":
             console.print(rich_tables(tables))
             return

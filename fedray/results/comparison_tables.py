@@ -25,6 +25,11 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     return found
 
 
+def csv(comparison: Comparison) -> str:
+    """Return `Comparison.to_pandas` as CSV."""
+    return str(comparison.to_pandas().to_csv(index=False))
+
+
 def share(value: float) -> str:
     """Return a share in percent, without its unit."""
     return NONE if math.isnan(value) else f"{100 * value:.0f}"

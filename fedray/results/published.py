@@ -139,7 +139,7 @@ def _sheet(kit: str, table: PublishedTable, runs: Sequence[RunResult]) -> Sheet:
     return Sheet(
         f"{kit}: {table.metric}, {moment}{best}",
         ("method", "column", "published", "ours", "difference"),
-        tuple(tuple(map(Cell, row)) for row in rows),
+        tuple(tuple(Cell(text) for text in cells) for cells in rows),
         (f"published: {table.source}",)
         + ((f"ours: {' / '.join(table.moments)}",) if len(table.moments) > 1 else ())
         + ((f"not comparable: {table.not_comparable}",) if table.not_comparable else ()),

@@ -16,7 +16,7 @@ from fedray.cli.app import app
 from fedray.config import Config, load_config, parse_overrides
 
 PAPERS = Path(__file__).parents[2] / "jobs" / "papers"
-KITS = sorted(path.name for path in PAPERS.glob("k[1-9]*.yaml"))
+KITS = sorted(path.name for path in PAPERS.glob("k[1-9]*.yaml") if not path.stem.endswith("twin"))
 ROWS, CLIENTS = 400, 40
 
 WIDTH, DEPTH, HEADS = 128, 2, 2
