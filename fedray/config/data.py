@@ -71,6 +71,7 @@ class RawRows:
 
 FormatName = Literal["prompt_completion", "alpaca", "sharegpt", "messages"]
 PROMPT, ANSWER = "{prompt}", "{answer}"
+MIN_CHOICES = 2
 
 
 class DataConfig(Section):
@@ -96,6 +97,13 @@ class DataConfig(Section):
     prompt of Alpaca: "{instruction}{input?:\\n\\n### Input:\\n{input}}\\n\\n### Response:\\n"."""
     answer: str = ANSWER
     """causal_lm: template of what it must continue with; the loss is taken here (and on the end-of-text token)."""
+    choices: str | tuple[str, ...] | None = None
+    """causal_lm: what an example's options are, for metrics that rank them: templates as in `prompt`, or the name of a
+    column with a list of texts, or with {text: [...], label: [...]}. The right one is the option that equals `answer`,
+    or has it as its label; blanks around an option do not count, and all options get those of `answer`."""
+    choice_labels: tuple[str, ...] | None = None
+    """causal_lm: what `answer` calls the options, in their order, where it is neither their text nor a label that comes
+    with them: [A, B, C, D], or [0, 1] for their indices. The text of the right option is what is learned."""
     format: FormatName | None = None
     """causal_lm: how instruction data is written, instead of `prompt` and `answer`. Default: detected from the columns
     if they are those of one format and `prompt` and `answer` are left out."""
@@ -132,6 +140,21 @@ class DataConfig(Section):
             return Path(path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{value} cannot be read: {error}") from None
+
+    @field_validator("choices")
+    @classmethod
+    def _several_choices(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(value, tuple) and len(value) < MIN_CHOICES:
+            raise ValueError(f"expected the name of a column, or at least {MIN_CHOICES} templates, got {list(value)}")
+        return value
+
+    @field_validator("choice_labels", mode="before")
+    @classmethod
+    def _labels_as_texts(cls, value: Any) -> Any:
+        """Read numbers as templates write them."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [str(label) if isinstance(label, int) else label for label in value]
 
     @model_validator(mode="after")
     def _one_way_to_read(self) -> Self:

@@ -24,7 +24,7 @@ from fedray.config.option import Option
 from fedray.config.registry import Registry
 from fedray.types import Task
 
-Reads = Literal["predictions", "losses", "texts"]
+Reads = Literal["predictions", "losses", "texts", "likelihoods"]
 
 
 class Metric(Option):
@@ -34,7 +34,9 @@ class Metric(Option):
         tasks: the tasks whose examples it can be computed from.
         reads: what `compute` gets. `predictions`: predictions and labels of the scored units, [units] each. A unit is
             an example, or for causal_lm an answer token. `losses`: the units' losses in nats, [units]. `texts`: the
-            generated and the reference texts, two sequences of strings.
+            generated and the reference texts, two sequences of strings. `likelihoods`: for each example the
+            log-likelihoods of its options in nats, [options], their texts, and the index of the right one; three
+            sequences.
         higher_is_better: whether a larger value is the better one.
         percent: whether tables show it in percent.
         of_one_example: whether a single example has a value: it is then kept with `evaluation.examples`.
@@ -69,8 +71,9 @@ class Metric(Option):
             raise TypeError(f"{cls.__name__}: has no function `compute`")
 
     def compute(self, *args: Any, **kwargs: Any) -> float:
-        """Return the metric of what it reads: `compute(predictions, labels)`, `compute(losses)` or
-        `compute(generated, references)`. It is never called without an example."""
+        """Return the metric of what it reads: `compute(predictions, labels)`, `compute(losses)`,
+        `compute(generated, references)` or `compute(likelihoods, options, right)`. It is never called without an
+        example."""
         raise NotImplementedError
 
     def for_classes(self, label_names: Sequence[str]) -> Self:

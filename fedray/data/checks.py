@@ -56,7 +56,10 @@ def _missing_columns(examples: Examples, data: DataConfig) -> Iterator[str]:
         section, names = data.sections_by_path[path], examples.column_names
         if len(rows) < len(examples):  # a part may lack columns that another has
             names = [name for name in names if any(examples.columns[name].take(rows).to_pylist())]
-        for setting, template in ((f"{path}.prompt", section.prompt), (f"{path}.answer", section.answer)):
+        templates = {f"{path}.prompt": section.prompt, f"{path}.answer": section.answer}
+        if isinstance(section.choices, tuple):
+            templates |= {f"{path}.choices.{i}": template for i, template in enumerate(section.choices)}
+        for setting, template in templates.items():
             for column in dict.fromkeys(optional_columns(template, setting)):
                 if column not in names and f"{column}?" not in names:
                     near = nearest(column, names)

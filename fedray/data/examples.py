@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from fedray.config import DataConfig, RawRows
 from fedray.config.partition import IntArray
 from fedray.data.formats.instructions import Instructions
+from fedray.data.reading.choices import with_choices
 from fedray.data.reading.templates import filled
 from fedray.data.reading.values import as_text, class_name, column_of, shown, text_array
 from fedray.errors import DataError, choices, nearest
@@ -42,7 +43,8 @@ class Examples:
         table: `split` (or `common`), `file` (natural client), `task` (task name), `test_set` where the source names
             some, and `text`, `label` (string: class name; float64:
             regression), `text_pair` where there is one; or, for causal_lm, `prompt`, `answer`, or for conversations
-            `turns` (JSON), `context` (number of leading turns without loss), `answer` (the last turn).
+            `turns` (JSON), `context` (number of leading turns without loss), `answer` (the last turn). With
+            `data.choices` also `choices` (list<string>, what may follow the prompt) and `right` (index of the answer).
         columns: the source's own columns as strings, in the same rows as `table`.
         origins: int [rows, 2], each row's index in `sources` and its number there.
         sources: what was read, for messages, for example `train.csv: line`.
@@ -111,8 +113,9 @@ class Examples:
 
     @cached_property
     def digests(self) -> npt.NDArray[np.bytes_]:
-        """A 16-byte digest of every row's content: bytes[rows]."""
-        parts = [self.table[name].to_pylist() for name in sorted(self.table.column_names)]
+        """A 16-byte digest of every row's content: bytes[rows]. What is drawn by it does not depend on options."""
+        names = sorted(set(self.table.column_names) - {"choices", "right"})
+        parts = [self.table[name].to_pylist() for name in names]
         parts += [self.columns[name].to_pylist() for name in sorted(self.columns.column_names)]
         # Hexadecimal, because numpy's byte strings drop trailing zero bytes.
         rows = (hashlib.blake2b(repr(row).encode(), digest_size=16).hexdigest() for row in zip(*parts, strict=True))
@@ -143,6 +146,8 @@ def assemble(
         path = data.path_of(raw.task)
         layout = (instructions or {}).get(path)
         fields = read(raw, sections[path], path, task) if layout is None else layout.fields(raw)
+        if sections[path].choices is not None:
+            fields = with_choices(fields, raw, sections[path], path)
         size = len(raw)
         same = {"split": raw.split, "file": raw.file, "task": raw.task}
         tables.append(pa.table(fields | {name: pa.array([value] * size, pa.string()) for name, value in same.items()}))

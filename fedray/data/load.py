@@ -14,9 +14,10 @@ from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
 from fedray.data.formats.instructions import find_instructions
 from fedray.data.partition import Partition, partition
-from fedray.data.shards import GROUP, FederatedData, Shard
+from fedray.data.shards import CHOICES, GROUP, FederatedData, Shard
 from fedray.data.subsample import subsample
 from fedray.data.tokens.chat import ChatTemplate, find_chat_template
+from fedray.data.tokens.choices import tokenise_choices
 from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
@@ -30,6 +31,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     Raises:
         DataError: the data does not hold what the configuration says; the message says where and what to change.
     """
+    _check_choices(config)
     count = config.clients.count
     raw = list(config.data.load(config.task, config.seed, count))
     template = find_chat_template(config.data, tokenizer) if config.task == "causal_lm" else None
@@ -48,10 +50,17 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     owned = partition(examples.take(assigned) if len(common) else examples, config.partition, count, config.seed)
     rows = {client: {split: assigned[own] for split, own in splits.items()} for client, splits in owned.items()}
     tokens = tokenise(examples, tokenizer, config.data, template)
+    choices, notes = _choices(config, examples, rows, common, tokenizer)
     grouped = {split for split in SPLITS[1:] if any(_several(examples, splits[split]) for splits in rows.values())}
     by_group = {split: examples if split in grouped else None for split in SPLITS}
     shards = {
-        client: Shard(client, {split: _rows(tokens.table, own, by_group[split]) for split, own in splits.items()})
+        client: Shard(
+            client,
+            {
+                split: _rows(tokens.table, own, by_group[split], choices if split != "train" else None)
+                for split, own in splits.items()
+            },
+        )
         for client, splits in rows.items()
     }
     return FederatedData(
@@ -62,7 +71,9 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
         latent_group=_latent_groups(examples, config.data.group_column, rows),
         fingerprint=_fingerprint(examples, rows, common),
-        common=_rows(tokens.table, common, examples if _several(examples, common) else None) if len(common) else None,
+        common=_rows(tokens.table, common, examples if _several(examples, common) else None, choices)
+        if len(common)
+        else None,
         end_token_ids=_end_token_ids(examples, tokenizer, template),
         notes=(
             *chain.from_iterable(
@@ -71,6 +82,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
             ),
             *data_notes(source, examples, rows, config.data),
             *tokens.notes,
+            *notes,
         ),
         parts=_part_sizes(examples, rows, common) if len(config.data.sections_by_path) > 1 else {},
     )
@@ -99,13 +111,57 @@ def _end_token_ids(
     return tuple(dict.fromkeys(ids))
 
 
-def _rows(tokens: pa.Table, rows: IntArray, grouped: Examples | None) -> pa.Table:
+def _check_choices(config: Config) -> None:
+    """Check that the data has options if a metric ranks them, and that no part of it lacks them then.
+
+    Raises:
+        DataError: it has none, or the task has none.
+    """
+    with_options = {path: section.choices is not None for path, section in config.data.sections_by_path.items()}
+    lacking = [path for path, has in with_options.items() if not has]
+    for path in lacking:
+        if config.data.sections_by_path[path].choice_labels is not None:
+            raise DataError(f"{path}.choice_labels: there are no options; set {path}.choices, or leave it out")
+    metrics = [metric.label for metric in config.evaluation.metrics if metric.reads == "likelihoods"]
+    if any(with_options.values()) and config.task != "causal_lm":
+        path = next(path for path, has in with_options.items() if has)
+        raise DataError(
+            f"{path}.choices: the task {config.task!r} has no options; leave it out, or set task: causal_lm"
+        )
+    if lacking and metrics:
+        raise DataError(
+            f"{lacking[0]}.choices: evaluation.metrics: {metrics[0]!r} ranks an example's options, but none are named; "
+            "expected the name of a column, or a list of templates"
+        )
+    if lacking and len(lacking) < len(with_options):
+        raise DataError(f"{lacking[0]}.choices: other parts of the data have options; expected some in all or in none")
+
+
+def _choices(
+    config: Config, examples: Examples, rows: Partition, common: IntArray, tokenizer: PreTrainedTokenizerBase
+) -> tuple[pa.Array | None, tuple[str, ...]]:
+    """Return the options of every example (list<CHOICE>; nothing for training examples), and notes; None if no metric
+    ranks them."""
+    if not any(metric.reads == "likelihoods" for metric in config.evaluation.metrics):
+        return None, ()
+    measured = np.concatenate([common, *(own[split] for own in rows.values() for split in SPLITS[1:])])
+    found, notes = tokenise_choices(examples.take(measured), tokenizer, config.data.max_length)
+    place = np.zeros(len(examples), dtype=np.int64)
+    place[measured] = np.arange(len(measured))
+    known = np.isin(np.arange(len(examples)), measured)
+    return found.take(pa.array(place, mask=~known)), notes
+
+
+def _rows(tokens: pa.Table, rows: IntArray, grouped: Examples | None, choices: pa.Array | None = None) -> pa.Table:
     """Return these rows as a table of its own, without the buffers of the others.
 
     Args:
         grouped: gives the rows' groups, if the table has them.
+        choices: every example's options, if the table has them.
     """
     table = tokens.take(rows).combine_chunks().replace_schema_metadata(None)
+    if choices is not None:
+        table = table.append_column(CHOICES, choices.take(pa.array(rows)))
     return table if grouped is None else table.append_column(GROUP, pa.array(grouped.groups[rows], pa.string()))
 
 
@@ -130,4 +186,6 @@ def _fingerprint(examples: Examples, rows: Partition, common: IntArray) -> str:
             digest.update(f"\x1f{client}\x1f{split}\x1f".encode())
             digest.update(examples.digests[splits[split]].tobytes())
     digest.update(examples.digests[common].tobytes())
+    if "choices" in examples.table.column_names:
+        digest.update(repr(examples.table["choices"].to_pylist()).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -13,8 +13,17 @@ from fedray.types import IGNORED, SPLITS, ClientId, Role, Split, Task
 GROUP = "group"
 """Column of a table with several tasks or named test sets, which are evaluated apart as well."""
 
-NOT_READ = ("answer", GROUP)
+CHOICES = "choices"
+"""Column of a table whose examples have options that are ranked by their likelihood."""
+
+NOT_READ = ("answer", GROUP, CHOICES)
 """Columns that no model reads."""
+
+
+TOKENS = pa.list_(pa.int32())
+CHOICE = pa.struct([("input_ids", TOKENS), ("start", pa.int32()), ("text", pa.string()), ("right", pa.bool_())])
+"""One option: the tokens of prompt and option, where those of the option begin, its text, whether it is the right
+one."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Shard:
     list<int32> of the same length as input_ids with -100 where no loss is taken (causal_lm: the prompt, and in
     conversations all but the assistant's turns); sentence pairs also
     `token_type_ids` (list<int32>) where the tokenizer makes them; causal_lm also `answer` (string, the reference text).
-    Validation and test have a column `group` (string) where some client has examples of several tasks or test sets.
+    Validation and test have a column `group` (string) where some client has examples of several tasks or test sets, and
+    a column `choices` (list<CHOICE>) where a metric ranks options.
     """
 
     client: ClientId
@@ -40,8 +50,11 @@ class Shard:
 
 
 def longest(table: pa.Table) -> int:
-    """Return the tokens of a table's longest example, 0 where there is none."""
-    return compute.max(compute.list_value_length(table["input_ids"])).as_py() or 0
+    """Return the tokens of a table's longest example, or longest option, 0 where there is none."""
+    columns = [table["input_ids"]]
+    if CHOICES in table.column_names:
+        columns.append(compute.struct_field(compute.list_flatten(table[CHOICES]), "input_ids"))
+    return max(compute.max(compute.list_value_length(column)).as_py() or 0 for column in columns)
 
 
 def last_answer(labels: npt.NDArray[np.integer]) -> int | None:

@@ -23,6 +23,7 @@ from fedray.errors import ConfigError, choices
 from fedray.evaluation.generation import Decoding, generate
 from fedray.evaluation.losses import Scored, num_units, score
 from fedray.evaluation.metrics import check_metric, generates_text
+from fedray.evaluation.options import by_example, has_options, log_likelihoods, options_of
 from fedray.randomness import Key
 from fedray.types import Evaluation, Task
 
@@ -49,7 +50,8 @@ def evaluate(
 
     Args:
         decoding: for metrics of texts, which compare generated text with the column `answer`.
-        generating: whether text is generated for metrics of texts, which are nan otherwise.
+        generating: whether text is generated for metrics of texts, and options are scored for metrics of likelihoods,
+            which are nan otherwise. The latter also are where the table has no column `choices`.
         key: of the table, for sampled text (`Decoding.draws`).
         each: whether every example's values are returned as well.
 
@@ -58,18 +60,23 @@ def evaluate(
     """
     for metric in metrics:
         check_metric(metric, task)
+    ranking = generating and has_options(table, metrics)
     generating = generating and generates_text(metrics)
     if generating and decoding is None:
         texts = choices(repr(metric.label) for metric in metrics if metric.reads == "texts")
         raise ConfigError(f"evaluation.metrics: {texts} compares generated text and needs a tokenizer; none was given")
     if table.num_rows == 0:
         return unmeasured(metrics)
-    generated = None
+    generated = likelihoods = None
     with evaluating(model):
         units = _score_all(model, table, task, batch_size, pad_token_id, device)
         if decoding is not None and generating:
             generated = generate(model, table, decoding, batch_size, pad_token_id, device, key)
-    return summarise(units, metrics, table, task, generated, each)
+        if ranking:
+            options = options_of(table)
+            scored = _score_all(model, options, task, batch_size, pad_token_id, device)
+            likelihoods = log_likelihoods(scored.losses, options)
+    return summarise(units, metrics, table, task, generated, likelihoods, each)
 
 
 def unmeasured(metrics: Sequence[Metric]) -> Evaluation:
@@ -97,15 +104,17 @@ def summarise(
     table: pa.Table,
     task: Task,
     texts: Sequence[str] | None = None,
+    likelihoods: npt.NDArray[np.float64] | None = None,
     each: bool = False,
 ) -> Evaluation:
     """Return the evaluation of a scored table that is not empty.
 
     Args:
         texts: generated for each example of the table; None makes metrics of texts nan.
+        likelihoods: of the options of all examples (`log_likelihoods`); None makes metrics of them nan.
         each: whether every example's values are returned as well.
     """
-    measured = _Measured(units, table, task, texts)
+    measured = _Measured(units, table, task, texts, likelihoods)
     found = measured.of(np.arange(table.num_rows), metrics)
     if GROUP in table.column_names:
         names = np.asarray(table[GROUP].to_pylist(), dtype=object)
@@ -120,13 +129,22 @@ class _Measured:
     Args:
         units: with its examples in the order of `by_length`.
         texts: generated for each example; None if none were.
+        likelihoods: of all options; None if none were scored.
     """
 
-    def __init__(self, units: Units, table: pa.Table, task: Task, texts: Sequence[str] | None):
+    def __init__(
+        self,
+        units: Units,
+        table: pa.Table,
+        task: Task,
+        texts: Sequence[str] | None,
+        likelihoods: npt.NDArray[np.float64] | None,
+    ):
         rows = by_length(table)
         self._units, self._task, self._texts = units, task, texts
         self._example = np.repeat(rows, num_units(table, task)[rows])
         self._references = table["answer"].to_pylist() if texts is not None else []
+        self._options = None if likelihoods is None else by_example(table, likelihoods)
         self._num_examples = table.num_rows
 
     def of(self, rows: npt.NDArray[np.int64], metrics: Sequence[Metric]) -> Evaluation:
@@ -152,12 +170,15 @@ class _Measured:
 
     def _evaluation(self, units: Units, rows: npt.NDArray[np.int64], metrics: Sequence[Metric]) -> Evaluation:
         def value(metric: Metric) -> float:
-            if metric.reads != "texts":
-                read = (units.losses,) if metric.reads == "losses" else (units.predictions, units.labels)
-                return metric.compute(*read)
-            if self._texts is None:
-                return math.nan
-            return metric.compute(*([side[row] for row in rows] for side in (self._texts, self._references)))
+            if metric.reads == "losses":
+                return metric.compute(units.losses)
+            if metric.reads == "predictions":
+                return metric.compute(units.predictions, units.labels)
+            if metric.reads == "likelihoods":
+                read: Sequence[Sequence[Any]] | None = self._options
+            else:
+                read = None if self._texts is None else (self._texts, self._references)
+            return math.nan if read is None else metric.compute(*([side[row] for row in rows] for side in read))
 
         values = {metric.label: value(metric) for metric in metrics}
         return Evaluation(float(units.losses.mean(dtype=np.float64)), values, len(rows))

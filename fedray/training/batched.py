@@ -29,6 +29,7 @@ from fedray.data.batches import by_length
 from fedray.evaluation.evaluate import Units, evaluating, predictions_of, summarise, unmeasured
 from fedray.evaluation.generation import generate, generate_batch, prompts_alone
 from fedray.evaluation.losses import score
+from fedray.evaluation.options import has_options, log_likelihoods, options_of
 from fedray.models.checks import reads_left_padding
 from fedray.randomness import Key
 from fedray.training import loop
@@ -50,7 +51,7 @@ class Evaluate:
     """A client asks for an evaluation of the adapter as it is loaded now.
 
     Attributes:
-        generating: whether text is generated for a metric of texts.
+        generating: whether text is generated for a metric of texts, and options are scored for one that ranks them.
         key: of the table, for sampled text.
         each: whether every example's values are wanted.
     """
@@ -214,25 +215,37 @@ def evaluate_batched(
     """Evaluate the stack's members on their tables, as `evaluate` would each alone.
 
     Args:
-        keys: of the tables for which metrics of texts are computed, by the member's place in the stack.
+        keys: of the tables for which metrics of texts and of options are computed, by the member's place in the stack.
         each: places of the members that want every example's values.
     """
     found = {slot: unmeasured(training_context.metrics) for slot, table in tables.items() if table.num_rows == 0}
     full = {slot: table for slot, table in tables.items() if slot not in found}
-    parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in full}
+    asked = {slot: table for slot, table in full.items() if slot in keys}
+    options = {slot: options_of(own) for slot, own in asked.items() if has_options(own, training_context.metrics)}
     with evaluating(stack.adapter.model):
-        for slots, joined in passes(stack, full, training_context.evaluation.batch_size, by_length, training_context):
-            scored = score(stack.adapter.model, joined.on(training_context.device), training_context.task)
-            predicted = predictions_of(scored, training_context.task)
-            for slot, own in zip(slots, joined.own_units(training_context.device), strict=True):
-                parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
-        prompted = {slot: table for slot, table in full.items() if slot in keys}
-        texts = generate_batched(stack, prompted, training_context, keys)
-    for slot, scored_parts in parts.items():
-        units = Units(*(torch.cat(part).cpu().numpy() for part in zip(*scored_parts, strict=True)))
-        given = training_context.metrics, tables[slot], training_context.task, texts.get(slot)
-        found[slot] = summarise(units, *given, each=slot in each)
+        units = _score_batched(stack, full, training_context)
+        texts = generate_batched(stack, asked, training_context, keys)
+        ranked = _score_batched(stack, options, training_context)
+    likelihoods = {slot: log_likelihoods(ranked[slot].losses, own) for slot, own in options.items()}
+    for slot, own in units.items():
+        given = training_context.metrics, tables[slot], training_context.task, texts.get(slot), likelihoods.get(slot)
+        found[slot] = summarise(own, *given, each=slot in each)
     return found
+
+
+def _score_batched(
+    stack: AdapterStack, tables: Mapping[int, pa.Table], training_context: TrainingContext
+) -> dict[int, Units]:
+    """Score the tables of the stack's members."""
+    parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in tables}
+    for slots, joined in passes(stack, tables, training_context.evaluation.batch_size, by_length, training_context):
+        scored = score(stack.adapter.model, joined.on(training_context.device), training_context.task)
+        predicted = predictions_of(scored, training_context.task)
+        for slot, own in zip(slots, joined.own_units(training_context.device), strict=True):
+            parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
+    return {
+        slot: Units(*(torch.cat(part).cpu().numpy() for part in zip(*own, strict=True))) for slot, own in parts.items()
+    }
 
 
 def generate_batched(

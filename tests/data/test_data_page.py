@@ -44,6 +44,7 @@ def examples(config: str, **data: Any) -> Examples:
     [
         ("reviews.yaml", ["Aix-en-Provence", "北京"]),
         ("recipes.yaml", ["client_000", "client_001"]),
+        ("quiz.yaml", ["client_000", "client_001"]),
         ("shops.yaml", ["north", "south"]),
         ("answers.yaml", ["Bo", "Zoë"]),
         ("households.yaml", ["north 3", "south 1"]),

@@ -27,7 +27,12 @@ def test_the_tables_are_complete(heading: str, registry: Registry[object]) -> No
     assert sorted(row[0].strip("`") for row in table(heading)) == sorted(registry.names)
 
 
-READS = {"predictions": {"classes", "numbers", "answer tokens"}, "losses": {"losses"}, "texts": {"texts"}}
+READS = {
+    "predictions": {"classes", "numbers", "answer tokens"},
+    "losses": {"losses"},
+    "texts": {"texts"},
+    "likelihoods": {"options"},
+}
 
 
 def test_the_metrics_are_what_the_table_says() -> None:

@@ -24,7 +24,7 @@ from fedray.types import Task
 
 SHARED = ("chat_template", "max_length", "cache_dir")
 """Fields that all parts have in common."""
-COLUMNS = ("text", "text_pair", "label")
+COLUMNS = ("text", "text_pair", "label", "choices", "choice_labels")
 TEMPLATES = ("prompt", "answer")
 INHERITED = (*COLUMNS, *TEMPLATES, "format")
 """Fields that a part takes from the section around it where it leaves them out."""

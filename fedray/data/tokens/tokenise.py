@@ -30,7 +30,6 @@ FORMAT = "2"
 CHECKSUM = b"crc32"
 ROWS_PER_CALL = 4096
 """Texts that the tokenizer gets at once."""
-TOKENS = pa.list_(pa.int32())
 MEASURES = ("length", "lost", "shared")
 """Columns of the cache from which the notes are made; see `TokenRow`."""
 Ids = Sequence[int]

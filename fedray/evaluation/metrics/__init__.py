@@ -59,6 +59,11 @@ def generates_text(metrics: Iterable[Metric]) -> bool:
     return any(metric.reads == "texts" for metric in metrics)
 
 
+def ranks_options(metrics: Iterable[Metric]) -> bool:
+    """Return whether one of the metrics compares the likelihoods of an example's options."""
+    return any(metric.reads == "likelihoods" for metric in metrics)
+
+
 def default_metric(task: Task) -> Metric:
     """Return accuracy, pearson or token_accuracy."""
     return METRICS.find(_DEFAULTS[task])()
