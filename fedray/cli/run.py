@@ -72,7 +72,8 @@ def sweep(
         from fedray.config import load_sweep
 
         loaded = load_sweep(config, parse_overrides(overrides or []))
-        from fedray.results.comparison_tables import rich_tables
+        from fedray.results.comparison_tables import sheets
+        from fedray.results.sheets import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table
         from fedray.sweeps.run import resolve_sweep, run_trials
 
@@ -88,7 +89,7 @@ def sweep(
         console.print(sweep_table(found))
         if len({trial.method for trial in found.trials}) > 1 and found.best is not None:
             comparison, why_not = _compared(found.compare)
-            console.print(rich_tables(comparison) if comparison else escape(why_not))
+            console.print(rich_tables(sheets(comparison)) if comparison else escape(why_not))
         console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
         if found.best is None:
             fail("no trial finished; trials.parquet has the errors", 1)

@@ -146,15 +146,17 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the tables as Markdown."""
-        from fedray.results.comparison_tables import markdown
+        from fedray.results.comparison_tables import sheets
+        from fedray.results.sheets import markdown
 
-        return markdown(self)
+        return markdown(sheets(self))
 
     def to_latex(self) -> str:
         """Return the tables as LaTeX, which needs the package booktabs; the best value of a column is bold."""
-        from fedray.results.comparison_tables import latex
+        from fedray.results.comparison_tables import sheets
+        from fedray.results.sheets import latex
 
-        return latex(self)
+        return latex(sheets(self))
 
 
 def compare(

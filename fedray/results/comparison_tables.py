@@ -1,54 +1,14 @@
-"""A comparison as tables: for the console, as Markdown, as LaTeX."""
+"""A comparison as tables."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from io import StringIO
-
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.text import Text
+from dataclasses import replace
 
 from fedray.errors import choices
 from fedray.results.comparison import Comparison, DataSetComparison, Difference, Figures
 from fedray.results.ranks import Ranks
-from fedray.results.report import NONE, MetricFormat, plain_table
-
-WIDTH = 100
-"""Columns of the tables as text in a file."""
-LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"Δ": r"$\Delta$", "±": r"$\pm$", "<": "$<$", ">": "$>$"},
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table.
-
-    Attributes:
-        best: whether it is the best of its column.
-    """
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table in no format yet.
-
-    Attributes:
-        columns: heads of the columns; of these the first is left-aligned, the others are right-aligned.
-        notes: what stands below it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
+from fedray.results.report import NONE, MetricFormat
+from fedray.results.sheets import Cell, Sheet
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
@@ -65,66 +25,9 @@ def sheets(comparison: Comparison) -> list[Sheet]:
     return found
 
 
-def rich_tables(comparison: Comparison) -> RenderableType:
-    """Return the tables for a console."""
-    parts: list[RenderableType] = []
-    for sheet in sheets(comparison):
-        table = plain_table(None, sheet.columns[:1], sheet.columns[1:])
-        for row in sheet.rows:
-            table.add_row(*(Text(cell.text, "bold" if cell.best else "") for cell in row))
-        parts += [Text(sheet.title, "italic"), table]
-        parts += [Padding(Text(note), (0, 0, 0, 1)) for note in sheet.notes]
-        parts += [Text("")] if sheet.notes else []
-    return Group(*parts)
-
-
-def plain_text(comparison: Comparison) -> str:
-    """Return the tables as text without colours, `WIDTH` columns wide."""
-    out = StringIO()
-    Console(file=out, width=WIDTH, color_system=None).print(rich_tables(comparison))
-    return out.getvalue()
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return the tables as Markdown; the best value of a column is bold."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    blocks = []
-    for sheet in sheets(comparison):
-        lines = [f"**{sheet.title}**", "", line([" ".join(name.split()) for name in sheet.columns])]
-        lines.append(f"|{'|'.join(['---', *['---:'] * (len(sheet.columns) - 1)])}|")
-        lines += [line([f"**{cell.text}**" if cell.best else cell.text for cell in row]) for row in sheet.rows]
-        lines += ["", *(f"- {note}" for note in sheet.notes)] if sheet.notes else []
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def latex(comparison: Comparison) -> str:
-    """Return the tables as `tabular` environments of booktabs, with titles and notes as comments."""
-    blocks = []
-    for sheet in sheets(comparison):
-        heads = " & ".join(_latex(" ".join(name.split())) for name in sheet.columns)
-        rows = [" & ".join(_bold(_latex(cell.text), cell.best) for cell in row) + r" \\" for row in sheet.rows]
-        lines = [f"% {sheet.title}", rf"\begin{{tabular}}{{l{'r' * (len(sheet.columns) - 1)}}}", r"\toprule"]
-        lines += [heads + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-        blocks.append("\n".join([*lines, *(f"% {note}" for note in sheet.notes)]))
-    return "\n\n".join(blocks) + "\n"
-
-
 def csv(comparison: Comparison) -> str:
     """Return `Comparison.to_pandas` as CSV."""
     return str(comparison.to_pandas().to_csv(index=False))
-
-
-FORMATS: dict[str, Callable[[Comparison], str]] = {
-    "table": plain_text,
-    "markdown": markdown,
-    "latex": latex,
-    "csv": csv,
-}
-"""What `fedray compare --format` writes, by name."""
 
 
 def share(value: float) -> str:
@@ -234,13 +137,3 @@ def _any_defined(figures: Sequence[Figures], get: Callable[[Figures], float]) ->
 def _is_best(get: Callable[[Figures], float], one: Figures, figures: Sequence[Figures], higher_is_better: bool) -> bool:
     values = [value for entry in figures if not math.isnan(value := get(entry))]
     return bool(values) and get(one) == (max if higher_is_better else min)(values)
-
-
-def _latex(text: str) -> str:
-    """Return text with LaTeX's own signs escaped, and hyphens before numbers as minus signs."""
-    escaped = "".join(LATEX.get(sign, sign) for sign in text)
-    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)
-
-
-def _bold(text: str, best: bool) -> str:
-    return rf"\textbf{{{text}}}" if best else text

@@ -37,6 +37,21 @@ def compare(
         ComparisonError: the runs cannot be compared, or a folder is not that of a run or a sweep; the message says why.
         FedrayError: a file cannot be read.
     """
+    runs, notes = opened_runs(results)
+    return compare_runs(
+        runs, references=reference, metric=metric, moment=moment, methods=methods, seeds=seeds, notes=notes
+    )
+
+
+def opened_runs(
+    results: "Sequence[RunResult | SweepResult | str | Path | StoragePath]",
+) -> tuple[list[RunResult], list[str]]:
+    """Return the runs, of a sweep those of each method's best point, and notes about how these were chosen.
+
+    Raises:
+        ComparisonError: a folder is not that of a run or a sweep.
+        FedrayError: a file cannot be read.
+    """
     runs: list[RunResult] = []
     notes: list[str] = []
     for result in results:
@@ -46,9 +61,7 @@ def compare(
         else:
             runs += opened.runs()
             notes += [opened.choice] if opened.choice else []
-    return compare_runs(
-        runs, references=reference, metric=metric, moment=moment, methods=methods, seeds=seeds, notes=notes
-    )
+    return runs, notes
 
 
 def _opened(where: str | Path | StoragePath) -> "RunResult | SweepResult":
