@@ -26,7 +26,7 @@ def test_wherever_a_file_does_not_fit_it_is_said(
     """The limit grows until everything fits, so that one file after another is the first that does not. A run that had
     begun is continued to the same bits."""
     full, refused, size = tmp_path / "full", set(), 256
-    smallest["method"] = "fedalt"
+    smallest |= {"method": "fedalt", "lora": {"rank": 16}}  # a client's state is larger than config.yaml
     undisturbed = fedray.run(smallest, output=tmp_path / "undisturbed", data={"cache_dir": str(full)})
     while True:
         run, cache = tmp_path / f"run-{size}", full if cached else tmp_path / f"cache-{size}"
