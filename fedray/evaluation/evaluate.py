@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def summarise(
         each: whether every example's values are returned as well.
     """
     measured = _Measured(units, table, task, texts, likelihoods)
-    found = measured.of(np.arange(table.num_rows), metrics)
+    found = measured.whole(metrics)
     if GROUP in table.column_names:
         names = np.asarray(table[GROUP].to_pylist(), dtype=object)
         groups = {name: measured.of(np.flatnonzero(names == name), metrics) for name in sorted(set(names))}
@@ -140,12 +141,20 @@ class _Measured:
         texts: Sequence[str] | None,
         likelihoods: npt.NDArray[np.float64] | None,
     ):
-        rows = by_length(table)
-        self._units, self._task, self._texts = units, task, texts
-        self._example = np.repeat(rows, num_units(table, task)[rows])
+        self._units, self._table, self._task, self._texts = units, table, task, texts
         self._references = table["answer"].to_pylist() if texts is not None else []
         self._options = None if likelihoods is None else by_example(table, likelihoods)
-        self._num_examples = table.num_rows
+
+    @cached_property
+    def _example(self) -> npt.NDArray[np.int64]:
+        """The row of each unit; most tables are evaluated as a whole, and do not need it."""
+        rows = by_length(self._table)
+        found: npt.NDArray[np.int64] = np.repeat(rows, num_units(self._table, self._task)[rows])
+        return found
+
+    def whole(self, metrics: Sequence[Metric]) -> Evaluation:
+        """Return the evaluation of all rows."""
+        return self._evaluation(self._units, np.arange(self._table.num_rows), metrics)
 
     def of(self, rows: npt.NDArray[np.int64], metrics: Sequence[Metric]) -> Evaluation:
         """Return the evaluation of some rows."""
@@ -155,7 +164,7 @@ class _Measured:
         """Return every example's values, in the table's order."""
         kept = [metric for metric in metrics if metric.of_one_example]
         order = np.argsort(self._example, kind="stable")
-        ends = np.cumsum(np.bincount(self._example, minlength=self._num_examples))[:-1]
+        ends = np.cumsum(np.bincount(self._example, minlength=self._table.num_rows))[:-1]
         alone = [
             self._evaluation(self._units.where(own), np.array([row]), kept)
             for row, own in enumerate(np.split(order, ends))
