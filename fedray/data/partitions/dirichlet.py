@@ -31,8 +31,9 @@ class Dirichlet(PartitionConfig):
     cap: bool = False
     """Whether a client that has its even share of all examples gets none of the classes that follow (FedHFT)."""
     fewest: PositiveInt | Literal["classes"] | None = None
-    """Draw all classes again until every client has so many examples; `classes`: as many as there are classes. Default:
-    a few draws, after which clients with fewer than min_examples get examples of the largest clients."""
+    """Fewest examples per client; all classes are drawn again until every client has them. `classes`: the number of
+    classes. Default: a few draws, after which clients with fewer than min_examples get examples of the largest
+    clients."""
 
     def assign(
         self, examples: ExampleColumns, train: IntArray, num_clients: int | None, rng: np.random.Generator
