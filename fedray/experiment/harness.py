@@ -1,9 +1,15 @@
 """Models of a finished run in lm-evaluation-harness, and their frozen base model beside them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from fedray.config import MethodConfig, Precision
@@ -17,6 +23,8 @@ from fedray.types import Client, ClientId, Moment
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
 
 
 def lm_eval(
@@ -69,10 +77,10 @@ def lm_eval(
     precision = _precision(finished, chosen)
     for pair in chosen:
         finished.check(*pair, moment)
-    names = _listed(tasks)
-    manager = load_tasks(names, [str(place) for place in _listed(include_path)], metadata or {})
+    loaded = load_tasks(_listed(tasks), [str(place) for place in _listed(include_path)], metadata or {}, num_fewshot)
 
-    from lm_eval import __version__, simple_evaluate
+    from lm_eval import __version__
+    from lm_eval.evaluator import evaluate
 
     from fedray.evaluation.harness_model import HarnessModel
 
@@ -80,24 +88,17 @@ def lm_eval(
     texts = batch_size or config.evaluation.batch_size
 
     def evaluated(model: PreTrainedModel, plain: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = simple_evaluate(
-            HarnessModel(model, finished.tokenizer, texts, ends, config.seed, plain),
-            tasks=names,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            log_samples=False,
-            task_manager=manager,
-        )
+        lm = HarnessModel(model, finished.tokenizer, texts, ends, config.seed, plain)
+        with _harness_seeds(loaded["tasks"].values()):
+            found: dict[str, Any] = evaluate(lm, loaded, limit=limit, log_samples=False)
         return found
 
     found = evaluated(finished.base_model(precision, device), plain=True)
     scores = [*scores_of(found, BASE, None, None, None)]
     for entry, one in chosen:
         model = finished.restored(entry, one, moment, device).model  # one adapter in memory at a time
-        name, id, when = (
-            (f"{entry.key} server", None, "server") if one is None else (f"{entry.key} {one.id}", one.id, moment)
-        )
-        scores += scores_of(evaluated(model), name, entry.key, id, when)
+        who = (f"{entry.key} {'server' if one is None else one.id}", entry.key, None if one is None else one.id)
+        scores += scores_of(evaluated(model), *who, "server" if one is None else moment)
         del model
     return HarnessResult(
         scores=tuple(scores),
@@ -137,23 +138,29 @@ def _precision(finished: FinishedRun, chosen: Iterable[tuple[MethodConfig, Clien
     return found.pop()
 
 
-def load_tasks(names: Sequence[str], include: Sequence[str], metadata: Mapping[str, Any]) -> "TaskManager":
-    """Return what knows the tasks, after each of them has been loaded once.
+def load_tasks(
+    names: Sequence[str], include: Sequence[str], metadata: Mapping[str, Any], num_fewshot: int | None = None
+) -> dict[str, Any]:
+    """Return the loaded tasks and groups by name, as the keys `tasks` and `groups`.
 
     The harness reads thousands of files to know its own tasks, so these are left out where one's own are enough.
 
     Args:
         include: folders with task files of one's own.
+        metadata: passed on to the tasks.
+        num_fewshot: examples in the prompt of tasks whose own number is not 0; None: what each task says.
 
     Raises:
         ConfigError: lm_eval is not installed, there is no such folder or task, or a task cannot be loaded.
     """
     try:
-        from lm_eval.tasks import TaskManager
+        import_module("lm_eval")
     except ModuleNotFoundError as error:
         if error.name != "lm_eval":
             raise
         raise ConfigError("lm-eval: the package lm_eval is not installed: pip install 'fedray[lm-eval]'") from None
+    from lm_eval.tasks import TaskManager
+
     if not names:
         raise ConfigError("tasks: expected the name of at least one task")
     for place in include:
@@ -169,12 +176,39 @@ def load_tasks(names: Sequence[str], include: Sequence[str], metadata: Mapping[s
             "lm-evaluation-harness, and include_path adds folders with others"
         )
     try:
-        manager.load(list(names))
+        with _harness_seeds():
+            loaded: dict[str, Any] = manager.load(list(names))
     except ConfigError:
         raise
     except Exception as error:  # the harness, datasets and tasks' own code each raise their own kinds
         raise ConfigError(f"tasks: {choices(names)} cannot be loaded: {one_line(error)[:500]}") from error
-    return manager
+    for name, task in loaded["tasks"].items():
+        own = task.get_config("num_fewshot")
+        if num_fewshot is not None and own == 0:
+            log.warning("num_fewshot: %d does not change %s, whose file says 0", num_fewshot, name)
+        elif num_fewshot is not None or own is None:
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    return loaded
+
+
+@contextmanager
+def _harness_seeds(tasks: Iterable[Any] = ()) -> Iterator[None]:
+    """Seed what tasks draw from as the harness does, so that every model gets the same prompts; afterwards the global
+    generators are as before."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.manual_seed(DEFAULT_OTHER_SEED)
+        for task in tasks:
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _knows(manager: "TaskManager", names: Sequence[str]) -> bool:

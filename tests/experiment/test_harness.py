@@ -2,6 +2,7 @@
 jobs/papers/lm_eval."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -90,12 +91,12 @@ def letters(folder):
             "cache_dir": str(folder / "datasets"),
         },
         "test_split": "test",
+        "fewshot_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{question}}",
         "doc_to_choice": "options",
         "doc_to_target": "right",
         "target_delimiter": "",
-        "num_fewshot": 0,
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
@@ -155,11 +156,23 @@ def test_the_command_shows_the_base_model_beside_the_run_s_models(run, letters, 
     assert "limit: 4: only a part of each task was evaluated; these numbers are not reportable" in limited.output
 
 
+def test_every_model_gets_the_same_examples_in_its_prompts(run, letters, tmp_path):
+    """A model that is evaluated twice has the same numbers, with few examples drawn at random; they are in the file."""
+    result = fedray.lm_eval(run, "letters", method=["reft", "reft"], include_path=letters[0], num_fewshot=2)
+    (base, *others) = result.to_pandas().to_dict("records")
+    assert others[0] == others[1]
+    assert dict(result.num_fewshot) == {"letters": 2}
+    result.write(tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [score["value"] for score in written["scores"]] == [row["value"] for row in (base, *others)]
+    assert written["harness"].startswith("0.4.")
+
+
 def test_the_papers_tasks_take_gold_texts_for_right(llm_adapters, monkeypatch):
     """All 24 tasks and their groups load from one folder, given either way; their prompts, and their rules on right,
     wrong and half-right texts."""
     groups = [f"{protocol}_{kind}" for protocol in ("llm_adapters", "pyreft") for kind in ("commonsense", "maths")]
-    loaded = load_tasks(groups, [str(TASKS)], {"llm_adapters": str(llm_adapters)}).load(groups)["tasks"]
+    loaded = load_tasks(groups, [str(TASKS)], {"llm_adapters": str(llm_adapters)})["tasks"]
     assert len(loaded) == 24
     for protocol in ("llm_adapters", "pyreft"):
         for name, (dataset, answer) in COMMONSENSE.items():
@@ -192,7 +205,7 @@ def test_the_papers_tasks_take_gold_texts_for_right(llm_adapters, monkeypatch):
     assert loaded["pyreft_svamp"].doc_to_text(row).endswith("### Instruction:\nboolq 1?\n\n### Response:\n")
     assert loaded["llm_adapters_gsm8k"].config.generation_kwargs == {"num_beams": 4, "max_gen_toks": 256, "until": []}
     monkeypatch.setenv("LLM_ADAPTERS", str(llm_adapters))
-    assert load_tasks(["pyreft_boolq"], [str(TASKS)], {}).load(["pyreft_boolq"])["tasks"]
+    assert load_tasks(["pyreft_boolq"], [str(TASKS)], {})["tasks"]
     with pytest.raises(ConfigError, match=r"nowhere/boolq/test.json: does not exist; name the folder of LLM-Adapters"):
         load_tasks(["pyreft_boolq"], [str(TASKS)], {"llm_adapters": "nowhere"})
 
@@ -226,33 +239,27 @@ def test_a_task_runs_on_the_published_rows(run):
 
 def test_what_cannot_be_done_is_said(run, letters, tmp_path, monkeypatch):
     place, _ = letters
+    own = ("--tasks", "letters", "--include-path", place)
     for arguments, message in (
-        (("--tasks", "letters", "--include-path", place), "method: .* has fedavg, reft, fedalt; name one"),
-        (("--tasks", "letters", "--method", "fedavgg"), r"no finished method 'fedavgg' \(did you mean 'fedavg'\?\)"),
-        (("--tasks", "letters", "--method", "fedalt", "--client", "client_9"), "no client 'client_9' .*it has client_"),
-        (
-            ("--tasks", "letters", "--method", "fedalt", "--include-path", place),
-            "fedalt: the server has no model of its",
-        ),
-        (
-            ("--tasks", "letters", "--method", "reft", "--include-path", place / "no"),
-            "include_path: .*no is not a folder",
-        ),
-        (("--tasks", "letters", "--method", "reft", "--limit", "0"), "limit: expected a number above 0, got 0"),
+        (own, "method: .* has fedavg, reft, fedalt; name one"),
+        ((*own, "--method", "fedavgg"), r"no finished method 'fedavgg' \(did you mean 'fedavg'\?\)"),
+        ((*own, "--method", "fedalt", "--client", "client_9"), "no client 'client_9' .*it has client_"),
+        ((*own, "--method", "fedalt"), "fedalt: the server has no model of its own"),
+        ((*own[:3], place / "no", "--method", "reft"), "include_path: .*no is not a folder"),
+        ((*own, "--method", "reft", "--limit", "0"), "limit: expected a number above 0, got 0"),
         (("--tasks", ",", "--method", "reft"), "tasks: expected the name of at least one task"),
-        (
-            ("--tasks", "letters", "--method", "reft", "--output", "x.txt"),
-            "--output x.txt: expected a file that ends in",
-        ),
+        ((*own, "--method", "reft", "--output", "x.txt"), "--output x.txt: expected a file that ends in .json, .csv"),
     ):
         ended = call(run.place, *arguments)
         assert ended.exit_code == 2, ended.output
-        with pytest.raises(AssertionError, match=message):
-            raise AssertionError(ended.output)
+        assert re.search(message, ended.output), ended.output
     (place / "broken.yaml").write_text("task: broken\ndataset_path: json\ndataset_kwargs: {data_files: nowhere.json}\n")
     with pytest.raises(ConfigError, match="tasks: broken cannot be loaded: .*nowhere"):
         load_tasks(["broken"], [str(place)], {})
-    other = fedray.run(experiment(model=tiny_bert(), task="classification", method="local"), output=tmp_path / "other")
+    other = fedray.run(
+        experiment(model=tiny_bert(), task="classification", method="local", lora={"rank": 2}),
+        output=tmp_path / "other",
+    )
     with pytest.raises(ConfigError, match="task: classification: lm-evaluation-harness evaluates language models"):
         fedray.lm_eval(other, "letters")
     with pytest.raises(StateError, match="has no summary.json"):

@@ -1,38 +1,11 @@
 """A tokenizer that begins every text with bos and adds nothing at its end, as Llama's does: one token per word."""
 
+from string import ascii_lowercase
+
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WORDS = tuple(
-    [
-        "a",
-        "b",
-        "c",
-        "d",
-        "e",
-        "f",
-        "g",
-        "h",
-        "i",
-        "j",
-        "k",
-        "l",
-        "m",
-        "n",
-        "o",
-        "p",
-        "q",
-        "r",
-        "s",
-        "t",
-        "u",
-        "v",
-        "w",
-        "x",
-        "y",
-        "z",
-    ]
-)
+WORDS = tuple(ascii_lowercase)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

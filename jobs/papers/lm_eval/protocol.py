@@ -44,8 +44,8 @@ def rows(dataset: str, llm_adapters: str | None = None, **_: Any) -> dict[str, d
     file = folder / dataset / "test.json"
     if not file.is_file():
         raise DataError(
-            f"{file}: does not exist; name the folder of LLM-Adapters' test sets with --metadata llm_adapters=FOLDER or "
-            "the environment variable LLM_ADAPTERS"
+            f"{file}: does not exist; name the folder of LLM-Adapters' test sets with --metadata llm_adapters=FOLDER "
+            "or the environment variable LLM_ADAPTERS"
         )
     try:
         found = [{"instruction": str(row["instruction"]), "answer": _only(row["answer"])} for row in _read(file)]
