@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedray.cli.console import open_console, reported
-from fedray.config import parse_overrides
+from fedray.config import parse_yaml
+from fedray.errors import ConfigError
 
 
 def lm_eval(
@@ -51,7 +52,6 @@ def lm_eval(
 
         if output is not None:
             check_output(output)
-        values: dict[str, Any] = dict(parse_overrides(metadata or []))
         result = evaluate(
             run,
             [name for name in tasks.split(",") if name],
@@ -60,7 +60,7 @@ def lm_eval(
             server=server,
             moment=moment,
             include_path=include_path or (),
-            metadata=values,
+            metadata=_values(metadata or []),
             num_fewshot=num_fewshot,
             limit=limit,
             batch_size=batch_size,
@@ -70,3 +70,18 @@ def lm_eval(
         if output is not None:
             result.write(output)
             console.print(f"written: {output}", highlight=False, soft_wrap=True)
+
+
+def _values(arguments: list[str]) -> dict[str, Any]:
+    """Return values for tasks; each is YAML.
+
+    Raises:
+        ConfigError: one is not key=value.
+    """
+    found = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--metadata {argument!r}: expected key=value, for example llm_adapters=FOLDER")
+        found[name] = parse_yaml(value, f"--metadata {name}")
+    return found

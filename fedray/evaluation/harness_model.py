@@ -149,9 +149,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             for key, log_probabilities in self._scored(list(passes)):
                 greedy = log_probabilities.argmax(-1)
                 for index in passes[key]:
-                    option = torch.tensor(requests[index][2], device=greedy.device)
-                    chosen = log_probabilities.gather(1, option[:, None])
-                    found[index] = float(chosen.sum()), bool((greedy == option).all())
+                    right = torch.tensor(requests[index][2], device=greedy.device)
+                    chosen = log_probabilities.gather(1, right[:, None])
+                    found[index] = float(chosen.sum()), bool(torch.equal(greedy, right))
                 progress.update(len(passes[key]))
         return found
 
@@ -179,7 +179,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                     read, number = passes[index]
                     where[row, len(read) - number : len(read)] = True
                 logits = logits_at(self.model, batch, where).float().log_softmax(-1)
-                for index, part in zip(rows, logits.split([passes[index][1] for index in rows]), strict=True):
+                for index, part in zip(rows, torch.split(logits, [passes[index][1] for index in rows]), strict=True):
                     yield passes[index], part
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:

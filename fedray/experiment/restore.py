@@ -67,7 +67,7 @@ class Restored:
     @property
     def model(self) -> PreTrainedModel:
         """The base model with the adapter in it, in evaluation mode."""
-        found: PreTrainedModel = self.adapter.model  # type: ignore[assignment]  # any module, for tests
+        found: PreTrainedModel = self.adapter.model
         return found
 
 

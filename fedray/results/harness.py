@@ -97,7 +97,8 @@ class HarnessResult:
             f"lm-evaluation-harness {self.harness}", ("task", "metric", "model"), ("value", "stderr", "vs base")
         )
         frame = self.to_pandas()
-        for (task, metric, chosen), rows in frame.groupby(["task", "metric", "filter"], sort=False):
+        for _, rows in frame.groupby(["task", "metric", "filter"], sort=False):
+            task, metric, chosen = rows.iloc[0][["task", "metric", "filter"]]
             name = metric if chosen == "none" else f"{metric}, {chosen}"
             for number, row in enumerate(rows.to_dict("records")):
                 first = (escape(task), escape(name)) if number == 0 else ("", "")

@@ -210,17 +210,13 @@ def test_the_papers_tasks_take_gold_texts_for_right(llm_adapters, monkeypatch):
         load_tasks(["pyreft_boolq"], [str(TASKS)], {"llm_adapters": "nowhere"})
 
 
-def test_a_group_of_the_papers_tasks_runs_with_beams(run, llm_adapters):
+def test_a_group_of_the_papers_tasks_runs_with_beams(run, llm_adapters, tmp_path):
     """LoReFT on four tasks with four beams: the group's row is the mean of its tasks."""
-    result = fedray.lm_eval(
-        run,
-        "llm_adapters_maths",
-        method="reft",
-        include_path=TASKS,
-        metadata={"llm_adapters": str(llm_adapters)},
-        limit=1,
-    )
-    table = result.to_pandas()
+    options = ("--include-path", TASKS, "--metadata", f"llm_adapters={llm_adapters}", "--limit", 1)
+    file = tmp_path / "out.csv"
+    ended = call(run.place, "--tasks", "llm_adapters_maths", "--method", "reft", *options, "--output", file)
+    assert ended.exit_code == 0, ended.output
+    table = pd.read_csv(file)
     assert table["model"].unique().tolist() == ["base", "reft server"]
     assert set(table["task"]) == {f"llm_adapters_{name}" for name in (*MATHS, "maths")}
     for _, rows in table.groupby("model"):
@@ -247,6 +243,7 @@ def test_what_cannot_be_done_is_said(run, letters, tmp_path, monkeypatch):
         ((*own, "--method", "fedalt"), "fedalt: the server has no model of its own"),
         ((*own[:3], place / "no", "--method", "reft"), "include_path: .*no is not a folder"),
         ((*own, "--method", "reft", "--limit", "0"), "limit: expected a number above 0, got 0"),
+        ((*own, "--method", "reft", "--metadata", "letters"), "--metadata 'letters': expected key=value"),
         (("--tasks", ",", "--method", "reft"), "tasks: expected the name of at least one task"),
         ((*own, "--method", "reft", "--output", "x.txt"), "--output x.txt: expected a file that ends in .json, .csv"),
     ):
