@@ -1,6 +1,6 @@
 """fedray simulates federated fine-tuning of language models on Ray: FedReFT, FedALT, FedHFT and their baselines.
 
-Uses: api, config, federation, results, sweeps.
+Uses: api, config, experiment, federation, results, sweeps.
 """
 
 from importlib import import_module
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedray.api import run
     from fedray.config import Config, load_config
+    from fedray.experiment.harness import lm_eval
     from fedray.federation.events import Callback
     from fedray.results.comparison import Comparison
     from fedray.results.run_result import RunResult
@@ -25,6 +26,7 @@ __all__ = [
     "RunResult",
     "SweepResult",
     "compare",
+    "lm_eval",
     "load_config",
     "run",
     "state_type",
@@ -35,6 +37,7 @@ _PLACES = {
     "run": "api",
     "compare": "sweeps.compare",
     "Comparison": "results.comparison",
+    "lm_eval": "experiment.harness",
     "RunResult": "results.run_result",
     "Callback": "federation.events",
     "Config": "config",

@@ -25,7 +25,11 @@ def picture() -> list[set[str]]:
 ORDER = picture()
 next(names for names in ORDER if "api" in names).add("fedray")  # the package's own __init__.py
 next(names for names in ORDER if "cli" in names).add("__main__")
-ONLY_IN = {"ray": ("runtime/", "sweeps/", "cli/jobs_api.py"), "deepspeed": ("training/deepspeed_engine.py",)}
+ONLY_IN = {
+    "ray": ("runtime/", "sweeps/", "cli/jobs_api.py"),
+    "deepspeed": ("training/deepspeed_engine.py",),
+    "lm_eval": ("evaluation/harness_model.py", "experiment/harness.py"),
+}
 """Where a library may be imported: folders, or files."""
 NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed"}  # seconds of import that only their users should pay
 

@@ -108,15 +108,29 @@ def generate(
     device: torch.device | str,
     key: Sequence[Key] = (),
 ) -> list[str]:
-    """Return the continuation of each example's prompt (see `prompts`), in the table's order.
+    """Return the continuation of each example's prompt (see `prompts`), in the table's order; arguments as of
+    `continue_prompts`."""
+    return continue_prompts(model, prompts_alone(table), decoding, batch_size, pad_token_id, device, key)
+
+
+def continue_prompts(
+    model: nn.Module,
+    prompt_table: pa.Table,
+    decoding: Decoding,
+    batch_size: int,
+    pad_token_id: int,
+    device: torch.device | str,
+    key: Sequence[Key] = (),
+) -> list[str]:
+    """Return the continuation of each prompt, in the table's order.
 
     A model that reads padding on the left gets one prompt at a time.
 
     Args:
+        prompt_table: the prompts' tokens, in the column `input_ids`.
         key: of the table, for sampling (`Decoding.draws`).
     """
     batch_size = 1 if reads_left_padding(model) else batch_size
-    prompt_table = prompts_alone(table)
     order = by_length(prompt_table)
     texts = [""] * len(order)
     start = 0

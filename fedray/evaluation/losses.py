@@ -43,7 +43,7 @@ def score(model: nn.Module, batch: Mapping[str, torch.Tensor], task: Task) -> Sc
     """
     if task == "causal_lm":
         scored = _predicts_answer(batch["labels"])
-        logits = _logits_at(model, batch, scored).float()
+        logits = logits_at(model, batch, scored).float()
         labels = batch["labels"][:, 1:][scored[:, :-1]]
         return Scored(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
     labels = batch["labels"]
@@ -52,6 +52,28 @@ def score(model: nn.Module, batch: Mapping[str, torch.Tensor], task: Task) -> Sc
         predictions, labels = logits.squeeze(-1), labels.float()
         return Scored(functional.mse_loss(predictions, labels, reduction="none"), predictions, labels)
     return Scored(functional.cross_entropy(logits, labels, reduction="none"), logits, labels)
+
+
+def logits_at(model: nn.Module, batch: Mapping[str, torch.Tensor], where: torch.Tensor) -> torch.Tensor:
+    """Return the logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
+
+    The output layer gets only those positions: with a vocabulary of 128,000 tokens the logits of a whole batch are
+    larger than the model, and the prompt's are never looked at.
+
+    Args:
+        batch: tensors of shape [examples, tokens]; labels tell the prompt, and are not read otherwise.
+    """
+
+    def only_scored(_: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
+        return (args[0][where].unsqueeze(0),)
+
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    handle = model.get_output_embeddings().register_forward_pre_hook(only_scored)  # type: ignore[operator]
+    try:
+        with labelled(batch["labels"]):  # an adapter's hooks see from them where the prompt ends
+            return model(**inputs, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
+    finally:
+        handle.remove()
 
 
 def num_units(table: pa.Table, task: Task) -> npt.NDArray[np.int64]:
@@ -84,22 +106,3 @@ def _rows(table: pa.Table, column: str) -> list[npt.NDArray[np.int32]]:
 def _predicts_answer(labels: torch.Tensor) -> torch.Tensor:
     """Return True at [example, t] where the next token, t + 1, has a label."""
     return functional.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
-
-
-def _logits_at(model: nn.Module, batch: Mapping[str, torch.Tensor], where: torch.Tensor) -> torch.Tensor:
-    """Return the logits [units, vocabulary] at the positions `where` ([examples, tokens], boolean).
-
-    The output layer gets only those positions: with a vocabulary of 128,000 tokens the logits of a whole batch are
-    larger than the model, and the prompt's are never looked at.
-    """
-
-    def only_scored(_: nn.Module, args: tuple[Any, ...]) -> tuple[torch.Tensor]:
-        return (args[0][where].unsqueeze(0),)
-
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    handle = model.get_output_embeddings().register_forward_pre_hook(only_scored)  # type: ignore[operator]
-    try:
-        with labelled(batch["labels"]):  # an adapter's hooks see from them where the prompt ends
-            return model(**inputs, use_cache=False).logits.squeeze(0)  # type: ignore[no-any-return]
-    finally:
-        handle.remove()
