@@ -80,7 +80,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
                 layout.notes({name for part in raw if config.data.path_of(part.task) == path for name in part.columns})
                 for path, layout in instructions.items()
             ),
-            *data_notes(source, examples, rows, config.data),
+            *data_notes(source, examples, rows, common, config.data),
             *tokens.notes,
             *notes,
         ),

@@ -271,13 +271,16 @@ def times(whole: float | None, part: float | None) -> str:
 
 
 def data_table(clients: Sequence[Client], data: "FederatedData") -> Table:
-    """Return a table of each client's tier and examples."""
+    """Return a table of each client's tier and examples, with the size of the common test set if there is one."""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     table = plain_table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
     for client in clients:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
         table.add_row(escape(" ".join(client.id.split())), client.tier, *counts)
+    if data.common is not None:
+        table.add_section()
+        table.add_row("common test set", "", "", "", f"{data.common.num_rows:,}")
     return table
 
 
