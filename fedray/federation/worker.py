@@ -34,7 +34,7 @@ from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
 from fedray.training.torch_engine import loss_scale
-from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
+from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer, MeasuredOnly
 from fedray.training.training_context import TrainingContext
 from fedray.types import Moment, round_number
 
@@ -250,11 +250,15 @@ class Worker:
 
     def _run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         client = task.client
-        each = self.training_context.evaluation.examples and task.keep == "adapter"
-        measured = task.measure, task.measure_server, each
-        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, *measured)
+        evaluation, final = self.training_context.evaluation, task.keep == "adapter"
+        measured = task.measure, task.measure_server, evaluation.examples and final
+        trains = not final or evaluation.final == "both"
+        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, *measured, trains)
         before = self.method.init_client(self._initial, client) if task.state is None else task.state
-        payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
+        try:
+            payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
+        except MeasuredOnly:
+            payload, after = None, before
         if self._meter is not None:
             self._meter.note()
         return ClientResult(
