@@ -41,6 +41,8 @@ class Metric(Option):
         percent: whether tables show it in percent.
         of_one_example: whether a single example has a value: it is then kept with `evaluation.examples`.
         proportion: whether it is a share of examples, so that its binomial error is known from their number.
+        libraries: modules that `compute` imports, because importing them takes a second or more. A worker imports them
+            with its method's, so that their memory counts towards the process and their time towards no client.
     """
 
     must_define: ClassVar[tuple[str, ...]] = ("compute",)
@@ -50,6 +52,7 @@ class Metric(Option):
     percent: ClassVar[bool] = True
     of_one_example: ClassVar[bool] = False
     proportion: ClassVar[bool] = False
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def registry(cls) -> Registry[Any]:

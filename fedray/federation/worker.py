@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import get_args
 
 from transformers import PreTrainedModel
@@ -274,15 +275,18 @@ class Worker:
         )
 
     def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
-        """Return a meter whose baseline is the bare process with everything that was imported for this method and
-        earlier ones. Memory that earlier methods freed and the allocator kept does not count as baseline, because this
-        method may use it again.
+        """Return a meter whose baseline is the bare process with everything that was imported for this method, earlier
+        ones and the metrics. Memory that earlier methods freed and the allocator kept does not count as baseline,
+        because this method may use it again.
 
         Args:
             resting: bytes of the process before this method was built.
         """
         tier.engine.prepare_node(self.device)
         method.attach(meta_backbone(self._setup.architecture, self._setup.config.task))
+        for metric in configured_metrics(self._setup.config):
+            for name in metric.libraries:
+                import_module(name)
         now = resting_memory()
         before = self._meter
         return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))
