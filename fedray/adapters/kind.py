@@ -35,6 +35,7 @@ class AdapterKind(Option):
         group: name of the group of parameters that is trained and, depending on the method, sent.
     """
 
+    must_define: ClassVar[tuple[str, ...]] = ("attach",)
     group: ClassVar[str]
 
     @classmethod
@@ -50,7 +51,7 @@ class AdapterKind(Option):
         Returns:
             The adapter, with the group `group` and, where the model has a task head, the group "head".
         """
-        raise NotImplementedError(f"{type(self).__name__} must define attach(model)")
+        raise NotImplementedError
 
     def attach_mixed(self, model: nn.Module, mixer: Mixer) -> Adapter:
         """As `attach`, with a second, frozen adapter of the same size in the group "rest", which does nothing at first.

@@ -12,7 +12,7 @@ The built-in rules are the modules of `fedray.aggregation.rules`. The smallest r
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,20 +30,11 @@ Points = npt.NDArray[np.float32]
 class Rule(Option):
     """Makes one vector of the vectors of several clients. Fields of a subclass are its options."""
 
+    must_define: ClassVar[tuple[str, ...]] = ("everybody",)
+
     @classmethod
     def registry(cls) -> Registry[Any]:
         return RULES
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class that could not be used.
-
-        Raises:
-            TypeError: it has no `everybody`.
-        """
-        super().__pydantic_init_subclass__(**kwargs)
-        if cls.everybody is Rule.everybody:
-            raise TypeError(f"{cls.__name__}: has no function `everybody`")
 
     def everybody(self, points: Points) -> Vector:
         """Return the aggregate of all points. [n, d] with n >= 1 -> float32 [d]"""

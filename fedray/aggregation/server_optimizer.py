@@ -13,7 +13,7 @@ sign, and moves θ along it by rules of its own. The built-in optimizers are the
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,20 +30,11 @@ State = Mapping[str, Vector]
 class ServerOptimizer(Option):
     """Moves the server's values towards the mean of the clients'. Fields of a subclass are its options."""
 
+    must_define: ClassVar[tuple[str, ...]] = ("step",)
+
     @classmethod
     def registry(cls) -> Registry[Any]:
         return SERVER_OPTIMIZERS
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class that could not be used.
-
-        Raises:
-            TypeError: it has no `step`.
-        """
-        super().__pydantic_init_subclass__(**kwargs)
-        if cls.step is ServerOptimizer.step:
-            raise TypeError(f"{cls.__name__}: has no function `step`")
 
     def init(self, size: int) -> State:
         """Return the state before the first round, for `size` values."""

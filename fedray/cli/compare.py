@@ -25,7 +25,8 @@ def compare(
     moment: Annotated[
         Literal["personalised", "aggregated"] | None,
         typer.Option(
-            help="When clients are measured: after their last local training, or before it. Default: personalised."
+            help="When clients are measured: after their last local training, or before it. "
+            "Default: personalised where all runs have it."
         ),
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Compare only this method; may be repeated.")] = None,
@@ -70,7 +71,7 @@ def compare(
                 *results,
                 reference=reference or (),
                 metric=metric,
-                moment=moment or "personalised",
+                moment=moment,
                 methods=method or (),
                 seeds=seed or (),
             )

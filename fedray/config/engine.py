@@ -76,6 +76,7 @@ class EngineConfig(Option):
         prepares_node: whether `prepare_node` does something, so that nodes are prepared before actors start.
     """
 
+    must_define: ClassVar[tuple[str, ...]] = ("build",)
     batches_clients: ClassVar[bool] = False
     groups_processes: ClassVar[bool] = False
     prepares_node: ClassVar[bool] = False
@@ -152,7 +153,7 @@ class EngineConfig(Option):
         Returns:
             A `fedray.training.engine.Engine`.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define build(adapter, train, device, process_group)")
+        raise NotImplementedError
 
 
 ENGINES = Registry("engine", "fedray.training.engines", EngineConfig)

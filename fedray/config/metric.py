@@ -41,14 +41,18 @@ class Metric(Option):
         percent: whether tables show it in percent.
         of_one_example: whether a single example has a value: it is then kept with `evaluation.examples`.
         proportion: whether it is a share of examples, so that its binomial error is known from their number.
+        libraries: modules that `compute` imports, because importing them takes a second or more. A worker imports them
+            with its method's, so that their memory counts towards the process and their time towards no client.
     """
 
+    must_define: ClassVar[tuple[str, ...]] = ("compute",)
     tasks: ClassVar[tuple[Task, ...]] = ()
     reads: ClassVar[Reads] = "predictions"
     higher_is_better: ClassVar[bool] = True
     percent: ClassVar[bool] = True
     of_one_example: ClassVar[bool] = False
     proportion: ClassVar[bool] = False
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def registry(cls) -> Registry[Any]:
@@ -59,16 +63,13 @@ class Metric(Option):
         """Refuse a class that could not be used.
 
         Raises:
-            TypeError: it names no task, or one that does not exist; it reads something else than a metric can; it has
-                no `compute`.
+            TypeError: it names no task, or one that does not exist; it reads something else than a metric can.
         """
         super().__pydantic_init_subclass__(**kwargs)
         if not cls.tasks or not set(cls.tasks) <= set(get_args(Task)):
             raise TypeError(f"{cls.__name__}.tasks: expected some of {get_args(Task)}, got {cls.tasks!r}")
         if cls.reads not in get_args(Reads):
             raise TypeError(f"{cls.__name__}.reads: expected one of {get_args(Reads)}, got {cls.reads!r}")
-        if cls.compute is Metric.compute:
-            raise TypeError(f"{cls.__name__}: has no function `compute`")
 
     def compute(self, *args: Any, **kwargs: Any) -> float:
         """Return the metric of what it reads: `compute(predictions, labels)`, `compute(losses)`,

@@ -14,9 +14,24 @@ class Option(Section):
 
     Attributes:
         name: what tables and messages call it; default the name of the class.
+        must_define: functions of the kind's base class that every class of the kind replaces.
     """
 
     name: ClassVar[str] = ""
+    must_define: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that could not be used.
+
+        Raises:
+            TypeError: it lacks a function of `must_define`.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        base = next(one for one in cls.__mro__ if Option in one.__bases__)
+        for function in () if cls is base else cls.must_define:
+            if getattr(cls, function) is getattr(base, function):
+                raise TypeError(f"{cls.__name__}: has no function `{function}`")
 
     @classmethod
     def registry(cls) -> Registry[Any]:

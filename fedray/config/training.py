@@ -156,6 +156,9 @@ def warmup_length(warmup: float, total: int) -> int:
 class EvaluationConfig(Section):
     every: Annotated[int, Field(ge=0)] = 1
     """Measure test accuracy before and after local training in every n-th round; 0: only at the end."""
+    final: Literal["both", "aggregated"] = "both"
+    """What the final pass measures of every client. both: its model before and after it trains once more. aggregated:
+    only before, so nothing is trained, and the final pass has no scores of `personalised`."""
     metrics: tuple[MetricOption, ...] = ()
     """Names of metrics, or `class: module.Class` of your own with their fields. The first one is what tables show first
     and models are selected by. `metric: NAME` is short for a list of one. Default: accuracy (classification), pearson

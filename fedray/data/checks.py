@@ -12,7 +12,7 @@ from fedray.data.examples import Examples, rows_by_section
 from fedray.data.partition import Partition
 from fedray.data.reading.templates import optional_columns
 from fedray.errors import nearest
-from fedray.types import SPLITS, Split
+from fedray.types import COMMON, ROLES, SPLITS, Role
 
 NEARLY_UNIQUE = 0.5
 """Classes per training example from which the labels look like texts or numbers of rows."""
@@ -30,21 +30,27 @@ TARGETS = {
 """By task: the column that is learned, and what a note calls it."""
 
 
-def data_notes(source: Examples, kept: Examples, rows: Partition, data: DataConfig) -> tuple[str, ...]:
+def data_notes(
+    source: Examples, kept: Examples, rows: Partition, common: IntArray, data: DataConfig
+) -> tuple[str, ...]:
     """Return what a user should know about the examples before training.
 
     Args:
         source: all examples.
         kept: those that `data.max_examples` and its like leave.
         rows: of `kept`, by client and split.
+        common: rows of `kept` that are the common test set.
         data: the section of the configuration.
     """
-    by_split = {split: np.concatenate([splits[split] for splits in rows.values()]) for split in SPLITS}
+    by_role: dict[Role, IntArray] = {
+        split: np.concatenate([splits[split] for splits in rows.values()]) for split in SPLITS
+    }
+    by_role[COMMON] = common
     return (
         *_missing_columns(source, data),
         *_unique_labels(source, data),
-        *_constant_labels(kept.take(by_split["train"])),
-        *_shared_texts(kept, by_split),
+        *_constant_labels(kept.take(by_role["train"])),
+        *_shared_texts(kept, by_role),
     )
 
 
@@ -95,17 +101,18 @@ def _constant_labels(train: Examples) -> Iterator[str]:
         )
 
 
-def _shared_texts(examples: Examples, by_split: Mapping[Split, IntArray]) -> Iterator[str]:
+def _shared_texts(examples: Examples, by_role: Mapping[Role, IntArray]) -> Iterator[str]:
     """Note evaluation examples whose content is trained on."""
     content = _content(examples)
-    train = content.take(pa.array(by_split["train"]))
-    for split in SPLITS[1:]:
-        texts = content.take(pa.array(by_split[split]))
+    train = content.take(pa.array(by_role["train"]))
+    for role in ROLES[1:]:
+        texts = content.take(pa.array(by_role[role]))
         shared = texts.filter(pc.is_in(texts, value_set=train))
         if len(shared):
+            what = "common test" if role == COMMON else role
             yield (
-                f"{split} examples with the text of a training example: {len(shared):,} of {len(texts):,}, such as "
-                f"{_start(shared[0].as_py())}; the {split} results are too good by what the model remembers of them"
+                f"{what} examples with the text of a training example: {len(shared):,} of {len(texts):,}, such as "
+                f"{_start(shared[0].as_py())}; the {what} results are too good by what the model remembers of them"
             )
 
 

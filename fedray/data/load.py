@@ -80,7 +80,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
                 layout.notes({name for part in raw if config.data.path_of(part.task) == path for name in part.columns})
                 for path, layout in instructions.items()
             ),
-            *data_notes(source, examples, rows, config.data),
+            *data_notes(source, examples, rows, common, config.data),
             *tokens.notes,
             *notes,
         ),
@@ -145,7 +145,7 @@ def _choices(
     if not any(metric.reads == "likelihoods" for metric in config.evaluation.metrics):
         return None, ()
     measured = np.concatenate([common, *(own[split] for own in rows.values() for split in SPLITS[1:])])
-    found, notes = tokenise_choices(examples.take(measured), tokenizer, config.data.max_length)
+    found, notes = tokenise_choices(examples.take(measured), tokenizer, config.data)
     place = np.zeros(len(examples), dtype=np.int64)
     place[measured] = np.arange(len(measured))
     known = np.isin(np.arange(len(examples)), measured)

@@ -11,7 +11,7 @@ follows. The smallest rule:
             return text.strip().rpartition("\\n")[2] or None
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -23,20 +23,11 @@ from fedray.errors import choices
 class ExtractionRule(Option):
     """Finds the answer that a text gives. Fields of a subclass are its options."""
 
+    must_define: ClassVar[tuple[str, ...]] = ("extract",)
+
     @classmethod
     def registry(cls) -> Registry[Any]:
         return EXTRACTION_RULES
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class that could not be used.
-
-        Raises:
-            TypeError: it has no `extract`.
-        """
-        super().__pydantic_init_subclass__(**kwargs)
-        if cls.extract is ExtractionRule.extract:
-            raise TypeError(f"{cls.__name__}: has no function `extract`")
 
     def extract(self, text: str) -> str | None:
         """Return the answer that a generated text gives; None if it gives none, which is wrong."""

@@ -45,6 +45,7 @@ def round_seconds(done: RoundResult, simulated: Mapping[ClientId, float]) -> flo
 def client_row(result: ClientResult, simulated_seconds: float) -> Row:
     """Return a client's row of clients.parquet."""
     report, client = result.report, result.client
+    tested = report.evaluation("personalised") or report.evaluation("aggregated")
     return {
         "server_round": result.server_round,
         "client": client.id,
@@ -56,7 +57,7 @@ def client_row(result: ClientResult, simulated_seconds: float) -> Row:
         "train_loss": report.train_loss,
         **_evaluation(report, "aggregated"),
         **_evaluation(report, "personalised"),
-        "test_examples": tested.num_examples if (tested := report.evaluation("personalised")) else None,
+        "test_examples": tested.num_examples if tested else None,
         "uplink_bytes": result.uplink_bytes,
         "downlink_bytes": result.downlink_bytes,
         **report.recorded,
@@ -103,7 +104,7 @@ def round_row(done: RoundResult, simulated: Mapping[ClientId, float]) -> Row:
     Args:
         simulated: each client's simulated seconds.
     """
-    losses = [result.report.train_loss for result in done.results]
+    losses = [result.report.train_loss for result in done.results if result.report.steps]
     return {
         "server_round": done.server_round,
         "clients": len(done.results),

@@ -12,7 +12,7 @@ DIR/events.parquet      the event log: one row per failed attempt (`FailedAttemp
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks (`memory_row`)
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the adapter
-                        trained in the final personalisation pass) and states/ID.safetensors (the private state after
+                        at the end of the final pass) and states/ID.safetensors (the private state after
                         the last round); ID is made a file name by `storage.paths.safe_name`
 DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)

@@ -63,7 +63,7 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """An aggregated round, or the final personalisation pass.
+    """An aggregated round, or the final pass.
 
     Attributes:
         results: in the order of client ids.
@@ -210,8 +210,9 @@ class Federation:
         )
 
     def final_pass(self) -> Round:
-        """Run the final personalisation pass over all clients: download, evaluate (`aggregated`), train once more,
-        evaluate (`personalised`). Nothing is sent up, and neither the server's nor a client's state changes.
+        """Run the final pass over all clients: download, evaluate (`aggregated`), and unless `evaluation.final` leaves
+        it out, train once more and evaluate (`personalised`). Nothing is sent up, and neither the server's nor a
+        client's state changes.
 
         Raises:
             FedrayError: as `round`.

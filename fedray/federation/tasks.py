@@ -72,8 +72,8 @@ class ClientTask:
     Attributes:
         measure: whether to evaluate before and after training.
         measure_server: whether to evaluate the server's model on the common test set, too.
-        keep: what is kept afterwards: the client's next `state` (a round of training), the trained `adapter` (the final
-            personalisation pass), or `nothing` (a task that is only timed).
+        keep: what is kept afterwards: the client's next `state` (a round of training), the `adapter` (the final pass),
+            or `nothing` (a task that is only timed).
         position: the client's place in the round's order of its tier, by which updates are added up.
         state: the client's private state, or where it is; None in its first task.
         shard: the client's examples, or where they are.
@@ -98,7 +98,7 @@ class ClientResult:
         num_examples: training examples of the client (n_k).
         payload: the method's uplink; None once it is part of a mean (`ResultBatch.means`).
         state: the client's next private state; once written, where it is, or None if it is not kept.
-        adapter: the trained adapter's tensors by name, until they are written; None if the task does not keep them.
+        adapter: the adapter's tensors by name, until they are written; None if the task does not keep them.
     """
 
     client: Client

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import get_args
 
 from transformers import PreTrainedModel
@@ -33,7 +34,7 @@ from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
 from fedray.training.torch_engine import loss_scale
-from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer
+from fedray.training.trainer import ClientBackend, EngineBackend, LocalTrainer, MeasuredOnly
 from fedray.training.training_context import TrainingContext
 from fedray.types import Moment, round_number
 
@@ -240,11 +241,15 @@ class Worker:
 
     def _run(self, task: ClientTask, backend: ClientBackend) -> ClientResult:
         client = task.client
-        each = self.training_context.evaluation.examples and task.keep == "adapter"
-        measured = task.measure, task.measure_server, each
-        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, *measured)
+        evaluation, final = self.training_context.evaluation, task.keep == "adapter"
+        measured = task.measure, task.measure_server, evaluation.examples and final
+        trains = not final or evaluation.final == "both"
+        trainer = LocalTrainer(backend, task.shard, client, task.server_round, self.training_context, *measured, trains)
         before = self.method.init_client(self._initial, client) if task.state is None else task.state
-        payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
+        try:
+            payload, after = self.method.train_client(backend.adapter, before, task.downlink.payload, trainer)
+        except MeasuredOnly:
+            payload, after = None, before
         if self._meter is not None:
             self._meter.note()
         return ClientResult(
@@ -260,15 +265,18 @@ class Worker:
         )
 
     def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
-        """Return a meter whose baseline is the bare process with everything that was imported for this method and
-        earlier ones. Memory that earlier methods freed and the allocator kept does not count as baseline, because this
-        method may use it again.
+        """Return a meter whose baseline is the bare process with everything that was imported for this method, earlier
+        ones and the metrics. Memory that earlier methods freed and the allocator kept does not count as baseline,
+        because this method may use it again.
 
         Args:
             resting: bytes of the process before this method was built.
         """
         tier.engine.prepare_node(self.device)
         method.attach(meta_backbone(self._setup.architecture, self._setup.config.task))
+        for metric in configured_metrics(self._setup.config):
+            for name in metric.libraries:
+                import_module(name)
         now = resting_memory()
         before = self._meter
         return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))

@@ -28,7 +28,7 @@ class ClientScores:
         not finite is NaN.
 
         Raises:
-            ComparisonError: no client has a score.
+            ComparisonError: no client has a score at that moment.
         """
         place = str(one.run.place)
         if place not in self._read:
@@ -42,6 +42,11 @@ class ClientScores:
                 "examples": _column(rows, "test_examples").fillna(0),
             }
         )
+        if self.moment == "personalised" and one.config.evaluation.final == "aggregated":
+            raise ComparisonError(
+                f"not comparable: {one} has no personalised score: evaluation.final is aggregated; compare the moment "
+                "aggregated"
+            )
         if not frame["score"][frame["examples"] > 0].notna().any():
             raise ComparisonError(
                 f"not comparable: {one} has no {self.moment} score of any client: not measured, or undefined"

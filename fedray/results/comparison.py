@@ -164,7 +164,7 @@ def compare(
     *,
     references: str | Sequence[str] = (),
     metric: str | None = None,
-    moment: Moment = "personalised",
+    moment: Moment | None = None,
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
     notes: Sequence[str] = (),
@@ -175,6 +175,7 @@ def compare(
         references: methods that the others are compared with; default `local` and `fedavg` where every data set has
             them, else the first method.
         metric: label of a metric that all runs have; default their first one.
+        moment: default `personalised` where all runs have it (`evaluation.final`), else `aggregated`.
         methods, seeds: compare only these; default all.
         notes: to be shown with the comparison.
 
@@ -182,6 +183,8 @@ def compare(
         ComparisonError: the runs cannot be compared, or something named is not there; the message says why.
         StateError: a table cannot be read.
     """
+    if moment is None:
+        moment = "personalised" if all(run.config.evaluation.final == "both" for run in runs) else "aggregated"
     if moment not in (moments := get_args(Moment)):
         raise ComparisonError(f"moment: no {moment!r}{nearest(moment, moments)}; allowed: {choices(moments)}")
     groups = comparable_runs(_chosen([one for run in runs for one in method_runs(run)], methods, seeds), metric)

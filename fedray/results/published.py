@@ -41,6 +41,8 @@ class PublishedTable(Section):
     """When the models were measured; null where the paper does not say."""
     round: Literal["last", "best"] = "last"
     """`best` is chosen by the very examples that are reported."""
+    weights: Literal["uniform", "examples"] = "uniform"
+    """What a client counts for in the mean over clients: `examples` are those that it is measured on."""
     examples: Literal["test", "common"] = "test"
     """Whose examples they were measured on."""
     not_comparable: str | None = None
@@ -102,7 +104,8 @@ def beside_published(
     runs: Sequence[RunResult], published: Kits, methods: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Sheet]:
     """Return a table for each of a kit's tables that has numbers of one of these experiments: what the paper prints,
-    what the runs have at the same moment (mean over clients, then over seeds), and the difference.
+    what the runs have at the same moment (mean over clients by the table's weights, then over seeds), and the
+    difference.
 
     Args:
         methods, seeds: only these; default all.
@@ -136,8 +139,9 @@ def _sheet(kit: str, table: PublishedTable, runs: Sequence[RunResult]) -> Sheet:
     ]
     moment = table.moment or "moment not published"
     best = ", best round by the reported examples" if table.round == "best" else ""
+    weighted = ", clients weighted by examples" if table.weights == "examples" else ""
     return Sheet(
-        f"{kit}: {table.metric}, {moment}{best}",
+        f"{kit}: {table.metric}, {moment}{weighted}{best}",
         ("method", "column", "published", "ours", "difference"),
         tuple(tuple(Cell(text) for text in cells) for cells in rows),
         (f"published: {table.source}",)
@@ -187,11 +191,17 @@ class _Ours:
         rows = run.evaluations()
         rows = rows[np.logical_and.reduce([rows[key] == value for key, value in keys.items()])]
         rows = rows[rows["phase"] == ("final" if table.round == "last" else "train")]
-        means = rows.groupby("server_round")["value"].agg(lambda values: values.to_numpy().mean())
-        if means.empty:
+        if rows.empty:
             return math.nan
+        weights = "num_examples" if table.weights == "examples" else None
+        means = pd.Series([_mean(found, weights) for _, found in rows.groupby("server_round")])
         higher = self._metric is None or self._metric.higher_is_better
         return float(means.max() if higher else means.min())
+
+
+def _mean(rows: pd.DataFrame, weights: str | None) -> float:
+    """Return the mean value, weighted by a column if one is named."""
+    return float(np.average(rows["value"], weights=None if weights is None else rows[weights]))
 
 
 def _metric(run: RunResult, label: str) -> Metric | None:

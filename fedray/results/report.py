@@ -137,12 +137,14 @@ class LiveProgress(LiveBars, Callback):
 
     def on_round_finished(self, event: RoundFinished) -> None:
         at = "final pass" if event.final else f"round {round_number(event.server_round)}"
-        scores = "no client took part" if event.train_loss is None else f"loss {event.train_loss:.3f}"
+        parts = [] if event.train_loss is None else [f"loss {event.train_loss:.3f}"]
+        if event.aggregated is not None:
+            parts.append(f"aggregated {readable_metric(event.aggregated, self._metric)}")
         if event.personalised is not None:
-            before, after = (readable_metric(value, self._metric) for value in (event.aggregated, event.personalised))
-            scores += f", aggregated {before}, personalised {after}"
+            parts.append(f"personalised {readable_metric(event.personalised, self._metric)}")
         self._sent += event.uplink_bytes + event.downlink_bytes
-        scores += f", {readable_bytes(self._sent)} sent"
+        parts = parts or ["nothing trained or measured"]
+        scores = ", ".join([*parts, f"{readable_bytes(self._sent)} sent"])
         self._bars.update(self._tasks[event.method], at=at, scores=scores)
         if event.final or monotonic() - self._printed >= PLAIN_EVERY_S:
             self._printed = monotonic()
@@ -183,10 +185,16 @@ def summary_table(summaries: Sequence[Summary], metric: Metric, comparison: "Com
     reference = comparison.references[0] if comparison else ""
     differences = {one.method: one for one in comparison.data_sets[0].against(reference)} if comparison else {}
     columns = [f"Δ to {reference}\n95 % over clients"] if comparison else []
+    trained = any(entry.personalised_mean is not None for entry in summaries)
     table = plain_table(
         f"{metric.label}{unit} on each client's own test examples, after {summaries[0].rounds} rounds",
         ("method", "head"),
-        ("person-\nalised", *columns, "worst\nclient", "aggre-\ngated", "trainable", "sent", "time"),
+        (
+            *(("person-\nalised", *columns, "worst\nclient") if trained else ()),
+            "aggre-\ngated",
+            *(() if trained else columns),
+            *("trainable", "sent", "time"),
+        ),
     )
     for entry in summaries:
         found = differences.get(entry.method)
@@ -271,13 +279,16 @@ def times(whole: float | None, part: float | None) -> str:
 
 
 def data_table(clients: Sequence[Client], data: "FederatedData") -> Table:
-    """Return a table of each client's tier and examples."""
+    """Return a table of each client's tier and examples, with the size of the common test set if there is one."""
     classes = f", {len(data.label_names)} classes" if data.label_names else ""
     table = plain_table(f"{len(clients)} clients{classes}", ("client", "tier"), ("train", "validation", "test"))
     for client in clients:
         shard = data.shards[client.id]
         counts = [f"{shard.num_examples(split):,}" for split in ("train", "validation", "test")]
         table.add_row(escape(" ".join(client.id.split())), client.tier, *counts)
+    if data.common is not None:
+        table.add_section()
+        table.add_row("common test set", "", "", "", f"{data.common.num_rows:,}")
     return table
 
 

@@ -83,7 +83,7 @@ class RunResult:
         *others: "RunResult",
         reference: str | Sequence[str] = (),
         metric: str | None = None,
-        moment: Moment = "personalised",
+        moment: Moment | None = None,
     ) -> "Comparison":
         """Return the run's methods compared, over the seeds of this and of other runs.
 
@@ -92,7 +92,7 @@ class RunResult:
             reference: methods that the others are compared with; default `local` and `fedavg`.
             metric: label of a metric that all runs have; default their first one.
             moment: when clients are measured in the final pass: `personalised`, after local training, or `aggregated`,
-                before it.
+                before it. Default: `personalised` where all runs have it (`evaluation.final`).
 
         Raises:
             ComparisonError: the runs cannot be compared; the message says why.

@@ -19,7 +19,7 @@ def compare(
     *results: "RunResult | SweepResult | str | Path | StoragePath",
     reference: str | Sequence[str] = (),
     metric: str | None = None,
-    moment: Moment = "personalised",
+    moment: Moment | None = None,
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Comparison:
@@ -30,7 +30,7 @@ def compare(
         reference: methods that the others are compared with; default `local` and `fedavg`.
         metric: label of a metric that all runs have; default their first one.
         moment: when clients are measured in the final pass: `personalised`, after local training, or `aggregated`,
-            before it.
+            before it. Default: `personalised` where all runs have it (`evaluation.final`).
         methods, seeds: compare only these; default all.
 
     Raises:

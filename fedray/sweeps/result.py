@@ -232,7 +232,7 @@ class SweepResult:
         )
 
     def compare(
-        self, *, reference: str | Sequence[str] = (), metric: str | None = None, moment: Moment = "personalised"
+        self, *, reference: str | Sequence[str] = (), metric: str | None = None, moment: Moment | None = None
     ) -> Comparison:
         """Return the methods compared over seeds, each at its best point (`runs`).
 

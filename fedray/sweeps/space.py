@@ -64,8 +64,23 @@ def trials_of(sweep: SweepConfig) -> tuple[Trial, ...]:
             points.setdefault(json.dumps(point, sort_keys=True), point)  # draws from few values may repeat a point
     digits = max(4, len(str(len(points))))
     trials = tuple(Trial(f"{i:0{digits}d}", point, _config(base, point)) for i, point in enumerate(points.values()))
+    _check_metric(sweep, trials)
     _check_scheduler(sweep, trials)
     return trials
+
+
+def _check_metric(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Check that finished trials have the metric.
+
+    Raises:
+        ConfigError: the final pass of a trial does not measure it.
+    """
+    short = any(trial.config.evaluation.final == "aggregated" for trial in trials)
+    if short and sweep.metric.startswith("personalised"):
+        raise ConfigError(
+            f"metric: {sweep.metric} is not measured with evaluation.final: aggregated; use metric: aggregated_mean, "
+            "or evaluation.final: both"
+        )
 
 
 def _check_scheduler(sweep: SweepConfig, trials: Sequence[Trial]) -> None:

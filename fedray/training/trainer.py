@@ -54,6 +54,10 @@ class ClientReport:
         return self.evaluations.get(moment, {}).get(examples)
 
 
+class MeasuredOnly(Exception):
+    """Ends `train_client` where the client's first training would begin, in a pass that measures nothing after it."""
+
+
 class ClientBackend(Protocol):
     """Computes a client's training and evaluations: with an engine (`EngineBackend`), or as part of a client batch
     (`fedray.training.batched`)."""
@@ -153,6 +157,7 @@ class LocalTrainer:
         measures: whether the test and the validation split are evaluated before and after training.
         measures_server: whether the server's model is evaluated on the common test set before training.
         each: whether what is measured has every example's values.
+        trains: whether clients train at all; without, the first call of `train` measures and raises `MeasuredOnly`.
     """
 
     def __init__(
@@ -165,6 +170,7 @@ class LocalTrainer:
         measures: bool,
         measures_server: bool = False,
         each: bool = False,
+        trains: bool = True,
     ) -> None:
         self.client = client
         self.server_round = server_round
@@ -173,7 +179,7 @@ class LocalTrainer:
         self._shard = shard
         self._training_context = training_context
         self.measures = measures
-        self._measures_server, self._each = measures_server, each
+        self._measures_server, self._each, self._trains = measures_server, each, trains
         self._losses: list[float] = []
         self._seconds = 0.0
         self._trainings = 0
@@ -209,11 +215,14 @@ class LocalTrainer:
             KeyError: a part or a steering's vector that the adapter does not have.
             TrainingError: no training examples, nothing to train, arguments that contradict each other or what trains,
                 or a loss or a parameter that is not finite.
+            MeasuredOnly: nothing is to be trained.
         """
         self._check_examples()
         check_call(self._backend.adapter, parts, epochs, steps, steering, mean_gradient)
         if self.measures and self._trainings == 0:
             self._measure("aggregated", self._on("test"))
+        if not self._trains:
+            raise MeasuredOnly
         trained = self._backend.train(
             Train(
                 self._shard.tables["train"],
@@ -236,7 +245,7 @@ class LocalTrainer:
 
     def measure(self) -> None:
         """See `Local.measure`."""
-        if self.measures:
+        if self.measures and self._trains:
             self._backend.adapter.observed()  # drops what earlier evaluations left there
             on_test = self._on("test")
             for name, mean in self._backend.adapter.observed().items():

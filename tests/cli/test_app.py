@@ -109,6 +109,19 @@ def test_validate_shows_clients_and_costs_and_trains_nothing(config: Path, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_validate_shows_the_common_test_set(config: Path, tmp_path: Path) -> None:
+    """Of files, whose clients own nothing of it."""
+    for name, count in (("train", 30), ("common", 7)):
+        lines = [json.dumps({"text": f"{name} {i}", "label": i % 2}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = {"source": "files", "files": {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "common")}}
+    files = [f"data={json.dumps(data)}", "partition={kind: iid}"]
+    result = call("validate", config, *files)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if "common test set" in line]
+    assert line.split()[3:] == ["7"]
+
+
 def test_params_needs_no_data_where_the_configuration_says_the_classes(config: Path) -> None:
     result = call("params", config, "model.config.num_labels=5", "model.config.vocab_size=300", "data.libraries=[]")
     assert result.exit_code == 0, result.output

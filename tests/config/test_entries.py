@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from small_config import SMALLEST, message_of, with_section
 
-from fedray.config import dump_yaml, load_config, parse_yaml, to_mapping
+from fedray.adapters.kind import AdapterKind
+from fedray.aggregation.rule import Rule
+from fedray.config import EngineConfig, Metric, dump_yaml, load_config, parse_yaml, to_mapping
 from fedray.config.data import SOURCES
 from fedray.config.partition import PARTITIONERS
 from fedray.data.partitions.dirichlet import Dirichlet
@@ -84,3 +86,15 @@ def test_a_configuration_is_checked_without_the_heavy_libraries() -> None:
         "print({'torch', 'transformers', 'datasets', 'ray'} & set(sys.modules))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("base", "function"), [(AdapterKind, "attach"), (EngineConfig, "build"), (Metric, "compute"), (Rule, "everybody")]
+)
+def test_a_class_without_its_function_is_refused(base: Any, function: str) -> None:
+    """Where it is defined, which is when a configuration names it; a class further down inherits the function."""
+    own = {"__module__": __name__, "tasks": ("regression",)} if base is Metric else {"__module__": __name__}
+    with pytest.raises(TypeError, match=f"Nothing: has no function `{function}`"):
+        type("Nothing", (base,), own)
+    something = type("Something", (base,), own | {function: lambda self, *given: None})
+    assert issubclass(type("More", (something,), own), base)

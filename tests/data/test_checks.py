@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedray.config import Config, RawRows
@@ -28,7 +29,11 @@ def notes(configure: Callable[..., Config], splits: dict[Any, Rows], task: str =
 def notes_of(config: Config, parts: Sequence[RawRows]) -> str:
     source = assemble(parts, config.data, config.task)
     kept = subsample(source, config.data, 0)
-    return "\n".join(data_notes(source, kept, partition(kept, config.partition, 2, 0), config.data))
+    of_common = kept.field("split") == "common"
+    assigned, common = np.flatnonzero(~of_common), np.flatnonzero(of_common)
+    owned = partition(kept.take(assigned), config.partition, 2, 0)
+    held = {client: {split: assigned[own] for split, own in splits.items()} for client, splits in owned.items()}
+    return "\n".join(data_notes(source, kept, held, common, config.data))
 
 
 def rows(count: int, classes: int = 2, start: int = 0) -> Rows:
@@ -77,6 +82,18 @@ def test_texts_that_are_trained_on_and_tested(configure: Callable[..., Config]) 
     assert re.fullmatch(
         r"test examples with the text of a training example: 3 of 20, such as 'text [479]'; the test results are too "
         "good by what the model remembers of them",
+        found,
+    )
+
+
+def test_texts_that_are_trained_on_and_in_the_common_test_set(configure: Callable[..., Config]) -> None:
+    """Five of eleven; the clients' own test examples are others."""
+    common = [*rows(5, start=20), *rows(6, start=400)]
+    others = {"validation": rows(20, start=200), "test": rows(20, start=300)}
+    found = notes(configure, {"train": rows(100), **others, "common": common})
+    assert re.fullmatch(
+        r"common test examples with the text of a training example: 5 of 11, such as 'text 2\d'; the common test "
+        "results are too good by what the model remembers of them",
         found,
     )
 

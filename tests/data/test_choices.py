@@ -15,6 +15,7 @@ from fedray.data.examples import Examples, assemble
 from fedray.data.load import load_federated_data
 from fedray.data.shards import CHOICES, longest
 from fedray.data.sources.files import Files
+from fedray.data.tokens.causal import CausalEncoder
 from fedray.errors import DataError
 from fedray.models.tokenizer import load_tokenizer
 
@@ -167,7 +168,7 @@ def test_tokens_are_those_of_answers_without_an_end(tmp_path: Path, configure: C
 
 
 def test_nothing_changes_without_the_metric(tmp_path: Path, configure: Configure) -> None:
-    """Options that no metric ranks cost nothing, and the tokens come from the same cached file."""
+    """Options that no metric ranks cost nothing, and the tokens of the examples come from the same cached file."""
     fields = quiz(tmp_path)
     plain = {name: value for name, value in fields.items() if name != "choices"}
     tokenizer = load_tokenizer(configure(fields).model)
@@ -181,7 +182,24 @@ def test_nothing_changes_without_the_metric(tmp_path: Path, configure: Configure
             assert found[1].shards[client].tables[split].equals(table)
             assert found[2].shards[client].tables[split].select(table.column_names).equals(table)
     assert found[0].fingerprint != found[1].fingerprint == found[2].fingerprint
-    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2, "one of examples, one of options"
+
+
+def test_options_are_tokenised_once(tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached tokens give the same tables and notes; another option has tokens of its own."""
+    fields, asked = quiz(tmp_path) | {"max_length": 10}, []
+    tokenizer = load_tokenizer(configure(fields).model)
+    encode = CausalEncoder.__call__
+    monkeypatch.setattr(CausalEncoder, "__call__", lambda self, texts: asked.append(self.ends) or encode(self, texts))
+    first, second = (load_federated_data(configure(fields, **RANKED), tokenizer) for _ in range(2))
+    assert asked.count(False) == 1
+    assert second.notes == first.notes
+    assert any("options with their prompts" in note for note in first.notes)
+    for client, shard in first.shards.items():
+        assert second.shards[client].tables["test"].equals(shard.tables["test"])
+    other = fields | {"choices": ["yes", "no", "who knows!"]}
+    load_federated_data(configure(other, **RANKED), tokenizer)
+    assert asked.count(False) == 2
 
 
 def test_options_that_are_cut_are_noted(tmp_path: Path, configure: Configure) -> None:

@@ -1,6 +1,9 @@
 """Metrics against numbers derived by hand; the derivation stands in each docstring."""
 
+import ast
+import inspect
 import math
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -26,6 +29,8 @@ from fedray.evaluation.metrics.spearman import Spearman
 accuracy, matthews, pearson = Accuracy().compute, Matthews().compute, Pearson().compute
 spearman, combined = Spearman().compute, Combined().compute
 perplexity, exact_match, rouge_l = Perplexity().compute, ExactMatch().compute, RougeL().compute
+
+PUBLISHED_ROUGE = {"rouge1", "rouge2", "rougeL", "rougeLsum"}
 
 
 def test_accuracy_is_the_share_of_equal_entries():
@@ -288,3 +293,14 @@ def test_a_task_of_glue_has_its_metrics_by_default():
 def test_glue_has_no_other_task():
     with pytest.raises(ConfigError, match=r"^GLUE has no task 'mnil' \(did you mean 'mnli'\?\); allowed: cola, sst2"):
         glue_metrics("mnil")
+
+
+@pytest.mark.parametrize("name", METRICS.names)
+def test_what_is_imported_late_is_declared(name: str) -> None:
+    """A worker imports `libraries` when it is set up, so that they are in no client's time and memory."""
+    metric = METRICS.find(name)
+    compute = ast.parse(dedent(inspect.getsource(metric.compute)))
+    late = {node.module for node in ast.walk(compute) if isinstance(node, ast.ImportFrom)}
+    late |= {alias.name for node in ast.walk(compute) if isinstance(node, ast.Import) for alias in node.names}
+    assert late <= set(metric.libraries)
+    assert bool(metric.libraries) == (name in {"matthews", "f1", "macro_f1", "spearman", "combined"} | PUBLISHED_ROUGE)

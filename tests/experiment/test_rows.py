@@ -2,12 +2,10 @@
 
 import json
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -16,17 +14,15 @@ from safetensors.numpy import load_file
 from tiny import tiny_bert
 
 from fedray.config import load_config
-from fedray.errors import ConfigError, StateError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.rows import memory_row
 from fedray.experiment.run import run_experiment
-from fedray.experiment.run_folder import RunFolder, check_empty
+from fedray.experiment.run_folder import RunFolder
 from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TasksFinished
 from fedray.federation.local_pool import LocalPool
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import arrays, sha256
-from fedray.storage.tables import Table
 from fedray.training.metering import MemoryUse
 
 ROUNDS, CLIENTS, COHORT = 2, 4, 3
@@ -312,68 +308,6 @@ def test_the_events_tell_the_whole_story(run: SimpleNamespace) -> None:
 
 def _summary_of(event: Any) -> str | None:
     return event.summary.method if isinstance(event, MethodFinished) else None
-
-
-# ---------------------------------------------------------------- the folder
-
-
-def test_a_folder_that_holds_something_is_not_touched(tmp_path: Path, run: SimpleNamespace) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=f"output {tmp_path}: exists and is not empty; name another folder"):
-        RunFolder(StoragePath.of(tmp_path), run.config)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_a_file_is_no_folder(tmp_path: Path, run: SimpleNamespace) -> None:
-    path = tmp_path / "result"
-    path.write_text("mine")
-    with pytest.raises(ConfigError, match="exists and is not empty"):
-        RunFolder(StoragePath.of(path), run.config)
-    assert path.read_text() == "mine"
-
-
-def test_new_and_empty_folders_are_free(tmp_path: Path, run: SimpleNamespace) -> None:
-    check_empty(StoragePath.of(tmp_path))
-    check_empty(StoragePath.of(tmp_path / "new"))
-    assert list(tmp_path.iterdir()) == []
-    RunFolder(StoragePath.of(tmp_path), run.config)
-    RunFolder(StoragePath.of(tmp_path / "a" / "b"), run.config)
-    assert load_config(tmp_path / "a" / "b" / "config.yaml") == run.config
-
-
-def test_two_processes_do_not_write_to_one_folder(
-    tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fedray.experiment.run_folder.LOCK_PATIENCE_S", 0.1)
-    first = RunFolder(StoragePath.of(tmp_path), run.config)
-    with pytest.raises(ConfigError, match="another process is writing here"):
-        RunFolder(StoragePath.of(tmp_path), run.config, resume=True)
-    first.close()
-    RunFolder(StoragePath.of(tmp_path), run.config, resume=True).close()
-
-
-@pytest.mark.parametrize("error", [StateError, MemoryError])
-def test_the_lock_goes_whatever_happens_to_the_tables(
-    tmp_path: Path, run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
-) -> None:
-    """A disk that fails is not told again; everything else is."""
-    folder = RunFolder(StoragePath.of(tmp_path), run.config)
-    with monkeypatch.context() as broken:
-        broken.setattr(Table, "compact", Mock(side_effect=error))
-        with nullcontext() if error is StateError else pytest.raises(error):
-            folder.close()
-    RunFolder(StoragePath.of(tmp_path), run.config, resume=True).close()
-
-
-def test_a_client_may_have_any_name(tmp_path: Path, run: SimpleNamespace) -> None:
-    """One called `server` overwrites nobody."""
-    folder = RunFolder(StoragePath.of(tmp_path), run.config)
-    states = {name: {"value": np.array([n])} for n, name in enumerate(["server", "client/server", "client/x"])}
-    folder.begin("fedalt", None)
-    assert list(folder.write_states("fedalt", states.items())) == list(states.items())
-    values = sorted(int(load_file(path)["value"][0]) for path in tmp_path.rglob("*.safetensors"))
-    assert values == [0, 1, 2]
 
 
 def test_a_run_that_was_ended_keeps_the_rounds_that_it_finished(tmp_path: Path, run: SimpleNamespace) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedray.adapters.adapter import Adapter
-from fedray.config import EngineConfig
 from fedray.methods.fedavg import FedAvg
+from fedray.training.engines.torch import TorchConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class CannotAttach(FedAvg):
         return super().attach(model)
 
 
-class CannotPrepare(EngineConfig):
+class CannotPrepare(TorchConfig):
     """An engine for which a node cannot be prepared."""
 
     prepares_node = True

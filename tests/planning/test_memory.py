@@ -19,6 +19,7 @@ from fedray.adapters.lora import attach_lora
 from fedray.adapters.rows import hold_rows
 from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config
 from fedray.config.clients import TierConfig
+from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.experiment.outline import footprints_from_configuration
 from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
@@ -293,6 +294,21 @@ def test_what_a_later_method_imports_belongs_to_the_process(monkeypatch: pytest.
     assert len(modules) > 1
     assert after.host_baseline - before.host_baseline == pytest.approx(size, rel=0.2)
     assert after.host_peak - after.host_baseline < size / 2
+
+
+def test_what_a_metric_imports_belongs_to_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library of 100 MB that only `compute` needs."""
+    size = 100_000_000
+    (tmp_path / "large_library.py").write_text(f"DATA = b'x' * {size}")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny_config(["local"])
+    shape = architecture(config.model, "classification", 3, None, 0)
+    worker, found = Worker(), []
+    for libraries in ((), ("large_library",)):
+        monkeypatch.setattr(Accuracy, "libraries", libraries)
+        worker.setup(WorkerSetup(config, config.method[0], shape, ("a", "b", "c"), 0))
+        found.append(worker.memory().host_baseline)
+    assert found[1] - found[0] == pytest.approx(size, rel=0.2)
 
 
 MEASURED = """

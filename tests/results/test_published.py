@@ -21,12 +21,14 @@ PAPERS = Path(__file__).parents[2] / "jobs" / "papers"
 
 
 def made(folder: Path, values: dict[tuple[str, int, str, str], list[float]], seed: int = 0, **fields: Any) -> RunResult:
-    """A run with evaluations of its own, by phase, round, moment and group: accuracies of its clients under fedavg."""
+    """A run with evaluations of its own, by phase, round, moment and group: accuracies of its clients under fedavg, of
+    which the first is measured on 10 examples and every other one on 30."""
     run = write_run(folder, personalised({"fedavg": [0.5, 0.5]}), seed=seed, **fields)
     rows = [
         {
             **{"method": "fedavg", "phase": phase, "server_round": server_round, "client": f"client {i}"},
             **{"moment": moment, "examples": "test", "group": group, "metric": "accuracy", "value": value},
+            "num_examples": 30 if i else 10,
         }
         for (phase, server_round, moment, group), scores in values.items()
         for i, value in enumerate(scores)
@@ -83,6 +85,23 @@ def test_the_best_round_a_group_and_a_mean_of_columns(tmp_path: Path) -> None:
     assert [row[3:] for row in rows([run], file)] == [["60.0", "-10.0"], ["20.0", "-5.0"], ["40.0", "-7.5"]]
 
 
+def test_the_best_round_of_the_mean_weighted_by_examples(tmp_path: Path) -> None:
+    """(10·0.9 + 30·0.3)/40 = 45 %, (10·0.2 + 30·0.7)/40 = 57.5 %; unweighted, the first round is the better one. So
+    FedHFT reports: Σ |val_k| metric_k / Σ |val_k|, after training, in its best round."""
+    values = {("train", 0, "personalised", ""): [0.9, 0.3], ("train", 1, "personalised", ""): [0.2, 0.7]}
+    late = ("final", 2, "personalised", "")
+    run = made(tmp_path / "0", values | {late: [0.8, 0.8], ("train", 1, "aggregated", ""): [1.0, 1.0]})
+    fields = {"moment": "personalised", "weights": "examples"}
+    assert rows([run], written(tmp_path, table(round="best", **fields))) == [["fedavg", "A", "70", "57.5", "-12.5"]]
+    assert rows([run], written(tmp_path, table(round="best", moment="personalised")))[0][3] == "60.0"
+    last = made(tmp_path / "1", {late: [0.8, 0.4]})
+    assert rows([last], written(tmp_path, table(**fields)))[0][3] == "50.0"
+    (sheet,) = beside_published([run], load_published(written(tmp_path, table(round="best", **fields))))
+    assert sheet.title == (
+        "run: accuracy, personalised, clients weighted by examples, best round by the reported examples"
+    )
+
+
 def test_seeds_are_averaged_or_chosen(tmp_path: Path) -> None:
     runs = [
         made(tmp_path / str(seed), {("final", 2, "aggregated", ""): [score]}, seed)
@@ -115,6 +134,7 @@ def test_what_cannot_be_compared_has_a_reason_instead_of_a_difference(tmp_path: 
         ({"columns": {"A": {"mean_of": ["B"]}}}, "no 'B'"),
         ({"moment": None}, "not_comparable: needed where the moment is not known"),
         ({"moment": "later"}, "kits.run.0.moment"),
+        ({"weights": "sizes"}, "kits.run.0.weights"),
         ({"sauce": "x"}, "unknown key (did you mean 'source'?)"),
     ],
 )

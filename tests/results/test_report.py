@@ -45,6 +45,19 @@ def test_a_driver_that_was_started_again_begins_its_bar_anew() -> None:
     assert out.getvalue().count("b: 1 rounds, continued after 1") == 2
 
 
+def test_what_was_not_measured_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A final pass without training, and a round in which no client took part."""
+    monkeypatch.setattr(report, "monotonic", lambda: 100.0)
+    out = StringIO()
+    with LiveProgress(Console(file=out, width=140), Accuracy()) as progress:
+        progress.on_event(MethodStarted("fedavg", 1, 4))
+        progress.on_event(RoundFinished("fedavg", 0, False, None, None, None, 0, 0, 0.1))
+        progress.on_event(RoundFinished("fedavg", 1, True, 0.5, None, None, 0, 2_000, 0.1))
+    _, first, final = out.getvalue().splitlines()
+    assert first.startswith("fedavg: round 1: nothing trained or measured, 0 B sent")
+    assert final.startswith("fedavg: final pass: aggregated 50.0 %, 2.0 kB sent")
+
+
 def test_quick_rounds_share_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand rounds of 5 ms are 50 s."""
     found = lines(10_000, 0.005, monkeypatch)

@@ -122,6 +122,7 @@ def test_loguniform_draws_have_uniform_logarithms() -> None:
         ({"space": {"seed": [0, 1, 0]}}, r"space.seed: 0 occurs more than once"),
         ({"scheduler": {"grace_rounds": 2}}, r"grace_rounds: 2, but a trial has only 2 rounds"),
         ({"scheduler": "asha", "space": {"evaluation.every": [0], "seed": [0, 1]}}, r"measures it only at the end"),
+        ({"space": {"evaluation.final": ["both", "aggregated"]}}, r"metric: personalised_mean is not measured with"),
         ({"space": {"train.lr": {"normal": [0, 1]}}}, r"expected a list of values or one of uniform"),
         (
             {"space": {"method": [{"name": "local", "train": {"lr": 1.0}}], "train.lr": [0.1]}},

@@ -1,33 +1,25 @@
-"""Tokenises examples once: the result is kept as an Arrow file, named by a digest of everything that decides it."""
+"""Tokenises examples once: the result is kept as a file (`fedray.data.tokens.cache`)."""
 
-import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from fedray.config import DataConfig
 from fedray.data.examples import Examples
+from fedray.data.tokens.cache import cached_table
 from fedray.data.tokens.causal import CausalEncoder, TokenRow
 from fedray.data.tokens.chat import ChatTemplate, MarkedText
 from fedray.data.tokens.notes import token_notes
 from fedray.errors import DataError
-from fedray.models.cache import replacing
 from fedray.models.tokenizer import end_token_id
 
-FORMAT = "2"
-"""Changes whenever the same input would give other tokens or another file."""
-CHECKSUM = b"crc32"
 ROWS_PER_CALL = 4096
 """Texts that the tokenizer gets at once."""
 MEASURES = ("length", "lost", "shared")
@@ -70,11 +62,15 @@ def tokenise(
             f"the data are conversations, but the tokenizer {tokenizer.name_or_path!r} has no chat template; set "
             "data.chat_template to `plain`, `chatml`, a Jinja template, or the path of a file with one"
         )
-    path = Path(data.cache_dir).expanduser() / "tokens" / f"{_digest(examples, tokenizer, data, template)}.arrow"
-    tokens = _read(path, len(examples))
-    if tokens is None:
-        tokens = _tokenised(examples, tokenizer, data.max_length, template)
-        _write(tokens, path)
+    chat = repr(template) if examples.conversations else ""
+    tokens = cached_table(
+        data.cache_dir,
+        tokenizer,
+        (examples.task, data.max_length, chat),
+        _contents(examples),
+        len(examples),
+        lambda: _tokenised(examples, tokenizer, data.max_length, template),
+    )
     notes = tuple(token_notes(tokens, tokenizer, data.max_length))
     if template is not None and examples.conversations and template.note:
         notes = (*notes, template.note)
@@ -172,72 +168,12 @@ def _lists(rows: Sequence[Ids]) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, values)
 
 
-def _digest(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, data: DataConfig, template: ChatTemplate | None
-) -> str:
-    digest = hashlib.sha256()
-    chat = repr(template) if examples.conversations else ""
-    for part in (FORMAT, transformers.__version__, examples.task, data.max_length, chat, *_identity(tokenizer)):
-        digest.update(f"{part}\x1f".encode())
+def _contents(examples: Examples) -> Iterator[bytes]:
+    """Yield everything of the examples that decides their tokens."""
     for name in ("text", "text_pair", "prompt", "answer", "turns"):
         if name in examples.table.column_names:
             # The templates of prompts and answers are already filled in, so their result stands for them.
             for text in examples.table[name].to_pylist():
-                digest.update(f"{name}{len(text)}:{text}".encode("utf-8", "surrogatepass"))
+                yield f"{name}{len(text)}:{text}".encode("utf-8", "surrogatepass")
     if examples.conversations:
-        digest.update(examples.table["context"].to_numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _identity(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yield all of a tokenizer that decides which tokens it makes."""
-    yield type(tokenizer).__name__
-    yield repr(sorted(tokenizer.special_tokens_map.items(), key=str))
-    yield repr((tokenizer.truncation_side, tokenizer.model_input_names))
-    if tokenizer.is_fast:
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        # What the last call asked for, not what the tokenizer is.
-        yield json.dumps({key: backend[key] for key in backend if key not in ("truncation", "padding")})
-    else:
-        yield tokenizer.name_or_path
-        yield repr(sorted(tokenizer.get_vocab().items()))
-
-
-def _checksum(table: pa.Table) -> bytes:
-    """Return the CRC-32 of all values and row lengths."""
-    crc = 0
-    for column in table.columns:
-        for array in column.chunks:
-            for values in _values(array):
-                crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
-    return str(crc).encode()
-
-
-def _values(array: pa.Array) -> Iterator[np.ndarray]:
-    """Yield the numbers that make up a column: lists and texts as row lengths and what is in them."""
-    if pa.types.is_string(array.type):
-        yield np.asarray(pc.binary_length(array))
-        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset : array.offset + len(array) + 1]
-        yield np.frombuffer(array.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
-    elif pa.types.is_list(array.type):
-        yield np.diff(array.offsets.to_numpy())
-        yield array.flatten().to_numpy()
-    else:
-        yield array.to_numpy()
-
-
-def _read(path: Path, num_rows: int) -> pa.Table | None:
-    """Return the memory-mapped table of a cache file; None if there is none, or it is damaged."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if table.num_rows == num_rows and (table.schema.metadata or {}).get(CHECKSUM) == _checksum(table):
-            return table
-    except (OSError, pa.ArrowException, ValueError):
-        pass
-    return None
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    table = table.replace_schema_metadata({CHECKSUM: _checksum(table)})
-    with replacing(path) as temporary, pa.ipc.new_file(temporary, table.schema) as writer:
-        writer.write_table(table)
+        yield examples.table["context"].to_numpy().tobytes()

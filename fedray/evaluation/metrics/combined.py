@@ -14,6 +14,7 @@ class Combined(Metric):
 
     name = "combined"
     tasks = ("regression",)
+    libraries = Spearman.libraries
     percent = False
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:

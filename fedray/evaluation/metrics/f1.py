@@ -16,6 +16,7 @@ class F1(Metric):
 
     name = "f1"
     tasks = ("classification",)
+    libraries = ("sklearn.metrics",)
 
     positive: Annotated[int, Field(ge=0)] | str = 1
     """The positive class: its name, or its index. Classes are in the order of their names (by value if all are whole
@@ -23,7 +24,7 @@ class F1(Metric):
     `not_equivalent` the class 1 is the latter."""
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-        from sklearn.metrics import f1_score  # takes a second to import, which only this metric should cost
+        from sklearn.metrics import f1_score
 
         return float(f1_score(labels == self.positive, predictions == self.positive, zero_division=0.0))
 

@@ -12,10 +12,11 @@ class Matthews(Metric):
 
     name = "matthews"
     tasks = ("classification",)
+    libraries = ("sklearn.metrics",)
     percent = False
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-        from sklearn.metrics import matthews_corrcoef  # takes a second to import, which only this metric should cost
+        from sklearn.metrics import matthews_corrcoef
 
         return float(matthews_corrcoef(labels, predictions))
 

@@ -14,10 +14,11 @@ class Spearman(Metric):
 
     name = "spearman"
     tasks = ("regression",)
+    libraries = ("scipy.stats",)
     percent = False
 
     def compute(self, predictions: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-        from scipy.stats import spearmanr  # takes a second to import, which only this metric should cost
+        from scipy.stats import spearmanr
 
         if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
             return 0.0
