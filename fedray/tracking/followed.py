@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
+import pyarrow as pa
 
 from fedray.config.tracker import EndStatus, TrackedRun, Tracker, TrackerRun
 from fedray.results.run_result import RunResult, read_summaries
 from fedray.storage.paths import StoragePath
 from fedray.storage.tables import read_table
-from fedray.tracking.metrics import round_metrics, with_totals
+from fedray.tracking.metrics import round_metrics, totals
 
 FOLDER = "trackers"
 REPORT = "report.html"
@@ -37,26 +38,34 @@ class Progress:
         id: of the run in the tracker; None before it has one.
         rounds: finished rounds that are logged, by method.
         final: number of rounds after which the final pass is logged, by method.
+        totals: of the logged rounds, by method (`metrics.totals`).
         logged: how many rounds and final passes are logged.
     """
 
     id: str | None = None
     rounds: dict[str, int] = field(default_factory=dict)
     final: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, dict[str, float]] = field(default_factory=dict)
     logged: int = 0
 
-    def has(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row of rounds.parquet is logged."""
-        if row["phase"] == "final":
-            return bool(row["server_round"] <= self.final.get(row["method"], 0))
-        return bool(row["server_round"] < self.rounds.get(row["method"], 0))
+    def rest_of(self, table: pa.Table) -> list[dict[str, Any]]:
+        """Return the rows of rounds.parquet that are not logged, in order."""
+        keys = table.select(["method", "phase", "server_round"]).to_pandas()
+        final = keys["phase"] == "final"
+        rounds = keys["method"].map(self.rounds).fillna(0)
+        last = keys["method"].map(self.final).fillna(0)
+        new = np.where(final, keys["server_round"] > last, keys["server_round"] >= rounds)
+        rows: list[dict[str, Any]] = table.filter(pa.array(new)).to_pylist()
+        return rows
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], totals: dict[str, float]) -> None:
         """Count a row as logged."""
+        method = row["method"]
         if row["phase"] == "final":
-            self.final[row["method"]] = row["server_round"]
+            self.final[method] = row["server_round"]
         else:
-            self.rounds[row["method"]] = row["server_round"] + 1
+            self.rounds[method] = row["server_round"] + 1
+        self.totals[method] = totals
         self.logged += 1
 
 
@@ -83,15 +92,13 @@ class Followed:
         table = read_table(self.place, "rounds") if self._metric else None
         if table is None or not table.num_columns:
             return
-        keys = table.select(["method", "phase", "server_round"]).to_pylist()
-        for method in dict.fromkeys(key["method"] for key in keys if not self._progress.has(key)):
-            rows = table.filter(pc.equal(table["method"], method)).to_pylist()
-            for row in with_totals(rows):
-                if not self._progress.has(row):
-                    self.at = method, row["server_round"]
-                    tracked.log(*round_metrics(row, self._metric))
-                    self._progress.add(row)
-                    self._save()
+        for row in self._progress.rest_of(table):
+            method = row["method"]
+            self.at = method, row["server_round"]
+            so_far = totals(row, self._progress.totals.get(method, {}))
+            tracked.log(*round_metrics({**row, **so_far}, self._metric))
+            self._progress.add(row, so_far)
+            self._save()
 
     def end(self, status: EndStatus, tables: Tables | None = None) -> None:
         """Log what is missing, the final tables and the report, and close the run.

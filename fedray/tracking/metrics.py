@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fedray.types import round_number
@@ -42,15 +42,18 @@ def _name(score: re.Match[str], label: str) -> str:
     return f"{score['of']}_{label}" + ("" if score["over"] == "mean" else f"_{score['over']}")
 
 
-def with_totals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of one method's rounds, in order, with two more columns, over which accuracy can be drawn.
+def totals(row: Mapping[str, Any], before: Mapping[str, float]) -> dict[str, float]:
+    """Return what accuracy can be drawn over: the bytes that were sent in both directions up to a round, and how long
+    the rounds took on the clients' devices. The final pass, in which nothing is sent to the server, does not count.
 
-    `total_bytes` is what was sent in both directions up to a round, `total_simulated_seconds` how long the rounds took.
+    Args:
+        row: of the round in rounds.parquet.
+        before: the totals up to the round before; empty for the first one.
     """
-    found, sent, seconds = [], 0, 0.0
-    for row in rows:
-        if row["phase"] == "train":
-            sent += row["uplink_bytes"] + row["downlink_bytes"]
-            seconds += row["simulated_seconds"]
-        found.append({**row, "total_bytes": sent, "total_simulated_seconds": seconds})
-    return found
+    counts = row["phase"] == "train"
+    sent = (row["uplink_bytes"] + row["downlink_bytes"]) * counts
+    seconds = row["simulated_seconds"] * counts
+    return {
+        "total_bytes": before.get("total_bytes", 0) + sent,
+        "total_simulated_seconds": before.get("total_simulated_seconds", 0.0) + seconds,
+    }

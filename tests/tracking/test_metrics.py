@@ -3,9 +3,7 @@
 import math
 from typing import Any
 
-import pytest
-
-from fedray.tracking.metrics import round_metrics, with_totals
+from fedray.tracking.metrics import round_metrics, totals
 
 ROW: dict[str, Any] = {
     "method": "fedalt",
@@ -57,6 +55,8 @@ def test_the_final_pass_has_scores_and_the_loss() -> None:
 
 def test_totals() -> None:
     """100 bytes and 2.5 s per round; the final pass sends nothing to the server, and does not count."""
-    rows = with_totals([ROW, ROW, {**ROW, "phase": "final"}])
-    assert [row["total_bytes"] for row in rows] == [100, 200, 200]
-    assert [row["total_simulated_seconds"] for row in rows] == pytest.approx([2.5, 5, 5])
+    first = totals(ROW, {})
+    assert first == {"total_bytes": 100, "total_simulated_seconds": 2.5}
+    second = totals(ROW, first)
+    assert second == {"total_bytes": 200, "total_simulated_seconds": 5.0}
+    assert totals({**ROW, "phase": "final"}, second) == second
