@@ -139,7 +139,7 @@ class SweepFinished:
     place: StoragePath
     status: EndStatus
     error: str
-    trials: Sequence[Mapping[str, Any]]
+    trials: Sequence[Mapping[Any, Any]]
 
 
 Event = RunStarted | MethodStarted | TasksFinished | TaskFailed | RoundFinished | MethodFinished

@@ -27,7 +27,7 @@ FOLDER = "trackers"
 REPORT = "report.html"
 """Attached to a run that has this file when it ends."""
 
-Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+Tables = Mapping[str, Sequence[Mapping[Any, Any]]]
 
 
 @dataclass

@@ -20,11 +20,14 @@ def test_each_trial_is_a_run(smallest: dict[str, Any], cluster: None, own_folder
     base = smallest | {"rounds": 3, "evaluation": {"every": 2}, "tracking": tracking}
     arguments: dict[str, Any] = {"space": {"train.lr": [1e-3, 1e30]}, "max_concurrent": 1}
 
+    class Stop(Exception):
+        pass
+
     def stop(event: Any) -> None:
         if isinstance(event, RoundFinished):
-            raise KeyboardInterrupt
+            raise Stop
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stop):
         fedray.sweep(base, **arguments, output="sweep", callbacks=[Calling(stop)])
     told: list[Any] = []
     fedray.sweep(base, **arguments, resume="sweep", callbacks=[Calling(told.append)])
@@ -38,7 +41,7 @@ def test_each_trial_is_a_run(smallest: dict[str, Any], cluster: None, own_folder
         name: [line for line in lines if line["run"] == f"{name}-1"] for name in ("sweep", "sweep/0000", "sweep/0001")
     }
     assert [line["step"] for line in of["sweep/0000"] if "step" in line] == [1, 2, 3, 3]
-    assert [line["status"] for line in of["sweep/0000"] if "status" in line] == ["stopped", "finished"]
+    assert [line["status"] for line in of["sweep/0000"] if "status" in line] == ["failed", "finished"]
     assert of["sweep/0001"][-1]["status"] == "failed"
     (trials,) = [line["rows"] for line in of["sweep"] if line.get("table") == "trials"][1:]
     assert [row["status"] for row in trials] == ["finished", "failed"]
