@@ -151,23 +151,24 @@ class RunFolder:
 
     def record_attempt(self, method: str, attempt: FailedAttempt) -> None:
         """Append a failed attempt to the event log, and write it."""
-        self._record_event(
+        row = event_row(
             method,
-            server_round=attempt.server_round,
-            clients=attempt.clients,
-            attempt=attempt.number,
-            node=attempt.node,
-            kind=attempt.kind,
-            cause=attempt.cause,
-            action=attempt.action,
+            attempt.server_round,
+            attempt.kind,
+            attempt.cause,
+            attempt.action,
+            attempt.clients,
+            attempt.number,
+            attempt.node,
         )
+        self._tables["events"].append([row])
 
     def record_continued(self, method: str, server_round: int, broken: Sequence[str]) -> None:
         """Append to the event log that a method continues after `server_round` rounds, and which checkpoints are
         broken."""
-        for cause in broken:
-            self._record_event(method, server_round, "checkpoint broken", cause, "an older one is used")
-        self._record_event(method, server_round, "interrupted", "", f"continued after {server_round} rounds")
+        rows = [event_row(method, server_round, "checkpoint broken", cause, "an older one is used") for cause in broken]
+        rows.append(event_row(method, server_round, "interrupted", "", f"continued after {server_round} rounds"))
+        self._tables["events"].append(rows)
 
     def record_memory(self, rows: Sequence[Row]) -> None:
         """Append a finished method's rows to memory.parquet, and write it."""
@@ -207,20 +208,6 @@ class RunFolder:
         for name in ("examples", "memory"):
             self._tables[name].keep(lambda row: row["method"] != method)
         self._summaries = [summary for summary in self._summaries if summary.method != method]
-
-    def _record_event(
-        self,
-        method: str,
-        server_round: int,
-        kind: str,
-        cause: str,
-        action: str,
-        clients: Sequence[ClientId] = (),
-        attempt: int = 0,
-        node: str = "",
-    ) -> None:
-        row = event_row(method, server_round, kind, cause, action, clients, attempt, node)
-        self._tables["events"].append([row])
 
     def _in_order(self, table: pa.Table) -> pa.Table:
         """Return the rows in the order of the methods: a continued method may not be the last one."""

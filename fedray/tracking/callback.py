@@ -13,7 +13,7 @@ from typing import Any
 
 from fedray.config import TrackedRun, Tracker, to_mapping
 from fedray.config.tracker import EndStatus
-from fedray.errors import FedrayError, one_line
+from fedray.errors import one_line
 from fedray.evaluation.metrics import configured_metric
 from fedray.federation.events import (
     Callback,
@@ -91,27 +91,23 @@ class Tracking(Callback):
         """Begin the run that stands for the sweep itself."""
         run = self._tracked(event.place, event.place.name, event.place.name, event.config)
         self._sweep = Followed(self._tracker, self._key, event.place, run)
-        if not self._failures:
-            self._try(self._sweep, self._sweep.catch_up)
+        self._try(self._sweep, self._sweep.catch_up)
 
     def on_trial_finished(self, event: Any) -> None:
         """Log what is missing of the trial, and its tables."""
         if (run := self._runs.pop(event.trial.id, None)) is None:  # it failed before it began
             return
         status = TRIAL_ENDS.get(event.result.status, "failed")
-        if self._failures:
+        if self._failures or not self._try(run, partial(run.end, status)):
             self._late.append((run, status))
-        else:
-            self._try(run, partial(run.end, status))
 
     def on_sweep_finished(self, event: SweepFinished) -> None:
         """Log the table of trials and the report, and close trials that are still open."""
         assert self._sweep is not None
-        sweep, before = self._sweep, len(self._failures)
+        answers = True
         for run, status in [*self._late, *((run, event.status) for run in self._runs.values())]:
-            if len(self._failures) == before:
-                self._try(run, partial(run.end, status))
-        self._try(sweep, partial(sweep.end, event.status, {"trials": event.trials}))
+            answers = answers and self._try(run, partial(run.end, status))
+        self._try(self._sweep, partial(self._sweep.end, event.status, {"trials": event.trials}))
         self._runs, self._late = {}, []
         self._write_failures()
 
@@ -122,20 +118,22 @@ class Tracking(Callback):
         if not self._failures and (run := self._runs.get(trial)) is not None:
             self._try(run, run.catch_up)
 
-    def _try(self, run: Followed, action: Callable[[], None]) -> None:
-        """Call the tracker; keep what it raises, and log the first time as a warning."""
+    def _try(self, run: Followed, action: Callable[[], None]) -> bool:
+        """Call the tracker and return whether it succeeds; keep what it raises, and log the first time as a warning."""
         try:
             action()
+            return True
         except Exception as error:
             cause = f"{type(error).__name__}: {one_line(error)}"
             if not self._failures:
                 log.warning("tracker %s: %s; the run is not affected", self._key, cause)
             self._failures.append((run.place, TrackerFailure(self._key, *run.at, cause)))
+            return False
 
     def _write_failures(self) -> None:
         for place, failure in self._failures:
             try:
                 self._record(place, failure)
-            except FedrayError as error:
+            except Exception as error:
                 log.warning("tracker %s: its failure is not in the event log: %s", self._key, error)
         self._failures = []

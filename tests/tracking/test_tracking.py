@@ -1,6 +1,7 @@
 """What every tracker is told, by a user's own: rounds once each, whatever happens to the run and to the tracker."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,30 +126,32 @@ def test_a_run_that_fails_says_so(smallest: dict[str, Any], seen: Seen) -> None:
     assert seen.lines()[-1]["status"] == "failed"
 
 
-def test_in_a_sweep_it_is_tried_again_at_the_end(smallest: dict[str, Any], seen: Seen, own_folder: Path) -> None:
-    """The first trial cannot be logged; the second is not tried, and at the sweep's end both are."""
-    for id in ("0000", "0001"):
-        fedray.run(smallest, rounds=1, output=f"sweep/trials/{id}")
-    found = load_config(smallest | {"tracking": flaky("open")})
+@pytest.mark.parametrize(("fails", "at"), [("open", ("", 0)), ("finish", ("fedavg", 1))])
+def test_in_a_sweep_it_is_tried_again_at_the_end(
+    fails: str, at: tuple[str, int], smallest: dict[str, Any], seen: Seen, own_folder: Path
+) -> None:
+    """The first trial cannot be logged or closed; the second is not tried, and at the sweep's end both are."""
+    config = load_config(smallest | {"rounds": 1, "tracking": flaky(fails)})
+    fedray.run(config, tracking=[], output="sweep/trials/0000")
+    shutil.copytree("sweep/trials/0000", "sweep/trials/0001")
     failures: list[Any] = []
-    tracking = Tracking(found.tracking[0], "mine", lambda place, failure: failures.append((place.name, failure)))
+    tracking = Tracking(config.tracking[0], "mine", lambda place, failure: failures.append((place.name, failure)))
     sweep = StoragePath.of(own_folder / "sweep")
     tracking.on_event(SweepStarted(sweep, {}))
     (own_folder / "down").touch()
     for id in ("0000", "0001"):
-        tracking.on_event(RunStarted(sweep / "trials" / id, found, trial=id))
+        tracking.on_event(RunStarted(sweep / "trials" / id, config, trial=id))
         tracking.on_event(RoundFinished("fedavg", 0, False, None, None, None, 0, 0, 0.0, trial=id))
-        ended = TrialFinished(Trial(id, {}, found), TrialResult(id, "finished"))
-        tracking.on_event(ended)
-    assert seen.steps() == []
+        tracking.on_event(TrialFinished(Trial(id, {}, config), TrialResult(id, "finished")))
     (own_folder / "down").unlink()
+    assert not any("status" in line for line in seen.lines())
     assert failures == [], "nothing is written while trials run"
     tracking.on_event(SweepFinished(sweep, "finished", "", [{"trial": "0000"}]))
     for id in ("0000", "0001"):
         mine = [line for line in seen.lines() if line["run"] == f"sweep/{id}-1"]
         assert [line["step"] for line in mine if "step" in line] == [1, 1]
         assert mine[-1]["status"] == "finished"
-    assert failures == [("0000", TrackerFailure("mine", "", 0, "OSError: no route to host"))]
+    assert failures == [("0000", TrackerFailure("mine", *at, "OSError: no route to host"))]
 
 
 @pytest.mark.parametrize(
