@@ -1,16 +1,18 @@
 """The Python API: `fedray.run` runs one experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from fedray.config import Config, load_config
-from fedray.experiment.callbacks import build_callbacks
+from fedray.experiment.callbacks import build_callbacks, check_trackers, notifying
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import resolve_run
-from fedray.federation.events import Callback
+from fedray.federation.events import Callback, RunFinished
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
 from fedray.runtime.session import check_reachable
@@ -38,7 +40,7 @@ def run(
         config: the path of a YAML file, a mapping, or a Config.
         output: folder of the run, which must be empty or not exist; default storage_path/NAME-TIME.
         resume: folder of a run to continue instead, with the same configuration and possibly more rounds.
-        callbacks: receive the events of the run, as do `callbacks` of the configuration.
+        callbacks: receive the events of the run, as do `callbacks` and `tracking` of the configuration.
         overrides: values of fields, as `rounds=10`, `train={"lr": 1e-3}` or `**{"train.lr": 1e-3}`.
 
     Returns:
@@ -62,23 +64,24 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     Args:
         config, place: as `resolve_run` returned them.
         resume: whether to continue the run that is in the folder.
-        callbacks: receive the events of the run, as do `callbacks` of the configuration.
+        callbacks: receive the events of the run, as do `callbacks` and `tracking` of the configuration.
 
     Raises:
         FedrayError: as `run`.
     """
     try:
+        check_trackers(config, place)
         if config.runtime == "ray":
             check_reachable()
-        prepared = prepare(config)  # first: a callback may begin a tracker's run
-        everyone = [*build_callbacks(config.callbacks), *callbacks]
-        for event in events(prepared, place, resume):
-            for callback in everyone:
-                callback.on_event(event)
+        prepared = prepare(config)  # first: a callback may begin something of its own
+        with notifying([*build_callbacks(config), *callbacks], partial(RunFinished, place)) as notify:
+            with closing(events(prepared, place, resume)) as happening:
+                for event in happening:
+                    notify(event)
+            return RunResult.load(place)
     except BaseException:
         place.remove_if_empty()  # nothing has been trained
         raise
-    return RunResult.load(place)
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

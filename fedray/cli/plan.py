@@ -22,9 +22,12 @@ def validate(
     console = open_console()
     with reported():
         loaded = load_config(config, parse_overrides(overrides or []))
+        from fedray.experiment.callbacks import check_trackers
         from fedray.experiment.prepare import prepare
         from fedray.results.report import cost_table, data_table, parts_table
+        from fedray.storage.paths import StoragePath, resolve_storage
 
+        check_trackers(loaded, StoragePath.of(resolve_storage(loaded.storage_path)))
         prepared = prepare(loaded)
         if loaded.runtime == "ray":
             from fedray.runtime.driver import check_cluster

@@ -19,6 +19,7 @@ from fedray.config.overrides import parse_overrides
 from fedray.config.partition import NaturalClients, PartitionConfig, Shares
 from fedray.config.section import Section, absolute, describe
 from fedray.config.sweep import SweepConfig
+from fedray.config.tracker import TrackedRun, Tracker, TrackerRun
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig, warmup_length
 from fedray.config.yaml import parse_yaml
 
@@ -49,6 +50,9 @@ __all__ = [
     "Shares",
     "SweepConfig",
     "TierConfig",
+    "TrackedRun",
+    "Tracker",
+    "TrackerRun",
     "TrainConfig",
     "absolute",
     "describe",

@@ -1,6 +1,7 @@
 """An experiment: the sections together with the methods that it compares."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from fedray.config.data import AnySource
 from fedray.config.model import ModelConfig
 from fedray.config.partition import PARTITIONERS, AnyPartitioner
 from fedray.config.section import PositiveInt, Section, absolute, describe
+from fedray.config.tracker import Tracker, TrackerOption
 from fedray.config.training import EvaluationConfig, LoraSection, ReftSection, TrainConfig
 from fedray.errors import choices
 from fedray.types import Task
@@ -88,6 +90,9 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     callbacks: tuple[CallbackConfig, ...] = ()
     """Receive what happens, each as `{class: module.Class}` with further arguments."""
+    tracking: tuple[TrackerOption, ...] = ()
+    """Trackers that show the run elsewhere: `tensorboard`, `wandb`, `mlflow`, each with its options, or a class of your
+    own. One or a list."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one, else cpu."""
     runtime: Literal["ray", "inline"] = "ray"
@@ -100,6 +105,11 @@ class Config(Section):
     def _as_list(cls, value: Any) -> Any:
         entries = value if isinstance(value, list | tuple) else [value]
         return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Mapping | Tracker) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

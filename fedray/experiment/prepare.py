@@ -65,7 +65,7 @@ class Prepared:
         data = self.data
         evaluation = for_classes(self.config, data.label_names)
         setup = WorkerSetup(
-            self.config.model_copy(update={"evaluation": evaluation}),
+            self.config.model_copy(update={"evaluation": evaluation, "tracking": ()}),  # actors do not need trackers
             entry,
             self.architecture,
             data.label_names,

@@ -16,7 +16,7 @@ from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import Prepared
 from fedray.experiment.rows import Row, means, memory_row
 from fedray.experiment.run_folder import RunFolder
-from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, TaskFailed
+from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, RunStarted, TaskFailed
 from fedray.federation.rounds import Pool, Round, RoundResult
 from fedray.federation.summary import Summary
 from fedray.methods.registry import build_method
@@ -44,6 +44,7 @@ def run_experiment(
     set_threads(prepared.config.clients.threads)
     prepared = calibrated(prepared, pool)
     with closing(RunFolder(StoragePath.of(where), prepared.config, resume)) as folder:
+        yield RunStarted(folder.place, prepared.config)
         for entry in prepared.config.method:
             if (summary := folder.finished(entry.key)) is not None:
                 yield MethodFinished(summary)
@@ -157,6 +158,7 @@ def _round_finished(entry: MethodConfig, result: RoundResult, row: Row) -> Round
         result.metrics,
         validation_aggregated=row["validation_aggregated_mean"],
         validation_personalised=row["validation_personalised_mean"],
+        simulated_seconds=row["simulated_seconds"],
     )
 
 

@@ -7,8 +7,8 @@ DIR/evaluations.parquet one row per method, round, client, moment, examples, gro
                         (`evaluation_rows`); exists once something was evaluated
 DIR/examples.parquet    with `evaluation.examples`, one row per method, client, moment and example of the final pass
                         (`example_rows`)
-DIR/events.parquet      the event log: one row per failed attempt (`FailedAttempt`) and per interruption; exists only if
-                        there is one
+DIR/events.parquet      the event log: one row per failed attempt (`FailedAttempt`), per interruption, and per failure
+                        of a tracker; exists only if there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks (`memory_row`)
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the adapter
@@ -16,6 +16,7 @@ DIR/adapters/METHOD/    server.safetensors (the server's state), and per client 
                         the last round); ID is made a file name by `storage.paths.safe_name`
 DIR/states/METHOD/      the clients' states as the next round reads them (`StateFiles`)
 DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
+DIR/trackers/           what trackers know of the run (`tracking.followed`), and files of their own
 DIR/.lock               held by the process that writes here, on this machine's file systems
 
 While a method runs, and after its process was killed, recent rows of a large table are in side files
@@ -40,10 +41,11 @@ from fedray.experiment.rows import Row, client_row, client_seconds, evaluation_r
 from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import RoundResult
 from fedray.federation.summary import Summary
-from fedray.results.run_result import read_summaries
+from fedray.results.run_result import read_config, read_summaries
 from fedray.storage.paths import StoragePath, safe_name
 from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table
+from fedray.tracking.callback import TrackerFailure
 from fedray.types import ClientId
 
 TABLES = ("rounds", "clients", "evaluations", "examples", "events", "memory")
@@ -149,23 +151,24 @@ class RunFolder:
 
     def record_attempt(self, method: str, attempt: FailedAttempt) -> None:
         """Append a failed attempt to the event log, and write it."""
-        self._record_event(
+        row = event_row(
             method,
-            server_round=attempt.server_round,
-            clients=attempt.clients,
-            attempt=attempt.number,
-            node=attempt.node,
-            kind=attempt.kind,
-            cause=attempt.cause,
-            action=attempt.action,
+            attempt.server_round,
+            attempt.kind,
+            attempt.cause,
+            attempt.action,
+            attempt.clients,
+            attempt.number,
+            attempt.node,
         )
+        self._tables["events"].append([row])
 
     def record_continued(self, method: str, server_round: int, broken: Sequence[str]) -> None:
         """Append to the event log that a method continues after `server_round` rounds, and which checkpoints are
         broken."""
-        for cause in broken:
-            self._record_event(method, server_round, "checkpoint broken", cause, "an older one is used")
-        self._record_event(method, server_round, "interrupted", "", f"continued after {server_round} rounds")
+        rows = [event_row(method, server_round, "checkpoint broken", cause, "an older one is used") for cause in broken]
+        rows.append(event_row(method, server_round, "interrupted", "", f"continued after {server_round} rounds"))
+        self._tables["events"].append(rows)
 
     def record_memory(self, rows: Sequence[Row]) -> None:
         """Append a finished method's rows to memory.parquet, and write it."""
@@ -206,30 +209,6 @@ class RunFolder:
             self._tables[name].keep(lambda row: row["method"] != method)
         self._summaries = [summary for summary in self._summaries if summary.method != method]
 
-    def _record_event(
-        self,
-        method: str,
-        server_round: int,
-        kind: str,
-        cause: str,
-        action: str,
-        clients: Sequence[ClientId] = (),
-        attempt: int = 0,
-        node: str = "",
-    ) -> None:
-        row = {
-            "time": datetime.now(UTC),
-            "method": method,
-            "server_round": server_round,
-            "clients": list(clients),
-            "attempt": attempt,
-            "node": node,
-            "kind": kind,
-            "cause": cause,
-            "action": action,
-        }
-        self._tables["events"].append([row])
-
     def _in_order(self, table: pa.Table) -> pa.Table:
         """Return the rows in the order of the methods: a continued method may not be the last one."""
         if not self.resumed:
@@ -240,6 +219,52 @@ class RunFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         (self.place / name).write(data, self._durable)
+
+
+def event_row(
+    method: str,
+    server_round: int,
+    kind: str,
+    cause: str,
+    action: str,
+    clients: Sequence[ClientId] = (),
+    attempt: int = 0,
+    node: str = "",
+) -> Row:
+    """Return a row of events.parquet, with the present time."""
+    return {
+        "time": datetime.now(UTC),
+        "method": method,
+        "server_round": server_round,
+        "clients": list(clients),
+        "attempt": attempt,
+        "node": node,
+        "kind": kind,
+        "cause": cause,
+        "action": action,
+    }
+
+
+def record_tracker_failure(place: StoragePath, failure: TrackerFailure) -> None:
+    """Append what a tracker raised to the event log of a run that has ended. Sweeps have no event log.
+
+    Raises:
+        ConfigError: another process writes to the folder.
+        StateError: the event log cannot be read or written.
+    """
+    if not (place / "config.yaml").is_file():
+        return
+    method = failure.method or read_config(place).method[0].key
+    cause = f"{failure.tracker}: {failure.cause}"
+    lock = lock_folder(place)
+    try:
+        table = Table(place, "events")
+        table.load()
+        table.append([event_row(method, failure.server_round, "tracker failed", cause, "the run continued")])
+        table.compact()
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def check_empty(place: StoragePath) -> None:

@@ -1,13 +1,31 @@
 """The events of an experiment: one vocabulary for the console, sweeps, jobs and users' callbacks."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedray.config import Config
+from fedray.config.tracker import EndStatus
 from fedray.federation.failures import FailedAttempt
 from fedray.federation.summary import Summary
+from fedray.storage.paths import StoragePath
 from fedray.types import ClientId
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins or is continued, or its driver was started again.
+
+    Attributes:
+        place: the run's folder, which exists.
+        config: the resolved configuration.
+        trial: id of the sweep's trial; empty outside of sweeps.
+    """
+
+    place: StoragePath
+    config: Config
+    trial: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class RoundFinished:
         validation_aggregated, validation_personalised: the same on their validation examples.
         train_loss: mean over clients; None if no client took part.
         seconds: on this machine.
+        simulated_seconds: on the clients' devices, until the last update that the server waited for.
         metrics: what the method's server reports.
         trial: id of the sweep's trial; empty outside of sweeps.
     """
@@ -72,6 +91,7 @@ class RoundFinished:
     trial: str = ""
     validation_aggregated: float | None = None
     validation_personalised: float | None = None
+    simulated_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,19 +101,65 @@ class MethodFinished:
     summary: Summary
 
 
-Event = MethodStarted | TasksFinished | TaskFailed | RoundFinished | MethodFinished
+@dataclass(frozen=True)
+class RunFinished:
+    """A run that had started has ended, and everything that it leaves is in its folder.
+
+    Attributes:
+        error: why it failed; empty otherwise.
+    """
+
+    place: StoragePath
+    status: EndStatus
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    """A sweep begins or is continued.
+
+    Attributes:
+        place: the sweep's folder, which exists.
+        config: the sweep's configuration.
+    """
+
+    place: StoragePath
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepFinished:
+    """A sweep that had started has ended.
+
+    Attributes:
+        error: why it failed; empty otherwise.
+        trials: the rows of `SweepResult.to_pandas`.
+    """
+
+    place: StoragePath
+    status: EndStatus
+    error: str
+    trials: Sequence[Mapping[Any, Any]]
+
+
+Event = RunStarted | MethodStarted | TasksFinished | TaskFailed | RoundFinished | MethodFinished
 
 
 class Callback:
     """Receives what happens, in the process that started the run or the sweep. Override what you need.
 
-    A sweep calls `on_round_finished`, with `trial` set, and `on_trial_finished`.
+    A sweep calls `on_sweep_started`, for each trial `on_run_started` and `on_round_finished` with `trial` set and
+    `on_trial_finished`, and `on_sweep_finished`. The events of a trial come whenever a round has the sweep's metric,
+    and at the trial's end.
     """
 
     def on_event(self, event: Any) -> None:
         """Receive any event: call the method that is named after the event's class."""
         name = re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", type(event).__name__)
         getattr(self, f"on{name}")(event)
+
+    def on_run_started(self, event: RunStarted) -> None:
+        """A run begins or is continued, or its driver was started again."""
 
     def on_method_started(self, event: MethodStarted) -> None:
         """A method begins, or is continued."""
@@ -110,5 +176,14 @@ class Callback:
     def on_method_finished(self, event: MethodFinished) -> None:
         """A method has all its rounds."""
 
+    def on_run_finished(self, event: RunFinished) -> None:
+        """A run that had started has ended; `on_run_finished` is called if it failed, too."""
+
+    def on_sweep_started(self, event: SweepStarted) -> None:
+        """A sweep begins or is continued."""
+
     def on_trial_finished(self, event: Any) -> None:
         """A trial of a sweep ended (`fedray.sweeps.result.TrialFinished`)."""
+
+    def on_sweep_finished(self, event: SweepFinished) -> None:
+        """A sweep that had started has ended."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -79,7 +79,7 @@ def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
         raise
 
 
-def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = False) -> Iterator[Event]:
+def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = False) -> Generator[Event, None, None]:
     """Run an experiment on the runtime that its configuration names, and yield what happens.
 
     A driver that dies is started again and continues from the newest checkpoint, unless it dies again before it has

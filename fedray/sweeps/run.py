@@ -17,13 +17,14 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import sample
 
-from fedray.config import Config, SweepConfig, load_sweep
+from fedray.config import Config, SweepConfig, load_sweep, to_mapping
+from fedray.config.tracker import EndStatus
 from fedray.errors import ConfigError, FedrayError, StorageError
-from fedray.experiment.callbacks import build_callbacks
+from fedray.experiment.callbacks import build_callbacks, check_trackers, notifying
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import new_place, with_absolute_paths
 from fedray.experiment.run_folder import lock_folder
-from fedray.federation.events import Callback, RoundFinished
+from fedray.federation.events import Callback, SweepFinished, SweepStarted
 from fedray.planning.cluster_plan import check_device
 from fedray.planning.placement import Amounts, fit_times, requests
 from fedray.runtime.causes import first_line, raised_by_code
@@ -83,7 +84,7 @@ def sweep(
         output: the sweep's folder, which must be empty or not exist; default storage_path/NAME-TIME.
         resume: the folder of an interrupted sweep to continue instead: finished trials stay, the others continue from
             their checkpoints.
-        callbacks: receive every round that has the metric, but the last, and every trial that ends.
+        callbacks: receive the events of the sweep and of its trials (`Callback`).
 
     Raises:
         ConfigError: the sweep has a mistake that can be found before any actor starts.
@@ -145,13 +146,13 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
     """Run the trials that have not ended, write the folder whenever one ends, and return the sweep's result.
 
     Args:
-        callbacks: receive every round that has the metric, but the last, and every trial that ends, as do those that
-            the base experiment names.
+        callbacks: receive the events of the sweep and of its trials, as do those that the base experiment names.
 
     Raises:
         ConfigError: the cluster has no room for this many trials at a time.
     """
-    everyone = [*build_callbacks(found.trials[0].config.callbacks), *callbacks]
+    check_trackers(found.trials[0].config, found.place)
+    everyone = [*build_callbacks(found.trials[0].config), *callbacks]
     lock = lock_folder(found.place)
     try:
         found = found.reread()
@@ -168,7 +169,9 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
             actors = [kind.options(**on_callers_node()).remote() for kind in kinds]
             try:
                 listener = _Listener(found, actors[0], everyone)
-                _tune(waiting, SweepContext(found, actors[0], actors[1], concurrent), listener)
+                with notifying(everyone, listener.finished) as notify:
+                    notify(SweepStarted(found.place, to_mapping(found.sweep)))
+                    _tune(waiting, SweepContext(found, actors[0], actors[1], concurrent), listener)
                 return listener.found
             finally:
                 for actor in actors:
@@ -309,7 +312,11 @@ class _Listener(tune.Callback):
         """Return nothing: Tune pickles the listener to restore a sweep, which fedray does in its own way."""
         return {}
 
-    def _notify(self, event: RoundFinished | TrialFinished) -> None:
+    def finished(self, status: EndStatus, error: str) -> SweepFinished:
+        """Return the event of the sweep's end."""
+        return SweepFinished(self.found.place, status, error, self.found.to_pandas().to_dict("records"))
+
+    def _notify(self, event: Any) -> None:
         try:
             for callback in self._callbacks:
                 callback.on_event(event)
@@ -318,8 +325,8 @@ class _Listener(tune.Callback):
             raise
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if result.get("metric") is not None and not result.get("done"):
-            self._notify(result["event"])
+        for event in result["events"]:
+            self._notify(event)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         result = trial.last_result

@@ -13,7 +13,7 @@ from fedray.errors import FedrayError
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import continued
 from fedray.experiment.run import run_experiment
-from fedray.federation.events import Event, MethodFinished, RoundFinished
+from fedray.federation.events import Event, MethodFinished, RoundFinished, RunStarted
 from fedray.federation.local_pool import LocalPool
 from fedray.results.run_result import RunResult
 from fedray.runtime.causes import first_line
@@ -49,7 +49,7 @@ class TrialRun:
         self._pool: ClientPool | None = None
         self._begun, self._rounds = monotonic(), 0
         self._metrics: Mapping[str, Any] = {}
-        self._round: RoundFinished | None = None
+        self._events: list[RunStarted | RoundFinished] = []
 
     def next_result(self) -> dict[str, Any]:
         """Run to the next result and return it. An exception of the experiment becomes a result with an error."""
@@ -71,8 +71,9 @@ class TrialRun:
         if self._experiment is None:
             self._experiment = self._started()
         for event in self._experiment:
+            if isinstance(event, RunStarted | RoundFinished):
+                self._events.append(replace(event, trial=self._trial.id))
             if isinstance(event, RoundFinished) and not event.final:
-                self._round = replace(event, trial=self._trial.id)
                 self._rounds = event.server_round + 1
                 self._metrics = {
                     "personalised_mean": event.personalised,
@@ -117,9 +118,10 @@ class TrialRun:
 
     def _result(self, error: str = "", done: bool = False) -> dict[str, Any]:
         metric = self._metrics.get(self._context.found.sweep.selects_by)
+        events, self._events = self._events, []
         return {
             "round": self._rounds,
-            "event": self._round,
+            "events": events,
             "metrics": dict(self._metrics),
             "error": error,
             "seconds": monotonic() - self._begun,

@@ -24,7 +24,7 @@ def folder(own_folder: Path) -> Path:
 
 def test_the_page_has_one_file_of_each_kind() -> None:
     kinds = ["method", "variant", "source", "partition", "metric", "extraction", "rule"]
-    kinds += ["optimizer", "kind", "engine", "tracker"]
+    kinds += ["optimizer", "kind", "engine", "callback", "tracker"]
     assert list(EXAMPLES) == [*(f"my_{kind}.py" for kind in kinds), "experiment.yaml"]
 
 
@@ -32,14 +32,15 @@ def test_its_short_configurations_are_valid(folder: Path) -> None:
     """Each is a change of the experiment; none names a class that is not on the page."""
     experiment = parse_yaml(EXAMPLES["experiment.yaml"], "experiment.yaml")
     short = [text for text in PAGE.split("```yaml\n")[1:] if not text.startswith("name:")]
-    assert len(short) == 11
+    assert len(short) == 12
     for text in short:
         changed = parse_yaml(text.split("```")[0], "page")
         load_config({**experiment, **changed})
 
 
 def check(folder: Path) -> None:
-    """What the experiment leaves: all methods' rounds, the metric, the method's column, and the tracker's lines."""
+    """What the experiment leaves: all methods' rounds, the metric, the method's column, and what the callback and the
+    tracker wrote."""
     result = fedray.RunResult.load(folder / "run")
     assert [(summary.method, summary.rounds) for summary in result.summaries] == [
         ("FedAvgM", 2),
@@ -50,8 +51,11 @@ def check(folder: Path) -> None:
     assert {summary.metric_name for summary in result.summaries} == {"ErrorRate"}
     rounds = pd.DataFrame(result.rounds())
     assert (rounds.query("method == 'FedAvgM' and phase == 'train'")["speed"] > 0).all()
+    assert len((folder / "clock.txt").read_text().splitlines()) == 4 * 3 + 1
     lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
-    assert [line.get("round") for line in lines] == [0, 1, 2, None] * 4
+    assert [line["step"] for line in lines if "step" in line] == [1, 2, 2] * 4
+    assert lines[0]["config"]["rounds"] == 2
+    assert lines[-1]["status"] == "finished"
 
 
 def test_they_run_together(folder: Path) -> None:

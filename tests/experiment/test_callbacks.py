@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import fedray
-from fedray.config import CallbackConfig, dump_yaml, load_config, parse_yaml
+from fedray.config import dump_yaml, load_config, parse_yaml
 from fedray.errors import ConfigError
 from fedray.experiment.callbacks import build_callbacks
 
@@ -51,7 +51,7 @@ def test_a_configuration_names_callbacks(own: dict[str, Any], own_folder: Path) 
     fedray.run(own, output="run")
     seen = [line for line in (own_folder / "seen.txt").read_text().splitlines() if line != "TasksFinished"]
     rounds = ["round 0, final: False", "RoundFinished", "round 1, final: True", "RoundFinished"]
-    assert seen == ["made", "MethodStarted", *rounds, "MethodFinished"]
+    assert seen == ["made", "RunStarted", "MethodStarted", *rounds, "MethodFinished", "RunFinished"]
 
 
 def test_they_are_in_the_resolved_configuration_and_change_no_result(own: dict[str, Any], own_folder: Path) -> None:
@@ -84,4 +84,4 @@ def test_none_is_made_for_an_experiment_that_cannot_begin(own: dict[str, Any], o
 )
 def test_mistakes_are_named(own: dict[str, Any], entry: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_callbacks([CallbackConfig.model_validate(entry)])
+        build_callbacks(load_config(own | {"callbacks": [entry]}))

@@ -1,0 +1,4 @@
+"""The built-in trackers, one file each.
+
+Uses: config.
+"""
