@@ -1,8 +1,8 @@
-"""The kits' twins on public data: they have their kit's protocol, a short run of them learns, and a second command makes a
-table of it."""
+"""The kits' twins on public data have their kit's protocol, a short run learns, and a second command makes a table."""
 
 import re
 import shlex
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ class Twin:
 
     kit: str
     short: tuple[str, ...]
-    measured: set[tuple[str, str]]
-    metrics: set[str]
-    groups: frozenset[str] = frozenset()
-    own: frozenset[str] = frozenset()
+    measured: Set[tuple[str, str]]
+    metrics: Set[str]
+    groups: Set[str] = frozenset()
+    own: Set[str] = frozenset()
 
 
 COMMONSENSE = {"after_phrase_match", "first_label_match", "perplexity"}
@@ -57,21 +57,21 @@ TWINS = {
         FEW,
         BOTH,
         COMMONSENSE,
-        groups=frozenset({"boolq", "openbookqa", "ARC-Easy", "ARC-Challenge"}),
+        groups={"boolq", "openbookqa", "ARC-Easy", "ARC-Challenge"},
     ),
     "k1_twin": Twin(
         "k1_reft_commonsense",
         (f"method=[{{name: local, adapter: reft}}, {REFT}]", *FEW),
         BOTH,
         COMMONSENSE,
-        groups=frozenset(TASKS),
+        groups=TASKS,
     ),
     "k2_twin": Twin(
         "k2_reft_maths",
         (f"method=[{{name: local, adapter: reft}}, {REFT}, fedreft]", "rounds=2", "train.epochs=1", *FEW),
         BOTH,
         {"maths_match", "perplexity"},
-        groups=frozenset({"gsm8k", "arc_easy", "openbookqa"}),
+        groups={"gsm8k", "arc_easy", "openbookqa"},
     ),
     "k3_twin": Twin(
         "k3_gsm8k_8b",
@@ -96,7 +96,7 @@ TWINS = {
         ("method=[local, feddpa]", "rounds=2", "train.epochs=1", "data.max_test_examples=48"),
         BOTH | {("aggregated", "common")},
         {"rouge1_unstemmed", "rougeLsum_unstemmed"},
-        groups=frozenset(SHORT_TASKS),
+        groups=SHORT_TASKS,
     ),
     "k7_twin": Twin(
         "k7_fedhft_glue",
@@ -110,7 +110,7 @@ TWINS = {
         ),
         BOTH,
         {"accuracy"},
-        own=frozenset({"methods", "metrics"}),
+        own={"methods", "metrics"},
     ),
     "k8_twin": Twin(
         "k8_openfed",
@@ -129,7 +129,7 @@ TWINS = {
         ("method=[fedavg]", "rounds=4", "evaluation.every=1", "data.max_test_examples=64"),
         {("server", "common")},
         {"rouge_l", "perplexity"},
-        groups=frozenset((SHORT_TASKS - {"openbookqa", "clinc150_domain"}) | UNSEEN),
+        groups=SHORT_TASKS - {"openbookqa", "clinc150_domain"} | UNSEEN,
     ),
 }
 
@@ -184,7 +184,7 @@ def test_gold_answers_of_a_twin_are_right(
     examples = subsample(rows, config.data, config.seed)
     references = [str(text) for text in examples.field("answer")[examples.field("split") == "test"]]
     tokens = tokenizer(references, add_special_tokens=False)["input_ids"]
-    most = config.evaluation.max_new_tokens if cut else None
+    most = config.evaluation.max_new_tokens if name in ("k0_twin", "k1_twin") else None
     texts = [tokenizer.decode(ids[:most], skip_special_tokens=True) for ids in tokens]
     rules = [metric for metric in config.evaluation.metrics if isinstance(metric, ExtractedMatch)]
     assert rules
@@ -229,7 +229,7 @@ def test_a_short_run_of_a_twin_learns(
 
 
 def check_transfer(result: RunResult) -> None:
-    """The server's model learns the tasks that clients train on, and what those share with the tasks that no client has."""
+    """The server's model learns the tasks that clients have, and what those share with the tasks that no client has."""
     scores = result.evaluations().query("moment == 'server' and metric == 'perplexity' and group != ''")
     by_task = scores.pivot(index="group", columns=["phase", "server_round"], values="value")
     first, last = by_task["train"].iloc[:, 0], by_task["final"].iloc[:, 0]
