@@ -50,50 +50,54 @@ class Twin:
 
 COMMONSENSE = {"after_phrase_match", "first_label_match", "perplexity"}
 REFT = "{name: fedavg, label: fedavg_reft, adapter: reft}"
-FEW = ("data.max_examples=120", "data.max_test_examples=24")
+FEW = ("data.max_examples=60", "data.max_test_examples=16")
+SMALL = tuple(f"model.config.{size}" for size in ("hidden_size=32", "intermediate_size=32", "num_hidden_layers=1"))
+"""Of a random Llama."""
+TEN_STEPS = ("rounds=3", "data.max_examples=400", "data.max_length=48", "clients.per_round=4", "train.lr=3e-2")
+"""In every round, for ten clients."""
 TWINS = {
     "k0_twin": Twin(
         "k0_reft_commonsense",
-        FEW,
+        ("train.epochs=3", *FEW, *SMALL),
         BOTH,
         COMMONSENSE,
         groups={"boolq", "openbookqa", "ARC-Easy", "ARC-Challenge"},
     ),
     "k1_twin": Twin(
         "k1_reft_commonsense",
-        (f"method=[{{name: local, adapter: reft}}, {REFT}]", *FEW),
+        (f"method=[{{name: local, adapter: reft}}, {REFT}]", *FEW, *SMALL),
         BOTH,
         COMMONSENSE,
         groups=TASKS,
     ),
     "k2_twin": Twin(
         "k2_reft_maths",
-        (f"method=[{{name: local, adapter: reft}}, {REFT}, fedreft]", "rounds=2", "train.epochs=1", *FEW),
+        (f"method=[{{name: local, adapter: reft}}, {REFT}, fedreft]", "rounds=2", "train.epochs=1", *FEW, *SMALL),
         BOTH,
         {"maths_match", "perplexity"},
         groups={"gsm8k", "arc_easy", "openbookqa"},
     ),
     "k3_twin": Twin(
         "k3_gsm8k_8b",
-        ("method=[fedavg, fedsa_lora]", "rounds=2", "data.max_examples=60", "data.max_test_examples=6"),
+        ("method=[fedavg, fedsa_lora]", "rounds=2", "train.max_steps=10", *FEW, "data.max_test_examples=6", *SMALL),
         BOTH,
         {"answer_is_match", "perplexity"},
     ),
     "k4_twin": Twin(
         "k4_glue_skew",
-        ("method=[local, fedavg]", "rounds=2", *FEW, "data.max_validation_examples=24"),
+        ("method=[local, fedavg]", "rounds=2", "train.max_steps=6", *FEW, "data.max_validation_examples=16"),
         BOTH,
         {"accuracy"},
     ),
     "k5_twin": Twin(
         "k5_flan8",
-        ("method=[local, fedalt]", "rounds=2", "train.epochs=1", "evaluation.every=0"),
+        ("method=[local, fedalt]", "rounds=2", "train.epochs=2", "evaluation.every=0", *SMALL),
         BOTH,
         {"rouge1", "rougeL"},
     ),
     "k6_twin": Twin(
         "k6_feddpa",
-        ("method=[local, feddpa]", "rounds=2", "train.epochs=1", "data.max_test_examples=48"),
+        ("method=[local, feddpa]", "rounds=2", "train.epochs=2", *SMALL),
         BOTH | {("aggregated", "common")},
         {"rouge1_unstemmed", "rougeLsum_unstemmed"},
         groups=SHORT_TASKS,
@@ -103,10 +107,10 @@ TWINS = {
         (
             "method=[local, fedit, {name: fedhft, clusters: 2, warmup_rounds: 1}]",
             "rounds=2",
-            "clients.count=5",
+            "clients.count=4",
             "evaluation.every=0",
-            "data.max_examples=100",
-            "data.max_test_examples=50",
+            "data.max_examples=70",
+            "data.max_test_examples=35",
         ),
         BOTH,
         {"accuracy"},
@@ -114,19 +118,19 @@ TWINS = {
     ),
     "k8_twin": Twin(
         "k8_openfed",
-        ("method=[fedavg, scaffold]", "rounds=4", "evaluation.every=1", "data.max_test_examples=8"),
+        ("method=[fedavg, scaffold]", "evaluation.every=0", "data.max_test_examples=8", *TEN_STEPS, *SMALL),
         {("server", "common"), ("personalised", "common")},
         {"rougeL", "perplexity"},
     ),
     "k10_twin": Twin(
         "k10_fedllm_bench",
-        ("method=[local, fedavg]", "rounds=4", "data.max_examples=300"),
+        ("method=[local, fedavg]", *TEN_STEPS, *SMALL),
         BOTH,
         {"rouge_l", "perplexity"},
     ),
     "k11_twin": Twin(
         "k11_ni_zeroshot",
-        ("method=[fedavg]", "rounds=4", "evaluation.every=1", "data.max_test_examples=64"),
+        ("method=[fedavg]", "rounds=4", "evaluation.every=1", "data.max_test_examples=64", *SMALL),
         {("server", "common")},
         {"rouge_l", "perplexity"},
         groups=SHORT_TASKS - {"openbookqa", "clinc150_domain"} | UNSEEN,
