@@ -20,14 +20,27 @@ EXPECTED = {
     "dolly15k": ["10 clients", "client_09"],
     "dolly15k_by_category": ["8 clients", "creative_writing"],
     "llm_adapters": ["4 clients", "openbookqa"],
+    "papers/k0_twin": ["1 client", "client_000"],
+    "papers/k1_twin": ["5 clients", "client_004"],
+    "papers/k2_twin": ["3 clients", "gsm8k"],
+    "papers/k3_twin": ["3 clients", "client_002"],
+    "papers/k4_twin": ["3 clients, 7 classes", "client_002"],
+    "papers/k5_twin": ["8 clients", "banking77_intent"],
+    "papers/k6_twin": ["8 clients", "clinc150_domain"],
+    "papers/k7_twin": ["20 clients, 7 classes", "client_019"],
+    "papers/k8_twin": ["10 clients", "client_009"],
+    "papers/k10_twin": ["10 clients", "client_09"],
+    "papers/k11_twin": ["6 clients", "unseen_openbookqa"],
     "snips": ["7 clients, 7 classes", "client_006"],
     "tinyshakespeare": ["52 clients", "KING HENRY VI", "Nurse"],
 }
-"""By the name of an experiment on shared data: what `fedray validate` says of it, among other things."""
+"""By the path of an experiment on shared data below jobs/: what `fedray validate` says of it, among other things."""
 
 
 def test_every_experiment_on_shared_data_is_tried() -> None:
-    texts = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.yaml")}
+    jobs = ROOT / "jobs"
+    paths = [*jobs.glob("*.yaml"), *(jobs / "papers").glob("*.yaml")]
+    texts = {path.relative_to(jobs).with_suffix("").as_posix(): path.read_text() for path in paths}
     reading = {name for name, text in texts.items() if f" {SHARED}/" in text and "\nbase:" not in text}
     assert reading == set(EXPECTED)
 
