@@ -21,7 +21,7 @@ from fedray.data.tokens.choices import tokenise_choices
 from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
-from fedray.models.tokenizer import end_token_id
+from fedray.models.tokenizer import end_token_id, num_tokens
 from fedray.types import COMMON, SPLITS, ClientId, Role
 
 
@@ -68,7 +68,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         shards=shards,
         label_names=examples.label_names,
         pad_token_id=int(tokenizer.pad_token_id),
-        vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
+        vocab_size=num_tokens(tokenizer),
         latent_group=_latent_groups(examples, config.data.group_column, rows),
         fingerprint=_fingerprint(examples, rows, common),
         common=_rows(tokens.table, common, examples if _several(examples, common) else None, choices)

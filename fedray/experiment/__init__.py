@@ -1,4 +1,5 @@
-"""From a configuration to results: preparation, calibration, each method in turn, the run folder, its rows.
+"""From a configuration to results: preparation, calibration, each method in turn, the run folder, its rows,
+models restored from it.
 
-Uses: config, data, evaluation, federation, methods, models, planning, results, storage, training.
+Uses: adapters, config, data, evaluation, federation, methods, models, planning, results, storage, training.
 """

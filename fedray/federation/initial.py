@@ -1,13 +1,49 @@
 """The common starting point of a method's clients."""
 
-from transformers import PreTrainedModel
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.draws import draw_head
-from fedray.adapters.heads import head_group
-from fedray.methods.protocol import Initial
+from fedray.adapters.heads import head_group, label_text_head
+from fedray.config import Config, MethodConfig, TierConfig
+from fedray.methods.protocol import AnyMethod, Initial
 from fedray.models.backbone import missing_head
+from fedray.models.tokenizer import load_tokenizer
+from fedray.training.base_model import load_base_model
 from fedray.types import Vector
+
+
+def common_head(
+    model: PreTrainedModel,
+    config: Config,
+    architecture: PretrainedConfig,
+    entry: MethodConfig,
+    method: AnyMethod,
+    tier: str,
+    label_names: Sequence[str],
+    device: str,
+) -> Vector | None:
+    """Return the first task head of a method's clients, as the method treats it; None if the model has no head.
+
+    It is that of the backbone alone, before an adapter is attached, and in the common precision: a tier's own precision
+    would give its clients another head.
+
+    Args:
+        model: the tier's base model.
+        tier: the tier's name.
+        device: cuda or cpu, where the tier computes.
+    """
+    if head_group(model) is None:
+        return None
+    section = config.section_for(entry, tier).head
+    treatment = getattr(method, "effective_head", getattr(method, "head", section))
+    if config.clients.tier(tier).precision is not None:
+        model = load_base_model(config, architecture, tier, TierConfig(share=1.0), device)
+    if treatment == "frozen_label_text" and config.task == "classification":
+        return label_text_head(model, load_tokenizer(config.model), label_names)
+    return first_head(model, config.seed, keep=treatment != "frozen_random")
 
 
 def first_head(model: PreTrainedModel, seed: int, keep: bool = True) -> Vector | None:

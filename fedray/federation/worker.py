@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import CannotBatch
-from fedray.adapters.heads import label_text_head
 from fedray.adapters.stacked import AdapterStack
 from fedray.config import EvaluationConfig, TierConfig
 from fedray.evaluation.metrics import configured_metrics, generates_text
-from fedray.federation.initial import draw_initial, first_head
+from fedray.federation.initial import common_head, draw_initial
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
@@ -83,18 +82,9 @@ class Worker:
         generating = generates_text(configured_metrics(config))
         if generating:
             self._check_generation(model, config.evaluation.generation.num_beams)
-        treatment = getattr(method, "effective_head", getattr(method, "head", sections.head))
-        texts = treatment == "frozen_label_text" and config.task == "classification"
-        tokenizer = load_tokenizer(config.model) if generating or texts else None
-        # The first head is that of the backbone alone, before the adapter is attached, and in the common precision: a
-        # tier's own precision would give its clients another head.
-        reference = model
-        if tier.precision is not None:
-            common = TierConfig(share=1.0)
-            reference = load_base_model(config, setup.architecture, setup.tier, common, self.device)
-        texts_head = label_text_head(reference, tokenizer, setup.label_names) if texts else None
-        drawn = first_head(reference, config.seed, keep=treatment != "frozen_random")
-        head = drawn if texts_head is None else texts_head
+        tokenizer = load_tokenizer(config.model) if generating else None
+        about = setup.architecture, setup.entry, method, setup.tier, setup.label_names, self.device
+        head = common_head(model, config, *about)
         adapter = method.attach(model)
         self.training_context = TrainingContext(
             task=config.task,
@@ -103,7 +93,7 @@ class Worker:
             pad_token_id=setup.pad_token_id,
             evaluation=config.evaluation,
             device=self.device,
-            tokenizer=tokenizer if generating else None,
+            tokenizer=tokenizer,
             end_token_ids=setup.end_token_ids,
             common=setup.common,
             common_moments=_common_moments(config.evaluation, setup.personalised),

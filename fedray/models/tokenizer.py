@@ -25,6 +25,11 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many rows of embeddings the tokenizer's tokens need."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+
+
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that ends a text: eos, else sep.
 

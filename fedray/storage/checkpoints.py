@@ -146,6 +146,24 @@ class Checkpoints:
         self._sweep()
         return free
 
+    def read_newest(self) -> Progress:
+        """Return the newest intact checkpoint; nothing in the folder changes.
+
+        Raises:
+            StateError: there is none.
+        """
+        broken: list[str] = []
+        for name in sorted(filter(ROUND.fullmatch, self._folder.names()), key=int, reverse=True):
+            try:
+                return self._read(self._folder / name)
+            except StateError as error:
+                broken.append(f"{self._folder / name}: {error}")
+        raise StateError(
+            "no checkpoint is intact:\n" + "\n".join(broken)
+            if broken
+            else f"{self._folder}: has no checkpoint (checkpoint.every: 0 saves none)"
+        )
+
     def newest(self) -> tuple[Progress | None, list[str]]:
         """Find the newest intact checkpoint, and delete newer ones and all states that no checkpoint references.
 
