@@ -6,17 +6,19 @@ to its first training. In the same way a client gets the server's own model.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedray.adapters.adapter import Adapter
-from fedray.config import Config, MethodConfig, TierConfig
+from fedray.config import Config, MethodConfig, Precision, TierConfig
 from fedray.data.load import load_federated_data
 from fedray.data.shards import FederatedData
 from fedray.errors import ConfigError, StateError, choices, nearest
@@ -33,7 +35,7 @@ from fedray.results.run_result import RunResult
 from fedray.storage.checkpoints import Checkpoints, Progress
 from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import StoragePath, safe_name
-from fedray.training.base_model import load_base_model, resolve_device
+from fedray.training.base_model import load_base_model
 from fedray.training.engine import make_engine
 from fedray.training.trainer import EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
@@ -65,7 +67,7 @@ class Restored:
     @property
     def model(self) -> PreTrainedModel:
         """The base model with the adapter in it, in evaluation mode."""
-        found: PreTrainedModel = self.adapter.model  # type: ignore[assignment]  # any module, for tests
+        found: PreTrainedModel = self.adapter.model
         return found
 
 
@@ -83,7 +85,7 @@ def restore(
         method: its name or label in the run; may be left out if there is one only.
         client: whose model; None: the server's own.
         moment: of a client's model, after its last local training or before it.
-        device: cuda or cpu; default what the configuration says, with this machine's devices.
+        device: cuda or cpu; default a GPU of this machine, if there is one and the run was not told to use none.
 
     Raises:
         ConfigError: the run has no such method or client, the server has no model of its own, or the model cannot be
@@ -92,9 +94,7 @@ def restore(
     """
     run = FinishedRun(RunResult.load(run_folder))
     entry = run.entry(method)
-    if client is not None and moment == "personalised":
-        return run.personalised(entry, run.client(entry, client), device)
-    return run.downloaded(entry, None if client is None else run.client(entry, client), device)
+    return run.restored(entry, None if client is None else run.client(entry, client), moment, device)
 
 
 class FinishedRun:
@@ -141,11 +141,39 @@ class FinishedRun:
             raise ConfigError(f"client: {self.place} has no client {id!r}{nearest(id, found)}; it has {choices(found)}")
         return found[id]
 
-    def base_model(self, tier: str, device: str | None = None) -> PreTrainedModel:
-        """Return the frozen base model without an adapter, in the tier's precision."""
-        section = self.config.clients.tier(tier)
-        plain = TierConfig(share=1.0, precision=section.precision)
-        return load_base_model(self.config, self.architecture, tier, plain, device or self._device(tier))
+    def holder(self, entry: MethodConfig) -> Client:
+        """Return the client that holds most of the server's model, the first of equal ones."""
+        clients = self.clients(entry).values()
+        sizes = {}
+        for tier in {client.tier for client in clients}:
+            shapes = build_method(self.config, entry, tier).attach(meta_backbone(self.architecture, self.config.task))
+            sizes[tier] = sum(shapes.layout(name).size for name in shapes.names)
+        return min(clients, key=lambda client: (-sizes[client.tier], -client.capacity.get("mask_ratio", 1), client.id))
+
+    def precision(self, tier: str) -> Precision:
+        """Return the number type in which the tier holds the base model."""
+        return self.config.clients.tier(tier).precision or self.config.model.dtype
+
+    def base_model(self, precision: Precision, device: str | None = None) -> PreTrainedModel:
+        """Return the frozen base model without an adapter.
+
+        Raises:
+            ConfigError: the device is a GPU, and there is none; or the weights cannot be loaded.
+        """
+        gpu = torch.cuda.is_available()
+        place = device or ("cuda" if gpu and self.config.device != "cpu" else "cpu")
+        if place.startswith("cuda") and not gpu:
+            raise ConfigError(f"device: {place}, but torch finds no GPU on this machine; use cpu")
+        plain = TierConfig(share=1.0, precision=precision)
+        return load_base_model(self.config, self.architecture, precision, plain, place)
+
+    def restored(
+        self, entry: MethodConfig, client: Client | None, moment: Moment, device: str | None = None
+    ) -> Restored:
+        """Return the client's model at a moment; without a client the server's own."""
+        if client is not None and moment == "personalised":
+            return self.personalised(entry, client, device)
+        return self.downloaded(entry, client, device)
 
     def personalised(self, entry: MethodConfig, client: Client, device: str | None = None) -> Restored:
         """Return the client's model after its last local training."""
@@ -157,14 +185,8 @@ class FinishedRun:
 
     def downloaded(self, entry: MethodConfig, client: Client | None, device: str | None = None) -> Restored:
         """Return the client's model before its last local training; without a client the server's own."""
-        whole = build_method(self.config, entry)  # also registers the states that a checkpoint contains
-        checkpoints = Checkpoints(self.place, entry.key, self.config.checkpoint)
-        progress = checkpoints.read_newest()
-        if client is None and _personalised(whole, progress):
-            raise ConfigError(
-                f"{entry.key}: the server has no model of its own, because the clients' models differ; name a client"
-            )
-        holder = client or self._holder(entry)
+        whole, progress = self._progress(entry, client)
+        holder = client or self.holder(entry)
         restored = self._attached(entry, holder.tier, client, device)
         initial = self._initial(restored, entry, holder.tier)
         for name in restored.adapter.names:  # methods load what they train; the rest stays as it is here
@@ -178,12 +200,32 @@ class FinishedRun:
         everyone = list(self.clients(entry).values())  # as in the final pass
         downlink = downlinks_of(whole.configure_train(progress.server, everyone), everyone)[holder.id]
         local = _UpToTraining(holder, progress.server_round, self.config.seed, lambda: self._trainer(restored, holder))
-        try:
+        with suppress(_Loaded):
             restored.method.train_client(restored.adapter, state, downlink.payload, local)
-        except _Loaded:
-            pass
         restored.adapter.model.eval()
         return restored
+
+    def check(self, entry: MethodConfig, client: Client | None, moment: Moment) -> None:
+        """Check that the folder has what a model is restored from.
+
+        Raises:
+            ConfigError: the server has no model of its own.
+            StateError: a file is missing, or the checkpoint is damaged.
+        """
+        if client is None or moment == "aggregated":
+            self._progress(entry, client)
+        elif not (file := self._file(entry, client)).is_file():
+            raise StateError(f"{file}: does not exist; the client did not finish the final pass")
+
+    def _progress(self, entry: MethodConfig, client: Client | None) -> tuple[AnyMethod, Progress]:
+        """Return the whole method, and its last checkpoint."""
+        whole = build_method(self.config, entry)  # also registers the states that a checkpoint contains
+        progress = Checkpoints(self.place, entry.key, self.config.checkpoint).read_newest()
+        if client is None and _personalised(whole, progress):
+            raise ConfigError(
+                f"{entry.key}: the server has no model of its own, because the clients' models differ; name a client"
+            )
+        return whole, progress
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -221,13 +263,14 @@ class FinishedRun:
 
     def _attached(self, entry: MethodConfig, tier: str, client: Client | None, device: str | None) -> Restored:
         method = build_method(self.config, entry, tier)
-        adapter = method.attach(self.base_model(tier, device))
+        adapter = method.attach(self.base_model(self.precision(tier), device))
         adapter.model.eval()
         return Restored(self.config, entry, method, client, adapter, self.tokenizer, self.label_names)
 
     def _initial(self, restored: Restored, entry: MethodConfig, tier: str) -> Initial:
-        plain = self.base_model(tier)
-        about = entry, restored.method, tier, self.label_names, self._device(tier)
+        device = str(restored.model.device)
+        plain = self.base_model(self.precision(tier), device)
+        about = entry, restored.method, tier, self.label_names, device
         head = common_head(plain, self.config, self.architecture, *about)
         return draw_initial(restored.adapter, self.config.seed, head)
 
@@ -248,26 +291,16 @@ class FinishedRun:
         shard = self.data.shards[client.id]
         return LocalTrainer(EngineBackend(engine, context), shard, client, self.config.rounds, context, measures=False)
 
-    def _holder(self, entry: MethodConfig) -> Client:
-        """Return the client that holds most of the server's model, the first of equal ones."""
-        clients = self.clients(entry).values()
-        sizes = {}
-        for tier in {client.tier for client in clients}:
-            shapes = build_method(self.config, entry, tier).attach(meta_backbone(self.architecture, self.config.task))
-            sizes[tier] = sum(shapes.layout(name).size for name in shapes.names)
-        return min(clients, key=lambda client: (-sizes[client.tier], -client.capacity.get("mask_ratio", 1), client.id))
-
-    def _device(self, tier: str) -> str:
-        return resolve_device(self.config, self.config.clients.tier(tier))
+    def _file(self, entry: MethodConfig, client: Client) -> StoragePath:
+        """Return the file of the client's model after its last local training."""
+        return self.place / "adapters" / entry.key / "clients" / f"{safe_name(client.id)}.safetensors"
 
     def _tensors(self, entry: MethodConfig, client: Client) -> Mapping[str, Vector]:
-        file = self.place / "adapters" / entry.key / "clients" / f"{safe_name(client.id)}.safetensors"
+        file = self._file(entry, client)
         try:
             found: Mapping[str, Vector] = load_tensors(file.read())
         except (OSError, SafetensorError) as error:
-            raise StateError(
-                f"{file}: the client's model after its last local training cannot be read: {error}"
-            ) from None
+            raise StateError(f"{file}: cannot be read: {error}") from None
         return found
 
     def _vector(self, adapter: Adapter, group: str, tensors: Mapping[str, Vector]) -> Vector:

@@ -27,7 +27,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many rows of embeddings the tokenizer's tokens need."""
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    return int(max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())))
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
