@@ -1,14 +1,16 @@
 """fedray simulates federated fine-tuning of language models on Ray: FedReFT, FedALT, FedHFT and their baselines.
 
-Uses: api, config, federation, results, sweeps.
+Uses: api, config, exports, federation, results, sweeps.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import run
+    from fedray.api import load, run
     from fedray.config import Config, load_config
+    from fedray.exports.export import export
+    from fedray.exports.personalise import personalise
     from fedray.federation.events import Callback
     from fedray.results.comparison import Comparison
     from fedray.results.run_result import RunResult
@@ -25,7 +27,10 @@ __all__ = [
     "RunResult",
     "SweepResult",
     "compare",
+    "export",
+    "load",
     "load_config",
+    "personalise",
     "run",
     "state_type",
     "sweep",
@@ -33,6 +38,9 @@ __all__ = [
 
 _PLACES = {
     "run": "api",
+    "load": "api",
+    "personalise": "exports.personalise",
+    "export": "exports.export",
     "compare": "sweeps.compare",
     "Comparison": "results.comparison",
     "RunResult": "results.run_result",

@@ -1,4 +1,4 @@
-"""The command line: fedray run, sweep, compare, submit, jobs, validate, params, plan, methods."""
+"""The command line: fedray run, sweep, compare, export, personalise, submit, jobs, validate, params, plan, methods."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from fedray import __version__
 from fedray.cli.compare import compare
+from fedray.cli.export import export, personalise
 from fedray.cli.methods import methods
 from fedray.cli.plan import params, plan, validate
 from fedray.cli.run import run, sweep
@@ -35,7 +36,7 @@ def _options(
     """Simulate federated fine-tuning of language models on Ray."""
 
 
-for command in (run, sweep, compare, submit, validate, params, plan, methods):
+for command in (run, sweep, compare, export, personalise, submit, validate, params, plan, methods):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 
