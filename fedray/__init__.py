@@ -1,15 +1,17 @@
 """fedray simulates federated fine-tuning of language models on Ray: FedReFT, FedALT, FedHFT and their baselines.
 
-Uses: api, config, experiment, federation, results, sweeps.
+Uses: api, config, experiment, exports, federation, results, sweeps.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedray.api import run
+    from fedray.api import load, run
     from fedray.config import Config, load_config
     from fedray.experiment.harness import lm_eval
+    from fedray.exports.export import export
+    from fedray.exports.personalise import personalise
     from fedray.federation.events import Callback
     from fedray.results.comparison import Comparison
     from fedray.results.run_result import RunResult
@@ -26,8 +28,11 @@ __all__ = [
     "RunResult",
     "SweepResult",
     "compare",
+    "export",
     "lm_eval",
+    "load",
     "load_config",
+    "personalise",
     "run",
     "state_type",
     "sweep",
@@ -35,6 +40,9 @@ __all__ = [
 
 _PLACES = {
     "run": "api",
+    "load": "api",
+    "personalise": "exports.personalise",
+    "export": "exports.export",
     "compare": "sweeps.compare",
     "Comparison": "results.comparison",
     "lm_eval": "experiment.harness",

@@ -1,4 +1,4 @@
-"""The Python API: `fedray.run` runs one experiment."""
+"""The Python API: `fedray.run` runs one experiment, `fedray.load` opens one of its models."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from transformers import PreTrainedModel
 
 from fedray.config import Config, load_config
 from fedray.experiment.callbacks import build_callbacks, check_trackers, notifying
 from fedray.experiment.prepare import prepare
+from fedray.experiment.restore import restore
 from fedray.experiment.resume import resolve_run
 from fedray.federation.events import Callback, RunFinished
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
 from fedray.runtime.session import check_reachable
 from fedray.storage.paths import StoragePath
+from fedray.types import ClientId
 
 SECTIONS = tuple(
     name
@@ -82,6 +85,24 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     except BaseException:
         place.remove_if_empty()  # nothing has been trained
         raise
+
+
+def load(
+    run: str | Path | StoragePath, method: str | None = None, client: ClientId | None = None, device: str | None = None
+) -> PreTrainedModel:
+    """Return a model of a finished run, ready for inference.
+
+    Args:
+        run: the run's folder.
+        method: its name or label in the run; may be left out if there is one only.
+        client: whose model, as its last local training left it; None: the server's own.
+        device: cuda or cpu; default what the configuration says, with this machine's devices.
+
+    Raises:
+        ConfigError: there is no such method or client, or the server has no model of its own.
+        StateError: the run has not finished, or its files are missing or damaged.
+    """
+    return restore(run, method, client, device=device).model
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

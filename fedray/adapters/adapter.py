@@ -17,6 +17,7 @@ from fedray.types import Capacity, Vector
 
 if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
+    from fedray.adapters.reft import Place
 
 Rows = Mapping[str, npt.NDArray[np.int64]]
 Gathering = Callable[[Sequence[nn.Parameter], bool], AbstractContextManager[Any]]
@@ -53,6 +54,7 @@ class Adapter:
         groups: by name, in a fixed order.
         context: shared with the adapter's modules.
         targets: LoRA layers by their path in the model.
+        places: interventions by their block's path and the kind of position.
 
     Attributes:
         fit_capacity: set by a method whose adapter has fewer parameters on a tier that holds less. It is called with
@@ -65,9 +67,11 @@ class Adapter:
         groups: Sequence[Group],
         context: ForwardContext,
         targets: "Mapping[str, BranchedLinear] | None" = None,
+        places: "Mapping[str, Place] | None" = None,
     ):
         self.model = model
         self.targets: Mapping[str, BranchedLinear] = targets or {}
+        self.places: Mapping[str, Place] = places or {}
         self.fit_capacity: Callable[[Adapter, Capacity], None] | None = None
         self._groups = {group.name: group for group in groups}
         self._whole = {group.name: group.layout for group in groups}

@@ -128,6 +128,21 @@ class BranchedLinear(lora.Linear):
         """B of the individual branch."""
         return cast(nn.Parameter, self._linear("lora_B").weight)
 
+    @property
+    def alpha(self) -> float:
+        """lora_alpha, of which the scale is s = lora_alpha / r."""
+        return float(self.lora_alpha[NAME])
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return float(self.scaling[NAME])
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """What weighs the branches; None: there is no second one."""
+        return cast(Mixing, self.lora_mixer[NAME]) if NAME in self.lora_mixer else None
+
     def set_rows(self, rows: npt.NDArray[np.int64] | None) -> bool:
         """Keep only these rows of B (None: all); see `Adapter.set_rows`.
 

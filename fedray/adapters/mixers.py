@@ -43,6 +43,15 @@ class Mixing(nn.Module):
         """Yield the linear layers, by the part that their weights are in the group "mixer"."""
         yield from ()
 
+    @property
+    def constant(self) -> bool:
+        """Whether the weights are the same for every input of an evaluation."""
+        return True
+
+    def weights(self) -> tuple[float, float]:
+        """Return (w_R, w_L) of a mixer that is `constant`."""
+        return self._fixed
+
 
 class TokenMixer(Mixing):
     """(w_R, w_L) = softmax(G x) per token, G [2, d_in] (FedALT, arXiv 2503.11880).
@@ -61,16 +70,25 @@ class TokenMixer(Mixing):
             self._context.observe("mixer_mean", weights[..., 1])
         return weights[..., :1], weights[..., 1:]
 
+    @property
+    def constant(self) -> bool:
+        return False
+
     def linears(self) -> Iterator[tuple[Part, nn.Linear]]:
         yield "G", self.G
 
 
 class Scalars(Mixing):
-    """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, α and 1 − α."""
+    """Two numbers, w_R [1, 1] and w_L [1, 1]; in a pass whose examples have an α of their own, α and 1 − α.
 
-    def __init__(self, device: torch.device, context: ForwardContext | None):
+    Args:
+        per_example: whether the examples of an evaluation have an α of their own.
+    """
+
+    def __init__(self, device: torch.device, context: ForwardContext | None, per_example: bool = False):
         super().__init__()
         self.w_R, self.w_L, self._context = zero_linear(1, 1, device), zero_linear(1, 1, device), context
+        self._per_example = per_example
 
     def forward(self, x: Tensor) -> tuple[Weight, Weight]:
         alpha = None if self._context is None else self._context.alpha_for(x)
@@ -78,6 +96,13 @@ class Scalars(Mixing):
             return alpha, 1 - alpha
         one = x.new_ones(*x.shape[:-1], 1)
         return self.w_R(one), self.w_L(one)
+
+    @property
+    def constant(self) -> bool:
+        return not self._per_example
+
+    def weights(self) -> tuple[float, float]:
+        return float(self.w_R.weight.detach()), float(self.w_L.weight.detach())
 
     def linears(self) -> Iterator[tuple[Part, nn.Linear]]:
         yield "w_R", self.w_R
@@ -111,6 +136,10 @@ class Router(Mixing):
         w_rest = shares[..., 1 : 1 + others]
         return w_rest, 1 - w_rest.sum(-1, keepdim=True)
 
+    @property
+    def constant(self) -> bool:
+        return False
+
     def linears(self) -> Iterator[tuple[Part, nn.Linear]]:
         yield "G", self.G
         yield "present", self.present
@@ -129,7 +158,7 @@ def make_mixing(mixer: Mixer, d_in: int, others: int, device: torch.device, cont
         return Mixing()
     if mixer == "adaptive":
         return TokenMixer(d_in, device, context)
-    return Router(others, d_in, device) if mixer == "experts" else Scalars(device, context)
+    return Router(others, d_in, device) if mixer == "experts" else Scalars(device, context, mixer == "similarity")
 
 
 def zero_linear(rows: int, columns: int, device: torch.device) -> nn.Linear:

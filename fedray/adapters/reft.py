@@ -127,7 +127,7 @@ def attach_reft(model: nn.Module, section: ReftSection, *, mixer: Mixer | None =
         groups.append(Group("rest", rest, partial(draw_idle, section.kind)))
         if mixed := [e for name, place in places.items() for e in place.mixer_entries(name)]:
             groups.append(Group("mixer", mixed, draw_mixer))
-    adapter = Adapter(model, [*groups, *([head] if head else [])], context)
+    adapter = Adapter(model, [*groups, *([head] if head else [])], context, places=places)
     adapter.set_trainable(*(name for name in adapter.names if name != "rest"))
     model.train(model.training)  # the new modules take over the model's mode
     if not is_meta(model):
@@ -140,14 +140,17 @@ class Place(nn.Module):
     """The interventions of one block and one kind of position.
 
     Args:
+        positions: the tokens that the block's interventions edit, of which these have their part.
         own: pyreft's intervention that trains.
         rest: a second, frozen one; None: there is none.
         mixing: weighs the two.
     """
 
-    def __init__(self, own: nn.Module, rest: nn.Module | None = None, mixing: Mixing | None = None):
+    def __init__(
+        self, positions: Positions, own: nn.Module, rest: nn.Module | None = None, mixing: Mixing | None = None
+    ):
         super().__init__()
-        self.own, self.rest, self.mixing = own, rest, mixing
+        self.positions, self.own, self.rest, self.mixing = positions, own, rest, mixing
 
     def forward(self, tokens: Tensor, **counts: Any) -> Tensor:
         """Edit tokens, float32 [n, d]; in a client batch `counts` says how many each member has."""
@@ -231,11 +234,11 @@ def _chosen(model: nn.Module, section: ReftSection) -> dict[int, tuple[str, nn.M
 def _place(
     section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module, mixer: Mixer | None
 ) -> Place:
-    own = _intervention(section, width, name, context, model)
+    positions, own = Positions.of(section), _intervention(section, width, name, context, model)
     if mixer is None:
-        return Place(own)
-    device = next(model.parameters()).device
-    return Place(own, _intervention(section, width, name, context, model), make_mixing(mixer, width, 0, device, None))
+        return Place(positions, own)
+    rest = _intervention(section, width, name, context, model)
+    return Place(positions, own, rest, make_mixing(mixer, width, 0, next(model.parameters()).device, None))
 
 
 def _intervention(section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module) -> nn.Module:

@@ -1,4 +1,5 @@
-"""The command line: fedray run, sweep, compare, lm-eval, submit, jobs, validate, params, plan, methods."""
+"""The command line: fedray run, sweep, compare, lm-eval, export, personalise, submit, jobs, validate, params, plan,
+methods."""
 
 from typing import Annotated
 
@@ -6,6 +7,7 @@ import typer
 
 from fedray import __version__
 from fedray.cli.compare import compare
+from fedray.cli.export import export, personalise
 from fedray.cli.harness import lm_eval
 from fedray.cli.methods import methods
 from fedray.cli.plan import params, plan, validate
@@ -36,7 +38,7 @@ def _options(
     """Simulate federated fine-tuning of language models on Ray."""
 
 
-for command in (run, sweep, compare, lm_eval, submit, validate, params, plan, methods):
+for command in (run, sweep, compare, lm_eval, export, personalise, submit, validate, params, plan, methods):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

@@ -127,13 +127,18 @@ def _strings(column: pa.ChunkedArray) -> npt.NDArray[np.str_]:
 
 
 def assemble(
-    parts: Sequence[RawRows], data: DataConfig, task: Task, instructions: Mapping[str, Instructions] | None = None
+    parts: Sequence[RawRows],
+    data: DataConfig,
+    task: Task,
+    instructions: Mapping[str, Instructions] | None = None,
+    label_names: Sequence[str] = (),
 ) -> Examples:
     """Check every row of all parts and return them as one table.
 
     Args:
         instructions: format of instruction data, by the path of a section (`DataConfig.sections_by_path`); sections
             without one name columns.
+        label_names: the classes, where they are known; by default those of the training examples.
 
     Raises:
         DataError: a column is missing, a text is empty, a label is missing, not of its kind or without training
@@ -171,7 +176,7 @@ def assemble(
         _check_scores(examples, data)
     if task != "classification":
         return examples
-    names = _label_names(examples, data, sources)
+    names = _label_names(examples, data, sources, label_names)
     label_columns = {sections[data.path_of(raw.task)].label for raw in parts}
     label_column = label_columns.pop() if len(label_columns) == 1 else None
     return replace(
@@ -281,12 +286,25 @@ def _array(values: Sequence[str], raw: RawRows, column: str) -> pa.Array:
     return text_array(values, lambda row: raw.at(row, column))
 
 
-def _label_names(examples: Examples, data: DataConfig, sources: str) -> tuple[str, ...]:
+def _label_names(examples: Examples, data: DataConfig, sources: str, known: Sequence[str]) -> tuple[str, ...]:
     """Return the class names of the training examples, sorted; as numbers where all are whole numbers.
 
+    Args:
+        known: are returned instead, if there are any.
+
     Raises:
-        DataError: there is a single class, or another split has classes that training lacks.
+        DataError: there is a single class, another split has classes that training lacks, or there are classes that are
+            not known.
     """
+    if known:
+        unknown = np.flatnonzero(~pc.is_in(examples.table["label"], value_set=pa.array(known)).to_numpy())
+        if len(unknown):
+            label = str(examples.field("label")[unknown[0]])
+            raise DataError(
+                f"{examples.place(int(unknown[0]))}: column {_label_of(examples, int(unknown[0]), data)!r}: the model "
+                f"knows no class {label!r}{nearest(label, known)}; it knows {choices(map(repr, known))}"
+            )
+        return tuple(known)
     training = pc.equal(examples.table["split"], "train")
     names = examples.table["label"].filter(training).unique().to_pylist()
     if len(names) < MIN_CLASSES:

@@ -1,20 +1,23 @@
 """All of `fedray.data` in one function: from a configuration to one shard of tokenised examples per client."""
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from fedray.config import Config
+from fedray.config import Config, DataConfig, RawRows
 from fedray.config.partition import IntArray
 from fedray.data.checks import data_notes
 from fedray.data.examples import Examples, assemble
-from fedray.data.formats.instructions import find_instructions
+from fedray.data.formats.instructions import Instructions, find_instructions
+from fedray.data.holdout import classes_of, split_holdout
 from fedray.data.partition import Partition, partition
 from fedray.data.shards import CHOICES, GROUP, FederatedData, Shard
+from fedray.data.sources.files import Files
 from fedray.data.subsample import subsample
 from fedray.data.tokens.chat import ChatTemplate, find_chat_template
 from fedray.data.tokens.choices import tokenise_choices
@@ -22,7 +25,11 @@ from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
 from fedray.models.tokenizer import end_token_id, num_tokens
-from fedray.types import COMMON, SPLITS, ClientId, Role
+from fedray.randomness import keyed_rng
+from fedray.types import COMMON, SPLITS, ClientId, Role, Split
+
+OF_ONE_SOURCE = {"source", "class_", "max_examples", "max_test_examples", "max_validation_examples", "max_per_class"}
+"""Fields of the section `data` that name the source, or limit all of its examples together."""
 
 
 def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
@@ -31,25 +38,104 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
     Raises:
         DataError: the data does not hold what the configuration says; the message says where and what to change.
     """
-    _check_choices(config)
-    count = config.clients.count
-    raw = list(config.data.load(config.task, config.seed, count))
-    template = find_chat_template(config.data, tokenizer) if config.task == "causal_lm" else None
-    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else {}
-    source = assemble(raw, config.data, config.task, instructions)
-    examples = subsample(source, config.data, config.seed)
+    read = _read(config, tokenizer)
+    examples = subsample(read.source, config.data, config.seed)
     if config.task == "classification":
         examples = replace(examples, label_names=class_order(config.model, examples.label_names))
-    if config.data.chat_template is not None and not examples.conversations:
+    roles = examples.field("split")
+    assigned, common = (np.flatnonzero(chosen) for chosen in (roles != COMMON, roles == COMMON))
+    of_clients = examples.take(assigned) if len(common) else examples
+    owned = partition(of_clients, config.partition, config.clients.count, config.seed)
+    rows = {client: {split: assigned[own] for split, own in splits.items()} for client, splits in owned.items()}
+    return _federated(config, tokenizer, read, examples, rows, common)
+
+
+def load_newcomer(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    client: ClientId,
+    files: Mapping[Role, str],
+    label_names: Sequence[str],
+) -> FederatedData:
+    """Load and tokenise the examples of one more client, as those of a run's clients were.
+
+    Args:
+        config: the run's; its section `data` names the columns, and its section `partition` what is held out for
+            validation and test where no file is named for them.
+        client: the client's id.
+        files: of the kinds that the source `files` reads, by what their rows serve as.
+        label_names: the run's classes; empty unless the task is classification.
+
+    Raises:
+        DataError: a file cannot be read, lacks a column, or holds a class that the run does not have; or no training
+            examples remain.
+    """
+    shared = {name: getattr(config.data, name) for name in DataConfig.model_fields.keys() - OF_ONE_SOURCE}
+    config = config.model_copy(
+        update={"data": Files(source="files", files={str(role): file for role, file in files.items()}, **shared)}
+    )
+    read = _read(config, tokenizer, label_names)
+    examples, roles = read.source, read.source.field("split")
+    ordered = np.argsort(examples.digests, kind="stable")
+    parts: dict[Split, IntArray] = {split: ordered[roles[ordered] == split] for split in SPLITS}
+    rng = keyed_rng(config.seed, "carve", client)
+    own = {**parts, **split_holdout(parts["train"], classes_of(examples), config.partition, parts, rng)}
+    if not len(own["train"]):
+        raise DataError(
+            f"{files['train']}: {len(parts['train'])} examples leave none for training besides those held out for "
+            "validation and test; name more, or a file with test examples"
+        )
+    return _federated(config, tokenizer, read, examples, {client: own}, np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a source holds.
+
+    Attributes:
+        raw: its rows as they came.
+        source: its rows, checked.
+        instructions: how instruction data is written, by the path of a section.
+        template: renders conversations.
+    """
+
+    raw: Sequence[RawRows]
+    source: Examples
+    instructions: Mapping[str, Instructions]
+    template: ChatTemplate | None
+
+
+def _read(config: Config, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str] = ()) -> _Read:
+    """Read and check all rows of the configured source; see `assemble` for the names of the classes."""
+    _check_choices(config)
+    raw = list(config.data.load(config.task, config.seed, config.clients.count))
+    template = find_chat_template(config.data, tokenizer) if config.task == "causal_lm" else None
+    instructions = find_instructions(raw, config.data, template is not None) if config.task == "causal_lm" else {}
+    source = assemble(raw, config.data, config.task, instructions, label_names)
+    if config.data.chat_template is not None and not source.conversations:
         raise DataError(
             "data.chat_template: the data are prompts and answers as texts, which no chat template changes; leave it "
             "out, or write the data as conversations, for example with data.format: messages"
         )
-    roles = examples.field("split")
-    assigned, common = (np.flatnonzero(chosen) for chosen in (roles != COMMON, roles == COMMON))
-    owned = partition(examples.take(assigned) if len(common) else examples, config.partition, count, config.seed)
-    rows = {client: {split: assigned[own] for split, own in splits.items()} for client, splits in owned.items()}
-    tokens = tokenise(examples, tokenizer, config.data, template)
+    return _Read(raw, source, instructions, template)
+
+
+def _federated(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    read: _Read,
+    examples: Examples,
+    rows: Partition,
+    common: IntArray,
+) -> FederatedData:
+    """Tokenise examples and return them by client.
+
+    Args:
+        examples: of the source, those that are kept.
+        rows: of each client and split.
+        common: rows of the common test set.
+    """
+    tokens = tokenise(examples, tokenizer, config.data, read.template)
     choices, notes = _choices(config, examples, rows, common, tokenizer)
     grouped = {split for split in SPLITS[1:] if any(_several(examples, splits[split]) for splits in rows.values())}
     by_group = {split: examples if split in grouped else None for split in SPLITS}
@@ -74,13 +160,15 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
         common=_rows(tokens.table, common, examples if _several(examples, common) else None, choices)
         if len(common)
         else None,
-        end_token_ids=_end_token_ids(examples, tokenizer, template),
+        end_token_ids=_end_token_ids(examples, tokenizer, read.template),
         notes=(
             *chain.from_iterable(
-                layout.notes({name for part in raw if config.data.path_of(part.task) == path for name in part.columns})
-                for path, layout in instructions.items()
+                layout.notes(
+                    {name for part in read.raw if config.data.path_of(part.task) == path for name in part.columns}
+                )
+                for path, layout in read.instructions.items()
             ),
-            *data_notes(source, examples, rows, common, config.data),
+            *data_notes(read.source, examples, rows, common, config.data),
             *tokens.notes,
             *notes,
         ),

@@ -149,6 +149,10 @@ class FedAlt:
         own = {client.id: own_layout(layout, client.capacity) for client in clients}
         return Server(layout, own, {}, heads.initial(self.head, initial.head())[0])
 
+    def admit(self, server: Server, client: Client) -> Server:
+        """Return the server with a client that arrives after the run."""
+        return replace(server, own={**server.own, client.id: own_layout(server.layout, client.capacity)})
+
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         own, mixer = initial.vectors[self.adapter.group], initial.vectors.get("mixer")
         if self.independent:

@@ -196,6 +196,10 @@ class FedHft:
             features={},
         )
 
+    def admit(self, server: Server, client: Client) -> Server:
+        """Return the server with a client that arrives after the run: it belongs to all clusters alike."""
+        return replace(server, memberships=soft_clusters.admit(server.memberships, client.id))
+
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         return ClientState(None, heads.initial(self.head, initial.head())[1])
 

@@ -89,6 +89,10 @@ class FedHftReft:
         pi = dict.fromkeys((client.id for client in clients), np.full(number, 1 / number, np.float32))
         return Server(initial.seed, initial.layouts["reft"], 0, (first,) * number, pi, {})
 
+    def admit(self, server: Server, client: Client) -> Server:
+        """Return the server with a client that arrives after the run: it belongs to all clusters alike."""
+        return replace(server, memberships=soft_clusters.admit(server.memberships, client.id))
+
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         return ClientState(heads.initial(self.head, initial.head())[1])
 

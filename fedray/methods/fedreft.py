@@ -145,6 +145,10 @@ class FedReft:
         phi = initial.vectors["reft"][self._shared(initial.layouts["reft"])]
         return Server(layout, own, phi, {}, heads.initial(self.head, initial.head())[0])
 
+    def admit(self, server: Server, client: Client) -> Server:
+        """Return the server with a client that arrives after the run."""
+        return replace(server, own={**server.own, client.id: own_layout(server.layout, client.capacity)})
+
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         return ClientState(initial.vectors["reft"], heads.initial(self.head, initial.head())[1])
 

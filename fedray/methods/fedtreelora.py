@@ -17,7 +17,7 @@ then that client starts from the mean of all. With one cluster everywhere it is 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +99,11 @@ class FedTreeLora:
         own = {client.id: own_layout(layout, client.capacity) for client in clients}
         first = LayerClusters.of(layout, initial.vectors["lora"])
         return Server(0, own, {}, {}, first, heads.initial(self.head, initial.head())[0])
+
+    def admit(self, server: Server, client: Client) -> Server:
+        """Return the server with a client that arrives after the run."""
+        own = own_layout(server.clusters.layout, client.capacity)
+        return replace(server, own={**server.own, client.id: own})
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         weights = np.zeros(initial.layout("mixer.w_R").size, np.float32)

@@ -6,6 +6,9 @@ It sees flat vectors, the adapter, and `local`; never Ray, the training loop, or
 `personalised` says whether clients end up with models of their own, where that does not follow from whether they keep
 arrays.
 
+A method whose server holds something of every client may define `admit(server, client)`, which returns the server's
+state with a client that arrives after the run (`fedray personalise`).
+
 Where a tier holds less (`lora_rank`, `reft_layers`), `attach`, `init_client` and `train_client` are called on a method
 with that tier's sections, and the server's functions on the whole one: `fedray.methods.parts.capacity` maps between
 them. A field `common_lora` (LoraSection) has the section `lora` without the tier's limit.
@@ -294,6 +297,13 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
 
 
 AnyMethod = FederatedMethod[Any, Any, Any, Any]
+
+
+def admitted(method: AnyMethod, server: Any, client: Client) -> Any:
+    """Return the server's state with one more client, which was absent until now: what the method's
+    `admit(server, client)` says, or the same state, if the method has no such function."""
+    admit = getattr(method, "admit", None)
+    return server if admit is None else admit(server, client)
 
 
 def name_of(method: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 from fedray.adapters.adapter import Adapter
+from fedray.adapters.portable import Form, form_of
 from fedray.config import Config
 from fedray.config.option import Option
 from fedray.errors import ConfigError
@@ -79,6 +80,7 @@ class MethodFacts:
         kept: parts that a client keeps from round to round.
         personalised: whether clients end up with models of their own.
         ranks: whether tiers may have LoRAs of unequal rank; None if it has no LoRA.
+        export: what its adapter comes down to outside of fedray.
         hyperparameters: in the order of the fields.
     """
 
@@ -92,6 +94,7 @@ class MethodFacts:
     kept: str
     personalised: bool
     ranks: bool | None
+    export: Form
     hyperparameters: tuple[Hyperparameter, ...]
 
 
@@ -127,6 +130,7 @@ def method_facts(name: str) -> MethodFacts:
         kept,
         getattr(whole.method, "personalised", bool(kept)),
         _unequal_ranks(config, seen),
+        form_of(whole.adapter),
         tuple(_hyperparameters(cls)),
     )
 

@@ -1,4 +1,4 @@
 """Results: the result of a run read from its folder, methods compared, statistics, tables, progress on the console.
 
-Uses: config, data, evaluation, federation, planning, storage.
+Uses: adapters, config, data, evaluation, federation, planning, storage.
 """

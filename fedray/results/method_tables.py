@@ -1,20 +1,30 @@
 """Tables of the built-in methods, for the console and for docs/methods.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from fedray.adapters.portable import Form
 from fedray.planning.catalogue import COHORT, MethodFacts
 
-COLUMNS = ("method", "what it is", "trains", "down", "up", "keeps", "model", "unequal ranks")
+COLUMNS = ("method", "what it is", "trains", "down", "up", "keeps", "model", "unequal ranks", "export")
 """Columns of the table of methods."""
 
 CAPTION = (
     f"What one client trains, receives, sends and keeps in its second round, of a cohort of {COHORT}. LoRA is both of "
-    "its factors, A and B; under unequal ranks, – is a method without LoRA."
+    "its factors, A and B; under unequal ranks, – is a method without LoRA; export is what opens its exported model."
 )
+
+OPENERS: Mapping[Form, str] = {
+    "lora": "peft",
+    "folded": "peft, as one LoRA",
+    "reft": "pyreft",
+    "full": "transformers",
+    "mixture": "load.py",
+}
+"""What opens an exported model (`fedray export`), by the form of its adapter."""
 
 
 def cells(facts: MethodFacts) -> tuple[str, ...]:
@@ -28,6 +38,7 @@ def cells(facts: MethodFacts) -> tuple[str, ...]:
         facts.kept or "nothing",
         "one per client" if facts.personalised else "one for all",
         {True: "yes", False: "no", None: "–"}[facts.ranks],
+        OPENERS[facts.export],
     )
 
 

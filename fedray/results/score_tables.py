@@ -1,7 +1,7 @@
 """The table of what the final pass measured besides the first metric on test examples: further metrics, named test
 sets, and the common test set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from rich.markup import escape
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedray.config import Metric
 from fedray.results.report import plain_table, readable_metric
+from fedray.types import Evaluation
 
 SHOWN_ROWS = 60
 """Rows of the table at most."""
@@ -41,4 +42,21 @@ def further_scores(scores: pd.DataFrame, metrics: Sequence[Metric]) -> Table | N
         by_moment = means[method, examples, group, label]
         values = [readable_metric(by_moment.get(moment), by_label[label]) for moment in moments]
         table.add_row(*map(escape, (method, examples, group or "all", label)), *values)
+    return table
+
+
+def client_scores(client: str, evaluations: Mapping[str, Mapping[str, Evaluation]], metrics: Sequence[Metric]) -> Table:
+    """Return the table of what one client measured, before and after its local training.
+
+    Args:
+        evaluations: by moment and by the name of the examples (`ClientReport.evaluations`).
+        metrics: the configured ones.
+    """
+    table = plain_table(f"client {client}", ("model", "examples", "number"), [*(m.label for m in metrics), "loss"])
+    words = {"aggregated": "before local training", "personalised": "after local training"}
+    for moment, by_examples in evaluations.items():
+        for examples, found in by_examples.items():
+            values = [readable_metric(found.metrics.get(metric.label), metric) for metric in metrics]
+            about = words.get(moment, moment), examples, str(found.num_examples)
+            table.add_row(*map(escape, about), *values, f"{found.loss:.4g}")
     return table

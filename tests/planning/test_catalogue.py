@@ -128,8 +128,8 @@ def test_the_rows_of_the_table() -> None:
     facts = method_facts("local")
     row = dict(zip(COLUMNS, cells(facts), strict=True))
     assert row["down"] == row["up"] == "nothing"
-    assert (row["model"], row["unequal ranks"]) == ("one per client", "yes")
-    shown = [cells(replace(facts, personalised=False, ranks=ranks))[-2:] for ranks in (False, None)]
+    assert (row["model"], row["unequal ranks"], row["export"]) == ("one per client", "yes", "peft")
+    shown = [cells(replace(facts, personalised=False, ranks=ranks))[-3:-1] for ranks in (False, None)]
     assert shown == [("one for all", "no"), ("one for all", "–")]
 
 

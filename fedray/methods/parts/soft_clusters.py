@@ -56,6 +56,12 @@ def refit(
     return {**memberships, **dict(zip(ids, matched, strict=True))}
 
 
+def admit(memberships: Memberships, id: ClientId) -> Memberships:
+    """Return the memberships with a new client, which belongs to all clusters alike, as all do at first."""
+    number = len(next(iter(memberships.values())))
+    return {**memberships, id: np.full(number, 1 / number, np.float32)}
+
+
 def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:
     """Return the centred Gram matrix of vectors, or of the products B_k A_k (never of raw factors). [K, K]"""
     vectors = [feature for feature in features if isinstance(feature, np.ndarray)]

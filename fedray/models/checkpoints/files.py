@@ -111,6 +111,17 @@ def untied_weights(model: ModelConfig, built: PreTrainedModel) -> tuple[str, ...
     return tuple(untied)
 
 
+def absent_weights(model: ModelConfig, built: PreTrainedModel) -> tuple[str, ...]:
+    """Return the parameters that the checkpoint lacks, besides those that are tied to others: whoever loads it draws
+    them anew.
+
+    Args:
+        built: the model, on any device.
+    """
+    names = {name for name, _ in built.named_parameters()} - set(built.all_tied_weights_keys)
+    return tuple(sorted(names - set(_StoredWeights(model, built, names).keys)))
+
+
 class _StoredWeights:
     """Some of a checkpoint's weights, by the names that its model gives them.
 
