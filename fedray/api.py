@@ -1,6 +1,7 @@
 """The Python API: `fedray.run` runs one experiment."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from fedray.experiment.callbacks import build_callbacks
 from fedray.experiment.prepare import prepare
 from fedray.experiment.resume import resolve_run
 from fedray.federation.events import Callback
+from fedray.report.document import Report
+from fedray.report.files import write_after
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
 from fedray.runtime.session import check_reachable
@@ -78,7 +81,16 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     except BaseException:
         place.remove_if_empty()  # nothing has been trained
         raise
-    return RunResult.load(place)
+    result = RunResult.load(place)
+    if config.report:
+        write_after(partial(_report, result), place)
+    return result
+
+
+def _report(result: RunResult) -> Report:
+    from fedray.report.build import report_of  # imports scipy, which running does not need
+
+    return report_of([result])
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The command line: fedray run, sweep, compare, submit, jobs, validate, params, plan, methods."""
+"""The command line: fedray run, sweep, compare, report, submit, jobs, validate, params, plan, methods."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from fedray import __version__
 from fedray.cli.compare import compare
 from fedray.cli.methods import methods
 from fedray.cli.plan import params, plan, validate
+from fedray.cli.report import report
 from fedray.cli.run import run, sweep
 from fedray.cli.submit import jobs_app, submit
 
@@ -35,7 +36,7 @@ def _options(
     """Simulate federated fine-tuning of language models on Ray."""
 
 
-for command in (run, sweep, compare, submit, validate, params, plan, methods):
+for command in (run, sweep, compare, report, submit, validate, params, plan, methods):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

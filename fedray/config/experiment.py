@@ -88,6 +88,9 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     callbacks: tuple[CallbackConfig, ...] = ()
     """Receive what happens, each as `{class: module.Class}` with further arguments."""
+    report: bool = False
+    """Write report.html into the run's folder at its end: tables and figures in one file, which needs no network. A
+    sweep writes one for all its trials."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one, else cpu."""
     runtime: Literal["ray", "inline"] = "ray"

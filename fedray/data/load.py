@@ -22,7 +22,7 @@ from fedray.data.tokens.tokenise import tokenise
 from fedray.errors import DataError
 from fedray.models.checkpoints.classes import class_order
 from fedray.models.tokenizer import end_token_id
-from fedray.types import COMMON, SPLITS, ClientId, Role
+from fedray.types import COMMON, SPLITS, ClientId, Role, Split
 
 
 def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> FederatedData:
@@ -85,6 +85,7 @@ def load_federated_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> F
             *notes,
         ),
         parts=_part_sizes(examples, rows, common) if len(config.data.sections_by_path) > 1 else {},
+        client_parts=_client_parts(examples, rows) if len(config.data.sections_by_path) > 1 else {},
     )
 
 
@@ -96,6 +97,18 @@ def _part_sizes(examples: Examples, rows: Partition, common: IntArray) -> dict[s
     return {
         str(name): {role: int((tasks[of_role] == name).sum()) for role, of_role in held.items()}
         for name in np.unique(tasks)
+    }
+
+
+def _client_parts(examples: Examples, rows: Partition) -> dict[ClientId, dict[Split, dict[str, int]]]:
+    """Return how many examples of every task a client holds, by client, split and task."""
+    names, tasks = np.unique(examples.field("task"), return_inverse=True)
+    return {
+        client: {
+            split: dict(zip(map(str, names), np.bincount(tasks[own], minlength=len(names)).tolist(), strict=True))
+            for split, own in splits.items()
+        }
+        for client, splits in rows.items()
     }
 
 

@@ -1,13 +1,13 @@
 """From runs to a report: which figures, tables and sentences it has, in which order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import PurePath
 
 import pandas as pd
 
-from fedray.config import dump_yaml
+from fedray.config import Config, dump_yaml
 from fedray.errors import FedrayError, StateError, choices
 from fedray.report.costs import memory_card, missed_card, time_card, traffic_card
 from fedray.report.curves import curve_cards
@@ -19,11 +19,11 @@ from fedray.report.recorded import recorded_cards
 from fedray.report.scores import clients_card, cost_card, difference_card, final_means, worst_listing
 from fedray.report.style import method_styles
 from fedray.report.tables import RunTables, read_runs
-from fedray.results.versions import versions_of
 from fedray.results.comparability import data_key
 from fedray.results.comparison import USUAL_REFERENCES, Comparison, DataSetComparison, compare
 from fedray.results.comparison_tables import sheets
 from fedray.results.run_result import RunResult
+from fedray.results.versions import versions_of
 from fedray.types import round_number
 
 EVENTS = 100
@@ -51,6 +51,7 @@ def report_of(
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
         groups.setdefault(data_key(run.config), []).append(run)
+    methods = {one.method for run in runs for one in run.summaries}
     comparison, why_not = _compared(runs, notes)
     sections: list[Section] = []
     for number, members in enumerate(groups.values()):
@@ -60,13 +61,15 @@ def report_of(
             name = data_set.name if data_set else f"data set {number + 1}"
             found = [_renamed(section, name, number) for section in found]
         if not number:
-            said = [*notes, *([why_not] if why_not and len({s.method for run in runs for s in run.summaries}) > 1 else [])]
-            found[0] = replace(found[0], notes=(*said, *found[0].notes))
+            said = [why_not] if why_not and len(methods) > 1 else []
+            found[0] = replace(found[0], notes=(*notes, *said, *found[0].notes))
             found[1:1] = more
         sections += found
     config = runs[0].config
-    sections.append(Section("repeat", "Configuration, versions, commands", texts=(*(texts or _texts(runs[0])), _versions(runs[0]))))
-    return Report(title or config.name, _facts(runs), tuple(sections))
+    about = facts(config, runs[0].summaries[0].clients, methods, {run.config.seed for run in runs})
+    repeat = (*(texts or _texts(runs[0])), _versions(runs[0]))
+    sections.append(Section("repeat", "Configuration, versions, commands", texts=repeat))
+    return Report(title or config.name, about, tuple(sections))
 
 
 def _compared(runs: Sequence[RunResult], notes: Sequence[str]) -> tuple[Comparison | None, str]:
@@ -95,9 +98,7 @@ def _renamed(section: Section, name: str, number: int) -> Section:
     return replace(section, key=f"{section.key}-{number + 1}", title=f"{section.title}: {name}", cards=cards)
 
 
-def _sections(
-    tables: RunTables, comparison: Comparison | None, data_set: DataSetComparison | None
-) -> list[Section]:
+def _sections(tables: RunTables, comparison: Comparison | None, data_set: DataSetComparison | None) -> list[Section]:
     """Return the sections of the runs on one data set."""
     best_first = list(final_means(tables).index)
     references = comparison.references if comparison else USUAL_REFERENCES
@@ -204,17 +205,21 @@ def _events(tables: RunTables) -> Section:
     return Section("events", title, listings=(counts, Listing(f"Entries: {left}", columns, tuple(rows))))
 
 
-def _facts(runs: Sequence[RunResult]) -> tuple[tuple[str, str], ...]:
-    config, first = runs[0].config, runs[0].summaries[0]
+def facts(config: Config, clients: int, methods: Collection[str], seeds: Iterable[int]) -> tuple[tuple[str, str], ...]:
+    """Return what an experiment is, for the head of its report.
+
+    Args:
+        clients: their number.
+    """
     model = config.model.path if config.model.path != "random" else f"random {config.model.config.get('model_type')}"
     return (
         ("task", config.task),
         ("model", PurePath(model).name if PurePath(model).is_absolute() else model),
         ("data", f"{config.data.source or config.data.class_}, {config.partition.name}"),
-        ("clients", f"{first.clients:,}"),
+        ("clients", f"{clients:,}"),
         ("rounds", f"{config.rounds:,}"),
-        ("methods", f"{len({one.method for run in runs for one in run.summaries})}"),
-        ("seeds", choices(sorted({run.config.seed for run in runs}), 5)),
+        ("methods", f"{len(methods)}"),
+        ("seeds", choices(sorted(seeds), 5)),
         ("written", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")),
     )
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fedray.report.figure import BYTES, SECONDS, Axis, Bars, Card, Figure, Line, Lines, array, thinned, unit_of
 from fedray.report.curves import POINTS
+from fedray.report.figure import BYTES, SECONDS, Axis, Bars, Card, Figure, Line, Lines, array, thinned, unit_of
 from fedray.report.scores import Styles
 from fedray.report.tables import RunTables, by_seed_mean
 from fedray.types import round_number
@@ -98,8 +98,8 @@ def missed_card(tables: RunTables, styles: Styles) -> tuple[Card | None, str]:
             Axis("client updates, summed over all rounds"),
             Axis("method"),
             bars,
-            "Stragglers would arrive after the deadline; clients dropped out by their tier's probability; those left out "
-            "failed or sent an unusable update.",
+            "Stragglers would arrive after the deadline; clients dropped out by their tier's probability; clients that "
+            "were left out failed or sent an unusable update.",
         ),
         "by round": _missed_by_round(tables, rounds.assign(missed=rounds[columns].sum(axis=1)), styles),
     }

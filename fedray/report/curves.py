@@ -45,7 +45,8 @@ def curve_cards(tables: RunTables, styles: Styles) -> tuple[list[Card], list[str
     for curve in wanted:
         if curve.column in measured and measured[curve.column].notna().any():
             cards.append(_card(tables, curve, styles))
-    if not measured[[name for name in ("personalised_mean", "aggregated_mean") if name in measured]].notna().any().any():
+    scores = [name for name in ("personalised_mean", "aggregated_mean") if name in measured]
+    if not measured[scores].notna().to_numpy().any():
         notes.append(
             "Scores were measured after the last round only; with evaluation.every: 1 they are measured in every round."
         )
@@ -71,8 +72,8 @@ def _card(tables: RunTables, curve: Curve, styles: Styles) -> Card:
         ("by simulated time", "elapsed", "simulated time until the end of the round", SECONDS),
     ):
         size, unit = unit_of(means[column].to_numpy(), units) if units else (1.0, "")
-        # Whoever sends nothing has no place on an axis of bytes.
-        silent = [] if column != "sent" else [m for m, most in means.groupby("method")["sent"].max().items() if not most]
+        most_sent = means.groupby("method")["sent"].max()
+        silent = list(most_sent.index[most_sent == 0]) if column == "sent" else []  # a vertical line at 0
         lines = []
         for method in tables.methods:
             mine = means[means["method"] == method].sort_values("server_round")
@@ -113,7 +114,6 @@ def _client_bands(tables: RunTables, curve: Curve) -> pd.DataFrame:
 def _note(tables: RunTables, curve: Curve, several: bool, banded: bool) -> str:
     note = f"Mean over {len(tables.seeds)} seeds of the mean over clients" if several else "Mean over clients"
     if banded:
-        note += "; band: from the lowest to the highest seed" if several else "; band: 10th to 90th percentile of clients"
-    if curve.key != "loss":
-        note += f". The last point, round {round_number(tables.runs[0].config.rounds)}, is the final pass over all clients"
-    return note + "."
+        note += "; band: lowest to highest seed" if several else "; band: 10th to 90th percentile of clients"
+    last = round_number(tables.runs[0].config.rounds)
+    return f"{note}. The last point, round {last}, is the final pass over all clients."

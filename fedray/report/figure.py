@@ -234,5 +234,6 @@ def unit_of(values: Sequence[float] | FloatArray, units: Sequence[tuple[float, s
     return next((unit for unit in reversed(units) if largest >= unit[0]), units[0])
 
 
+COUNTS = ((1.0, ""), (1e3, "thousand"), (1e6, "million"))
 BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"))
 SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))

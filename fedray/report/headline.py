@@ -35,7 +35,12 @@ def headline_sheet(tables: RunTables, comparison: Comparison | None, data_set: D
     for method in order:
         mine = frame[frame["method"] == method]
         mean = means.loc[method, "mean"] if method in means.index else math.nan
-        cells = [Cell(method), Cell(str(mine["head"].iloc[0])), Cell(written.score(mean), method == means.index[0] if len(means) else False)]
+        best = bool(len(means)) and method == means.index[0]
+        cells = [
+            Cell(method),
+            Cell(str(mine["head"].iloc[0])),
+            Cell(written.score(mean), best),
+        ]
         if seeds > 1:
             cells.append(Cell(written.score(figures[method].sd) if method in figures else NONE))
         if found:
@@ -56,7 +61,9 @@ def headline_sheet(tables: RunTables, comparison: Comparison | None, data_set: D
 
 def _title(tables: RunTables) -> str:
     config = tables.runs[0].config
-    seeds = f"{len(tables.seeds)} seeds ({choices(tables.seeds, 10)})" if len(tables.seeds) > 1 else f"seed {config.seed}"
+    seeds = (
+        f"{len(tables.seeds)} seeds ({choices(tables.seeds, 10)})" if len(tables.seeds) > 1 else f"seed {config.seed}"
+    )
     rounds = f"{config.rounds} round{'s' * (config.rounds > 1)}"
     clients = tables.runs[0].summaries[0].clients
     return f"{tables.metric.label} on each client's own test examples, after {rounds}; {clients:,} clients, {seeds}"

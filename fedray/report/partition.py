@@ -47,8 +47,8 @@ def _heat(partition: pd.DataFrame, rows: pd.DataFrame, kind: str, plural: str, s
         Axis(kind),
         Axis("client"),
         Heat(tuple(clients[i] for i in order), tuple(columns), counts[order], f"{split} examples"),
-        f"{len(clients):,} clients, {len(columns):,} {plural if len(columns) != 1 else kind}. Clients are ordered by the "
-        f"{kind} of which they hold most; where nothing is drawn, a client holds none.",
+        f"{len(clients):,} clients, {len(columns):,} {plural if len(columns) != 1 else kind}. Clients are ordered by "
+        f"the {kind} of which they hold most; where nothing is drawn, a client holds none.",
     )
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from fedray.config import Metric
 from fedray.report.figure import (
     BYTES,
+    COUNTS,
     SECONDS,
     Axis,
     Box,
@@ -73,7 +74,7 @@ def difference_card(comparison: Comparison, data_set: DataSetComparison) -> Card
             Axis(f"difference in {metric.label} to {reference} ({unit})"),
             Axis("method"),
             marks,
-            f"Mean over clients{' and seeds' if seeds > 1 else ''} with the 95 % interval of the bootstrap over {drawn}. "
+            f"Mean over {drawn} with the 95 % interval of the bootstrap over {drawn}. "
             + ("Higher is better." if metric.higher_is_better else "Lower is better."),
         )
     return Card("Differences to a reference", views)
@@ -96,7 +97,12 @@ def cost_card(tables: RunTables, styles: Styles) -> Card:
     for view, column, what, units in (
         ("bytes sent", "sent", "sent in all rounds, up and down", BYTES),
         ("time", "time", "simulated duration of all rounds", SECONDS),
-        ("parameters", "trainable", "trainable parameters of a client", ((1.0, ""), (1e3, "thousand"), (1e6, "million"))),
+        (
+            "parameters",
+            "trainable",
+            "trainable parameters of a client",
+            COUNTS,
+        ),
     ):
         size, unit = unit_of(by_method[column].to_numpy(), units)
         values = by_method[column] / size

@@ -35,9 +35,7 @@ def style(index: int | None) -> Style:
     """Return a style by its index; None is the background's."""
     if index is None:
         return Style(GREY, "circle", "solid")
-    return Style(
-        COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)], DASHES[index // len(COLOURS) % len(DASHES)]
-    )
+    return Style(COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)], DASHES[index // len(COLOURS) % len(DASHES)])
 
 
 def method_styles(methods: Sequence[str], best_first: Sequence[str], always: Sequence[str]) -> Mapping[str, int | None]:

@@ -19,18 +19,32 @@ from fedray.results.run_result import RunResult
 from fedray.storage.tables import read_table
 
 OF_A_CLIENT = frozenset(
-    """method phase server_round client tier num_examples steps seconds simulated_seconds train_loss aggregated_loss
-    aggregated_metric personalised_loss personalised_metric test_examples uplink_bytes downlink_bytes""".split()
+    (
+        *("method", "phase", "server_round", "client", "tier", "num_examples", "steps", "seconds", "simulated_seconds"),
+        *("train_loss", "aggregated_loss", "aggregated_metric", "personalised_loss", "personalised_metric"),
+        *("test_examples", "uplink_bytes", "downlink_bytes"),
+    )
 )
 """Columns of clients.parquet that every method has; the others are what methods record."""
 OF_A_ROUND = frozenset(
-    """method phase server_round clients late dropped_out left_out simulated_seconds train_loss uplink_bytes
-    downlink_bytes seconds""".split()
+    (
+        *("method", "phase", "server_round", "clients", "late", "dropped_out", "left_out", "simulated_seconds"),
+        *("train_loss", "uplink_bytes", "downlink_bytes", "seconds"),
+    )
 )
 """Columns of rounds.parquet that every method has, apart from means of scores."""
 MEANS = ("aggregated_mean", "personalised_mean", "personalised_weighted_mean", "personalised_min", "personalised_max")
 PREFIXES = ("", "validation_", "common_")
-READ = ("method", "phase", "server_round", "client", "tier", "aggregated_metric", "personalised_metric", "test_examples")
+READ = (
+    "method",
+    "phase",
+    "server_round",
+    "client",
+    "tier",
+    "aggregated_metric",
+    "personalised_metric",
+    "test_examples",
+)
 """Columns of clients.parquet that the figures need, besides what methods record."""
 QUANTILES = {"low": 0.1, "median": 0.5, "high": 0.9}
 """Of the clients, by name."""
@@ -45,7 +59,7 @@ class RunTables:
     Attributes:
         methods: in the order of the configurations.
         rounds: rounds.parquet, with `sent` and `elapsed`: bytes and simulated seconds until the end of the round.
-        final: the final pass, a row per method and client: tier, aggregated, personalised, test_examples.
+        final: the final pass, a row per method and client: aggregated, personalised.
         quantiles: per method, round and moment, quantiles over the clients' scores (`QUANTILES`).
         recorded: per method, name and round, quantiles over the clients of a number that the method recorded.
         components: per method, name, round and component, the mean over clients of the lists that the method recorded.
@@ -191,10 +205,12 @@ def _recorded(clients: pa.Table) -> pd.DataFrame:
 
 def _list_values(clients: pa.Table, name: str) -> pd.DataFrame:
     """Return the values of a column of lists: method, server_round, client, component, value."""
-    rows = clients.filter(pc.is_valid(clients[name])).select(["method", "server_round", "client", name]).combine_chunks()
+    rows = (
+        clients.filter(pc.is_valid(clients[name])).select(["method", "server_round", "client", name]).combine_chunks()
+    )
     lengths = pc.list_value_length(rows[name]).to_numpy()
     starts = np.cumsum(lengths) - lengths
-    keys = rows.drop_columns([name]).to_pandas()
+    keys = rows.select(["method", "server_round", "client"]).to_pandas()
     frame = keys.loc[np.repeat(np.arange(len(keys)), lengths)].reset_index(drop=True)
     return frame.assign(
         component=np.arange(len(frame)) - np.repeat(starts, lengths), value=pc.list_flatten(rows[name]).to_numpy()
