@@ -101,7 +101,9 @@ def sweep(
 
 def _print_report(console: Console, place: "StoragePath", wanted: bool) -> None:
     """Print where the report is, if there is one."""
-    if wanted and (file := place / "report.html").is_file():
+    from fedray.report.files import NAME
+
+    if wanted and (file := place / NAME).is_file():
         console.print(f"report: {file}", highlight=False, soft_wrap=True, markup=False)
 
 

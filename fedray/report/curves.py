@@ -33,7 +33,7 @@ class Curve:
 
 def curve_cards(tables: RunTables, styles: Styles) -> tuple[list[Card], list[str]]:
     """Return the cards of the scores and the losses, and what to say about those that are missing."""
-    axis, label = score_axis(tables.metric), tables.metric.label
+    axis, label = score_axis(tables.metric), tables.metric.label.capitalize()
     wanted = [
         Curve("personalised", f"{label} after local training", "personalised_mean", axis, "personalised"),
         Curve("aggregated", f"{label} before local training", "aggregated_mean", axis, "aggregated"),
@@ -100,7 +100,7 @@ def _card(tables: RunTables, curve: Curve, styles: Styles) -> Card:
             Lines(tuple(lines)),
             note,
         )
-    return Card(curve.title[0].upper() + curve.title[1:], views)
+    return Card(curve.title, views)
 
 
 def _client_bands(tables: RunTables, curve: Curve) -> pd.DataFrame:

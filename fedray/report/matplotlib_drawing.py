@@ -110,7 +110,7 @@ def canvas_of(figure: Figure) -> "Canvas":
     axes.set_xlabel(figure.x.title, wrap=True)
     axes.set_ylabel(figure.y.title, wrap=True)
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
+    if len(labels) > 1 or (labels and isinstance(marks, Lines)):
         canvas.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return canvas
 

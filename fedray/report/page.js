@@ -14,7 +14,7 @@
     const style = getComputedStyle(root);
     const of = (name) => style.getPropertyValue(name).trim();
     const found = {
-      "paper_bgcolor": of("--raised"), "plot_bgcolor": of("--raised"), "font.color": of("--ink"), "font.size": 12,
+      "modebar.bgcolor": "rgba(0,0,0,0)", "paper_bgcolor": of("--raised"), "plot_bgcolor": of("--raised"), "font.color": of("--ink"), "font.size": 12,
       "hoverlabel.bgcolor": of("--paper"), "hoverlabel.font.color": of("--ink"), "hoverlabel.bordercolor": of("--rule"),
     };
     for (const axis of ["xaxis", "yaxis"]) {
@@ -44,8 +44,16 @@
       "yaxis.title.text": wrapped(yaxis.title.text, (height - 90) / 7),
     };
     for (const [axis, {names, texts}] of Object.entries(div.figure.labels)) {
-      const room = axis === "xaxis" ? (div.clientWidth - 130) / 15 : (div.figure.layout.height - 120) / 12;
+      const room = axis === "xaxis" ? (div.clientWidth - 150) / 15 : (height - 120) / 12;
       const every = Math.max(1, Math.ceil(names.length / Math.max(1, room)));
+      if (axis === "xaxis") {
+        const longest = Math.max(...texts.map((text) => text.length));
+        const turned = longest * 7 * names.length > every * (div.clientWidth - 150);
+        const below = turned ? 7 * longest + 48 : 60;
+        Object.assign(found, {
+          "xaxis.tickangle": turned ? -90 : 0, "xaxis.automargin": false, "margin.b": below, "height": height + below - 60,
+        });
+      }
       found[axis + ".tickvals"] = names.filter((_, index) => index % every === 0);
       found[axis + ".ticktext"] = texts.filter((_, index) => index % every === 0);
     }
@@ -62,7 +70,7 @@
       parts.reduce((at, part) => (at[part] ??= {}), layout)[last] = value;
     }
     const config = {
-      responsive: true, displaylogo: false,
+      responsive: true, displaylogo: false, displayModeBar: div.clientWidth > 600 && "hover",
       modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
       toImageButtonOptions: {filename: div.dataset.figure},
     };

@@ -31,14 +31,17 @@ def drawing(figure: Figure) -> dict[str, Any]:
         "xaxis": _axis(figure.x),
         "yaxis": _axis(figure.y),
         "height": LINE_HEIGHT,
-        "margin": {"l": 50, "r": 16, "t": 24, "b": 44},
+        "margin": {"l": 50, "r": 32, "t": 12, "b": 44},
+        "modebar": {"orientation": "v"},
         "hovermode": "closest",
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "showlegend": False,
     }
     labels: dict[str, Any] = {}
     if isinstance(marks, Lines):
         data = _lines(marks, layout)
+        if figure.x.whole:
+            layout["xaxis"] |= {"tick0": 0, "dtick": _step(marks), "tickformat": ",d"}
     elif isinstance(marks, Heat):
         data = _heat(marks, layout, labels)
     else:
@@ -55,8 +58,6 @@ def _axis(axis: Axis) -> Trace:
     found: Trace = {"title": {"text": escape(axis.title), "standoff": 8}, "automargin": True}
     if axis.log:
         found["type"] = "log"
-    if axis.whole:
-        found |= {"tickformat": ",d", "nticks": 12}
     return found
 
 
@@ -83,11 +84,17 @@ def _short(value: float) -> float | None:
 
 
 def _lines(marks: Lines, layout: Trace) -> list[Trace]:
-    layout["showlegend"] = any(line.style is not None for line in marks.lines) and len(marks.lines) > 1
+    layout["showlegend"] = any(line.style is not None for line in marks.lines)
     traces: list[Trace] = []
     for line in sorted(marks.lines, key=lambda one: one.style is not None):
         traces += _line(line, marks.connected)
     return traces
+
+
+def _step(marks: Lines) -> int:
+    """Return the distance of about ten marks at whole numbers."""
+    span = max(line.x.max() for line in marks.lines) - min(line.x.min() for line in marks.lines)
+    return next(step for step in (d * 10**e for e in range(16) for d in (1, 2, 5)) if 12 * step >= span)
 
 
 def _line(line: Line, connected: bool) -> list[Trace]:
@@ -195,7 +202,7 @@ def _boxes(marks: Boxes, layout: Trace) -> list[Trace]:
 
 def _heat(marks: Heat, layout: Trace, labels: Trace) -> list[Trace]:
     layout["height"] = AROUND + 60 + min(520, max(4, len(marks.rows)) * 20)
-    layout["xaxis"] |= {"type": "category", "tickangle": -60 if max(map(len, marks.columns)) > 3 else 0}
+    layout["xaxis"] |= {"type": "category"}
     layout["yaxis"] |= {"type": "category", "range": [len(marks.rows) - 0.5, -0.5]}
     labels |= {"xaxis": _labels(marks.columns), "yaxis": _labels(marks.rows)}
     trace: Trace = {
