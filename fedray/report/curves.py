@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from fedray.report.figure import BYTES, SECONDS, Axis, Card, Figure, Line, Lines, array, thinned, unit_of
@@ -89,6 +90,8 @@ def _card(tables: RunTables, curve: Curve, styles: Styles) -> Card:
             continue
         largest = [line.x.max() for line in lines]
         log = column == "sent" and min(line.x.min() for line in lines) > 0 and max(largest) > 30 * min(largest)
+        heights = np.concatenate([line.y for line in lines])
+        flat = curve.key == "loss" and np.nanmin(heights) > 0 and np.nanmax(heights) > 100 * np.nanmin(heights)
         note = _note(tables, curve, several, any(len(line.low) for line in lines))
         if silent:
             note += f" Not shown, because nothing is sent: {', '.join(map(str, silent))}."
@@ -96,7 +99,7 @@ def _card(tables: RunTables, curve: Curve, styles: Styles) -> Card:
             f"curve-{curve.key}-{view.replace(' ', '-')}",
             f"{curve.title} {view}",
             Axis(f"{what}{f' ({unit})' if unit else ''}", log, whole=not column),
-            Axis(curve.axis),
+            Axis(curve.axis, log=bool(flat)),
             Lines(tuple(lines)),
             note,
         )

@@ -14,7 +14,8 @@
     const style = getComputedStyle(root);
     const of = (name) => style.getPropertyValue(name).trim();
     const found = {
-      "modebar.bgcolor": "rgba(0,0,0,0)", "paper_bgcolor": of("--raised"), "plot_bgcolor": of("--raised"), "font.color": of("--ink"), "font.size": 12,
+      "modebar.bgcolor": "rgba(0,0,0,0)", "modebar.color": of("--quiet"), "modebar.activecolor": of("--accent"),
+      "paper_bgcolor": of("--raised"), "plot_bgcolor": of("--raised"), "font.color": of("--ink"), "font.size": 12,
       "hoverlabel.bgcolor": of("--paper"), "hoverlabel.font.color": of("--ink"), "hoverlabel.bordercolor": of("--rule"),
     };
     for (const axis of ["xaxis", "yaxis"]) {
@@ -44,7 +45,7 @@
       "yaxis.title.text": wrapped(yaxis.title.text, (height - 90) / 7),
     };
     for (const [axis, {names, texts}] of Object.entries(div.figure.labels)) {
-      const room = axis === "xaxis" ? (div.clientWidth - 150) / 15 : (height - 120) / 12;
+      const room = axis === "xaxis" ? (div.clientWidth - 150) / 15 : (height - 120) / 15;
       const every = Math.max(1, Math.ceil(names.length / Math.max(1, room)));
       if (axis === "xaxis") {
         const longest = Math.max(...texts.map((text) => text.length));

@@ -1,5 +1,7 @@
 """Figures of the data before anything is trained: which client holds what."""
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -36,7 +38,7 @@ def partition_cards(partition: pd.DataFrame) -> tuple[list[Card], list[str]]:
 
 
 def _heat(partition: pd.DataFrame, rows: pd.DataFrame, kind: str, plural: str, split: str) -> Figure:
-    columns = list(dict.fromkeys(partition[partition["kind"] == kind]["name"]))
+    columns = sorted(partition[partition["kind"] == kind]["name"].unique(), key=_natural)
     clients = list(dict.fromkeys(partition["client"]))
     found = rows.pivot_table(index="client", columns="name", values="examples", aggfunc="sum")
     counts = found.reindex(index=clients, columns=columns).to_numpy(float)
@@ -50,6 +52,11 @@ def _heat(partition: pd.DataFrame, rows: pd.DataFrame, kind: str, plural: str, s
         f"{len(clients):,} clients, {len(columns):,} {plural if len(columns) != 1 else kind}. Clients are ordered by "
         f"the {kind} of which they hold most; where nothing is drawn, a client holds none.",
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts `class 2` before `class 10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _similar_first(counts: FloatArray) -> FloatArray:

@@ -79,6 +79,9 @@ def _section(found: SweepResult, number: int | None) -> Section:
     notes = [f"{len(found.trials)} trials: {', '.join(f'{count} {status}' for status, count in statuses.items())}."]
     if found.sweep.selects_by == found.sweep.metric and found.sweep.metric in SCORES:
         notes.append("Points are ordered by test scores: the best one is the best of many numbers.")
+    if not found.choice:
+        notes.append("The sweep varies only methods and seeds, so its points are the methods.")
+        return Section(f"sweep{last}", title, listings=_failures(found), notes=tuple(notes))
     cards = tuple(_cards(found, last))
     return Section(f"sweep{last}", title, cards, (_points(found),), _failures(found), notes=tuple(notes))
 
@@ -100,7 +103,7 @@ def _points(found: SweepResult) -> Sheet:
         words = [row["method"], *(shown(row[path]) for path in paths), f"{row['finished']} of {row['seeds']}"]
         numbers = [readable(row["selection"]), readable(row["mean"]), interval, row["first_trial"]]
         cells = [Cell(str(text)) for text in (*words, *numbers)]
-        cells[len(words)] = Cell(cells[len(words)].text, best=not place)
+        cells[len(words)] = Cell(numbers[0], best=not place and numbers[0] != NONE)
         rows.append(tuple(cells))
     left = f", the best {POINTS} of {len(table)}" if len(table) > POINTS else ""
     columns = ("method", *paths, "seeds", found.sweep.selects_by, f"{metric},\ntest" if metric in SCORES else metric)
