@@ -1,5 +1,6 @@
 """The report of an experiment before it runs: which client holds what, and what each method will cost."""
 
+import numpy as np
 import pandas as pd
 
 from fedray.config import dump_yaml
@@ -62,7 +63,7 @@ def _traffic(prepared: Prepared) -> Card:
         "up, from the client": array([prepared.costs[method][tier].uplink_bytes for _, method, tier in rows]),
         "down, to the client": array([prepared.costs[method][tier].downlink_bytes for _, method, tier in rows]),
     }
-    size, unit = unit_of(sum(parts.values()), BYTES)
+    size, unit = unit_of(np.sum(list(parts.values()), axis=0), BYTES)
     return Card.of(
         Figure(
             "traffic-per-client",

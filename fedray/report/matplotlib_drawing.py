@@ -168,7 +168,7 @@ def _bars(axes: "Axes", marks: Bars) -> None:
     for i, (part, values) in enumerate(marks.values.items()):
         place = at if marks.stacked else at + (i - (len(marks.values) - 1) / 2) * thick
         colour = COLOURS[i % len(COLOURS)]
-        looks = {
+        looks: dict[str, Any] = {
             "facecolor": colour if not i else "none",
             "edgecolor": colour,
             "hatch": PATTERNS[i % len(PATTERNS)] * 2,
@@ -199,11 +199,15 @@ def _heat(canvas: "Canvas", axes: "Axes", marks: Heat) -> None:
     from matplotlib.colors import ListedColormap
 
     options: dict[str, Any] = {"cmap": SEQUENTIAL.lower()}
+    if (marks.values[np.isfinite(marks.values)] >= 0).all():
+        options["vmin"] = 0
     if marks.kinds:
         count = len(marks.kinds)
         colours = [COLOURS[i % len(COLOURS)] for i in range(count)]
         options = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": count - 0.5}
-    image = axes.imshow(np.ma.masked_invalid(marks.values), aspect="auto", interpolation="nearest", **options)
+    image = axes.imshow(
+        np.ma.array(marks.values, mask=~np.isfinite(marks.values)), aspect="auto", interpolation="nearest", **options
+    )
     axes.grid(visible=False)
     rows, columns = thinned(len(marks.rows), LABELLED_ROWS), thinned(len(marks.columns), LABELLED_COLUMNS)
     axes.set_yticks(rows, [shortened(marks.rows[i]) for i in rows])

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from fedray.report.figure import Axis, Bars, Boxes, Figure, FloatArray, Heat, Intervals, Line, Lines
 from fedray.report.style import COLOURS, PATTERNS, SEQUENTIAL, style
 
@@ -93,8 +95,8 @@ def _lines(marks: Lines, layout: Trace) -> list[Trace]:
 
 def _step(marks: Lines) -> int:
     """Return the distance of about ten marks at whole numbers."""
-    span = max(line.x.max() for line in marks.lines) - min(line.x.min() for line in marks.lines)
-    return next(step for step in (d * 10**e for e in range(16) for d in (1, 2, 5)) if 12 * step >= span)
+    span = float(max(line.x.max() for line in marks.lines) - min(line.x.min() for line in marks.lines))
+    return next(step for step in (int(d * 10**e) for e in range(16) for d in (1, 2, 5)) if 12 * step >= span)
 
 
 def _line(line: Line, connected: bool) -> list[Trace]:
@@ -203,6 +205,7 @@ def _boxes(marks: Boxes, layout: Trace) -> list[Trace]:
 def _heat(marks: Heat, layout: Trace, labels: Trace) -> list[Trace]:
     layout["height"] = AROUND + 60 + min(520, max(4, len(marks.rows)) * 20)
     layout["xaxis"] |= {"type": "category"}
+    del layout["xaxis"]["title"]["standoff"]  # with it, the title is placed before the names of the columns are
     layout["yaxis"] |= {"type": "category", "range": [len(marks.rows) - 0.5, -0.5]}
     labels |= {"xaxis": _labels(marks.columns), "yaxis": _labels(marks.rows)}
     trace: Trace = {
@@ -224,6 +227,8 @@ def _heat(marks: Heat, layout: Trace, labels: Trace) -> list[Trace]:
         },
         "colorscale": SEQUENTIAL,
     }
+    if not marks.kinds and (marks.values[np.isfinite(marks.values)] >= 0).all():
+        trace["zmin"] = 0
     if marks.kinds:
         count = len(marks.kinds)
         edges = [(i / count, COLOURS[i % len(COLOURS)], (i + 1) / count) for i in range(count)]

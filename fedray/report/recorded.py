@@ -67,12 +67,12 @@ def _list_card(tables: RunTables, rows: pd.DataFrame, name: str) -> Card:
     views = {}
     for method, mine in rows.groupby("method", sort=False):
         lines = []
-        for component, values in mine.groupby("component"):
-            values = values.groupby("server_round")["mean"].mean()
+        for component in sorted(map(int, mine["component"].unique())):
+            values = mine[mine["component"] == component].groupby("server_round")["mean"].mean()
             values = values.iloc[thinned(len(values), POINTS)]
             x = array([round_number(int(number)) for number in values.index])
-            label = f"cluster {int(component)}" if name == "clusters" else f"{name} {int(component)}"  # type: ignore[call-overload]
-            lines.append(Line(label, int(component), x, array(values)))  # type: ignore[call-overload]
+            label = f"cluster {component}" if name == "clusters" else f"{name} {component}"
+            lines.append(Line(label, component, x, array(values)))
         views[f"{method}: mean"] = Figure(
             _slug("recorded", name, str(method)),
             f"{title}: {method}",

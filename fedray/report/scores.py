@@ -1,6 +1,7 @@
 """Figures of the scores after the last round: differences with intervals, score against cost, the clients."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,8 +161,8 @@ def worst_clients(tables: RunTables, rows: pd.DataFrame, moment: str) -> list[tu
     worst = rows.sort_values([moment, "client"], ascending=[tables.metric.higher_is_better, True]).head(MARKED)
     several = len(tables.runs) > 1
 
-    def name(row: Mapping[str, object]) -> str:
-        run = tables.runs[int(str(row["run"]))]
+    def name(row: Mapping[Any, Any]) -> str:
+        run = tables.runs[row["run"]]
         return f"{row['client']} (seed {run.config.seed})" if several else str(row["client"])
 
     return [(name(row), row[moment]) for row in worst.to_dict("records")]

@@ -178,9 +178,11 @@ def _over_clients(clients: pa.Table, name: str) -> pd.DataFrame:
     valid = clients.filter(pc.is_valid(clients[name])).select(["method", "server_round", name])
     frame = valid.set_column(0, "method", valid["method"].dictionary_encode()).to_pandas()
     frame[name] = _numbers(frame[name])
-    grouped = frame.dropna().groupby(["method", "server_round"], observed=True)[name]
-    table = grouped.quantile(list(QUANTILES.values())).unstack()
-    return table.set_axis(list(QUANTILES), axis=1).reset_index().astype({"method": str})
+    if (known := frame.dropna()).empty:
+        return pd.DataFrame(columns=["method", "server_round", *QUANTILES])
+    grouped = known.groupby(["method", "server_round"], observed=True)[name]
+    table: pd.DataFrame = grouped.quantile(list(QUANTILES.values())).unstack().set_axis(list(QUANTILES), axis=1)
+    return table.reset_index().astype({"method": str})
 
 
 def _own(clients: pa.Table, lists: bool) -> list[str]:
@@ -205,16 +207,15 @@ def _recorded(clients: pa.Table) -> pd.DataFrame:
 
 def _list_values(clients: pa.Table, name: str) -> pd.DataFrame:
     """Return the values of a column of lists: method, server_round, client, component, value."""
-    rows = (
-        clients.filter(pc.is_valid(clients[name])).select(["method", "server_round", "client", name]).combine_chunks()
-    )
+    rows = clients.filter(pc.is_valid(clients[name])).combine_chunks()
     lengths = pc.list_value_length(rows[name]).to_numpy()
     starts = np.cumsum(lengths) - lengths
     keys = rows.select(["method", "server_round", "client"]).to_pandas()
     frame = keys.loc[np.repeat(np.arange(len(keys)), lengths)].reset_index(drop=True)
-    return frame.assign(
-        component=np.arange(len(frame)) - np.repeat(starts, lengths), value=pc.list_flatten(rows[name]).to_numpy()
-    )
+    component = np.arange(len(frame)) - np.repeat(starts, lengths)
+    values = pc.list_flatten(rows[name]).to_numpy(zero_copy_only=False)
+    known: pd.DataFrame = frame.assign(component=component, value=values).dropna(subset=["value"])
+    return known
 
 
 def _components(clients: pa.Table) -> pd.DataFrame:
@@ -258,7 +259,7 @@ def by_seed_mean(frame: pd.DataFrame, keys: Sequence[str], values: Mapping[str, 
         values: names of columns by their names in the result.
     """
     grouped = frame.groupby(list(keys), sort=False, observed=True)
-    found = {}
+    found: dict[str, pd.Series] = {}
     for name, column in values.items():
         by = grouped[column]
         found |= {name: by.mean(), f"{name}_low": by.min(), f"{name}_high": by.max()}

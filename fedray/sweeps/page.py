@@ -121,7 +121,7 @@ def _cards(found: SweepResult, last: str) -> list[Card]:
     cards = []
     for path in varied:
         values = pd.to_numeric(table[path], errors="coerce")
-        if values.isna().any() or table[path].map(type).eq(bool).any():
+        if values.isna().any() or bool in set(table[path].map(type)):
             continue
         connected = len(varied) == 1
         lines = []

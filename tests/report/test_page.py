@@ -171,6 +171,16 @@ def test_a_run_of_an_earlier_version(tmp_path: Path) -> None:
     assert "the run recorded none" in html
 
 
+def test_a_run_without_any_score(tmp_path: Path) -> None:
+    """Its clients have no test examples; what cannot be drawn is left out with a sentence."""
+    data = {"source": "synthetic", "examples_per_client": 8, "max_length": 16}
+    fields = {"data": data, "partition": {"kind": "by_file", "test_fraction": 0}, "evaluation": {}, "rounds": 1}
+    fedray.run(REPORTED | fields | {"method": ["local", "fedavg"]}, output=tmp_path / "run")
+    html = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "No client has a score: the final pass had no test examples." in html
+    assert "Training loss" in html
+
+
 def test_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fedray validate --report` draws classes and tasks, and what each method will cost."""
     monkeypatch.chdir(tmp_path)
