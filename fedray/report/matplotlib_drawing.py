@@ -205,9 +205,7 @@ def _heat(canvas: "Canvas", axes: "Axes", marks: Heat) -> None:
         count = len(marks.kinds)
         colours = [COLOURS[i % len(COLOURS)] for i in range(count)]
         options = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": count - 0.5}
-    image = axes.imshow(
-        np.ma.array(marks.values, mask=~np.isfinite(marks.values)), aspect="auto", interpolation="nearest", **options
-    )
+    image = axes.imshow(marks.values, aspect="auto", interpolation="nearest", **options)
     axes.grid(visible=False)
     rows, columns = thinned(len(marks.rows), LABELLED_ROWS), thinned(len(marks.columns), LABELLED_COLUMNS)
     axes.set_yticks(rows, [shortened(marks.rows[i]) for i in rows])

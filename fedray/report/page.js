@@ -51,7 +51,10 @@
         const longest = Math.max(...texts.map((text) => text.length));
         const turned = longest * 7 * names.length > every * (div.clientWidth - 150);
         const below = turned ? 7 * longest + 48 : 60;
+        // The library places a title beside names where it fits between two of them, so it is placed here.
+        const title = {text: found["xaxis.title.text"], showarrow: false, font: {size: 14}, xref: "paper", yref: "paper"};
         Object.assign(found, {
+          "annotations": [{...title, x: 0.5, y: 0, yanchor: "top", yshift: 28 - below}], "xaxis.title.text": "",
           "xaxis.tickangle": turned ? -90 : 0, "xaxis.automargin": false, "margin.b": below, "height": height + below - 60,
         });
       }

@@ -205,7 +205,6 @@ def _boxes(marks: Boxes, layout: Trace) -> list[Trace]:
 def _heat(marks: Heat, layout: Trace, labels: Trace) -> list[Trace]:
     layout["height"] = AROUND + 60 + min(520, max(4, len(marks.rows)) * 20)
     layout["xaxis"] |= {"type": "category"}
-    del layout["xaxis"]["title"]["standoff"]  # with it, the title is placed before the names of the columns are
     layout["yaxis"] |= {"type": "category", "range": [len(marks.rows) - 0.5, -0.5]}
     labels |= {"xaxis": _labels(marks.columns), "yaxis": _labels(marks.rows)}
     trace: Trace = {
@@ -227,8 +226,9 @@ def _heat(marks: Heat, layout: Trace, labels: Trace) -> list[Trace]:
         },
         "colorscale": SEQUENTIAL,
     }
-    if not marks.kinds and (marks.values[np.isfinite(marks.values)] >= 0).all():
-        trace["zmin"] = 0
+    known = marks.values[np.isfinite(marks.values)]
+    if not marks.kinds and len(known) and known.min() >= 0:
+        trace |= {"zmin": 0, "zmax": _short(float(known.max()))}
     if marks.kinds:
         count = len(marks.kinds)
         edges = [(i / count, COLOURS[i % len(COLOURS)], (i + 1) / count) for i in range(count)]
