@@ -24,6 +24,7 @@ from fedray.results.comparison import USUAL_REFERENCES, Comparison, DataSetCompa
 from fedray.results.comparison_tables import sheets
 from fedray.results.run_result import RunResult
 from fedray.results.versions import versions_of
+from fedray.storage.paths import StoragePath
 from fedray.types import round_number
 
 EVENTS = 100
@@ -67,7 +68,10 @@ def report_of(
         sections += found
     config = runs[0].config
     about = facts(config, runs[0].summaries[0].clients, methods, {run.config.seed for run in runs})
-    repeat = (*(texts or _texts(runs[0])), _versions(runs[0]))
+    repeat = (
+        *(texts or repeating(runs[0].place, "run", "config.yaml", dump_yaml(config))),
+        _versions(runs[0]),
+    )
     sections.append(Section("repeat", "Configuration, versions, commands", texts=repeat))
     return Report(title or config.name, about, tuple(sections))
 
@@ -224,17 +228,19 @@ def facts(config: Config, clients: int, methods: Collection[str], seeds: Iterabl
     )
 
 
-def _texts(run: RunResult) -> tuple[Text, ...]:
-    place = run.place
-    commands = [
-        f"fedray run {place}/config.yaml --output {place}-again    # the same bits: state_sha256 in summary.json",
+def repeating(place: StoragePath, command: str, file: str, configuration: str) -> tuple[Text, ...]:
+    """Return the commands that repeat a run or a sweep, and its configuration.
+
+    Args:
+        command: of fedray, with which it was made.
+        file: in the folder, with the configuration.
+    """
+    commands = (
+        f"fedray {command} {place}/{file} --output {place}-again    # the same bits: state_sha256 in summary.json",
         f"fedray compare {place}",
         f"fedray report {place} --figures figures",
-    ]
-    return (
-        Text("Commands to repeat it", "\n".join(commands)),
-        Text("Configuration", dump_yaml(run.config), folded=True),
     )
+    return Text("Commands to repeat it", "\n".join(commands)), Text("Configuration", configuration, folded=True)
 
 
 def _versions(run: RunResult) -> Text:

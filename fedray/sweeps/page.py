@@ -11,8 +11,8 @@ from fedray.config.sweep import SCORES
 from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError, StateError
 from fedray.evaluation.metrics import configured_metric
-from fedray.report.build import report_of
-from fedray.report.document import Report, Section, Text
+from fedray.report.build import repeating, report_of
+from fedray.report.document import Report, Section
 from fedray.report.figure import Axis, Card, Figure, Line, Lines, Listing, array
 from fedray.report.files import NAME, write_files
 from fedray.results.report import NONE, readable_metric
@@ -67,7 +67,9 @@ def result_report(found: Sequence[RunResult | SweepResult]) -> Report:
         raise StateError(f"{found[0].place}: no trial has finished; trials.parquet has the errors")
     sections = [_section(one, number if len(sweeps) > 1 else None) for number, one in enumerate(sweeps)]
     if len(found) == 1 and sweeps:
-        return report_of(runs, sweeps[0].sweep.name, notes, sections, _texts(sweeps[0]))
+        sweep, place = sweeps[0].sweep, sweeps[0].place
+        texts = repeating(place, "sweep", "sweep.yaml", to_yaml(to_mapping(sweep)))
+        return report_of(runs, sweep.name, notes, sections, texts)
     return report_of(runs, notes=notes, more=sections)
 
 
@@ -154,16 +156,3 @@ def _failures(found: SweepResult) -> tuple[Listing, ...]:
         return ()
     left = f" (the first {FAILED} of {len(ended)})" if len(ended) > FAILED else ""
     return (Listing(f"Trials without a result{left}", ("trial", "method", "status", "rounds", "cause"), tuple(rows)),)
-
-
-def _texts(found: SweepResult) -> tuple[Text, ...]:
-    place = found.place
-    commands = [
-        f"fedray sweep {place}/sweep.yaml --output {place}-again",
-        f"fedray compare {place}",
-        f"fedray report {place} --figures figures",
-    ]
-    return (
-        Text("Commands to repeat it", "\n".join(commands)),
-        Text("Configuration of the sweep", to_yaml(to_mapping(found.sweep)), folded=True),
-    )
