@@ -12,9 +12,12 @@ from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError, StateError
 from fedray.evaluation.metrics import configured_metric
 from fedray.report.build import repeating, report_of
+from fedray.report.curves import BANDS
 from fedray.report.document import Report, Section
 from fedray.report.figure import Axis, Card, Figure, Line, Lines, Listing, array
 from fedray.report.files import NAME, write_files
+from fedray.report.style import method_styles
+from fedray.results.comparison import USUAL_REFERENCES
 from fedray.results.report import NONE, readable_metric
 from fedray.results.run_result import RunResult
 from fedray.results.sheets import Cell, Sheet
@@ -91,7 +94,7 @@ def _section(found: SweepResult, number: int | None) -> Section:
 def _points(found: SweepResult) -> Sheet:
     """Return the points, the best first."""
     table, metric = found.over_seeds(), found.sweep.metric
-    paths = [path for path in found.sweep.space if path not in ("method", "seed")]
+    paths, selected = _varied(found, table), table["selection"].notna().any()
     score = configured_metric(found.trials[0].config)
 
     def readable(value: float) -> str:
@@ -107,16 +110,24 @@ def _points(found: SweepResult) -> Sheet:
         cells = [Cell(str(text)) for text in (*words, *numbers)]
         cells[len(words)] = Cell(numbers[0], best=not place and numbers[0] != NONE)
         rows.append(tuple(cells))
-    left = f", the best {POINTS} of {len(table)}" if len(table) > POINTS else ""
+    left = f"; the first {POINTS} of {len(table)}" if len(table) > POINTS else ""
+    order = ", the best first" if selected else f", not ordered: no trial has {found.sweep.selects_by}"
     columns = ("method", *paths, "seeds", found.sweep.selects_by, f"{metric},\ntest" if metric in SCORES else metric)
-    return Sheet(f"Points, the best first{left}", (*columns, "95 % interval", "first trial"), tuple(rows))
+    return Sheet(f"Points{order}{left}", (*columns, "95 % interval", "first trial"), tuple(rows))
+
+
+def _varied(found: SweepResult, table: pd.DataFrame) -> list[str]:
+    """Return the fields of the space with several values, apart from the method and the seed."""
+    fields = [path for path in found.sweep.space if path not in ("method", "seed")]
+    return [path for path in fields if table[path].map(str).nunique() > 1]
 
 
 def _cards(found: SweepResult, last: str) -> list[Card]:
     """Return the metric over every numeric field of the space that has several values."""
     table = found.over_seeds()
-    fields = [path for path in found.sweep.space if path not in ("method", "seed")]
-    varied = [path for path in fields if table[path].nunique() > 1]
+    varied = _varied(found, table)
+    methods = list(dict.fromkeys(map(str, table["method"])))
+    styles = method_styles(sorted(methods), methods, USUAL_REFERENCES)
     metric, config = found.sweep.metric, found.trials[0].config
     percent = metric in SCORES and configured_metric(config).percent
     scale = 100.0 if percent else 1.0
@@ -127,11 +138,11 @@ def _cards(found: SweepResult, last: str) -> list[Card]:
             continue
         connected = len(varied) == 1
         lines = []
-        for index, (method, rows) in enumerate(table.assign(at=values).groupby("method", sort=False)):
+        for method, rows in table.assign(at=values).groupby("method", sort=False):
             rows = rows.sort_values("at")
-            band = rows[["low", "high"]].notna().all(axis=None) and connected
-            edges = [scale * array(rows[name]) for name in ("low", "high")] if band else []
-            lines.append(Line(str(method), index, array(rows["at"]), scale * array(rows["mean"]), *edges))
+            banded = len(methods) <= BANDS and connected and rows[["low", "high"]].notna().to_numpy().all()
+            edges = [scale * array(rows[name]) for name in ("low", "high")] if banded else []
+            lines.append(Line(str(method), styles[str(method)], array(rows["at"]), scale * array(rows["mean"]), *edges))
         log = bool((values > 0).all()) and values.max() >= 10 * values.min()
         key = "".join(letter if letter.isalnum() else "-" for letter in path.lower())
         figure = Figure(
