@@ -126,7 +126,7 @@ def _headline(
 ) -> Section:
     cards = [difference_card(comparison, data_set)] if comparison and data_set and data_set.differences else []
     scored = not final_means(tables).empty
-    cards += [cost_card(tables, styles)] if scored else []
+    cards += [cost_card(tables, styles)] if scored and len(tables.methods) > 1 else []
     more = sheets(replace(comparison, data_sets=(data_set,))) if comparison and data_set else []
     notes = () if scored else ("No client has a score: the final pass had no test examples.",)
     return Section(
