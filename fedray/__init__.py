@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedray.results.comparison import Comparison
     from fedray.results.run_result import RunResult
     from fedray.sweeps.compare import compare
+    from fedray.sweeps.page import write_report
     from fedray.sweeps.result import SweepResult
     from fedray.sweeps.run import sweep
     from fedray.types import state_type
@@ -36,6 +37,7 @@ __all__ = [
     "run",
     "state_type",
     "sweep",
+    "write_report",
 ]
 
 _PLACES = {
@@ -53,6 +55,7 @@ _PLACES = {
     "state_type": "types",
     "sweep": "sweeps.run",
     "SweepResult": "sweeps.result",
+    "write_report": "sweeps.page",
 }
 
 

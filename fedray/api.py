@@ -15,6 +15,8 @@ from fedray.experiment.prepare import prepare
 from fedray.experiment.restore import restore
 from fedray.experiment.resume import resolve_run
 from fedray.federation.events import Callback, RunFinished
+from fedray.report.document import Report
+from fedray.report.files import write_after
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
 from fedray.runtime.session import check_reachable
@@ -81,7 +83,10 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
             with closing(events(prepared, place, resume)) as happening:
                 for event in happening:
                     notify(event)
-            return RunResult.load(place)
+            result = RunResult.load(place)
+            if config.report:
+                write_after(partial(_report, result), place)  # before the trackers' end, which attach it
+            return result
     except BaseException:
         place.remove_if_empty()  # nothing has been trained
         raise
@@ -103,6 +108,12 @@ def load(
         StateError: the run has not finished, or its files are missing or damaged.
     """
     return restore(run, method, client, device=device).model
+
+
+def _report(result: RunResult) -> Report:
+    from fedray.report.build import report_of  # imports scipy, which running does not need
+
+    return report_of([result])
 
 
 def _dotted(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -159,28 +159,28 @@ def test_fedray_keeps_the_order_of_its_packages() -> None:
         (
             "methods/mine.py",
             "import numpy\n\nfrom fedray.runtime.driver import Driver",
-            ["fedray/methods/mine.py:3: imports fedray.runtime.driver: from floor 8 up to floor 15"],
+            ["fedray/methods/mine.py:3: imports fedray.runtime.driver: from floor 8 up to floor 17"],
         ),
         (
             "methods/mine.py",
             "def f():\n    from fedray.runtime import driver",
-            ["fedray/methods/mine.py:2: imports fedray.runtime.driver: from floor 8 up to floor 15"],
+            ["fedray/methods/mine.py:2: imports fedray.runtime.driver: from floor 8 up to floor 17"],
         ),
         (
             "methods/mine.py",
             "from ..runtime import driver",
-            ["fedray/methods/mine.py:1: imports fedray.runtime.driver: from floor 8 up to floor 15"],
+            ["fedray/methods/mine.py:1: imports fedray.runtime.driver: from floor 8 up to floor 17"],
         ),
         (
             "evaluation/losses.py",
             "import fedray.adapters.layout as l",
             ["fedray/evaluation/losses.py:1: imports fedray.adapters.layout: from floor 5 up to floor 6"],
         ),
-        ("errors.py", "from fedray import run", ["fedray/errors.py:1: imports fedray: from floor 0 up to floor 17"]),
+        ("errors.py", "from fedray import run", ["fedray/errors.py:1: imports fedray: from floor 0 up to floor 19"]),
         (
             "methods/mine.py",
             "from importlib import import_module\nimport_module('fedray.runtime.driver')",
-            ["fedray/methods/mine.py:2: imports fedray.runtime.driver: from floor 8 up to floor 15"],
+            ["fedray/methods/mine.py:2: imports fedray.runtime.driver: from floor 8 up to floor 17"],
         ),
         (
             "federation/worker.py",

@@ -8,6 +8,7 @@ import typer
 
 from fedray.cli.console import ConfigPath, Overrides, open_console, reported
 from fedray.config import load_config, parse_overrides
+from fedray.errors import ConfigError, choices
 
 
 def validate(
@@ -17,11 +18,23 @@ def validate(
         int,
         typer.Option(help="Print this many training examples as tokens, with what is read and what is learned.", min=0),
     ] = 0,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a page that draws which client holds what, and the costs.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option(help="The page that --report writes. Default: NAME-data.html in this folder.")
+    ] = None,
+    figures: Annotated[
+        str | None, typer.Option(help="With --report: folder for every figure as SVG, PNG and CSV.", metavar="DIR")
+    ] = None,
 ) -> None:
     """Check an experiment, its data and its model without training; show its clients and what each method costs."""
     console = open_console()
     with reported():
         loaded = load_config(config, parse_overrides(overrides or []))
+        given = {"--output": output, "--figures": figures}
+        if not report and (alone := [name for name, value in given.items() if value is not None]):
+            raise ConfigError(f"{choices(alone)}: only with --report")
         from fedray.experiment.callbacks import check_trackers
         from fedray.experiment.prepare import prepare
         from fedray.results.report import cost_table, data_table, parts_table
@@ -42,6 +55,12 @@ def validate(
             from fedray.results.token_view import show_examples
 
             show_examples(console, prepared.data, load_tokenizer(loaded.model), show)
+        if report:
+            from fedray.experiment.data_report import data_report
+            from fedray.report.files import write_files
+
+            place = write_files(lambda: data_report(prepared), output or f"{loaded.name}-data.html", figures)
+            console.print(f"report: {place}", highlight=False, soft_wrap=True, markup=False)
         console.print("the experiment is valid", highlight=False)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_console, reported
@@ -13,6 +14,7 @@ from fedray.errors import ConfigError, FedrayError
 
 if TYPE_CHECKING:
     from fedray.results.comparison import Comparison
+    from fedray.storage.paths import StoragePath
 
 OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is anything.")]
 
@@ -57,6 +59,7 @@ def run(
             console.print(further)
         console.print(measured_table(result.memory().to_dict("records")))
         console.print(f"results: {place}", highlight=False, soft_wrap=True)
+        _print_report(console, place, loaded.report)
 
 
 def sweep(
@@ -91,8 +94,17 @@ def sweep(
             comparison, why_not = _compared(found.compare)
             console.print(rich_tables(sheets(comparison)) if comparison else escape(why_not))
         console.print(f"results: {found.place}", highlight=False, soft_wrap=True)
+        _print_report(console, found.place, found.trials[0].config.report)
         if found.best is None:
             fail("no trial finished; trials.parquet has the errors", 1)
+
+
+def _print_report(console: Console, place: "StoragePath", wanted: bool) -> None:
+    """Print where the report is, if there is one."""
+    from fedray.report.files import NAME
+
+    if wanted and (file := place / NAME).is_file():
+        console.print(f"report: {file}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _compared(compare: "Callable[[], Comparison]") -> "tuple[Comparison | None, str]":

@@ -93,6 +93,9 @@ class Config(Section):
     tracking: tuple[TrackerOption, ...] = ()
     """Trackers that show the run elsewhere: `tensorboard`, `wandb`, `mlflow`, each with its options, or a class of your
     own. One or a list."""
+    report: bool = False
+    """Write report.html into the run's folder at its end: tables and figures in one file, which needs no network. A
+    sweep writes one for all its trials."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one, else cpu."""
     runtime: Literal["ray", "inline"] = "ray"

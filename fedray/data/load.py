@@ -173,6 +173,7 @@ def _federated(
             *notes,
         ),
         parts=_part_sizes(examples, rows, common) if len(config.data.sections_by_path) > 1 else {},
+        client_parts=_client_parts(examples, rows) if len(config.data.sections_by_path) > 1 else {},
     )
 
 
@@ -184,6 +185,18 @@ def _part_sizes(examples: Examples, rows: Partition, common: IntArray) -> dict[s
     return {
         str(name): {role: int((tasks[of_role] == name).sum()) for role, of_role in held.items()}
         for name in np.unique(tasks)
+    }
+
+
+def _client_parts(examples: Examples, rows: Partition) -> dict[ClientId, dict[Split, dict[str, int]]]:
+    """Return how many examples of every task a client holds, by client, split and task."""
+    names, tasks = np.unique(examples.field("task"), return_inverse=True)
+    return {
+        client: {
+            split: dict(zip(map(str, names), np.bincount(tasks[own], minlength=len(names)).tolist(), strict=True))
+            for split, own in splits.items()
+        }
+        for client, splits in rows.items()
     }
 
 

@@ -117,6 +117,7 @@ class FederatedData:
         end_token_ids: tokens that end a generated answer (causal_lm).
         notes: what a user should know before training, a sentence each: what was detected, cut or looks wrong.
         parts: examples of every part of a source with several, by split, or common; those of all clients.
+        client_parts: examples of every part of such a source, by client and split.
     """
 
     task: Task
@@ -130,3 +131,4 @@ class FederatedData:
     end_token_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     parts: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
+    client_parts: Mapping[ClientId, Mapping[Split, Mapping[str, int]]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from fedray.results.run_result import read_config
 from fedray.storage.paths import StoragePath, in_job_folder, resolve_storage, timestamped
 
 FREE = re.compile(
-    r"name|rounds|runtime|storage_path|callbacks.*|tracking.*|checkpoint\..*|data\.cache_dir|"
+    r"name|rounds|runtime|storage_path|report|callbacks.*|tracking.*|checkpoint\..*|data\.cache_dir|"
     r"clients\.(tiers\.[^.]*\.)?actors|clients\.(max_failures|client_timeout_s)"
 )
 """Fields that may change when a run is continued: none of them affects what a round computes."""

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from fedray.config import ClientsConfig, Memory
+from fedray.data.shards import FederatedData
 from fedray.federation.participation import device_seconds
 from fedray.federation.rounds import RoundResult
 from fedray.federation.tasks import ClientResult
@@ -15,7 +16,7 @@ from fedray.planning.accounting import Cost
 from fedray.planning.memory import Footprint
 from fedray.training.metering import MemoryUse
 from fedray.training.trainer import ClientReport
-from fedray.types import COMMON, ClientId, Moment
+from fedray.types import COMMON, SPLITS, Client, ClientId, Moment
 
 Row = dict[str, Any]
 
@@ -62,6 +63,30 @@ def client_row(result: ClientResult, simulated_seconds: float) -> Row:
         "downlink_bytes": result.downlink_bytes,
         **report.recorded,
     }
+
+
+def partition_rows(clients: Sequence[Client], data: FederatedData) -> list[Row]:
+    """Return the rows of partition.parquet: how many examples a client has, per split, and per kind and name of what is
+    counted: `all` examples, without a name; of a `class`; of a `task`, where the data has several. Counts of 0 are left
+    out, apart from those of all examples."""
+    rows: list[Row] = []
+    for client in clients:
+        shard = data.shards[client.id]
+        for split in SPLITS:
+            at = {"client": client.id, "tier": client.tier, "split": split}
+            rows.append({**at, "kind": "all", "name": "", "examples": shard.num_examples(split)})
+            found = {"task": data.client_parts.get(client.id, {}).get(split, {})}
+            if data.label_names:
+                labels = shard.tables[split]["labels"].to_numpy()
+                counts = np.bincount(labels, minlength=len(data.label_names)).tolist()
+                found["class"] = dict(zip(data.label_names, counts, strict=True))
+            rows += [
+                {**at, "kind": kind, "name": name, "examples": count}
+                for kind, counted in found.items()
+                for name, count in counted.items()
+                if count
+            ]
+    return rows
 
 
 def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, uses: Sequence[MemoryUse]) -> Row:

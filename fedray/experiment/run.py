@@ -14,7 +14,7 @@ from fedray.errors import ConfigError
 from fedray.evaluation.metrics import configured_metric
 from fedray.experiment.calibration import calibrated
 from fedray.experiment.prepare import Prepared
-from fedray.experiment.rows import Row, means, memory_row
+from fedray.experiment.rows import Row, means, memory_row, partition_rows
 from fedray.experiment.run_folder import RunFolder
 from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, RunStarted, TaskFailed
 from fedray.federation.rounds import Pool, Round, RoundResult
@@ -45,6 +45,7 @@ def run_experiment(
     prepared = calibrated(prepared, pool)
     with closing(RunFolder(StoragePath.of(where), prepared.config, resume)) as folder:
         yield RunStarted(folder.place, prepared.config)
+        folder.record_data(lambda: partition_rows(prepared.clients, prepared.data))
         for entry in prepared.config.method:
             if (summary := folder.finished(entry.key)) is not None:
                 yield MethodFinished(summary)

@@ -10,6 +10,11 @@ DIR/examples.parquet    with `evaluation.examples`, one row per method, client, 
 DIR/events.parquet      the event log: one row per failed attempt (`FailedAttempt`), per interruption, and per failure
                         of a tracker; exists only if there is one
 DIR/memory.parquet      one row per method and tier: predicted and measured peaks (`memory_row`)
+DIR/partition.parquet   one row per client, split, and what is counted: how many examples a client has, of which classes
+                        and tasks (`partition_rows`)
+DIR/versions.json       the versions of Python and of packages, an entry for each process that had others
+                        (`results.versions`)
+DIR/report.html         with `report: true`, the report (`fedray.report`)
 DIR/summary.json        one entry per finished method
 DIR/adapters/METHOD/    server.safetensors (the server's state), and per client clients/ID.safetensors (the adapter
                         at the end of the final pass) and states/ID.safetensors (the private state after
@@ -25,7 +30,7 @@ While a method runs, and after its process was killed, recent rows of a large ta
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,13 +47,14 @@ from fedray.federation.failures import FailedAttempt
 from fedray.federation.rounds import RoundResult
 from fedray.federation.summary import Summary
 from fedray.results.run_result import read_config, read_summaries
+from fedray.results.versions import write_versions
 from fedray.storage.paths import StoragePath, safe_name
 from fedray.storage.state_tree import arrays, save_tensors
 from fedray.storage.tables import Table
 from fedray.tracking.callback import TrackerFailure
 from fedray.types import ClientId
 
-TABLES = ("rounds", "clients", "evaluations", "examples", "events", "memory")
+TABLES = ("rounds", "clients", "evaluations", "examples", "events", "memory", "partition")
 
 LOCK = ".lock"
 LOCK_PATIENCE_S = 10.0
@@ -84,6 +90,7 @@ class RunFolder:
             else:
                 check_empty(place)  # another process may have started and finished here meanwhile
             self._write("config.yaml", dump_yaml(config).encode())
+            write_versions(place, self._durable)
         except BaseException:
             self.close()
             raise
@@ -170,6 +177,11 @@ class RunFolder:
         rows.append(event_row(method, server_round, "interrupted", "", f"continued after {server_round} rounds"))
         self._tables["events"].append(rows)
 
+    def record_data(self, rows: Callable[[], Sequence[Row]]) -> None:
+        """Write partition.parquet, unless a continued run has it: its data are the same."""
+        if not self._tables["partition"].rows():
+            self._tables["partition"].append(rows())
+
     def record_memory(self, rows: Sequence[Row]) -> None:
         """Append a finished method's rows to memory.parquet, and write it."""
         self._tables["memory"].append(rows)
@@ -211,7 +223,7 @@ class RunFolder:
 
     def _in_order(self, table: pa.Table) -> pa.Table:
         """Return the rows in the order of the methods: a continued method may not be the last one."""
-        if not self.resumed:
+        if not self.resumed or "method" not in table.column_names:
             return table
         places = [entry.key for entry in self._config.method]
         keys = [places.index(method) for method in table["method"].to_pylist()]

@@ -56,7 +56,8 @@ class ClientScores:
     def _final(self, one: MethodRun) -> pd.DataFrame:
         """Return the final pass of a run: method, client, test_examples, and the metric at both moments. A run's first
         metric is in clients.parquet, the others are in evaluations.parquet."""
-        table = one.run.clients()
+        scores = (f"{moment}_metric" for moment in get_args(Moment))
+        table = one.run.clients(["method", "phase", "client", "test_examples", *scores])
         table = table[table["phase"] == "final"]
         if configured_metric(one.config).label == self.metric:
             return table.rename(columns={f"{moment}_metric": moment for moment in get_args(Moment)})

@@ -1,7 +1,7 @@
 """The result of a run, read from its folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -109,13 +109,16 @@ class RunResult:
         """
         return self._table("rounds")
 
-    def clients(self) -> pd.DataFrame:
+    def clients(self, columns: Collection[str] | None = None) -> pd.DataFrame:
         """Return clients.parquet: one row per method, round and client.
+
+        Args:
+            columns: read only these, where the file has them; default all.
 
         Raises:
             StateError: the file is missing or cannot be read.
         """
-        return self._table("clients")
+        return self._table("clients", columns=columns)
 
     def evaluations(self) -> pd.DataFrame:
         """Return evaluations.parquet: one row per method, round, client, moment, examples, group of examples and
@@ -196,8 +199,8 @@ class RunResult:
         """
         return self._table("events", needed=False)
 
-    def _table(self, name: str, needed: bool = True) -> pd.DataFrame:
-        table = read_table(self.place, name)
+    def _table(self, name: str, needed: bool = True, columns: Collection[str] | None = None) -> pd.DataFrame:
+        table = read_table(self.place, name, lambda column: columns is None or column in columns)
         if needed and not table.num_columns:
             raise StateError(f"{self.place / f'{name}.parquet'}: does not exist")
         frame: pd.DataFrame = table.to_pandas()

@@ -119,8 +119,13 @@ class Table:
         place.write(buffer.getvalue(), self._durable)
 
 
-def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
+def read_table(
+    where: str | Path | StoragePath, name: str, wanted: Callable[[str], bool] = lambda column: True
+) -> pa.Table:
     """Return a table of a run's folder with all its rows, even while the run continues or after it was killed.
+
+    Args:
+        wanted: whether a column is read.
 
     Returns:
         The table; without rows and columns if it does not exist.
@@ -132,29 +137,32 @@ def read_table(where: str | Path | StoragePath, name: str) -> pa.Table:
     folder = StoragePath.of(where)
     for _ in range(READ_TRIES - 1):
         with suppress(StateError):
-            return _read_table(folder, name)
-    return _read_table(folder, name)
+            return _read_table(folder, name, wanted)
+    return _read_table(folder, name, wanted)
 
 
-def _read_table(folder: StoragePath, name: str) -> pa.Table:
+def _read_table(folder: StoragePath, name: str, wanted: Callable[[str], bool]) -> pa.Table:
     side_files = _side_files_of(folder, name)  # listed first: rows that are compacted from now on are found in the file
     file = folder / f"{name}.parquet"
     with _failing(file):
-        parts = [_read(file)] if file.is_file() else []
+        parts = [_read(file, wanted)] if file.is_file() else []
     have = sum(part.num_rows for part in parts)
     for before, place in side_files:
         if before < have:  # the file already holds these rows
             continue
         if before > have:
             raise StateError(f"{place}: cannot be read: only {have} of the {before} rows before its own exist")
-        parts.append(_read(place))
+        parts.append(_read(place, wanted))
         have += parts[-1].num_rows
     return _joined(parts) if parts else pa.table({})
 
 
-def _read(place: StoragePath) -> pa.Table:
+def _read(place: StoragePath, wanted: Callable[[str], bool]) -> pa.Table:
     with _failing(place):
-        return pq.read_table(BytesIO(place.read()))
+        file = pq.ParquetFile(BytesIO(place.read()))
+        names = file.schema_arrow.names
+        chosen = [column for column in names if wanted(column)]
+        return file.read(None if chosen == names else chosen)
 
 
 def _joined(parts: Sequence[pa.Table]) -> pa.Table:

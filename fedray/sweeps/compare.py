@@ -55,16 +55,16 @@ def opened_runs(
     runs: list[RunResult] = []
     notes: list[str] = []
     for result in results:
-        opened = _opened(result) if isinstance(result, str | Path | StoragePath) else result
-        if isinstance(opened, RunResult):
-            runs.append(opened)
+        found = opened(result) if isinstance(result, str | Path | StoragePath) else result
+        if isinstance(found, RunResult):
+            runs.append(found)
         else:
-            runs += opened.runs()
-            notes += [opened.choice] if opened.choice else []
+            runs += found.runs()
+            notes += [found.choice] if found.choice else []
     return runs, notes
 
 
-def _opened(where: str | Path | StoragePath) -> "RunResult | SweepResult":
+def opened(where: str | Path | StoragePath) -> "RunResult | SweepResult":
     """Return the run or the sweep in a folder.
 
     Raises:

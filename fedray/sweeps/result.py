@@ -27,7 +27,7 @@ from fedray.types import Moment
 Status = Literal["waiting", "finished", "stopped", "failed", "lost"]
 
 
-FREE = re.compile(r"name|max_concurrent|base\.(callbacks|tracking).*")
+FREE = re.compile(r"name|max_concurrent|base\.report|base\.(callbacks|tracking).*")
 """Fields that may change when a sweep is resumed."""
 
 
@@ -276,8 +276,8 @@ def resumed(place: StoragePath, given: SweepConfig) -> SweepResult:
     lines = differences(found.sweep, given, lambda path: FREE.fullmatch(path) is not None)
     if lines:
         raise ConfigError(
-            f"{place}: cannot be continued as another sweep; only base.callbacks, base.tracking, max_concurrent, name "
-            "may differ:\n" + "\n".join(lines)
+            f"{place}: cannot be continued as another sweep; only base.callbacks, base.report, base.tracking, "
+            "max_concurrent, name may differ:\n" + "\n".join(lines)
         )
     return replace(found, sweep=given, trials=trials_of(given))
 

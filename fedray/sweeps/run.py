@@ -27,11 +27,13 @@ from fedray.experiment.run_folder import lock_folder
 from fedray.federation.events import Callback, SweepFinished, SweepStarted
 from fedray.planning.cluster_plan import check_device
 from fedray.planning.placement import Amounts, fit_times, requests
+from fedray.report.files import write_after
 from fedray.runtime.causes import first_line, raised_by_code
 from fedray.runtime.cluster import check_room, has_autoscaler, living_nodes, on_callers_node
 from fedray.runtime.messages import to_message
 from fedray.runtime.session import check_reachable, connected
 from fedray.storage.paths import StoragePath, resolve_storage
+from fedray.sweeps.page import result_report
 from fedray.sweeps.result import SweepResult, TrialFinished, TrialResult, begin, more_is_better, resumed
 from fedray.sweeps.shared import DatasetCache, SharedActors
 from fedray.sweeps.space import Trial, trials_of
@@ -172,7 +174,10 @@ def run_trials(found: SweepResult, callbacks: Sequence[Callback] = ()) -> SweepR
                 with notifying(everyone, listener.finished) as notify:
                     notify(SweepStarted(found.place, to_mapping(found.sweep)))
                     _tune(waiting, SweepContext(found, actors[0], actors[1], concurrent), listener)
-                return listener.found
+                    done = listener.found
+                    if done.trials[0].config.report:
+                        write_after(lambda: result_report([done]), done.place)  # before the trackers' end
+                return done
             finally:
                 for actor in actors:
                     ray.kill(actor)

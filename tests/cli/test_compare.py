@@ -14,6 +14,7 @@ from fedray.cli.app import app
 from fedray.config import load_sweep
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
+from fedray.sweeps.page import result_report
 from fedray.sweeps.result import SweepResult, TrialResult, begin
 from fedray.sweeps.space import trials_of
 
@@ -191,3 +192,24 @@ def test_a_sweep_is_compared(sweep: SweepResult) -> None:
     assert note in " ".join(ended.stdout.split())
     assert sweep.compare().to_pandas().equals(fedray.compare(sweep.place).to_pandas())
     assert sweep.compare(reference="fedavg").references == ("fedavg",)
+
+
+def test_the_report_of_a_sweep(sweep: SweepResult, tmp_path: Path) -> None:
+    """Its points, the metric by the field that varies, the trial that failed, and the methods at their best points."""
+    ended = call("report", sweep.place, "--output", tmp_path / "page.html")
+    assert ended.exit_code == 0, ended.output
+    html = (tmp_path / "page.html").read_text("utf-8")
+    assert "8 trials: 7 finished, 1 failed." in html
+    assert "a fault" in html
+    assert 'data-figure="sweep-train-lr"' in html
+    assert "2 seeds (0, 1)" in html
+    points = next(section for section in result_report([sweep]).sections if section.title == "Sweep sweep")
+    (sheet,) = points.sheets
+    table = sweep.over_seeds()
+    assert [row[0].text for row in sheet.rows] == table["method"].tolist()
+    (card,) = points.cards
+    frame = card.views[""].marks.frame()
+    for method, rows in frame.groupby("name"):
+        mine = table[table.method == method].sort_values("train.lr")
+        assert rows["x"].tolist() == mine["train.lr"].tolist()
+        assert rows["y"].tolist() == pytest.approx((100 * mine["mean"]).tolist())

@@ -88,6 +88,8 @@ def test_the_files(run: SimpleNamespace) -> None:
         "clients.parquet",
         "evaluations.parquet",
         "memory.parquet",
+        "partition.parquet",
+        "versions.json",
         "summary.json",
         *(f"checkpoints/{method}/{ROUNDS:05d}/{name}" for method in METHODS for name in CHECKPOINT),
         *(f"states/{method}/{name}" for method in METHODS for name in _named_states(run.path, method)),

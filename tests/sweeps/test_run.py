@@ -52,13 +52,14 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
         actors.update(client_actors())
 
     space = {"method": ["fedavg", "fedalt"], "train.lr": [LR[1], 1e30], "seed": [3, 4]}
-    found = fedray.sweep(base, space, output=tmp_path / "sweep", max_concurrent=2, callbacks=[Calling(on_event)])
+    reported = base | {"report": True}
+    found = fedray.sweep(reported, space, output=tmp_path / "sweep", max_concurrent=2, callbacks=[Calling(on_event)])
 
     table = found.to_pandas()
     assert table.status.tolist() == (["finished"] * 2 + ["failed"] * 2) * 2
     assert table.error.str.contains("loss").tolist() == [status == "failed" for status in table.status]
     for trial in found.trials[:6:5]:
-        alone = fedray.run(trial.config, runtime="inline", output=tmp_path / trial.id)
+        alone = fedray.run(trial.config, runtime="inline", report=False, output=tmp_path / trial.id)
         mine = RunResult.load(found.folder(trial))
         assert mine.summaries[0].state_sha256 == alone.summaries[0].state_sha256
         assert found.ended[trial.id].metrics["personalised_mean"] == alone.summaries[0].personalised_mean
@@ -69,6 +70,8 @@ def test_trials_are_runs(base: dict[str, Any], cluster: None, tmp_path: Path) ->
         assert [(event.server_round, event.final) for event in rounds] == [(0, False), (1, False), (2, True)]
     assert len(actors) == 2, "eight trials, two client actors"
     assert client_actors() == set(), "none outlives the sweep"
+    assert "Trials without a result" in (tmp_path / "sweep" / "report.html").read_text()
+    assert not list((tmp_path / "sweep" / "trials").rglob("report.html")), "one report for all trials"
     assert len(found.over_seeds()) == 2
     assert pd.read_parquet(tmp_path / "sweep" / "trials.parquet").shape == table.shape
     assert found.best is not None
