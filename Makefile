@@ -14,7 +14,7 @@ INSTALLED := .venv/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3)
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: quickstart test test-slow test-fuzz bench lint install
+.PHONY: quickstart test test-slow test-fuzz bench docs lint install
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(INSTALLED)
@@ -35,6 +35,10 @@ test-fuzz: $(INSTALLED)
 # Some hours (ARGS="--rounds 6": about two); its peers are installed below .bench first. ARGS=--quick: tiny sizes.
 bench: $(INSTALLED)
 	$(BIN)/python jobs/benchmarks/bench.py $(ARGS)
+
+# The site, into the folder `site`: open site/index.html. Warnings are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
