@@ -36,9 +36,9 @@ test-fuzz: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python jobs/benchmarks/bench.py $(ARGS)
 
-# The site, into the folder `site`: open site/index.html. Warnings are errors.
+# The site, into the folder `site`: open site/index.html. Warnings are errors (with --quiet, they would not be).
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

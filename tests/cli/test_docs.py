@@ -1,4 +1,4 @@
-"""The documentation's examples and commands run as they stand."""
+"""Examples and commands of docs/python.md and docs/clusters.md run as they stand; tests/docs has tests of all pages."""
 
 import os
 import re
@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fedray.cli.app import app
 from fedray.sweeps.result import SweepResult
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLUSTERS = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
 
 
 def commands(text: str) -> list[str]:
@@ -35,24 +33,11 @@ def test_the_examples_of_the_python_page(own_cluster: None, tmp_path: Path) -> N
     assert SweepResult.load(tmp_path / "runs" / "sweep").complete, "they ran, and not only passed"
 
 
-def test_the_commands_of_the_readme_are_understood() -> None:
-    """Each names a subcommand, options and files that there are."""
-    found = [shlex.split(line)[1:] for line in commands(README) if line.startswith(".venv/bin/fedray")]
-    assert len(found) >= 8
-    for words in found:
-        ended = CliRunner().invoke(app, [*words[: 2 if words[0] == "jobs" else 1], "--help"])
-        assert ended.exit_code == 0, words
-        for option in (word for word in words if word.startswith("--")):
-            assert option in ended.output, words
-        for file in (word for word in words if word.endswith(".yaml")):
-            assert (ROOT / file).is_file(), words
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_readmes_way_to_a_cluster(own_cluster: None) -> None:
-    """From the start of the local cluster over a federation and a sweep to its end, as they stand in the README."""
-    section = README.split("## On a cluster")[1].split("\n## ")[0]
+def test_the_way_to_a_cluster(own_cluster: None) -> None:
+    """From the start of the local cluster over a federation and a sweep to its end, as in docs/clusters.md."""
+    section = CLUSTERS.split("## Try it on one machine")[1].split("\n## ")[0]
     lines = [line.replace(".venv/bin/", f"{Path(sys.executable).parent}/") for line in commands(section)]
     assert "local.py up" in lines[0]
     assert "local.py down" in lines[-1]

@@ -22,6 +22,7 @@ from typer.main import get_command
 from fedray.cli.app import app
 from fedray.config import load_config, load_sweep, parse_yaml
 from fedray.methods.registry import build_method
+from fedray.sweeps.space import trials_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "clusters" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,6 +64,14 @@ def understood(words: list[str]) -> dict[str, Any]:
     return command.make_context(context.info_name, words, parent=context.parent).params
 
 
+@pytest.mark.parametrize(
+    "words", [["run"], ["run", "x.yaml", "--ouptut", "y"], ["compare", "x", "--format", "word"], ["jobs", "lst"]]
+)
+def test_what_fedray_does_not_understand(words: list[str]) -> None:
+    with pytest.raises(Exception, match="Missing parameter|No such|is not one of"):
+        understood(words)
+
+
 @pytest.mark.parametrize("block", blocks("sh"))
 def test_commands_are_understood(block: str) -> None:
     """Each names a subcommand and options that there are, and files that there are."""
@@ -98,20 +107,19 @@ def test_configurations_are_valid(block: str, classes_of_the_pages: None) -> Non
     """A whole experiment, a sweep, or some sections of an experiment."""
     found = parse_yaml(block, "block")
     if "space" in found:
-        sweep = load_sweep({**found, "base": str(ROOT / found["base"])})
-        base = sweep.base
+        configs = [trial.config for trial in trials_of(load_sweep({**found, "base": str(ROOT / found["base"])}))]
     else:
-        base = {**SMALLEST, "method": "fedavg", **found}
-    config = load_config(base)
-    for entry in config.method:
-        build_method(config, entry)
+        configs = [load_config({**SMALLEST, "method": "fedavg", **found})]
+    for config in configs:
+        for entry in config.method:
+            build_method(config, entry)
 
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_imports_are_found(block: str) -> None:
     if ">>>" in block:
         block = "".join(example.source for example in doctest.DocTestParser().get_examples(block))
-    own = {Path(name).stem for name in EXAMPLES} | {"my_method"}
+    own = {Path(name).stem for name in EXAMPLES}
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.Import):
             for name in node.names:

@@ -48,19 +48,21 @@ def browser() -> str:
     return found
 
 
-def opened(page: Path, folder: Path, width: int = 1280, dark: bool = False) -> Opened:
+def opened(page: Path, folder: Path, width: int = 1280, dark: bool = False, query: str = "") -> Opened:
     """Open a page, without a network, and wait until its scripts have ended.
 
     Args:
         folder: a folder for the browser's own files.
         width: of the window, in pixels.
         dark: whether the user prefers dark pages.
+        query: what follows `?` in the page's address.
     """
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     log = folder / "requests.json"
     own = (f"--user-data-dir={folder / 'profile'}", f"--window-size={width},2000", f"--log-net-log={log}")
     # Every name is resolved to nothing: what the page needs must be in it.
-    command = [browser(), *OPTIONS, "--host-resolver-rules=MAP * ~NOTFOUND", *scheme, *own, "--dump-dom", page.as_uri()]
+    address = f"{page.as_uri()}?{query}" if query else page.as_uri()
+    command = [browser(), *OPTIONS, "--host-resolver-rules=MAP * ~NOTFOUND", *scheme, *own, "--dump-dom", address]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     console = tuple(line for line in ended.stderr.splitlines() if ":CONSOLE" in line)
     text = log.read_text(errors="replace") if log.is_file() else ""
