@@ -130,6 +130,14 @@ def test_imports_are_found(block: str) -> None:
                 assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
 
 
+def test_links_between_files_of_the_repository() -> None:
+    """The site's tests follow links and anchors within docs/; these are all links, as a reader of the files has them."""
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text("utf-8"))
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", text):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
 @pytest.mark.parametrize("block", blocks("json"))
 def test_json_can_be_read(block: str) -> None:
     """One value, or one per line."""
