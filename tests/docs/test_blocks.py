@@ -131,7 +131,7 @@ def test_imports_are_found(block: str) -> None:
 
 
 def test_links_between_files_of_the_repository() -> None:
-    """The site's tests follow links and anchors within docs/; these are all links, as a reader of the files has them."""
+    """As a reader of the files follows them; tests of the site follow those within docs/, with their anchors."""
     for page in PAGES:
         text = BLOCK.sub("", page.read_text("utf-8"))
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", text):
