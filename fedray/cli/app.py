@@ -1,4 +1,4 @@
-"""The command line: fedray run, sweep, compare, lm-eval, submit, jobs, validate, params, plan, methods."""
+"""The command line: fedray quickstart, run, sweep, compare, lm-eval, submit, jobs, validate, params, plan, methods."""
 
 from typing import Annotated
 
@@ -9,14 +9,13 @@ from fedray.cli.compare import compare
 from fedray.cli.harness import lm_eval
 from fedray.cli.methods import methods
 from fedray.cli.plan import params, plan, validate
-from fedray.cli.run import run, sweep
+from fedray.cli.run import quickstart, run, sweep
 from fedray.cli.submit import jobs_app, submit
 
 app = typer.Typer(
     name="fedray",
     help="Simulate federated fine-tuning of language models on Ray.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -36,7 +35,7 @@ def _options(
     """Simulate federated fine-tuning of language models on Ray."""
 
 
-for command in (run, sweep, compare, lm_eval, submit, validate, params, plan, methods):
+for command in (quickstart, run, sweep, compare, lm_eval, submit, validate, params, plan, methods):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 
