@@ -9,7 +9,8 @@ from fedray.cli.compare import compare
 from fedray.cli.harness import lm_eval
 from fedray.cli.methods import methods
 from fedray.cli.plan import params, plan, validate
-from fedray.cli.run import quickstart, run, sweep
+from fedray.cli.quickstart import quickstart
+from fedray.cli.run import run, sweep
 from fedray.cli.submit import jobs_app, submit
 
 app = typer.Typer(

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -51,10 +51,6 @@ def fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def command_line(command: Sequence[str], overrides: list[str] | None, *options: str) -> str:
-    """Return a command line that the user can copy.
-
-    Args:
-        command: its words between `fedray` and the overrides.
-    """
-    return shlex.join(["fedray", *command, *(overrides or []), *options])
+def command_line(command: str, config: Path, overrides: list[str] | None, *options: str) -> str:
+    """Return a command line that the user can copy."""
+    return shlex.join(["fedray", command, str(config), *(overrides or []), *options])

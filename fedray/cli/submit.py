@@ -66,7 +66,7 @@ def submit(
         more = ["--output", place, *(["--address", address] if address else [])]
         more += [] if working_dir == Path(".") else ["--working-dir", str(working_dir)]
         more += [word for pair in env or [] for word in ("--env", pair)]
-        again = command_line(["submit", str(config)], overrides, *more)
+        again = command_line("submit", config, overrides, *more)
         if not wait:
             console.print(f"to watch it: fedray jobs logs {job} --follow", highlight=False, soft_wrap=True)
             return
