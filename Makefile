@@ -14,11 +14,11 @@ INSTALLED := .venv/.installed
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3)
 SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: quickstart test test-slow test-fuzz bench docs lint install
+.PHONY: quickstart test test-slow test-fuzz bench docs lint package install
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(INSTALLED)
-	$(BIN)/fedray run jobs/quickstart.yaml $(ARGS)
+	$(BIN)/fedray quickstart $(ARGS)
 
 # A process for each of up to four cores; tests/conftest.py says which tests stay together.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
@@ -44,6 +44,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The sdist and the wheel in dist/, built with the installed setuptools.
+package: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 install: $(INSTALLED)
 

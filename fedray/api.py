@@ -56,8 +56,9 @@ def run(
             cluster's nodes know (room for actors, a folder that all of them see).
         FedrayError: the run ended early; the message says why.
 
-    >>> result = run("jobs/quickstart.yaml", rounds=2)      # doctest: +SKIP
-    >>> result["fedalt"].personalised_mean                  # doctest: +SKIP
+    Examples:
+        >>> result = run("jobs/quickstart.yaml", rounds=2)      # doctest: +SKIP
+        >>> result["fedalt"].personalised_mean                  # doctest: +SKIP
     """
     loaded, place = resolve_run(load_config(config, dict(_dotted(overrides))), output, resume)
     return execute(loaded, place, resume is not None, callbacks)

@@ -1,5 +1,5 @@
-"""The command line: fedray run, sweep, compare, report, lm-eval, export, personalise, submit, jobs, validate, params,
-plan, methods."""
+"""The command line: fedray quickstart, run, sweep, compare, report, lm-eval, export, personalise, submit, jobs,
+validate, params, plan, methods."""
 
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from fedray.cli.export import export, personalise
 from fedray.cli.harness import lm_eval
 from fedray.cli.methods import methods
 from fedray.cli.plan import params, plan, validate
+from fedray.cli.quickstart import quickstart
 from fedray.cli.report import report
 from fedray.cli.run import run, sweep
 from fedray.cli.submit import jobs_app, submit
@@ -19,7 +20,6 @@ app = typer.Typer(
     name="fedray",
     help="Simulate federated fine-tuning of language models on Ray.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -39,7 +39,21 @@ def _options(
     """Simulate federated fine-tuning of language models on Ray."""
 
 
-for command in (run, sweep, compare, report, lm_eval, export, personalise, submit, validate, params, plan, methods):
+for command in (
+    quickstart,
+    run,
+    sweep,
+    compare,
+    report,
+    lm_eval,
+    export,
+    personalise,
+    submit,
+    validate,
+    params,
+    plan,
+    methods,
+):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from fedray.results.comparison import Comparison
     from fedray.storage.paths import StoragePath
 
+Output = Annotated[str | None, typer.Option(help="Folder of the results, a path or a URI; must be empty or not exist.")]
+Resume = Annotated[
+    str | None, typer.Option(help="Folder of a run that was interrupted, or that is to have more rounds.")
+]
 OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in --output, if there is anything.")]
 
 
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    output: Annotated[
-        str | None, typer.Option(help="Folder of the results, a path or a URI; must be empty or not exist.")
-    ] = None,
-    resume: Annotated[
-        str | None, typer.Option(help="Folder of a run that was interrupted, or that is to have more rounds.")
-    ] = None,
+    output: Output = None,
+    resume: Resume = None,
     or_resume: OrResume = False,
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""

@@ -14,6 +14,9 @@ from fedray.types import Evaluation
 SHOWN_ROWS = 60
 """Rows of the table at most."""
 
+SHOWN_GROUPS = 8
+"""Sets with more tasks than this are shown as a whole only; their tasks are in evaluations.parquet."""
+
 MOMENTS = ("server", "aggregated", "personalised")
 
 
@@ -26,6 +29,9 @@ def further_scores(scores: pd.DataFrame, metrics: Sequence[Metric]) -> Table | N
     """
     by_label = {metric.label: metric for metric in metrics}
     shown = scores[scores["metric"].isin(by_label) & (scores["examples"] != "validation")]
+    groups = shown[shown["group"] != ""].groupby("examples")["group"].nunique()
+    many = shown["examples"].isin(groups.index[groups > SHOWN_GROUPS])
+    shown = shown[~many | (shown["group"] == "")]
     known = (shown["examples"] == "test") & (shown["group"] == "") & (shown["metric"] == metrics[0].label)
     if known.all():
         return None

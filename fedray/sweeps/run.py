@@ -91,8 +91,9 @@ def sweep(
     Raises:
         ConfigError: the sweep has a mistake that can be found before any actor starts.
 
-    >>> found = sweep("jobs/quickstart.yaml", {"method": ["fedavg", "fedalt"], "seed": [0, 1]})   # doctest: +SKIP
-    >>> found.over_seeds()                                                                        # doctest: +SKIP
+    Examples:
+        >>> found = sweep("jobs/quickstart.yaml", {"method": ["fedavg", "fedalt"], "seed": [0, 1]})   # doctest: +SKIP
+        >>> found.over_seeds()                                                                        # doctest: +SKIP
     """
     given = {
         "name": name,

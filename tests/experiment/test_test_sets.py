@@ -17,7 +17,7 @@ from fedray.errors import ConfigError
 from fedray.evaluation.metrics import configured_metrics
 from fedray.experiment.prepare import prepare
 from fedray.results.run_result import RunResult
-from fedray.results.score_tables import further_scores
+from fedray.results.score_tables import SHOWN_GROUPS, further_scores
 
 LABELS = ("no", "yes")
 Experiment = Callable[..., dict[str, Any]]
@@ -221,6 +221,14 @@ def test_the_console_shows_what_the_table_of_methods_lacks(experiment: Experimen
             for label in ("accuracy", "matthews")
         ),
     ]
+    scores = result.scores()
+    (one,) = {row["group"]: row for row in scores.query("group == 'c'").to_dict("records")}.values()
+    many = pd.concat([scores, pd.DataFrame([one | {"group": f"g{number}"} for number in range(SHOWN_GROUPS)])])
+    table = further_scores(many, configured_metrics(config))
+    assert table is not None
+    groups = list(table.columns[2].cells)
+    assert "all" in groups
+    assert "c" not in groups
     plain = load_config(experiment())
     assert further_scores(fedray.run(plain).scores(), configured_metrics(plain)) is None
 

@@ -344,12 +344,12 @@ def test_notes_name_the_part(hub_folder: Path) -> None:
     data = several(parts(hub_folder, pairs={"prompt": "{question?}{premise}"}))
     examples = load(data)
     config = load_config(experiment({"parts": {"a": "docstrings"}})).partition
-    notes = data_notes(examples, examples, partition(examples, config, None, 0), data)
+    notes = data_notes(examples, examples, partition(examples, config, None, 0), np.arange(0), data)
     assert any(note.startswith("data.parts.pairs.prompt: no file has the column 'question'") for note in notes)
     labels = {"sums": {"text": "hint", "label": "question"}, "pairs": {"text": "premise", "label": "gold"}}
     data = several(parts(hub_folder, **{name: part | {"splits": {"train": "train"}} for name, part in labels.items()}))
     examples = load(data, "classification")
-    notes = data_notes(examples, examples, partition(examples, config, None, 0), data)
+    notes = data_notes(examples, examples, partition(examples, config, None, 0), np.arange(0), data)
     assert any(
         note.startswith("data.parts.sums.label: the column 'question' has 40 classes in 40 tr") for note in notes
     )
