@@ -178,10 +178,10 @@ def test_a_full_disk_ends_the_run_and_with_more_room_it_is_continued(
         fedray.run(config, runtime=runtime, output=run, callbacks=[Calling(on_event)])
     assert finished, "rounds have been finished before the disk was full"
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    begun = []
-    fedray.run(config, runtime=runtime, resume=run, callbacks=[Calling(lambda event: begun.append(event))])
-    assert isinstance(begun[0], MethodStarted)
-    assert begun[0].server_round == len(finished)
+    events: list[Event] = []
+    fedray.run(config, runtime=runtime, resume=run, callbacks=[Calling(events.append)])
+    begun = next(event for event in events if isinstance(event, MethodStarted))
+    assert begun.server_round == len(finished)
     assert_same(run, whole)
 
 
