@@ -156,10 +156,15 @@ def _why_loader(form: Form, stock: bool, model: str) -> str:
     )
 
 
+def arguments_of(restored: Restored, folder: Path, merged: bool) -> str:
+    """Return the options of the command that writes the folder again, as far as all such commands have them."""
+    return f"--method {restored.entry.key} --to {folder.name}{' --merge' if merged else ''}"
+
+
 def origin_of(run: RunResult, restored: Restored, folder: Path, merged: bool) -> Origin:
     """Return what the card says of a run's model."""
     summary, client = run[restored.entry.key], restored.client
-    arguments = f"--method {restored.entry.key} --to {folder.name}{' --merge' if merged else ''}"
+    arguments = arguments_of(restored, folder, merged)
     if client is None:
         return Origin(
             f"The server's model after {summary.rounds} rounds of federated fine-tuning with {summary.clients} "

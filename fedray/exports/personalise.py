@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from fedray.experiment.newcomer import Newcomer, train_newcomer
 from fedray.exports.card import Origin
-from fedray.exports.export import Exported, check_target, export_restored
+from fedray.exports.export import Exported, arguments_of, check_target, export_restored
 from fedray.storage.paths import StoragePath
 from fedray.training.trainer import ClientReport
 from fedray.types import Client, ClientId
@@ -83,7 +83,7 @@ def _origin(newcomer: Newcomer, data: str, folder: Path, merged: bool) -> Origin
         for label, value in found.metrics.items()
         for number in (found.num_examples,)
     }
-    arguments = f"--method {restored.entry.key} --to {folder.name}{' --merge' if merged else ''}"
+    arguments = arguments_of(restored, folder, merged)
     return Origin(
         f"The model of the client `{client.id}`, which arrived after {restored.config.rounds} rounds of federated "
         "fine-tuning: it started from what the server held, and trained on its own examples.",

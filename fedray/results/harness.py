@@ -141,7 +141,7 @@ def check_output(file: str | Path) -> Path:
 def scores_of(
     found: Mapping[str, Any], model: str, method: str | None, client: ClientId | None, moment: str | None
 ) -> Sequence[HarnessScore]:
-    """Return the scores of one model from what `lm_eval.simple_evaluate` returned."""
+    """Return the scores of one model from what `lm_eval.evaluator.evaluate` returned."""
     better = found.get("higher_is_better", {})
     scores = []
     for task, values in {**found["results"], **found.get("groups", {})}.items():
