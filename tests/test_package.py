@@ -134,7 +134,7 @@ def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
 
 
 def test_the_citation_has_what_its_format_requires() -> None:
-    """Citation File Format 1.2.0 requires four keys; an author who is no person has a name alone."""
+    """Citation File Format 1.2.0 requires four keys; an author that is not a person has only a name."""
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     optional = {"abstract", "type", "keywords", "license"}  # no version, which fedray/__init__.py alone says
     assert set(found) == {"cff-version", "message", "title", "authors"} | optional

@@ -241,9 +241,14 @@ def _place(
     return Place(positions, own, rest, make_mixing(mixer, width, 0, next(model.parameters()).device, None))
 
 
+def silent() -> contextlib.redirect_stdout[io.StringIO]:
+    """Return a context in which what pyreft and pyvene print is lost."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
 def _intervention(section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module) -> nn.Module:
     """Return pyreft's intervention with uninitialised W and b, and the projection R (the first unit vectors) or P."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pyvene announces what is not installed
+    with silent():  # pyvene announces what is not installed
         from pyreft import interventions as pyreft
 
     kinds = {

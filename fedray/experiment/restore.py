@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
@@ -123,12 +124,18 @@ class FinishedRun:
 
     def clients(self, entry: MethodConfig) -> dict[ClientId, Client]:
         """Return the clients that took part with a method, by id, as the method saw them."""
-        table = self._result.clients().query("method == @entry.key").drop_duplicates("client").sort_values("client")
+        table = self._took_part.query("method == @entry.key").sort_values("client")
         rows = zip(table["client"], table["num_examples"], table["tier"], strict=True)
         return {
             id: make_client(self.config.clients, id, index, int(examples), tier)
             for index, (id, examples, tier) in enumerate(rows)
         }
+
+    @cached_property
+    def _took_part(self) -> pd.DataFrame:
+        """One row per method and client."""
+        columns = ("method", "client", "num_examples", "tier")
+        return self._result.clients(columns).drop_duplicates(["method", "client"])
 
     def client(self, entry: MethodConfig, id: ClientId) -> Client:
         """Return one client.

@@ -1,7 +1,5 @@
 """Writes the folders that peft, pyreft, transformers and the loader open."""
 
-import contextlib
-import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.heads import head_modules
 from fedray.adapters.mixers import Router, TokenMixer
 from fedray.adapters.portable import SingleLora
-from fedray.adapters.reft import SUBTRACTING, Place
+from fedray.adapters.reft import SUBTRACTING, Place, silent
 from fedray.exports import loader
 from fedray.exports.base import Base, named_head
 from fedray.models.load_options import LoadOptions
@@ -77,7 +75,7 @@ def write_peft(folder: Path, model: PreTrainedModel, lora: SingleLora, base: Bas
 
 def pyreft_opens(adapter: Adapter, model: PreTrainedModel) -> bool:
     """Return whether `ReftModel.load` can open the adapter's interventions on this model."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pyvene announces what is not installed
+    with silent():  # pyvene announces what is not installed
         from pyvene.models.intervenable_modelcard import type_to_module_mapping
 
     known = all(KINDS[type(place.own).__name__] == "loreft" for place in adapter.places.values())
@@ -91,7 +89,7 @@ def write_pyreft(folder: Path, adapter: Adapter, model: PreTrainedModel, base: B
     Args:
         model: without its adapter.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pyvene announces what is not installed
+    with silent():  # pyvene announces what is not installed
         import pyreft
 
     places = sorted(adapter.places.items(), key=lambda item: where_of(item[0]))
@@ -104,7 +102,7 @@ def write_pyreft(folder: Path, adapter: Adapter, model: PreTrainedModel, base: B
         }
         for name, place in places
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # and that the folder exists
+    with silent():  # and that the folder exists
         pyreft.ReftModel(pyreft.ReftConfig(representations=representations), model).save(str(folder))
     if beside := _beside(model, base):
         torch.save(beside, folder / "pytorch_model.bin")

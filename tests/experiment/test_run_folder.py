@@ -71,7 +71,7 @@ def test_the_lock_goes_whatever_happens_to_the_tables(
 
 
 def test_a_client_may_have_any_name(tmp_path: Path, config: Config) -> None:
-    """One called `server` overwrites nobody."""
+    """A client called `server` overwrites no other file."""
     folder = RunFolder(StoragePath.of(tmp_path), config)
     states = {name: {"value": np.array([n])} for n, name in enumerate(["server", "client/server", "client/x"])}
     folder.begin("fedavg", None)

@@ -112,8 +112,8 @@ def untied_weights(model: ModelConfig, built: PreTrainedModel) -> tuple[str, ...
 
 
 def absent_weights(model: ModelConfig, built: PreTrainedModel) -> tuple[str, ...]:
-    """Return the parameters that the checkpoint lacks, besides those that are tied to others: whoever loads it draws
-    them anew.
+    """Return the parameters that the checkpoint lacks, except those that are tied to others: loading the checkpoint
+    draws them at random.
 
     Args:
         built: the model, on any device.
