@@ -68,6 +68,19 @@ def batches(
         yield {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
+def batches_by_length(
+    table: pa.Table,
+    batch_size: int,
+    pad_token_id: int,
+    device: torch.device | str = "cpu",
+    left_pad: bool = False,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Yield batches in the order of `by_length`, each with the indices of its rows; arguments as of `batches`."""
+    order = by_length(table)
+    rows = (order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size))
+    yield from zip(rows, batches(table, batch_size, pad_token_id, order, device, left_pad), strict=True)
+
+
 def by_length(table: pa.Table) -> npt.NDArray[np.int64]:
     """Return the order with the longest example first: a batch that does not fit into memory fails at once."""
     return np.argsort(-lengths(table), kind="stable")

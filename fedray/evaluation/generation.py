@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from fedray.config import GenerationSection
-from fedray.data.batches import batches, by_length
+from fedray.data.batches import batches_by_length
 from fedray.evaluation.losses import prompts
 from fedray.models.checks import reads_left_padding
 from fedray.models.observing import unobserved
@@ -131,15 +131,11 @@ def continue_prompts(
         key: of the table, for sampling (`Decoding.draws`).
     """
     batch_size = 1 if reads_left_padding(model) else batch_size
-    order = by_length(prompt_table)
-    texts = [""] * len(order)
-    start = 0
-    for batch in batches(prompt_table, batch_size, pad_token_id, order, device, left_pad=True):
-        rows = order[start : start + len(batch["input_ids"])].tolist()
+    texts = [""] * prompt_table.num_rows
+    for rows, batch in batches_by_length(prompt_table, batch_size, pad_token_id, device, left_pad=True):
         found = generate_batch(model, batch, decoding, pad_token_id, decoding.draws(key, rows))
         for row, text in zip(rows, found, strict=True):
             texts[row] = text
-        start += len(rows)
     return texts
 
 

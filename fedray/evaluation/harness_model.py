@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedray.config import GenerationSection, describe
 from fedray.config.generation import SAMPLING, SEARCHING
-from fedray.data.batches import batches, by_length
+from fedray.data.batches import batches_by_length
 from fedray.errors import ConfigError
 from fedray.evaluation.evaluate import evaluating
 from fedray.evaluation.generation import Decoding, continue_prompts
@@ -169,11 +169,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         ]
         columns = {"input_ids": [list(read) for read, _ in passes], "labels": labels}
         table = pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name, rows in columns.items()})
-        order, start = by_length(table), 0
         with evaluating(self.model), unobserved():
-            for batch in batches(table, self.batch_size, self._pad, order, self._device):
-                rows = order[start : start + len(batch["input_ids"])].tolist()
-                start += len(rows)
+            for rows, batch in batches_by_length(table, self.batch_size, self._pad, self._device):
                 where = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
                 for row, index in enumerate(rows):
                     read, number = passes[index]
