@@ -66,8 +66,8 @@ def lm_eval(
             models are not language models.
         StateError: the run has not finished, or its files are missing or damaged.
     """
-    result = run if isinstance(run, RunResult) else RunResult.load(run)
-    finished, config = FinishedRun(result), result.config
+    finished = FinishedRun(run)
+    config = finished.config
     if config.task != "causal_lm":
         raise ConfigError(f"task: {config.task}: lm-evaluation-harness evaluates language models, task: causal_lm")
     for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -102,7 +102,7 @@ def lm_eval(
         del model
     return HarnessResult(
         scores=tuple(scores),
-        run=str(result.place),
+        run=str(finished.place),
         versions=found["versions"],
         num_fewshot=found["n-shot"],
         limit=limit,

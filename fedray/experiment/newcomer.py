@@ -21,7 +21,6 @@ from fedray.federation.worker import Worker
 from fedray.methods.protocol import AnyMethod, admitted
 from fedray.methods.registry import build_method
 from fedray.models.tokenizer import named_tokens
-from fedray.results.run_result import RunResult
 from fedray.storage.checkpoints import Checkpoints
 from fedray.storage.paths import StoragePath
 from fedray.training.trainer import ClientReport
@@ -71,7 +70,7 @@ def train_newcomer(
         StateError: the run has not finished, or has no checkpoint.
         TrainingError: the client cannot train.
     """
-    run = FinishedRun(RunResult.load(run_folder))
+    run = FinishedRun(run_folder)
     entry = run.entry(method)
     config = _in_this_process(run.config, device)
     known = run.clients(entry)

@@ -27,7 +27,7 @@ from fedray.experiment.population import make_client
 from fedray.experiment.prepare import split_labels
 from fedray.federation.initial import common_head, draw_initial
 from fedray.federation.tasks import downlinks_of
-from fedray.methods.protocol import AnyMethod, Initial
+from fedray.methods.protocol import AnyMethod
 from fedray.methods.registry import build_method
 from fedray.models.architecture import architecture
 from fedray.models.backbone import meta_backbone
@@ -93,16 +93,24 @@ def restore(
             loaded.
         StateError: the run has not finished, or its files are missing or damaged.
     """
-    run = FinishedRun(RunResult.load(run_folder))
+    run = FinishedRun(run_folder)
     entry = run.entry(method)
     return run.restored(entry, None if client is None else run.client(entry, client), moment, device)
 
 
 class FinishedRun:
-    """What models are restored from; the data are loaded only where something needs them."""
+    """What models are restored from; the data are loaded only where something needs them.
 
-    def __init__(self, result: RunResult):
-        self.place, self.config, self._result = result.place, result.config, result
+    Args:
+        run: the result of a run, or its folder.
+
+    Raises:
+        StateError: no method of the run has finished, or its files are damaged.
+    """
+
+    def __init__(self, run: RunResult | str | Path | StoragePath):
+        self.result = run if isinstance(run, RunResult) else RunResult.load(run)
+        self.place, self.config = self.result.place, self.result.config
 
     def entry(self, method: str | None) -> MethodConfig:
         """Return the entry of a method that has finished.
@@ -110,7 +118,7 @@ class FinishedRun:
         Raises:
             ConfigError: there is no such method, or none is named and there are several.
         """
-        finished = [summary.method for summary in self._result.summaries]
+        finished = [summary.method for summary in self.result.summaries]
         if method is None:
             if len(finished) > 1:
                 raise ConfigError(f"method: {self.place} has {choices(finished)}; name one")
@@ -135,7 +143,7 @@ class FinishedRun:
     def _took_part(self) -> pd.DataFrame:
         """One row per method and client."""
         columns = ("method", "client", "num_examples", "tier")
-        return self._result.clients(columns).drop_duplicates(["method", "client"])
+        return self.result.clients(columns).drop_duplicates(["method", "client"])
 
     def client(self, entry: MethodConfig, id: ClientId) -> Client:
         """Return one client.
@@ -184,7 +192,9 @@ class FinishedRun:
 
     def personalised(self, entry: MethodConfig, client: Client, device: str | None = None) -> Restored:
         """Return the client's model after its last local training."""
-        restored = self._attached(entry, client.tier, client, device)
+        method = build_method(self.config, entry, client.tier)
+        model = self.base_model(self.precision(client.tier), device)
+        restored = self._attached(entry, method, client, model)
         adapter, tensors = restored.adapter, self._tensors(entry, client)
         for name in adapter.names:
             adapter.load(name, self._vector(adapter, name, tensors))
@@ -194,8 +204,12 @@ class FinishedRun:
         """Return the client's model before its last local training; without a client the server's own."""
         whole, progress = self._progress(entry, client)
         holder = client or self.holder(entry)
-        restored = self._attached(entry, holder.tier, client, device)
-        initial = self._initial(restored, entry, holder.tier)
+        method = build_method(self.config, entry, holder.tier)
+        model = self.base_model(self.precision(holder.tier), device)
+        about = entry, method, holder.tier, self.label_names, str(model.device)
+        head = common_head(model, self.config, self.architecture, *about)
+        restored = self._attached(entry, method, client, model)
+        initial = draw_initial(restored.adapter, self.config.seed, head)
         for name in restored.adapter.names:  # methods load what they train; the rest stays as it is here
             restored.adapter.load(name, initial.vectors[name])
         restored.adapter.fit(holder.capacity)
@@ -247,7 +261,7 @@ class FinishedRun:
             ConfigError: they have changed, or cannot be loaded.
         """
         found = load_federated_data(self.config, self.tokenizer)
-        trained = self._result.summaries[0].data_sha256
+        trained = self.result.summaries[0].data_sha256
         if found.fingerprint != trained:
             raise ConfigError(
                 f"{self.place}: the data have changed since the run (data_sha256 {trained[:12]}, now "
@@ -268,18 +282,13 @@ class FinishedRun:
         """Names of the classes, from the data; of other tasks there are none."""
         return self.data.label_names if self.config.task == "classification" else ()
 
-    def _attached(self, entry: MethodConfig, tier: str, client: Client | None, device: str | None) -> Restored:
-        method = build_method(self.config, entry, tier)
-        adapter = method.attach(self.base_model(self.precision(tier), device))
+    def _attached(
+        self, entry: MethodConfig, method: AnyMethod, client: Client | None, model: PreTrainedModel
+    ) -> Restored:
+        """Attach the method's adapter to a base model."""
+        adapter = method.attach(model)
         adapter.model.eval()
         return Restored(self.config, entry, method, client, adapter, self.tokenizer, self.label_names)
-
-    def _initial(self, restored: Restored, entry: MethodConfig, tier: str) -> Initial:
-        device = str(restored.model.device)
-        plain = self.base_model(self.precision(tier), device)
-        about = entry, restored.method, tier, self.label_names, device
-        head = common_head(plain, self.config, self.architecture, *about)
-        return draw_initial(restored.adapter, self.config.seed, head)
 
     def _trainer(self, restored: Restored, client: Client) -> LocalTrainer:
         """Return what answers a method's questions about the client's examples."""

@@ -154,7 +154,7 @@ def opening_code(restored: Restored, opener: Opener, base: Base) -> str:
         lines += [
             f'model = ReftModel.load(".", base{whole})',
             "for key, intervention in model.interventions.items():  # pyreft makes W and b in bfloat16",
-            '    intervention.float().load_state_dict(torch.load(f"intkey_{key}.bin"))',
+            '    intervention.float().load_state_dict(torch.load(f"intkey_{key}.bin", weights_only=True))',
             "model.model.eval()",
         ]
     return "\n".join([*lines, 'tokenizer = AutoTokenizer.from_pretrained("base")'])

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedray.adapters.portable import Form, form_of, single_lora
 from fedray.errors import ConfigError, reason
-from fedray.experiment.restore import Restored, restore
+from fedray.experiment.restore import FinishedRun, Restored
 from fedray.exports.base import FOLDER, base_of, merge, without_adapter, write_base
 from fedray.exports.card import Opener, Origin, model_card, opening_code, reft_code
 from fedray.exports.folders import pyreft_opens, write_loader, write_peft, write_pyreft
@@ -65,8 +65,10 @@ def export(
         StateError: the run has not finished, or its files are missing or damaged.
     """
     folder = check_target(to)
-    restored = restore(run, method, client, device="cpu")
-    return export_restored(restored, folder, origin_of(RunResult.load(run), restored, folder, merge), merge)
+    found = FinishedRun(run)
+    entry = found.entry(method)
+    restored = found.restored(entry, None if client is None else found.client(entry, client), "personalised", "cpu")
+    return export_restored(restored, folder, origin_of(found.result, restored, folder, merge), merge)
 
 
 def export_restored(restored: Restored, folder: Path, origin: Origin, merged: bool = False) -> Exported:
