@@ -30,6 +30,10 @@ EndStatus = Literal["finished", "failed", "stopped"]
 """How a run ended; `stopped` by the user or by a sweep's scheduler."""
 
 
+FOLDER = "trackers"
+"""Folder in a run's folder in which trackers keep what they write."""
+
+
 @dataclass(frozen=True)
 class TrackedRun:
     """A run, a trial of a sweep, or a sweep, as a tracker sees it.

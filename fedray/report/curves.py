@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fedray.report.figure import BYTES, SECONDS, Axis, Card, Figure, Line, Lines, array, thinned, unit_of
+from fedray.report.figure import BYTES, SECONDS, Axis, Card, Figure, Line, Lines, array, slug, thinned, unit_of
 from fedray.report.scores import Styles, scale_of, score_axis
 from fedray.report.tables import RunTables, by_seed_mean
 from fedray.types import round_number
@@ -96,7 +96,7 @@ def _card(tables: RunTables, curve: Curve, styles: Styles) -> Card:
         if silent:
             note += f" Not shown, because nothing is sent: {', '.join(map(str, silent))}."
         views[view] = Figure(
-            f"curve-{curve.key}-{view.replace(' ', '-')}",
+            slug("curve", curve.key, view),
             f"{curve.title} {view}",
             Axis(f"{what}{f' ({unit})' if unit else ''}", log, whole=not column),
             Axis(curve.axis, log=bool(flat)),

@@ -212,6 +212,11 @@ class Listing:
     rows: tuple[tuple[str, ...], ...]
 
 
+def slug(*parts: str) -> str:
+    """Return words as the key of a figure, which names its files."""
+    return "-".join("".join(letter if letter.isalnum() else "-" for letter in part.lower()) for part in parts)
+
+
 def array(values: Any) -> FloatArray:
     """Return values as float64, NaN where there is no number."""
     found: FloatArray = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").to_numpy(np.float64)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fedray.report.curves import POINTS
-from fedray.report.figure import Axis, Card, Figure, Heat, Line, Lines, array, thinned
+from fedray.report.figure import Axis, Card, Figure, Heat, Line, Lines, array, slug, thinned
 from fedray.report.scores import Styles
 from fedray.report.tables import RunTables
 from fedray.types import round_number
@@ -40,10 +40,6 @@ def _by_name(frame: pd.DataFrame) -> list[tuple[object, pd.DataFrame]]:
     return [] if frame.empty else list(frame.groupby("name", sort=False))
 
 
-def _slug(*parts: str) -> str:
-    return "-".join("".join(letter if letter.isalnum() else "-" for letter in part.lower()) for part in parts)
-
-
 def _number_card(rows: pd.DataFrame, name: str, styles: Styles) -> Card:
     """Return the quantiles over clients of a recorded number by round."""
     title, axis = TITLES.get(name, (name, name))
@@ -51,12 +47,11 @@ def _number_card(rows: pd.DataFrame, name: str, styles: Styles) -> Card:
     for method, mine in rows.groupby("method", sort=False):
         mine = mine.groupby("server_round")[["low", "median", "high"]].mean()
         mine = mine.iloc[thinned(len(mine), POINTS)]
-        x = array([round_number(int(number)) for number in mine.index])
-        low, middle, high = (array(mine[column]) for column in ("low", "median", "high"))
-        lines.append(Line(str(method), styles.get(str(method)), x, middle, low, high))
-    lines = [line if line.style is not None else Line(line.name, line.style, line.x, line.y) for line in lines]
+        style = styles.get(str(method))
+        edges = [array(mine[column]) for column in ("low", "high")] if style is not None else []
+        lines.append(Line(str(method), style, _rounds(mine.index), array(mine["median"]), *edges))
     note = "Median over clients; band: 10th to 90th percentile."
-    figure = Figure(_slug("recorded", name), title, Axis("round", whole=True), Axis(axis), Lines(tuple(lines)), note)
+    figure = Figure(slug("recorded", name), title, Axis("round", whole=True), Axis(axis), Lines(tuple(lines)), note)
     return Card.of(figure)
 
 
@@ -68,13 +63,10 @@ def _list_card(tables: RunTables, rows: pd.DataFrame, name: str) -> Card:
     for method, mine in rows.groupby("method", sort=False):
         lines = []
         for component in sorted(map(int, mine["component"].unique())):
-            values = mine[mine["component"] == component].groupby("server_round")["mean"].mean()
-            values = values.iloc[thinned(len(values), POINTS)]
-            x = array([round_number(int(number)) for number in values.index])
             label = f"cluster {component}" if name == "clusters" else f"{name} {component}"
-            lines.append(Line(label, component, x, array(values)))
+            lines.append(Line(label, component, *_by_round(mine[mine["component"] == component], "mean")))
         views[f"{method}: mean"] = Figure(
-            _slug("recorded", name, str(method)),
+            slug("recorded", name, str(method)),
             f"{title}: {method}",
             Axis("round", whole=True),
             Axis(axis),
@@ -97,7 +89,7 @@ def _choice_figure(rows: pd.DataFrame, name: str, method: str) -> Figure:
     order = np.argsort(last, kind="stable")
     number = int(np.nanmax(values)) + 1
     return Figure(
-        _slug("recorded", name, method, "clients"),
+        slug("recorded", name, method, "clients"),
         f"Cluster of every client: {method}",
         Axis("round", whole=True),
         Axis("client"),
@@ -126,7 +118,7 @@ def _server_cards(tables: RunTables) -> list[Card]:
             Line(f"cluster {index}", index, *_by_round(rows[rows["name"] == name])) for index, name in enumerate(names)
         ]
         figure = Figure(
-            _slug("cluster-sizes", str(method)),
+            slug("cluster-sizes", str(method)),
             f"Sizes of the clusters: {method}",
             Axis("round", whole=True),
             Axis("clients (memberships summed)"),
@@ -139,7 +131,7 @@ def _server_cards(tables: RunTables) -> list[Card]:
             for index, (method, mine) in enumerate(rows.groupby("method", sort=False))
         ]
         figure = Figure(
-            _slug("server", str(name)),
+            slug("server", str(name)),
             f"Reported by the server: {name}",
             Axis("round", whole=True),
             Axis(str(name)),
@@ -149,7 +141,12 @@ def _server_cards(tables: RunTables) -> list[Card]:
     return cards
 
 
-def _by_round(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    values = rows.groupby("server_round")["value"].mean()
+def _by_round(rows: pd.DataFrame, column: str = "value") -> tuple[np.ndarray, np.ndarray]:
+    """Return the rounds, and the mean of a column in each."""
+    values = rows.groupby("server_round")[column].mean()
     values = values.iloc[thinned(len(values), POINTS)]
-    return array([round_number(int(number)) for number in values.index]), array(values)
+    return _rounds(values.index), array(values)
+
+
+def _rounds(indices: pd.Index) -> np.ndarray:
+    return array([round_number(int(number)) for number in indices])

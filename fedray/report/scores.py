@@ -21,6 +21,7 @@ from fedray.report.figure import (
     Lines,
     Listing,
     array,
+    slug,
     unit_of,
 )
 from fedray.report.tables import RunTables
@@ -70,7 +71,7 @@ def difference_card(comparison: Comparison, data_set: DataSetComparison) -> Card
             *(scale * array([getattr(one, name) for one in found]) for name in ("delta", "low", "high")),
         )
         views[f"to {reference}"] = Figure(
-            f"difference-to-{reference}".lower().replace("_", "-").replace(".", "-"),
+            slug("difference-to", reference),
             f"Difference to {reference}, client by client",
             Axis(f"difference in {metric.label} to {reference} ({unit})"),
             Axis("method"),

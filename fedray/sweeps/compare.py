@@ -55,7 +55,7 @@ def opened_runs(
     runs: list[RunResult] = []
     notes: list[str] = []
     for result in results:
-        found = opened(result) if isinstance(result, str | Path | StoragePath) else result
+        found = opened(result)
         if isinstance(found, RunResult):
             runs.append(found)
         else:
@@ -64,12 +64,14 @@ def opened_runs(
     return runs, notes
 
 
-def opened(where: str | Path | StoragePath) -> "RunResult | SweepResult":
-    """Return the run or the sweep in a folder.
+def opened(where: "RunResult | SweepResult | str | Path | StoragePath") -> "RunResult | SweepResult":
+    """Return the run or the sweep in a folder; what is one already is returned as it is.
 
     Raises:
         ComparisonError: the folder is that of neither.
     """
+    if not isinstance(where, str | Path | StoragePath):
+        return where
     place = where if isinstance(where, StoragePath) else StoragePath.of(resolve_storage(where))
     if (place / "sweep.yaml").is_file():
         from fedray.sweeps.result import SweepResult  # imports torch, which comparing runs does not need

@@ -14,8 +14,9 @@ from fedray.evaluation.metrics import configured_metric
 from fedray.report.build import repeating, report_of
 from fedray.report.curves import BANDS
 from fedray.report.document import Report, Section
-from fedray.report.figure import Axis, Card, Figure, Line, Lines, Listing, array
+from fedray.report.figure import Axis, Card, Figure, Line, Lines, Listing, array, slug
 from fedray.report.files import NAME, write_files
+from fedray.report.scores import scale_of
 from fedray.report.style import method_styles
 from fedray.results.comparison import USUAL_REFERENCES
 from fedray.results.report import NONE, readable_metric
@@ -51,7 +52,7 @@ def write_report(
         ConfigError: a folder is not that of a run or a sweep, or something that is no report would be overwritten.
         FedrayError: a file cannot be read or written.
     """
-    found = [opened(one) if isinstance(one, str | Path | StoragePath) else one for one in results]
+    found = [opened(one) for one in results]
     if output is None and len(found) != 1:
         raise ConfigError("--output: the report of several results is in none of their folders; name a file")
     place = found[0].place / NAME if output is None else output
@@ -129,8 +130,7 @@ def _cards(found: SweepResult, last: str) -> list[Card]:
     methods = list(dict.fromkeys(map(str, table["method"])))
     styles = method_styles(sorted(methods), methods, USUAL_REFERENCES)
     metric, config = found.sweep.metric, found.trials[0].config
-    percent = metric in SCORES and configured_metric(config).percent
-    scale = 100.0 if percent else 1.0
+    scale = scale_of(configured_metric(config)) if metric in SCORES else 1.0
     cards = []
     for path in varied:
         values = pd.to_numeric(table[path], errors="coerce")
@@ -144,12 +144,11 @@ def _cards(found: SweepResult, last: str) -> list[Card]:
             edges = [scale * array(rows[name]) for name in ("low", "high")] if banded else []
             lines.append(Line(str(method), styles[str(method)], array(rows["at"]), scale * array(rows["mean"]), *edges))
         log = bool((values > 0).all()) and values.max() >= 10 * values.min()
-        key = "".join(letter if letter.isalnum() else "-" for letter in path.lower())
         figure = Figure(
-            f"sweep-{key}{last}",
+            f"{slug('sweep', path)}{last}",
             f"{metric} by {path}",
             Axis(path, log),
-            Axis(f"{metric}{' (%)' if percent else ''}, mean over seeds"),
+            Axis(f"{metric}{' (%)' if scale == 100 else ''}, mean over seeds"),
             Lines(tuple(lines), connected),
             "Test scores. Band: 95 % interval over seeds."
             if metric in SCORES

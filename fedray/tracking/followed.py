@@ -17,15 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fedray.config.tracker import EndStatus, TrackedRun, Tracker, TrackerRun
+from fedray.config.tracker import FOLDER, EndStatus, TrackedRun, Tracker, TrackerRun
+from fedray.report.files import NAME as REPORT
 from fedray.results.run_result import RunResult, read_summaries
 from fedray.storage.paths import StoragePath
 from fedray.storage.tables import read_table
 from fedray.tracking.metrics import round_metrics, totals
-
-FOLDER = "trackers"
-REPORT = "report.html"
-"""Attached to a run that has this file when it ends."""
 
 Tables = Mapping[str, Sequence[Mapping[Any, Any]]]
 
@@ -112,7 +109,7 @@ class Followed:
             for name, rows in (self._tables() if tables is None else tables).items():
                 if rows:
                     tracked.table(name, [{key: _defined(value) for key, value in row.items()} for row in rows])
-            if (self.place / REPORT).is_file():
+            if (self.place / REPORT).is_file():  # attached to a run that has one when it ends
                 with _on_this_machine(self.place / REPORT) as path:
                     tracked.attach(path)
         finally:

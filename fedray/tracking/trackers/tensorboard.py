@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fedray.config.tracker import EndStatus, TrackedRun, Tracker, TrackerRun
+from fedray.config.tracker import FOLDER, EndStatus, TrackedRun, Tracker, TrackerRun
 from fedray.config.yaml import to_yaml
 from fedray.errors import ConfigError
 
@@ -23,7 +23,7 @@ class TensorBoard(Tracker):
 
     def open(self, run: TrackedRun) -> TrackerRun:
         if self.folder is None and run.folder is not None:
-            return _Run(run, run.folder / "trackers" / "tensorboard", "")
+            return _Run(run, run.folder / FOLDER / "tensorboard", "")
         place = Path(run.id) if run.id else (Path(self.folder or "") / run.name).absolute()
         return _Run(run, place, str(place))
 

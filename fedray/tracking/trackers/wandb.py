@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fedray.config.tracker import EndStatus, TrackedRun, Tracker, TrackerRun
+from fedray.config.tracker import FOLDER, EndStatus, TrackedRun, Tracker, TrackerRun
 from fedray.errors import ConfigError
 
 PATIENCE_S = 60.0
@@ -45,7 +45,7 @@ class _Run(TrackerRun):
     def __init__(self, tracker: WeightsAndBiases, run: TrackedRun) -> None:
         import wandb
 
-        folder = run.folder / "trackers" if run.folder else None
+        folder = run.folder / FOLDER if run.folder else None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
