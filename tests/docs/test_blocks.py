@@ -1,6 +1,6 @@
 """Every code block of every page: commands are understood, configurations are valid, Python's imports are found.
 
-Some pages' tests run their blocks, too: those of data.md, extending.md, python.md, report.md, statistics.md, ...
+Those of Python also run: test_python_blocks.py runs them, or says which pages have a test of their own.
 """
 
 import ast
@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 from examples import EXAMPLES
+from pages import BLOCK, PAGES, ROOT
 from small_config import SMALLEST
 from typer.main import get_command
 
@@ -23,10 +24,6 @@ from fedray.cli.app import app
 from fedray.config import load_config, load_sweep, parse_yaml
 from fedray.methods.registry import build_method
 from fedray.sweeps.space import trials_of
-
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "clusters" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(language: str) -> list[Any]:
