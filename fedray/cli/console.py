@@ -5,12 +5,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from fedray.errors import ConfigError, FedrayError
+
+if TYPE_CHECKING:
+    from fedray.config import Config, SweepConfig
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the experiment.", metavar="CONFIG", show_default=False)]
 Overrides = Annotated[
@@ -23,6 +26,28 @@ Overrides = Annotated[
 
 BAD_INPUT = 2
 """Exit code of a command whose input cannot be used."""
+
+
+def read_config(config: Path, overrides: list[str] | None) -> "Config":
+    """Return the experiment of a YAML file with the overrides of the command line.
+
+    Raises:
+        ConfigError: the file or an override cannot be used.
+    """
+    from fedray.config import load_config, parse_overrides  # here, so that `--help` need not import it
+
+    return load_config(config, parse_overrides(overrides or []))
+
+
+def read_sweep(config: Path, overrides: list[str] | None) -> "SweepConfig":
+    """Return the sweep of a YAML file with the overrides of the command line.
+
+    Raises:
+        ConfigError: the file or an override cannot be used.
+    """
+    from fedray.config import load_sweep, parse_overrides
+
+    return load_sweep(config, parse_overrides(overrides or []))
 
 
 def open_console() -> Console:

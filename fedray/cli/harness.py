@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedray.cli.console import open_console, reported
-from fedray.config import parse_yaml
 from fedray.errors import ConfigError
 
 
@@ -78,6 +77,8 @@ def _values(arguments: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: one is not key=value.
     """
+    from fedray.config import parse_yaml
+
     found = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")

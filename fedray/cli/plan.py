@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedray.cli.console import ConfigPath, Overrides, open_console, reported
-from fedray.config import load_config, parse_overrides
+from fedray.cli.console import ConfigPath, Overrides, open_console, read_config, reported
 from fedray.errors import ConfigError, choices
 
 
@@ -31,7 +30,7 @@ def validate(
     """Check an experiment, its data and its model without training; show its clients and what each method costs."""
     console = open_console()
     with reported():
-        loaded = load_config(config, parse_overrides(overrides or []))
+        loaded = read_config(config, overrides)
         given = {"--output": output, "--figures": figures}
         if not report and (alone := [name for name, value in given.items() if value is not None]):
             raise ConfigError(f"{choices(alone)}: only with --report")
@@ -68,7 +67,7 @@ def params(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print what each method trains and sends, from the model's configuration alone (no weights)."""
     console = open_console()
     with reported():
-        loaded = load_config(config, parse_overrides(overrides or []))
+        loaded = read_config(config, overrides)
         from fedray.experiment.outline import costs_from_configuration
         from fedray.results.report import cost_table
 
@@ -90,7 +89,7 @@ def plan(
     """
     console = open_console()
     with reported():
-        loaded = load_config(config, parse_overrides(overrides or []))
+        loaded = read_config(config, overrides)
         from fedray.experiment.outline import footprints_from_configuration
         from fedray.planning.cluster_plan import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
         from fedray.results.memory_report import plan_table, room_table

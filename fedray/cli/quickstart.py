@@ -1,14 +1,16 @@
 """fedray quickstart: the experiment that comes with the package."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedray.cli.console import Overrides, reported
+from fedray.cli.console import Overrides, read_config, reported
 from fedray.cli.run import OrResume, Output, Resume, run
-from fedray.config import Config, load_config, parse_overrides
 from fedray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedray.config import Config
 
 CONFIG = Path(__file__).with_name("quickstart.yaml")
 """In a checkout a link to jobs/quickstart.yaml; in an installed package a copy of it."""
@@ -32,11 +34,11 @@ def quickstart(
         print(CONFIG.read_text(encoding="utf-8"), end="")
         return
     with reported():
-        _check_weights(load_config(CONFIG, parse_overrides(overrides or [])))
+        _check_weights(read_config(CONFIG, overrides))
     run(CONFIG, overrides, output, resume, or_resume)
 
 
-def _check_weights(config: Config) -> None:
+def _check_weights(config: "Config") -> None:
     """Check that the quickstart's model is installed, unless an override names another one.
 
     Raises:

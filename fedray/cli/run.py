@@ -8,8 +8,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedray.cli.console import ConfigPath, Overrides, command_line, fail, open_console, reported
-from fedray.config import load_config, parse_overrides
+from fedray.cli.console import (
+    ConfigPath,
+    Overrides,
+    command_line,
+    fail,
+    open_console,
+    read_config,
+    read_sweep,
+    reported,
+)
 from fedray.errors import ConfigError, FedrayError
 
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ def run(
     """Run an experiment: train every method, show progress, write the results."""
     console = open_console()
     with reported():
-        loaded = load_config(config, parse_overrides(overrides or []))
+        loaded = read_config(config, overrides)
         from fedray.api import execute
         from fedray.evaluation.metrics import configured_metrics
         from fedray.experiment.resume import resolve_run
@@ -72,9 +80,7 @@ def sweep(
     """Run an experiment for every point of a space on one cluster, and compare them."""
     console = open_console()
     with reported():
-        from fedray.config import load_sweep
-
-        loaded = load_sweep(config, parse_overrides(overrides or []))
+        loaded = read_sweep(config, overrides)
         from fedray.results.comparison_tables import sheets
         from fedray.results.sheets import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedray.cli.console import BAD_INPUT, Overrides, command_line, fail, open_console, reported
-from fedray.config import load_config, parse_overrides
+from fedray.cli.console import BAD_INPUT, Overrides, command_line, fail, open_console, read_config, read_sweep, reported
 from fedray.errors import ConfigError
 
 jobs_app = typer.Typer(help="List, show and stop the jobs of a cluster.", no_args_is_help=True)
@@ -40,17 +39,16 @@ def submit(
     with reported():
         from fedray.cli.jobs_api import connect, follow, is_sweep
         from fedray.cli.jobs_api import submit as submit_job
-        from fedray.config import load_sweep
+        from fedray.config import load_config
         from fedray.storage.paths import timestamped
         from fedray.sweeps.space import trials_of
 
-        values = parse_overrides(overrides or [])
         if is_sweep(config):
-            sweep = load_sweep(config, values)
+            sweep = read_sweep(config, overrides)
             trials_of(sweep)
             name, storage = sweep.name, load_config(sweep.base).storage_path
         else:
-            loaded = load_config(config, values)
+            loaded = read_config(config, overrides)
             name, storage = loaded.name, loaded.storage_path
         client = connect(address)
         place = output or f"{storage}/{timestamped(name)}-{token_hex(3)}"  # another one may be submitted this second
