@@ -11,7 +11,7 @@ from fedray.adapters.portable import Form, form_of, single_lora
 from fedray.config import Quantised
 from fedray.errors import ConfigError, reason
 from fedray.experiment.restore import FinishedRun, Restored
-from fedray.exports.base import FOLDER, base_of, merge, without_adapter, write_base
+from fedray.exports.base import FOLDER, Base, base_of, merge, without_adapter, write_base
 from fedray.exports.card import Opener, Origin, model_card, opening_code, reft_code
 from fedray.exports.folders import pyreft_opens, write_loader, write_peft, write_pyreft
 from fedray.models.quantised import dequantise_layers

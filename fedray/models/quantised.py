@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -62,7 +63,8 @@ class QuantisedLinear(nn.Linear):
         self.train(layer.training)
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return the parts of a quantised weight, [d_out, d_in], by name."""
+        """Return the parts of a quantised weight, [d_out, d_in], by name; also on the meta device, where bitsandbytes
+        would keep a table without values for later calls."""
         raise NotImplementedError
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
@@ -103,6 +105,15 @@ class Nf4Linear(QuantisedLinear):
     nested_code: Tensor
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
+        if weight.is_meta:
+            blocks = ceil(weight.numel() / BLOCK)
+            return {
+                "packed": weight.new_empty(ceil(weight.numel() / 2), 1, dtype=torch.uint8),
+                "absmax": weight.new_empty(blocks, dtype=torch.uint8),
+                "offset": weight.new_empty((), dtype=torch.float32),
+                "nested_absmax": weight.new_empty(ceil(blocks / NESTED_BLOCK), dtype=torch.float32),
+                "nested_code": weight.new_empty(256, dtype=torch.float32),
+            }
         packed, state = bitsandbytes().quantize_4bit(
             weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
         )
@@ -133,6 +144,9 @@ class Int8Linear(QuantisedLinear):
     absmax: Tensor
 
     def quantise(self, weight: Tensor) -> dict[str, Tensor]:
+        if weight.is_meta:
+            absmax = weight.new_empty(len(weight), dtype=torch.float32)
+            return {"codes": torch.empty_like(weight, dtype=torch.int8), "absmax": absmax}
         codes, absmax, _ = bitsandbytes().int8_vectorwise_quant(weight.to(torch.float16))  # it takes no other type
         return {"codes": codes, "absmax": absmax}
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from agreement import agree, distance, of_workers, together
+from tiny import tiny_bert
 
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.experiment.prepare import check_precision, prepare
 from fedray.models.quantised import QuantisedLinear, dequantise_layers
-from tiny import tiny_bert
 
 pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
 
