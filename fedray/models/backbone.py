@@ -1,7 +1,8 @@
 """The frozen base model: its shape without weights, and its weights shared by all actors of a node.
 
-The weights are in one safetensors file per node, quantised if they are to be, written once under a lock. Every process
-maps it copy-on-write, so pages are shared until a process writes to them, and a write stays in the process that made it.
+The weights are in one safetensors file per node, quantised where a tier asks for that, and written once under a lock.
+Every process maps it copy-on-write, so pages are shared until a process writes to them, and a write stays in the
+process that made it.
 """
 
 import copy

@@ -16,6 +16,7 @@ gradient. Here all parts are buffers.
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from math import ceil
@@ -95,8 +96,15 @@ class QuantisedLinear(nn.Linear):
 
 
 class Nf4Linear(QuantisedLinear):
-    """4 bits per weight: `packed` holds two codes per byte, `absmax` one 8-bit scale per block, of which `offset` is the
-    mean, `nested_absmax` one scale per block of scales, and `nested_code` the 256 values of an 8-bit code."""
+    """4 bits per weight.
+
+    Attributes:
+        packed: two codes per byte.
+        absmax: one 8-bit scale per block.
+        offset: the mean of the scales.
+        nested_absmax: one scale per block of scales.
+        nested_code: the 256 values of an 8-bit code.
+    """
 
     packed: Tensor
     absmax: Tensor
@@ -138,7 +146,12 @@ class Nf4Linear(QuantisedLinear):
 
 
 class Int8Linear(QuantisedLinear):
-    """8 bits per weight: `codes` [d_out, d_in], and `absmax` [d_out], each row's largest absolute value."""
+    """8 bits per weight.
+
+    Attributes:
+        codes: [d_out, d_in], from -127 to 127.
+        absmax: [d_out], each row's largest absolute value.
+    """
 
     codes: Tensor
     absmax: Tensor
@@ -223,12 +236,19 @@ def _quantisable(model: PreTrainedModel) -> Iterator[str]:
 
 @cache
 def bitsandbytes() -> Any:
-    """Return bitsandbytes' functions. Its import warns of faster kernels for products that are not used here."""
+    """Return bitsandbytes' functions."""
+    with quiet_bitsandbytes():
+        import bitsandbytes.functional as found
+    return found
+
+
+@contextmanager
+def quiet_bitsandbytes() -> Iterator[None]:
+    """Let bitsandbytes log no warnings within. Its import recommends kernels for products that are not used here."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        import bitsandbytes.functional as found
+        yield
     finally:
         logger.setLevel(level)
-    return found

@@ -1,5 +1,6 @@
-"""Clients that train on a quantised base model: as on the dequantised one, together as one by one, and their exports."""
+"""Clients that train on a quantised base model: as on the dequantised one, and together as one by one."""
 
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_deepspeed_is_refused():
 
 
 def test_a_type_of_what_is_not_quantised_is_no_quantisation():
-    with pytest.raises(ConfigError, match=r"model.dtype: .*'nf4'|model.dtype: got 'nf4'"):
+    with pytest.raises(ConfigError, match=r"model.dtype: got 'nf4'"):
         configuration({}, model={**tiny_bert(), "dtype": "nf4"})
 
 
@@ -115,7 +116,7 @@ def test_a_base_that_trains_cannot_be_quantised():
 
 
 def test_without_bitsandbytes(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"bitsandbytes is not installed: pip install 'fedray\[quantised\]'"):
         check_precision(configuration(small("nf4")))
 
