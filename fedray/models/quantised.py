@@ -188,7 +188,8 @@ def quantise_layers(model: PreTrainedModel, precision: Quantised) -> None:
     """Replace the linear layers of the base model by quantised ones, in place; also on the meta device.
 
     Embeddings, norms, biases, the output layer and the task head stay as they are, and so do weights that several
-    layers share, layers that transformers keeps in float32 (T5's `wo`), and experts that are no linear layers.
+    layers share, layers that transformers keeps in float32 (T5's `wo`), experts that are no linear layers, and layers
+    of a family's own class, which may compute something else (Falcon's).
 
     Raises:
         ConfigError: there is nothing to quantise.
@@ -196,8 +197,8 @@ def quantise_layers(model: PreTrainedModel, precision: Quantised) -> None:
     paths = list(_quantisable(model))
     if not paths:
         raise ConfigError(
-            f"precision: {precision} quantises linear layers, and {type(model).__name__} has none of its own besides "
-            "its output layer; use float32 or bfloat16"
+            f"precision: {precision} quantises torch's own linear layers, and {type(model).__name__} has none below its "
+            "output layer; use float32 or bfloat16"
         )
     for path in paths:
         model.set_submodule(path, LAYERS[precision](cast(Any, model.get_submodule(path))))

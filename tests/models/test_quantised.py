@@ -162,7 +162,7 @@ def test_which_layers(config: dict[str, Any], task: Task, within: str) -> None:
 
 def test_a_model_without_linear_layers_is_refused() -> None:
     config = {"model_type": "openai-gpt", "n_embd": 16, "n_layer": 0, "n_head": 2, "vocab_size": 300}
-    with pytest.raises(ConfigError, match="precision: nf4 quantises linear layers"):
+    with pytest.raises(ConfigError, match="precision: nf4 quantises torch's own linear layers, and OpenAIGPT"):
         meta_backbone(held(config, "causal_lm", "nf4")[1], "causal_lm")
 
 
