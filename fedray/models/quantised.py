@@ -197,8 +197,8 @@ def quantise_layers(model: PreTrainedModel, precision: Quantised) -> None:
     paths = list(_quantisable(model))
     if not paths:
         raise ConfigError(
-            f"precision: {precision} quantises torch's own linear layers, and {type(model).__name__} has none below its "
-            "output layer; use float32 or bfloat16"
+            f"precision: {precision} quantises torch's own linear layers, and {type(model).__name__} has none below "
+            "its output layer; use float32 or bfloat16"
         )
     for path in paths:
         model.set_submodule(path, LAYERS[precision](cast(Any, model.get_submodule(path))))
