@@ -28,10 +28,11 @@ next(names for names in ORDER if "cli" in names).add("__main__")
 ONLY_IN = {
     "ray": ("runtime/", "sweeps/", "cli/jobs_api.py"),
     "deepspeed": ("training/deepspeed_engine.py",),
+    "bitsandbytes": ("models/quantised.py",),
     "lm_eval": ("evaluation/harness_model.py", "experiment/harness.py"),
 }
 """Where a library may be imported: folders, or files."""
-NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed"}  # seconds of import that only their users should pay
+NEVER_AT_MODULE_TOP = {"pyreft", "deepspeed", "bitsandbytes"}  # seconds of import that only their users should pay
 
 
 @dataclass(frozen=True)

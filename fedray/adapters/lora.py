@@ -14,6 +14,7 @@ from fedray.adapters.heads import head_group, head_modules, is_meta
 from fedray.adapters.similarity import attach_similarity
 from fedray.config import LoraSection
 from fedray.errors import ConfigError, choices, nearest
+from fedray.models.quantised import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
@@ -98,8 +99,9 @@ def attach_lora(
     )
     config._register_custom_module(dict.fromkeys(LINEAR, BranchedLinear))
     try:
-        # On the meta device peft's own first values cost nothing and draw nothing from the global generator.
-        peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
+        with quiet_bitsandbytes():  # which peft imports where it is installed
+            # On the meta device peft's own first values cost nothing and draw nothing from the global generator.
+            peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
     except ValueError as error:
         raise ConfigError(f"lora.targets: {error}") from error
     context = ForwardContext(model)

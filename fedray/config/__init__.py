@@ -7,7 +7,7 @@ Uses: no other package.
 """
 
 from fedray.config.checkpoint import CheckpointConfig
-from fedray.config.clients import ClientsConfig, Precision, TierConfig
+from fedray.config.clients import ClientsConfig, Precision, Quantised, TierConfig
 from fedray.config.data import DataConfig, RawRows
 from fedray.config.engine import EngineConfig, EngineMemory, Memory
 from fedray.config.experiment import CallbackConfig, Config, Head, MethodConfig, MethodSections
@@ -44,6 +44,7 @@ __all__ = [
     "PartitionConfig",
     "Pooling",
     "Precision",
+    "Quantised",
     "RawRows",
     "ReftSection",
     "Section",

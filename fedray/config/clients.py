@@ -26,7 +26,11 @@ def _whole_above_one(amount: float) -> float:
 
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
-Precision = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""A type of floating-point numbers."""
+Quantised = Literal["nf4", "int8"]
+"""How bitsandbytes rounds the weights of linear layers."""
+Precision = Literal[Dtype, Quantised]
 
 
 Fuse = Literal["auto", "off"] | Annotated[int, Field(ge=2)]
@@ -59,7 +63,9 @@ class TierConfig(Section):
     for: a silo. An optimizer step has `workers` times as many examples. Above 1: engine torch, or one of your own that
     sums gradients over its process group."""
     precision: Precision | None = None
-    """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32."""
+    """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32. `nf4` and `int8`
+    quantise the base model's linear layers with bitsandbytes (the extra `quantised`) to 4 and 8 bits; what is not
+    quantised, and the arithmetic, is in model.dtype. Needs an engine that can hold such layers: torch."""
     engine: SerializeAsAny[EngineConfig] = Field(default_factory=EngineConfig)  # filled in by `_engine`
     """What moves the parameters: `torch` (default), `deepspeed`, or `{class: module.Class, ...}` of your own. The
     fields of a built-in engine stand beside it: `offload` and `deepspeed`, for example."""
@@ -92,6 +98,21 @@ class TierConfig(Section):
         limits = {"lora_rank": self.lora_rank, "reft_layers": self.reft_layers}
         set_limits = {name: value for name, value in limits.items() if value is not None}
         return set_limits if self.mask_ratio == 1 else {"mask_ratio": self.mask_ratio, **set_limits}
+
+    @property
+    def quantised(self) -> Quantised | None:
+        """How the linear layers of the base model are quantised; None: they are not."""
+        return self.precision if self.precision == "nf4" or self.precision == "int8" else None
+
+    def dtype(self, common: Dtype) -> Dtype:
+        """Return the type in which the tier computes with the base model.
+
+        Args:
+            common: `model.dtype`.
+        """
+        if self.precision is None or self.precision == "nf4" or self.precision == "int8":
+            return common
+        return self.precision
 
     @property
     def fuse_width(self) -> int:
@@ -127,6 +148,9 @@ class TierConfig(Section):
             raise ValueError("a tier needs either `share` or `clients` (a list of ids)")
         if named := sorted({"CPU", "GPU", "memory"} & set(self.resources)):
             raise ValueError(f"resources: {choices(named)} have fields of their own: num_cpus, num_gpus, memory")
+        if self.quantised and not self.engine.holds_quantised:
+            able = engines_with("holds_quantised")
+            raise ValueError(f"precision: {self.quantised} needs engine: {able}, got {self.engine.label}")
         if isinstance(self.fuse, int) and not self.batches_clients:
             able = engines_with("batches_clients")
             raise ValueError(f"fuse: {self.fuse} clients in one step need engine: {able} and workers: 1")

@@ -71,6 +71,8 @@ class EngineConfig(Option):
         batches_clients: whether a step is plain torch: gradients of the adapter's parameters, clipped, and the section
             `train`'s optimizer. Clients can then be trained in one step (`clients.fuse`), which computes just that, and
             seconds measured with this engine stand for the reference device.
+        holds_quantised: whether the base model's linear layers may be quantised (`precision: nf4`): the engine leaves
+            modules' buffers, which hold such weights, where they are.
         groups_processes: whether several processes can train one client (`workers`): the engine then sums gradients
             over its process group before each step.
         prepares_node: whether `prepare_node` does something, so that nodes are prepared before actors start.
@@ -78,6 +80,7 @@ class EngineConfig(Option):
 
     must_define: ClassVar[tuple[str, ...]] = ("build",)
     batches_clients: ClassVar[bool] = False
+    holds_quantised: ClassVar[bool] = False
     groups_processes: ClassVar[bool] = False
     prepares_node: ClassVar[bool] = False
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from fedray.config.clients import Precision
+from fedray.config.clients import Dtype
 from fedray.config.section import Section, absolute
 
 Pooling = Literal["mean", "cls", "last", "head"]
@@ -22,7 +22,7 @@ class ModelConfig(Section):
     """Hub id, local folder, `package:NAME`, or `bytes` (one token per UTF-8 byte). Default: the model's own."""
     revision: str | None = None
     """Git revision on the hub."""
-    dtype: Precision = "float32"
+    dtype: Dtype = "float32"
     """Type of the frozen base weights; adapters are always float32. A tier may have its own (`precision`)."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off unless you know its author."""

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -217,14 +218,19 @@ def check_own_classes(config: Config) -> None:
 
 
 def check_precision(config: Config) -> None:
-    """Check that each tier's device supports its number type.
+    """Check that each tier's device supports its number type, and that what quantises is installed.
 
     Raises:
-        ConfigError: a tier without a GPU would compute in float16.
+        ConfigError: a tier without a GPU would compute in float16, or bitsandbytes is missing.
     """
     for name in config.clients.tier_names:
         tier = config.clients.tier(name)
-        if (tier.precision or config.model.dtype) == "float16" and (config.device == "cpu" or tier.num_gpus == 0):
+        if tier.quantised and find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"tier {name!r}: precision: {tier.quantised}, but bitsandbytes is not installed: "
+                "pip install 'fedray[quantised]'"
+            )
+        if tier.dtype(config.model.dtype) == "float16" and (config.device == "cpu" or tier.num_gpus == 0):
             raise ConfigError(f"tier {name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.heads import head_modules
@@ -105,8 +106,9 @@ def without_adapter(adapter: Adapter) -> PreTrainedModel:
 def merge(adapter: Adapter, lora: SingleLora) -> None:
     """Add a LoRA to the weights of its layers, W0 + (alpha / r) · B A, in float64, rounded once."""
     for path, layer in adapter.targets.items():
-        weight = cast(nn.Parameter, layer.get_base_layer().weight)
+        base = layer.get_base_layer()
+        weight = cast(nn.Parameter, base.weight)
         factors = lora.factors[path]
         delta = torch.from_numpy(lora.scale * (factors.B.astype(np.float64) @ factors.A.astype(np.float64)))
-        delta = delta.T if layer.fan_in_fan_out else delta
+        delta = delta.T if isinstance(base, Conv1D) else delta
         weight.data = (weight.double() + delta.to(weight.device)).to(weight.dtype)

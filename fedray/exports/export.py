@@ -8,11 +8,13 @@ from shlex import quote
 from typing import Any
 
 from fedray.adapters.portable import Form, form_of, single_lora
+from fedray.config import Quantised
 from fedray.errors import ConfigError, reason
 from fedray.experiment.restore import FinishedRun, Restored
-from fedray.exports.base import FOLDER, base_of, merge, without_adapter, write_base
+from fedray.exports.base import FOLDER, Base, base_of, merge, without_adapter, write_base
 from fedray.exports.card import Opener, Origin, model_card, opening_code, reft_code
 from fedray.exports.folders import pyreft_opens, write_loader, write_peft, write_pyreft
+from fedray.models.quantised import dequantise_layers
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
 from fedray.types import ClientId
@@ -74,6 +76,9 @@ def export(
 def export_restored(restored: Restored, folder: Path, origin: Origin, merged: bool = False) -> Exported:
     """Write a restored model to a folder. The model cannot be used afterwards.
 
+    A quantised base model is dequantised: into its weights a LoRA is merged, and where the folder has weights of the
+    base model, they are these.
+
     Raises:
         ConfigError: as `export`.
     """
@@ -83,11 +88,13 @@ def export_restored(restored: Restored, folder: Path, origin: Origin, merged: bo
         raise ConfigError(f"--merge: {restored.entry.key} cannot be merged: {NO_MERGE[form]}; leave it out")
     lora = single_lora(adapter) if form in ("lora", "folded") else None
     whole = merged or form == "full"
+    quantised = dequantise_layers(restored.model)
     if merged and lora is not None:
         merge(adapter, lora)
     model = without_adapter(adapter)
     base = base_of(model, section, whole)
-    notes, opener = [], _opener(form, restored, base.stock, whole)
+    notes = [_quantisation(quantised, base)] if quantised else []
+    opener = _opener(form, restored, base.stock, whole)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -134,6 +141,21 @@ def _opener(form: Form, restored: Restored, stock: bool, whole: bool) -> Opener:
     if form == "reft":
         return "pyreft" if pyreft_opens(restored.adapter, restored.model) else "load.py"
     return "peft"
+
+
+def _quantisation(precision: Quantised, base: Base) -> str:
+    trained = f"The adapter was trained on a base model whose linear layers bitsandbytes rounded to {precision}."
+    if base.where is None:
+        return f"{trained} The weights in this folder are the rounded ones."
+    settings = {
+        "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+        "int8": "load_in_8bit=True",
+    }
+    return (
+        f"{trained} The code above loads the weights before that, so its outputs differ by what was rounded; "
+        f"`quantization_config=BitsAndBytesConfig({settings[precision]})` in the base model's `from_pretrained` rounds "
+        "them, too."
+    )
 
 
 def _arithmetic(form: Form, scale: float) -> str:

@@ -28,7 +28,7 @@ def common_head(
     """Return the first task head of a method's clients, as the method treats it; None if the model has no head.
 
     It is that of the backbone alone, before an adapter is attached, and in the common precision: a tier's own precision
-    would give its clients another head.
+    would give its clients another head. A checkpoint's own head is the same below a quantised base.
 
     Args:
         model: the tier's base model.
@@ -39,9 +39,11 @@ def common_head(
         return None
     section = config.section_for(entry, tier).head
     treatment = getattr(method, "effective_head", getattr(method, "head", section))
-    if config.clients.tier(tier).precision is not None:
+    of_text = treatment == "frozen_label_text" and config.task == "classification"
+    held = config.clients.tier(tier)
+    if held.precision is not None and (of_text or not held.quantised):
         model = load_base_model(config, architecture, tier, TierConfig(share=1.0), device)
-    if treatment == "frozen_label_text" and config.task == "classification":
+    if of_text:
         return label_text_head(model, load_tokenizer(config.model), label_names)
     return first_head(model, config.seed, keep=treatment != "frozen_random")
 

@@ -23,6 +23,7 @@ from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
 from fedray.models.checks import check_beams, reads_left_padding
+from fedray.models.quantised import bitsandbytes
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
 from fedray.training.base_model import load_base_model, resolve_device
@@ -273,6 +274,8 @@ class Worker:
             resting: bytes of the process before this method was built.
         """
         tier.engine.prepare_node(self.device)
+        if tier.quantised:
+            bitsandbytes()
         method.attach(meta_backbone(self._setup.architecture, self._setup.config.task))
         for metric in configured_metrics(self._setup.config):
             for name in metric.libraries:

@@ -1,7 +1,8 @@
 """The frozen base model: its shape without weights, and its weights shared by all actors of a node.
 
-The weights are in one safetensors file per node, written once under a lock. Every process maps it copy-on-write, so
-pages are shared until a process writes to them, and a write stays in the process that made it.
+The weights are in one safetensors file per node, quantised where a tier asks for that, and written once under a lock.
+Every process maps it copy-on-write, so pages are shared until a process writes to them, and a write stays in the
+process that made it.
 """
 
 import copy
@@ -25,6 +26,7 @@ from fedray.models.checks import READS_LEFT_PADDING, check_model
 from fedray.models.load_options import LoadOptions
 from fedray.models.node_file import FORMAT, adopt, write
 from fedray.models.paths import gguf_options, remedy, resolve_path
+from fedray.models.quantised import quantise_layers
 from fedray.randomness import keyed_seed
 from fedray.types import Task
 
@@ -86,6 +88,8 @@ def load_backbone(
             with FileLock(file.with_suffix(".lock")):
                 if not file.exists():
                     weights, new = _first_weights(model, arch, task, seed)
+                    if quantised := LoadOptions.of(arch).quantised:
+                        quantise_layers(weights, quantised)
                     left_padding = check_model(model.path, _frozen(weights), task, max_positions(weights))
                     write(file, weights, new, left_padding)
     except OSError as error:

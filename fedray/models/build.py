@@ -20,6 +20,7 @@ from fedray.models.language import LanguageModel
 from fedray.models.load_options import LoadOptions
 from fedray.models.on_base import OnBase, class_on_base
 from fedray.models.pooling import PooledClassifier
+from fedray.models.quantised import quantise_layers
 from fedray.types import Task
 
 
@@ -47,18 +48,22 @@ def build(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
 
 
 def build_meta(arch: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    """Return the model on the meta device, with the ties that its checkpoint has.
+    """Return the model on the meta device, with the ties that its checkpoint has, and quantised layers where the
+    configuration says so.
 
     Raises:
-        ConfigError: as `build`.
+        ConfigError: as `build` and `quantise_layers`.
     """
     with torch.device("meta"):
         built = build(arch, task)
-    for name in LoadOptions.of(arch).untied:
+    options = LoadOptions.of(arch)
+    for name in options.untied:
         path, _, leaf = name.rpartition(".")
         module = built.get_submodule(path)
         setattr(module, leaf, nn.Parameter(torch.empty_like(getattr(module, leaf))))
         built.all_tied_weights_keys.pop(name, None)
+    if options.quantised:
+        quantise_layers(built, options.quantised)
     return built
 
 

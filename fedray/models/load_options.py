@@ -5,7 +5,7 @@ from typing import Self
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from fedray.config import Pooling
+from fedray.config import Pooling, Quantised
 
 ATTRIBUTE = "fedray"
 """The field of a transformers configuration that holds them, as plain values, since configurations become JSON."""
@@ -21,6 +21,7 @@ class LoadOptions:
         new_head: whether the head's part that depends on the classes is drawn anew although the checkpoint has one.
         untied: parameters with values of their own in the checkpoint, although the configuration ties them to others.
         part_of: the whole model's architecture if this is the language part of one that also reads images or sound.
+        quantised: how the linear layers of the base model are quantised; None: they are not.
     """
 
     pooling: Pooling = "head"
@@ -28,6 +29,7 @@ class LoadOptions:
     new_head: bool = False
     untied: tuple[str, ...] = ()
     part_of: str = ""
+    quantised: Quantised | None = None
 
     @classmethod
     def of(cls, arch: PreTrainedConfig) -> Self:
@@ -37,4 +39,4 @@ class LoadOptions:
 
     def store(self, arch: PreTrainedConfig) -> None:
         """Put it into the configuration."""
-        setattr(arch, ATTRIBUTE, asdict(self))
+        setattr(arch, ATTRIBUTE, {name: value for name, value in asdict(self).items() if value is not None})

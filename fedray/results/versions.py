@@ -7,7 +7,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fedray.storage.paths import StoragePath
 
-PACKAGES = ("fedray", "torch", "transformers", "peft", "pyreft", "pyvene", "deepspeed", "ray", "datasets", "numpy")
+PACKAGES = (
+    "fedray",
+    "torch",
+    "transformers",
+    "peft",
+    "pyreft",
+    "pyvene",
+    "deepspeed",
+    "bitsandbytes",
+    "ray",
+    "datasets",
+    "numpy",
+)
 """Those that decide what a run computes."""
 
 

@@ -1,6 +1,7 @@
 """The frozen base model, in a tier's precision and on its device."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -10,6 +11,7 @@ from fedray.config import Config, TierConfig
 from fedray.errors import ConfigError
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone
+from fedray.models.load_options import LoadOptions
 
 
 def load_base_model(
@@ -26,9 +28,8 @@ def load_base_model(
         ConfigError: float16 is configured without a GPU, the weights cannot be loaded, or the model does not support
             activation checkpointing.
     """
-    section, held = config.model, held_architecture(architecture, tier)
-    if tier.precision is not None:
-        section = section.model_copy(update={"dtype": tier.precision})
+    held = held_architecture(architecture, tier)
+    section = config.model.model_copy(update={"dtype": tier.dtype(config.model.dtype)})
     if section.dtype == "float16" and device == "cpu":
         raise ConfigError(f"tier {tier_name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
     place = "cpu" if tier.engine.weights_on_host else device
@@ -37,9 +38,12 @@ def load_base_model(
 
 
 def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:
-    """Return the architecture with the number type in which the tier's devices hold the base weights."""
+    """Return the architecture with the number type in which the tier's devices hold the base weights, and with how
+    they are quantised."""
     held = copy.deepcopy(architecture)
-    if tier.precision is not None:
+    if tier.quantised:
+        replace(LoadOptions.of(held), quantised=tier.quantised).store(held)
+    elif tier.precision is not None:
         held.dtype = getattr(torch, tier.precision)
     return held
 

@@ -127,6 +127,25 @@ def test_merged_weights_are_opened_by_transformers(run, method, tmp_path, monkey
     assert check(run, method, CLIENT, tmp_path / "out", monkeypatch, merge=True).opener == "transformers"
 
 
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3, "pad_token_id": 256}
+
+
+def test_a_quantised_base_is_exported_dequantised(tmp_path, monkeypatch):
+    """Adapter and merged weights stand on the rounded weights, those of GPT-2's transposed layers too: the logits are
+    fedray's. The card says what was rounded."""
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
+    tiers = {"small": {"share": 1, "precision": "nf4"}}
+    model = {"path": "random", "tokenizer": "bytes", "config": GPT2}
+    methods = ["fedavg", {"name": "fedavg", "label": "fedavg-reft", "adapter": "reft"}]
+    fedray.run(experiment(methods, model=model, clients={"count": 3, "tiers": tiers}), output=tmp_path / "run")
+    for name, method, merge in (("a", "fedavg", False), ("b", "fedavg", True), ("c", "fedavg-reft", False)):
+        done = check(tmp_path / "run", method, CLIENT, tmp_path / name, monkeypatch, merge)
+        assert done.opener == {"a": "peft", "b": "transformers", "c": "pyreft"}[name]
+        assert "bitsandbytes rounded to nf4. The weights in this folder are the rounded ones." in done.notes[0]
+        base = tmp_path / name / ("" if merge else "base") / "config.json"
+        assert "nf4" not in base.read_text()
+
+
 @pytest.mark.parametrize(("method", "reason"), [("fedreft", "edit some tokens"), ("fedalt", "anew for every input")])
 def test_what_no_weights_can_express_is_not_merged(run, method, reason, tmp_path):
     with pytest.raises(ConfigError, match=reason):

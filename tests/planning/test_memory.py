@@ -17,7 +17,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.full import attach_full
 from fedray.adapters.lora import attach_lora
 from fedray.adapters.rows import hold_rows
-from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config
+from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config, to_mapping
 from fedray.config.clients import TierConfig
 from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.experiment.outline import footprints_from_configuration
@@ -27,6 +27,7 @@ from fedray.methods.fedavg import FedAvg
 from fedray.models.architecture import architecture
 from fedray.models.backbone import meta_backbone
 from fedray.planning.memory import Footprint
+from fedray.training.base_model import load_base_model
 from fedray.training.engine import make_engine
 from fedray.training.engines.deepspeed import OffloadConfig
 from fedray.training.schedule import Schedule
@@ -213,6 +214,30 @@ def test_tiers_differ() -> None:
     assert found["checkpointed"].device.activations < 0.9 * plain.activations
     assert found["offloaded"].device.optimizer == 0
     assert found["offloaded"].offloaded.optimizer >= 2 * plain.gradients
+
+
+def test_quantised_layers_to_the_byte(tmp_path: Path) -> None:
+    """Of a layer [n, m], nf4 takes nm / 2 bytes, one for each block of 64, 4 for each 256 blocks, 4 for their mean and
+    1,024 for the table of 8-bit values; int8 nm and 4 n. The rest stays as it is, and all of it is mapped. A step also
+    holds what a layer dequantises, so that its activations are more than those of the base model in float32."""
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantised")
+    shapes = 2 * [*4 * [(16, 16)], (24, 16), (16, 24)] + [(16, 16)]
+    nf4 = sum(n * m // 2 + -(-n * m // 64) + 4 + 4 + 1024 for n, m in shapes)
+    int8 = sum(n * m + 4 * n for n, m in shapes)
+    float32 = sum(4 * n * m for n, m in shapes)
+    names = ("float32", "nf4", "int8")
+    found = footprints(clients__tiers={name: {"share": 1 / 3, "precision": name} for name in names})
+    for name, size in zip(names, (float32, nf4, int8), strict=True):
+        assert found[name].device.weights == found["float32"].device.weights - float32 + size
+        assert found[name].shared == found[name].device.weights - HEAD
+        assert found[name].device.adapter == 2 * LORA
+        assert found[name].device.activations >= found["float32"].device.activations
+    for name in names[1:]:
+        tier, config = TierConfig(share=1, precision=name), tiny_config("fedavg")
+        config = load_config(to_mapping(config), {"data.cache_dir": str(tmp_path)})
+        arch = architecture(config.model, "classification", 3, None, 0)
+        model = load_base_model(config, arch, name, tier, "cpu")
+        assert sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) == found[name].device.weights
 
 
 def test_clients_in_one_step_each_take_their_own() -> None:

@@ -10,6 +10,7 @@ class TorchConfig(EngineConfig):
 
     name: ClassVar[str] = "torch"
     batches_clients: ClassVar[bool] = True
+    holds_quantised: ClassVar[bool] = True
     groups_processes: ClassVar[bool] = True
 
     @property
