@@ -1,7 +1,8 @@
 """LoRA (arXiv 2106.09685) on peft's layers: one branch and, for personalised methods, a second one; or one branch with
 a core (Fed-SB)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -9,12 +10,12 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
 from fedray.adapters.draws import draw_frames, draw_lora, draw_mixer, draw_zeros
+from fedray.adapters.first_use import on_first_use
 from fedray.adapters.group import Draw, Entry, Group
 from fedray.adapters.heads import head_group, head_modules, is_meta
 from fedray.adapters.similarity import attach_similarity
 from fedray.config import LoraSection
 from fedray.errors import ConfigError, choices, nearest
-from fedray.models.quantised import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from fedray.adapters.branched import BranchedLinear
@@ -82,7 +83,8 @@ def attach_lora(
             core cannot have.
         ValueError: the model already has a LoRA.
     """
-    import peft
+    with on_first_use("bitsandbytes"):
+        import peft
 
     from fedray.adapters.branched import LINEAR, NAME, BranchedLinear
 
@@ -99,7 +101,7 @@ def attach_lora(
     )
     config._register_custom_module(dict.fromkeys(LINEAR, BranchedLinear))
     try:
-        with quiet_bitsandbytes():  # which peft imports where it is installed
+        with _no_bitsandbytes():
             # On the meta device peft's own first values cost nothing and draw nothing from the global generator.
             peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
     except ValueError as error:
@@ -146,6 +148,23 @@ def _groups(layers: "dict[str, BranchedLinear]", rest: bool, core: bool) -> list
         mixer = group("mixer", BranchedLinear.mixer_entries, draw_mixer)
         own += [mixer] if mixer.entries else []
     return own
+
+
+@contextmanager
+def _no_bitsandbytes() -> Iterator[None]:
+    """Let peft find no bitsandbytes within. Where it is installed, peft imports it, and torch's compiler with it, for
+    layers that no model here has: a second of processor time in every process."""
+    from peft.tuners.lora import model
+
+    names = ("is_bnb_available", "is_bnb_4bit_available")
+    known = {name: getattr(model, name) for name in names}
+    for name in names:
+        setattr(model, name, lambda: False)
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(model, name, known[name])
 
 
 def _targets(model: nn.Module, names: Sequence[str]) -> list[str]:

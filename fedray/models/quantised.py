@@ -16,7 +16,6 @@ gradient. Here all parts are buffers.
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from math import ceil
@@ -237,19 +236,12 @@ def _quantisable(model: PreTrainedModel) -> Iterator[str]:
 
 @cache
 def bitsandbytes() -> Any:
-    """Return bitsandbytes' functions."""
-    with quiet_bitsandbytes():
-        import bitsandbytes.functional as found
-    return found
-
-
-@contextmanager
-def quiet_bitsandbytes() -> Iterator[None]:
-    """Let bitsandbytes log no warnings within. Its import recommends kernels for products that are not used here."""
+    """Return bitsandbytes' functions. Its import recommends kernels for products that are not used here: not logged."""
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        import bitsandbytes.functional as found
     finally:
         logger.setLevel(level)
+    return found

@@ -74,4 +74,4 @@ def test_a_run_needs_no_plots(tmp_path: Path) -> None:
     fields = {**tiny_experiment(), "method": ["fedavg", "fedreft"], "rounds": 1, "runtime": "inline", "device": "cpu"}
     loaded = loaded_by(f"import fedray; fedray.run({fields!r}, output={str(tmp_path / 'run')!r})")
     assert {"fedray.api", "peft", "pyreft"} <= loaded
-    assert not loaded & {"evaluate", "matplotlib.pyplot"}
+    assert not loaded & {"bitsandbytes", "evaluate", "matplotlib.pyplot"}
