@@ -20,7 +20,7 @@ from fedray.adapters.rows import hold_rows
 from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config
 from fedray.config.clients import TierConfig
 from fedray.evaluation.metrics.accuracy import Accuracy
-from fedray.experiment.outline import footprints_from_configuration
+from fedray.experiment.outline import footprints as configured_footprints
 from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.fedavg import FedAvg
@@ -55,7 +55,7 @@ def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
         "lora": {"rank": 2},
     }
     config = load_config(base, {path.replace("__", "."): value for path, value in changes.items()})
-    (by_tier,) = footprints_from_configuration(config).values()
+    (by_tier,) = configured_footprints(config, read_data=False).values()
     return {tier: footprint for tier, (_, footprint) in by_tier.items()}
 
 
