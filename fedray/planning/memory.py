@@ -20,6 +20,9 @@ from fedray.training.batch_shapes import LargestBatches
 from fedray.training.memory import FLOAT32, optimizer_bytes, tensor_bytes, trained_bytes
 from fedray.training.tracing import Traced, trace_evaluation, trace_generation, trace_step
 
+KEPT_PER_UNIT = 2 * (4 + 8 + 8)
+"""Bytes of a unit's loss, prediction and label at the end of an evaluation, batch by batch and as a whole."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -86,6 +89,8 @@ def predict(
             options, new_tokens = config.evaluation.generation, config.evaluation.max_new_tokens
             generation = trace_generation(adapter.model, options, largest.prompts.times(together), new_tokens)
             evaluation = _largest([evaluation, generation])
+        kept = together * KEPT_PER_UNIT * largest.scored
+        evaluation = _largest([evaluation, Traced(kept, kept)])
     except Exception as error:  # models of the hub's and methods of the user's own may look at values
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: its memory cannot be predicted, since a step cannot be traced "

@@ -49,7 +49,8 @@ class BatchShape:
 
     @classmethod
     def full(cls, task: Task, examples: int, tokens: int) -> "BatchShape":
-        """Return the batch with a loss wherever there can be one, and padding. Nothing predicts a text's first token."""
+        """Return the batch with a loss wherever there can be one, though nothing predicts a text's first token, and
+        with padding."""
         return cls(examples, tokens, examples * (tokens - 1) if task == "causal_lm" else examples, padded=tokens > 1)
 
     def times(self, clients: int) -> "BatchShape":
@@ -136,17 +137,16 @@ def batch_sizes(table: pa.Table, order: npt.NDArray[np.integer], batch_size: int
 
 def _drawn(shards: Sequence[Shard], task: Task, train: TrainConfig, rounds: int, seed: int) -> Iterator[Sizes]:
     """Yield the sizes of micro-batches, by round and client, beginning with the longest examples: about `DRAWN`."""
-    trained = sorted((shard for shard in shards if shard.num_examples()), key=lambda shard: -shard.longest())
+    trained = [shard for shard in shards if shard.num_examples()]
+    trained.sort(key=lambda shard: -lengths(shard.tables["train"]).max())
     left = DRAWN
     for server_round in range(rounds + 1):
         for shard in trained:
-            table = shard.tables["train"]
-            rows = total_steps(table.num_rows, train) * train.batch_size * train.accumulation
-            per_epoch = math.ceil(table.num_rows / (train.batch_size * train.accumulation))
-            for epoch in range(math.ceil(total_steps(table.num_rows, train) / per_epoch)):
+            table, size = shard.tables["train"], train.batch_size * train.accumulation
+            steps, per_epoch = total_steps(table.num_rows, train), math.ceil(table.num_rows / size)
+            for epoch in range(math.ceil(steps / per_epoch)):
                 order = epoch_order(table, train, seed, server_round, shard.client, epoch)
-                yield (found := batch_sizes(table, order[:rows], train.batch_size, task))
-                rows -= per_epoch * train.batch_size * train.accumulation
+                yield (found := batch_sizes(table, order[: (steps - epoch * per_epoch) * size], train.batch_size, task))
                 left -= len(found)
             if left <= 0:
                 return

@@ -69,9 +69,7 @@ def trace_evaluation(model: nn.Module, task: Task, shape: BatchShape) -> Traced:
     return _trace(model, task, shape, training=False)
 
 
-def trace_generation(
-    model: nn.Module, options: GenerationSection, shape: BatchShape, new_tokens: int
-) -> Traced:
+def trace_generation(model: nn.Module, options: GenerationSection, shape: BatchShape, new_tokens: int) -> Traced:
     """Return what generating texts takes: reading the prompts, or the last token's step, for which the cache holds all
     tokens before it; otherwise as `trace_step`.
 
