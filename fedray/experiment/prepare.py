@@ -108,7 +108,7 @@ class Prepared:
         """
         config, cost = self.config, self.costs[entry.key][tier]
         shards = [self.data.shards[client.id] for client in self.clients if client.tier == tier]
-        evaluated = [shard.tables[split] for shard in shards for split in (*EVALUATED, *cost.evaluated)]
+        evaluated = [shard.tables[split] for shard in shards for split in {*EVALUATED, *cost.evaluated}]
         largest = largest_batches(
             shards,
             evaluated if self.data.common is None else [*evaluated, self.data.common],

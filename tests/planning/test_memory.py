@@ -44,8 +44,8 @@ TINY = {**SHAPE, "num_labels": 3}
 ALL_RELEASED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
-def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
-    """By tier, from a configuration alone."""
+def footprints(method: Any = "fedavg", read_data: bool = False, **changes: Any) -> dict[str, Footprint]:
+    """By tier; from a configuration alone unless data are read."""
     base = {
         "rounds": 1,
         "task": "classification",
@@ -55,7 +55,7 @@ def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
         "lora": {"rank": 2},
     }
     config = load_config(base, {path.replace("__", "."): value for path, value in changes.items()})
-    (by_tier,) = configured_footprints(config, read_data=False).values()
+    (by_tier,) = configured_footprints(config, read_data).values()
     return {tier: footprint for tier, (_, footprint) in by_tier.items()}
 
 
@@ -243,6 +243,15 @@ def test_steering_and_mean_gradients_take_a_vector_each() -> None:
         footprints({"name": n, "adapter": "full"}, **small)["default"].device for n in ("fedavg", "fedprox")
     )
     assert full.activations < 3 * full.gradients == steered.activations
+
+
+def test_batches_are_no_larger_than_the_data(tmp_path: Path) -> None:
+    """Clients have fewer than 100 test examples; nothing else depends on the data."""
+    changes = {"evaluation__batch_size": 1000, "data__examples_per_client": 60, "data__cache_dir": str(tmp_path)}
+    changes |= {"partition__kind": "by_file", "clients__count": 2}
+    read, full = (footprints(read_data=data, **changes)["default"] for data in (True, False))
+    assert 10 * read.device.activations < full.device.activations
+    assert (read.device.resting, read.vectors, read.shared) == (full.device.resting, full.vectors, full.shared)
 
 
 def test_a_large_evaluation_counts() -> None:
