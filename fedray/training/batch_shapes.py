@@ -114,7 +114,7 @@ def largest_batches(
     sizes = [batch_sizes(table, by_length(table), batch_size, task) for table in scored]
     prompts = [prompts_alone(table) for table in tables] if generates_text(metrics) else []
     read = [
-        BatchShape(*found)
+        _shape(found)
         for table in prompts
         for found in batch_sizes(table, by_length(table)[:batch_size], batch_size, "classification").tolist()
     ]
@@ -161,5 +161,9 @@ def _largest(sizes: Iterable[Sizes]) -> tuple[BatchShape, ...]:
     tokens, units = every[:, 0] * every[:, 1], every[:, 2]
     both = tokens / max(tokens.max(), 1) + units / max(units.max(), 1)
     keys = ((every[:, 3], units, tokens), (every[:, 3], tokens, units), (every[:, 3], tokens, both))
-    chosen = (every[np.lexsort(key)[-1]].tolist() for key in keys)
-    return tuple(dict.fromkeys(BatchShape(*sizes, bool(padded)) for *sizes, padded in chosen))
+    return tuple(dict.fromkeys(_shape(every[np.lexsort(key)[-1]].tolist()) for key in keys))
+
+
+def _shape(sizes: Sequence[int]) -> BatchShape:
+    examples, tokens, units, padded = sizes
+    return BatchShape(examples, tokens, units, bool(padded))

@@ -247,7 +247,8 @@ def test_steering_and_mean_gradients_take_a_vector_each() -> None:
 
 def test_batches_are_no_larger_than_the_data(tmp_path: Path) -> None:
     """Clients have fewer than 100 test examples; nothing else depends on the data."""
-    changes = {"evaluation__batch_size": 1000, "data__examples_per_client": 60, "data__cache_dir": str(tmp_path)}
+    changes: dict[str, Any] = {"task": "causal_lm", "model__config": TINY_LLAMA, "evaluation__batch_size": 1000}
+    changes |= {"data__examples_per_client": 60, "data__cache_dir": str(tmp_path)}
     changes |= {"partition__kind": "by_file", "clients__count": 2}
     read, full = (footprints(read_data=data, **changes)["default"] for data in (True, False))
     assert 10 * read.device.activations < full.device.activations
