@@ -82,6 +82,13 @@ def plan(
         list[str] | None,
         typer.Option(help='A node of a planned cluster, for example "CPU=16,GPU=4,memory=64GB"; may be repeated.'),
     ] = None,
+    data: Annotated[
+        bool,
+        typer.Option(
+            help="Read the data, whose longest texts and answers decide the memory; or assume that every example has "
+            "data.max_length tokens, with a loss at each."
+        ),
+    ] = True,
 ) -> None:
     """Predict the memory of every method on every tier, and how many client actors fit, without training.
 
@@ -90,7 +97,7 @@ def plan(
     console = open_console()
     with reported():
         loaded = read_config(config, overrides)
-        from fedray.experiment.outline import footprints_from_configuration
+        from fedray.experiment.outline import footprints
         from fedray.planning.cluster_plan import Cluster, parse_bytes, parse_node, plans, rooms, this_machine
         from fedray.results.memory_report import plan_table, room_table
         from fedray.results.report import cost_table
@@ -106,7 +113,7 @@ def plan(
         else:
             cluster = this_machine()
         cluster = replace(cluster, gpu_memory=size or cluster.gpu_memory)
-        found = footprints_from_configuration(loaded)
+        found = footprints(loaded, read_data=data)
         made = plans(loaded, found, cluster)
         console.print(
             cost_table({method: {tier: cost for tier, (cost, _) in by.items()} for method, by in found.items()})

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import compute
 
 from fedray.types import IGNORED, SPLITS, ClientId, Role, Split, Task
 
@@ -43,18 +42,6 @@ class Shard:
 
     def num_examples(self, split: Split = "train") -> int:
         return int(self.tables[split].num_rows)
-
-    def longest(self, split: Split = "train") -> int:
-        """Return the tokens of the longest example, 0 where there is none."""
-        return longest(self.tables[split])
-
-
-def longest(table: pa.Table) -> int:
-    """Return the tokens of a table's longest example, or longest option, 0 where there is none."""
-    columns = [table["input_ids"]]
-    if CHOICES in table.column_names:
-        columns.append(compute.struct_field(compute.list_flatten(table[CHOICES]), "input_ids"))
-    return max(compute.max(compute.list_value_length(column)).as_py() or 0 for column in columns)
 
 
 def last_answer(labels: npt.NDArray[np.integer]) -> int | None:

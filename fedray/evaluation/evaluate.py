@@ -4,7 +4,7 @@ Examples are batched by length, so a result depends neither on their order nor (
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from fedray.data.batches import batches, by_length
 from fedray.data.shards import GROUP
 from fedray.errors import ConfigError, choices
 from fedray.evaluation.generation import Decoding, generate
-from fedray.evaluation.losses import Scored, num_units, score
+from fedray.evaluation.losses import num_units, score
 from fedray.evaluation.metrics import check_metric, generates_text
 from fedray.evaluation.options import by_example, has_options, log_likelihoods, options_of
 from fedray.randomness import Key
@@ -193,22 +193,23 @@ class _Measured:
         return Evaluation(float(units.losses.mean(dtype=np.float64)), values, len(rows))
 
 
-def predictions_of(scored: Scored, task: Task) -> torch.Tensor:
-    """Return the predicted classes, tokens or numbers, [units]."""
-    return scored.outputs if task == "regression" else scored.outputs.argmax(-1)
+def score_units(
+    model: nn.Module, batch: Mapping[str, torch.Tensor], task: Task
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a batch's losses, predictions (classes, tokens or numbers) and labels, [units] each. The logits, which may
+    be larger than the model, do not outlive the call."""
+    scored = score(model, batch, task)
+    return scored.losses, scored.outputs if task == "regression" else scored.outputs.argmax(-1), scored.labels
 
 
 def _score_all(
     model: nn.Module, table: pa.Table, task: Task, batch_size: int, pad_token_id: int, device: Device
 ) -> Units:
     """Score a whole table."""
-    losses, predictions, labels = [], [], []
-    for batch in batches(table, batch_size, pad_token_id, by_length(table), device):
-        scored = score(model, batch, task)
-        losses.append(scored.losses)
-        predictions.append(predictions_of(scored, task))
-        labels.append(scored.labels)
-    return Units(*(torch.cat(parts).cpu().numpy() for parts in (losses, predictions, labels)))
+    scored = [
+        score_units(model, batch, task) for batch in batches(table, batch_size, pad_token_id, by_length(table), device)
+    ]
+    return Units(*(torch.cat(parts).cpu().numpy() for parts in zip(*scored, strict=True)))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fedray.config import Config, MethodConfig, ModelConfig, to_mapping, values_by_path, warmup_length
 from fedray.data.load import load_federated_data
-from fedray.data.shards import FederatedData, longest
+from fedray.data.shards import FederatedData
 from fedray.errors import ConfigError, choices
 from fedray.evaluation.metrics import check_metric, configured_metrics, for_classes, generates_text
 from fedray.experiment.population import make_clients
@@ -29,8 +29,9 @@ from fedray.models.checkpoints.classes import has_own_head
 from fedray.models.checkpoints.stored import stored_configuration
 from fedray.models.tokenizer import load_tokenizer, named_tokens
 from fedray.planning.costs import TierCosts, costs
-from fedray.planning.memory import Footprint, Tokens, predict
+from fedray.planning.memory import Footprint, predict
 from fedray.storage.paths import StoragePath
+from fedray.training.batch_shapes import largest_batches
 from fedray.training.loop import total_steps
 from fedray.types import Client, Split
 
@@ -106,14 +107,20 @@ class Prepared:
         Raises:
             ConfigError: the memory cannot be predicted for this model.
         """
+        config, cost = self.config, self.costs[entry.key][tier]
         shards = [self.data.shards[client.id] for client in self.clients if client.tier == tier]
-        training = max(shard.longest() for shard in shards)
-        evaluation = max(shard.longest(split) for shard in shards for split in EVALUATED)
-        if self.data.common is not None:
-            evaluation = max(evaluation, longest(self.data.common))
-        tokens = Tokens(max(training, 1), max(evaluation, 1))
-        asked = self.costs[entry.key][tier].asked
-        return predict(self.config, self.architecture, entry, tier, tokens, asked)
+        evaluated = [shard.tables[split] for shard in shards for split in {*EVALUATED, *cost.evaluated}]
+        largest = largest_batches(
+            shards,
+            evaluated if self.data.common is None else [*evaluated, self.data.common],
+            config.task,
+            config.section_for(entry, tier).train,
+            config.rounds,
+            config.seed,
+            configured_metrics(config),
+            config.evaluation.batch_size,
+        )
+        return predict(config, self.architecture, entry, tier, largest, cost.asked)
 
     def cohorts(self) -> dict[str, int]:
         """Return by tier the most clients that a round can have; tiers without clients are left out."""

@@ -38,6 +38,7 @@ class Cost:
         shapes: signatures of the uplink in the first round and in later ones.
         asked: arguments of `Local.train` that only some engines can do (`EngineConfig.steers`).
         personalised: whether clients end up with models of their own; otherwise the server has one for all.
+        evaluated: splits that the method itself evaluates.
     """
 
     trainable: int
@@ -50,6 +51,7 @@ class Cost:
     shapes: Expected = field(default=frozenset(), compare=False, repr=False)
     asked: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
     personalised: bool = field(default=True, compare=False, repr=False)
+    evaluated: frozenset[Split] = field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Exchange:
         state: what it keeps.
         shapes: signatures of the uplink in the first round and in later ones.
         asked: arguments of `Local.train` that only some engines can do.
+        evaluated: splits that the method itself evaluates.
     """
 
     trainable: int
@@ -78,6 +81,7 @@ class Exchange:
     state: Any
     shapes: Expected
     asked: frozenset[str]
+    evaluated: frozenset[Split]
 
 
 def method_cost(
@@ -96,7 +100,7 @@ def method_cost(
     head = getattr(method, "effective_head", getattr(method, "head", "-")) if "head" in held.adapter.names else "-"
     sizes = numbers(up), numbers(down), num_bytes(up), num_bytes(down)
     personalised = getattr(method, "personalised", numbers(found.state) > 0)
-    return Cost(found.trainable, total, *sizes, head, found.shapes, found.asked, personalised)
+    return Cost(found.trainable, total, *sizes, head, found.shapes, found.asked, personalised, found.evaluated)
 
 
 def exchange(
@@ -107,7 +111,7 @@ def exchange(
     common, initial = _zeros(whole.adapter, seed), _zeros(held.adapter, seed)
     server = method.init_server(common, clients)
     states = {client.id: held.method.init_client(initial, client) for client in clients}
-    seen, asked = set(), set[str]()
+    seen, asked, evaluated = set(), set[str](), set[Split]()
     for server_round in range(2):
         downlinks = downlinks_of(method.configure_train(server, clients), clients)
         updates = []
@@ -122,11 +126,13 @@ def exchange(
             updates.append(Update(client, client.num_examples, payload))
             seen.add(signature_of(leaves(payload)))
             asked |= local.asked
+            evaluated |= local.evaluated
             pack_small(states[client.id])  # raises if the state could not be written to a file
         if server_round == 0:  # no client receives the second round's aggregate
             server, _ = method.aggregate_train(server, [_mean(updates)] if averages(method) else updates)
     last = clients[-1].id
-    return Exchange(local.trainable, downlinks[last].payload, payload, states[last], frozenset(seen), frozenset(asked))
+    sent = downlinks[last].payload, payload
+    return Exchange(local.trainable, *sent, states[last], frozenset(seen), frozenset(asked), frozenset(evaluated))
 
 
 def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:
@@ -178,6 +184,7 @@ class NoTraining:
     Attributes:
         trained: how many values every slot has that `train` would have trained.
         asked: arguments of `train` that not every engine can do (`EngineConfig.steers`).
+        evaluated: splits that `evaluate` was called with.
     """
 
     client: Client
@@ -187,6 +194,7 @@ class NoTraining:
     validation_examples: int
     trained: dict[str, int] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
+    evaluated: set[Split] = field(default_factory=set)
 
     @property
     def measures(self) -> bool:
@@ -220,6 +228,7 @@ class NoTraining:
         return None
 
     def evaluate(self, split: Split, *, generating: bool = False) -> Evaluation:
+        self.evaluated.add(split)
         return Evaluation(0.0, {"any": 0.0}, self.validation_examples)
 
     def importance(self) -> Mapping[str, npt.NDArray[np.float64]]:

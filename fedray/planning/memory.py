@@ -1,11 +1,11 @@
 """What one actor of a tier holds while it trains with a method, before anything is built or loaded.
 
 Weights, adapter, gradients and optimizer are counted exactly, tensor by tensor, as the engines allocate them.
-Activations are traced through one training step, one evaluation batch and, where texts are measured, one batch of them
-on shapes (`fedray.training.tracing`).
+Activations are traced through the largest training steps, the largest batches of an evaluation and, where texts are
+measured, one batch of them on shapes (`fedray.training.tracing`).
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -13,12 +13,15 @@ from transformers import PretrainedConfig
 from fedray.adapters.adapter import Adapter
 from fedray.config import Config, Memory, MethodConfig, TrainConfig
 from fedray.errors import ConfigError
-from fedray.evaluation.metrics import configured_metrics, generates_text
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
 from fedray.training.base_model import as_held, held_architecture, resolve_device
+from fedray.training.batch_shapes import LargestBatches
 from fedray.training.memory import FLOAT32, optimizer_bytes, tensor_bytes, trained_bytes
 from fedray.training.tracing import Traced, trace_evaluation, trace_generation, trace_step
+
+KEPT_PER_UNIT = 2 * (4 + 8 + 8)
+"""Bytes of a unit's loss, prediction and label at the end of an evaluation, batch by batch and as a whole."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,18 @@ class Footprint:
         return self.host(on_gpu) - (0 if on_gpu else self.shared)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Of the longest example in training and in evaluation."""
-
-    training: int
-    evaluation: int
-
-
 def predict(
-    config: Config, architecture: PretrainedConfig, entry: MethodConfig, tier: str, tokens: Tokens, asked: Set[str]
+    config: Config,
+    architecture: PretrainedConfig,
+    entry: MethodConfig,
+    tier: str,
+    largest: LargestBatches,
+    asked: Set[str],
 ) -> Footprint:
     """Return what an actor of the tier holds at its peak with the method.
 
     Args:
+        largest: batches of the tier's clients.
         asked: arguments of `Local.train` that the method uses (`Cost.asked`).
 
     Raises:
@@ -80,13 +81,16 @@ def predict(
     device = resting.device
     together = held.fuse_width
     try:
-        step = trace_step(adapter.model, config.task, together * train.batch_size, tokens.training)
-        examples = together * config.evaluation.batch_size
-        evaluation = trace_evaluation(adapter.model, config.task, examples, tokens.evaluation)
-        if generates_text(configured_metrics(config)):
+        step, evaluation = (
+            _largest([trace(adapter.model, config.task, shape.times(together)) for shape in shapes])
+            for trace, shapes in ((trace_step, largest.training), (trace_evaluation, largest.evaluation))
+        )
+        if largest.prompts is not None:
             options, new_tokens = config.evaluation.generation, config.evaluation.max_new_tokens
-            generation = trace_generation(adapter.model, options, examples, tokens.evaluation, new_tokens)
-            evaluation = max(evaluation, generation, key=lambda traced: traced.peak)
+            generation = trace_generation(adapter.model, options, largest.prompts.times(together), new_tokens)
+            evaluation = _largest([evaluation, generation])
+        kept = together * KEPT_PER_UNIT * largest.scored
+        evaluation = _largest([evaluation, Traced(kept, kept)])
     except Exception as error:  # models of the hub's and methods of the user's own may look at values
         raise ConfigError(
             f"method {entry.key!r} on tier {tier!r}: its memory cannot be predicted, since a step cannot be traced "
@@ -104,6 +108,14 @@ def predict(
         resting.host,
         vectors,
         0 if held.engine.weights_on_host else frozen,
+    )
+
+
+def _largest(traced: Sequence[Traced]) -> Traced:
+    """Return what the largest of several takes; nothing if there is none."""
+    return Traced(
+        max((one.activations for one in traced), default=0),
+        max((one.peak for one in traced), default=0),
     )
 
 

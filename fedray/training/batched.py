@@ -26,7 +26,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import ClientBatch
 from fedray.adapters.stacked import AdapterStack
 from fedray.data.batches import by_length
-from fedray.evaluation.evaluate import Units, evaluating, predictions_of, summarise, unmeasured
+from fedray.evaluation.evaluate import Units, evaluating, score_units, summarise, unmeasured
 from fedray.evaluation.generation import generate, generate_batch, prompts_alone
 from fedray.evaluation.losses import score
 from fedray.evaluation.options import has_options, log_likelihoods, options_of
@@ -239,10 +239,9 @@ def _score_batched(
     """Score the tables of the stack's members."""
     parts: dict[int, list[list[Tensor]]] = {slot: [] for slot in tables}
     for slots, joined in passes(stack, tables, training_context.evaluation.batch_size, by_length, training_context):
-        scored = score(stack.adapter.model, joined.on(training_context.device), training_context.task)
-        predicted = predictions_of(scored, training_context.task)
+        scored = score_units(stack.adapter.model, joined.on(training_context.device), training_context.task)
         for slot, own in zip(slots, joined.own_units(training_context.device), strict=True):
-            parts[slot].append([scored.losses[own], predicted[own], scored.labels[own]])
+            parts[slot].append([values[own] for values in scored])
     return {
         slot: Units(*(torch.cat(part).cpu().numpy() for part in zip(*own, strict=True))) for slot, own in parts.items()
     }

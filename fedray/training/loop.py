@@ -186,10 +186,7 @@ def steps(request: Train, training_context: TrainingContext, process_group: Proc
     train, table, client, server_round = training_context.train, request.table, request.client, request.server_round
     units = num_units(table, training_context.task)
     for epoch in count():
-        rng = keyed_rng(training_context.seed, "order", server_round, client, epoch, *request.phase_key)
-        order = rng.permutation(table.num_rows)
-        if train.group_by_length:
-            order = grouped_by_length(order, lengths(table), train.batch_size * train.accumulation, rng)
+        order = epoch_order(table, train, training_context.seed, server_round, client, epoch, request.phase_key)
         cuts = [order[start : start + train.batch_size] for start in range(0, table.num_rows, train.batch_size)]
         stepped = [cuts[start : start + train.accumulation] for start in range(0, len(cuts), train.accumulation)]
         own = [[index for index in range(len(step)) if process_group.mine(index)] for step in stepped]
@@ -204,6 +201,23 @@ def steps(request: Train, training_context: TrainingContext, process_group: Proc
                     "check data.answer, or raise data.max_length"
                 )
             yield Step({index: next(micro_batches) for index in indices}, step_units)
+
+
+def epoch_order(
+    table: pa.Table,
+    train: TrainConfig,
+    seed: int,
+    server_round: int,
+    client: ClientId,
+    epoch: int,
+    phase_key: Sequence[Key] = (),
+) -> Indices:
+    """Return the order in which one epoch reads the training examples."""
+    rng = keyed_rng(seed, "order", server_round, client, epoch, *phase_key)
+    order: Indices = rng.permutation(table.num_rows)
+    if train.group_by_length:
+        return grouped_by_length(order, lengths(table), train.batch_size * train.accumulation, rng)
+    return order
 
 
 def grouped_by_length(order: Indices, lengths: Indices, step: int, rng: np.random.Generator) -> Indices:

@@ -18,12 +18,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import masking_utils
 
 from fedray.adapters.context import CACHES
 from fedray.config import GenerationSection
+from fedray.evaluation.evaluate import score_units
 from fedray.evaluation.generation import processors
 from fedray.evaluation.losses import score
-from fedray.types import Task
+from fedray.models.observing import unobserved
+from fedray.training.batch_shapes import BatchShape
+from fedray.types import IGNORED, Task
 
 aten = torch.ops.aten
 
@@ -46,48 +50,45 @@ class Traced:
     peak: int
 
 
-def trace_step(model: nn.Module, task: Task, examples: int, tokens: int) -> Traced:
+def trace_step(model: nn.Module, task: Task, shape: BatchShape) -> Traced:
     """Return what a training step on one micro-batch takes, forward and backward.
 
     Operations are a CPU's, attention included; what they use inside, and what the allocator rounds up, is not seen.
-    No token is padding, and causal_lm has a loss at every token, which is the most that there can be.
+    For causal_lm, the last tokens of every example have a loss, as many of one as of another.
 
     Args:
-        model: on the meta device, with the adapter and with what trains chosen; it cannot be used afterwards.
+        model: on the meta device, with the adapter and with what trains chosen; it cannot be used afterwards, except
+            for another trace.
         task: decides the loss.
-        examples: per micro-batch.
-        tokens: per example.
+        shape: of the micro-batch.
     """
-    return _trace(model, task, examples, tokens, training=True)
+    return _trace(model, task, shape, training=True)
 
 
-def trace_evaluation(model: nn.Module, task: Task, examples: int, tokens: int) -> Traced:
-    """Return what the losses and outputs of one batch take, without gradients; otherwise as `trace_step`."""
-    return _trace(model, task, examples, tokens, training=False)
+def trace_evaluation(model: nn.Module, task: Task, shape: BatchShape) -> Traced:
+    """Return what the losses and predictions of one batch take, without gradients; otherwise as `trace_step`."""
+    return _trace(model, task, shape, training=False)
 
 
-def trace_generation(
-    model: nn.Module, options: GenerationSection, examples: int, tokens: int, new_tokens: int
-) -> Traced:
+def trace_generation(model: nn.Module, options: GenerationSection, shape: BatchShape, new_tokens: int) -> Traced:
     """Return what generating texts takes: reading the prompts, or the last token's step, for which the cache holds all
     tokens before it; otherwise as `trace_step`.
 
     Args:
         options: how; every beam has a cache of its own.
-        examples: prompts that are read together.
-        tokens: of each prompt.
+        shape: of the prompts that are read together.
         new_tokens: generated for each.
     """
-    rows = examples * options.num_beams
+    rows, tokens = shape.examples * options.num_beams, shape.tokens
     keeps = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), _masks_by_value(), unobserved(), torch.no_grad():
         _materialise(model)
         model.eval()
         with _LiveStorages() as live:
 
             def read(number: int, held: int = 0, **cache: Any) -> Any:
-                shape = (rows, held + number)
-                ids, mask = (torch.ones(size, dtype=torch.long) for size in ((rows, number), shape))
+                ids = torch.ones(rows, number, dtype=torch.long)
+                mask = (torch.arange(held + number) >= shape.padded).long().repeat(rows, 1)
                 return model(input_ids=ids, attention_mask=mask, use_cache=True, **keeps, **cache)
 
             def choose(logits: Tensor, written: int) -> None:
@@ -111,27 +112,51 @@ def trace_generation(
     return Traced(live.largest, live.largest)
 
 
-def _trace(model: nn.Module, task: Task, examples: int, tokens: int, training: bool) -> Traced:
-    with FakeTensorMode(), nullcontext() if training else torch.no_grad():
+def _trace(model: nn.Module, task: Task, shape: BatchShape, training: bool) -> Traced:
+    with FakeTensorMode(), _masks_by_value(), unobserved(), nullcontext() if training else torch.no_grad():
         parameters = _materialise(model)
         model.train(training)
         with _LiveStorages() as live:
-            batch = _batch(task, examples, tokens)
+            batch = _batch(task, shape)
             for parameter in parameters:
                 if training and parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(live.gradient)  # type: ignore[no-untyped-call]
-            loss = score(model, batch, task).losses.sum()
             if training:
-                loss.backward()  # type: ignore[no-untyped-call]
+                score(model, batch, task).losses.sum().backward()  # type: ignore[no-untyped-call]
+            else:
+                score_units(model, batch, task)
     return Traced(live.largest_activations, live.largest)
 
 
-def _batch(task: Task, examples: int, tokens: int) -> dict[str, Tensor]:
-    shape = (examples, tokens)
-    whole = {name: torch.ones(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    if task == "causal_lm":
-        return {**whole, "labels": torch.ones(shape, dtype=torch.long)}
-    return {**whole, "labels": torch.ones(examples, dtype=torch.long if task == "classification" else torch.float32)}
+def _batch(task: Task, shape: BatchShape) -> dict[str, Tensor]:
+    ids = torch.ones(shape.examples, shape.tokens, dtype=torch.long)
+    mask = (torch.arange(shape.tokens) < shape.tokens - shape.padded).long().repeat(shape.examples, 1)
+    number = torch.long if task == "classification" else torch.float32
+    labels = _labels(shape) if task == "causal_lm" else torch.ones(shape.examples, dtype=number)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _labels(shape: BatchShape) -> Tensor:
+    """Return labels of the last tokens: ⌊(units + e) / examples⌋ of example e, which add up to all units."""
+    answers = (shape.units + torch.arange(shape.examples)).div(shape.examples, rounding_mode="floor")
+    answered = torch.arange(shape.tokens) >= shape.tokens - answers[:, None]
+    return torch.where(answered, 1, IGNORED)
+
+
+@contextmanager
+def _masks_by_value() -> Iterator[None]:
+    """Let transformers leave out the masks of attention that a batch without padding does not need. It makes all of
+    them for fake tensors, whose values it expects nobody to know."""
+    fake = masking_utils.is_tracing
+
+    def unknown(tensor: Any = None) -> bool:
+        return not hasattr(tensor, VALUES) and bool(fake(tensor))
+
+    masking_utils.is_tracing = unknown
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = fake
 
 
 def _materialise(model: nn.Module) -> Sequence[nn.Parameter]:
@@ -168,6 +193,9 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
         if function is aten.nonzero.default:
             made = _where(args[0])
+        elif function in (aten.item.default, aten._local_scalar_dense.default) and hasattr(args[0], VALUES):
+            with unset_fake_temporarily():
+                return getattr(args[0], VALUES).item()
         elif function is aten.index.Tensor:
             indices = [
                 part

@@ -129,13 +129,13 @@ def test_params_needs_no_data_where_the_configuration_says_the_classes(config: P
     assert "597" in result.stdout
 
 
-PLAN = ["model.config.num_labels=5", "model.config.vocab_size=300", "data.libraries=[]"]
+PLAN = ["model.config.num_labels=5", "model.config.vocab_size=300"]
 
 
 def test_plan_needs_no_data_and_no_cluster_that_exists(config: Path) -> None:
     """Four CPUs: four actors. Full fine-tuning sends 300·16 + ... numbers, 20 times those of the LoRA and more."""
     methods = "method=[{name: fedavg, adapter: full, label: full}, fedavg]"
-    result = call("plan", config, *PLAN, methods, "--node", "CPU=4,memory=64GB")
+    result = call("plan", "--no-data", config, *PLAN, methods, "--node", "CPU=4,memory=64GB")
     assert result.exit_code == 0, result.output
     assert "full /" in result.stdout
     assert all(part in result.stdout for part in ("weights", "activations", "offloaded", "actors"))
@@ -145,11 +145,19 @@ def test_plan_needs_no_data_and_no_cluster_that_exists(config: Path) -> None:
 
 def test_plan_says_the_part_of_a_gpu(config: Path) -> None:
     """A tiny model on a GPU of 2.4 GB takes what CUDA does, 0.6 GB: a quarter, and a little. Three fit on each."""
-    result = call("plan", config, *PLAN, "--gpu-memory", "2.4GB", "--node", "CPU=16,GPU=2")
+    result = call("plan", "--no-data", config, *PLAN, "--gpu-memory", "2.4GB", "--node", "CPU=16,GPU=2")
     assert result.exit_code == 0, result.output
     amounts = result.stdout.split("what fits the cluster")[1].split("default")[1].split()
     assert 0.25 < float(amounts[1]) < 0.27
     assert amounts[-2:] == ["6", "6"]
+
+
+def test_a_plan_without_readable_data_says_so(config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = call("plan", config, *PLAN, "data={source: files, files: {train: nowhere.jsonl}}", "--node", "CPU=4")
+    assert result.exit_code == 0, result.output
+    assert "what fits the cluster" in result.stdout
+    (warning,) = [record.getMessage() for record in caplog.records if "without the data" in record.getMessage()]
+    assert "nowhere.jsonl" in warning
 
 
 @pytest.mark.parametrize(
@@ -162,7 +170,7 @@ def test_plan_says_the_part_of_a_gpu(config: Path) -> None:
     ],
 )
 def test_a_plan_that_cannot_be_made(config: Path, arguments: list[str], says: str) -> None:
-    result = call("plan", config, *PLAN, *arguments)
+    result = call("plan", "--no-data", config, *PLAN, *arguments)
     assert result.exit_code == 2, result.output
     assert says in result.stderr
     assert "Traceback" not in result.output

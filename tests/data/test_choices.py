@@ -11,12 +11,14 @@ from pydantic import ValidationError
 
 from fedray.config import Config, RawRows
 from fedray.config.data import SOURCES
+from fedray.data.batches import lengths
 from fedray.data.examples import Examples, assemble
 from fedray.data.load import load_federated_data
-from fedray.data.shards import CHOICES, longest
+from fedray.data.shards import CHOICES
 from fedray.data.sources.files import Files
 from fedray.data.tokens.causal import CausalEncoder
 from fedray.errors import DataError
+from fedray.evaluation.options import options_of
 from fedray.models.tokenizer import load_tokenizer
 
 Configure = Callable[..., Config]
@@ -162,9 +164,6 @@ def test_tokens_are_those_of_answers_without_an_end(tmp_path: Path, configure: C
                 assert labels[option["start"] - 1] == -100 != labels[option["start"]]
                 text = tokenizer.decode(option["input_ids"][option["start"] :])
                 assert text == f" {option['text']}"
-        # "Q0: who knows?" is longer than the example itself.
-        assert shard.longest("test") == longest(rows) == max(len(o[2]["input_ids"]) for o in rows[CHOICES].to_pylist())
-        assert longest(rows.drop_columns([CHOICES])) < longest(rows)
 
 
 def test_nothing_changes_without_the_metric(tmp_path: Path, configure: Configure) -> None:
@@ -208,8 +207,7 @@ def test_options_that_are_cut_are_noted(tmp_path: Path, configure: Configure) ->
     assert any(
         "10 cuts" in note and "options with their prompts" in note and "lose the end" in note for note in data.notes
     )
-    tables = [shard.tables["test"] for shard in data.shards.values()]
-    assert max(map(longest, tables)) == 10
+    assert max(lengths(options_of(shard.tables["test"])).max() for shard in data.shards.values()) == 10
 
 
 @pytest.mark.parametrize(

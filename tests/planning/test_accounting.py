@@ -312,3 +312,9 @@ def test_all_numbers_belong_to_one_client() -> None:
 def test_a_number_of_classes_that_is_none(number: Any) -> None:
     with pytest.raises(ConfigError, match="model.config.num_labels: expected a whole number of at least 2, got"):
         cost({**TINY, "num_labels": number}, "fedavg")
+
+
+def test_the_splits_that_a_method_evaluates_itself() -> None:
+    """IFCA chooses a model by its loss on the training examples."""
+    assert cost(TINY, "ifca").evaluated == {"train"}
+    assert cost(TINY, "fedavg").evaluated == set()

@@ -20,7 +20,7 @@ from fedray.adapters.rows import hold_rows
 from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config, to_mapping
 from fedray.config.clients import TierConfig
 from fedray.evaluation.metrics.accuracy import Accuracy
-from fedray.experiment.outline import footprints_from_configuration
+from fedray.experiment.outline import footprints as configured_footprints
 from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.fedavg import FedAvg
@@ -45,8 +45,8 @@ TINY = {**SHAPE, "num_labels": 3}
 ALL_RELEASED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
-def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
-    """By tier, from a configuration alone."""
+def footprints(method: Any = "fedavg", read_data: bool = False, **changes: Any) -> dict[str, Footprint]:
+    """By tier; from a configuration alone unless data are read."""
     base = {
         "rounds": 1,
         "task": "classification",
@@ -56,7 +56,7 @@ def footprints(method: Any = "fedavg", **changes: Any) -> dict[str, Footprint]:
         "lora": {"rank": 2},
     }
     config = load_config(base, {path.replace("__", "."): value for path, value in changes.items()})
-    (by_tier,) = footprints_from_configuration(config).values()
+    (by_tier,) = configured_footprints(config, read_data).values()
     return {tier: footprint for tier, (_, footprint) in by_tier.items()}
 
 
@@ -268,6 +268,16 @@ def test_steering_and_mean_gradients_take_a_vector_each() -> None:
         footprints({"name": n, "adapter": "full"}, **small)["default"].device for n in ("fedavg", "fedprox")
     )
     assert full.activations < 3 * full.gradients == steered.activations
+
+
+def test_batches_are_no_larger_than_the_data(tmp_path: Path) -> None:
+    """Clients have fewer than 100 test examples; nothing else depends on the data."""
+    changes: dict[str, Any] = {"task": "causal_lm", "model__config": TINY_LLAMA, "evaluation__batch_size": 1000}
+    changes |= {"data__examples_per_client": 60, "data__cache_dir": str(tmp_path)}
+    changes |= {"partition__kind": "by_file", "clients__count": 2}
+    read, full = (footprints(read_data=data, **changes)["default"] for data in (True, False))
+    assert 10 * read.device.activations < full.device.activations
+    assert (read.device.resting, read.vectors, read.shared) == (full.device.resting, full.vectors, full.shared)
 
 
 def test_a_large_evaluation_counts() -> None:

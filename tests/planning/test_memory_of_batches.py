@@ -1,0 +1,129 @@
+"""Predicted memory against what torch's profiler sees allocated while clients train, evaluate and generate for real:
+over tasks, vocabularies, lengths of answers, and sizes of batches.
+
+The profiler counts allocated tensors. What the allocator of a process makes of them differs from run to run, and is
+compared by hand (docs/memory.md).
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TINY_LLAMA, tiny_bert
+from torch.profiler import ProfilerActivity, profile
+
+from fedray.config import load_config
+from fedray.experiment.prepare import prepare
+from fedray.federation.tasks import ClientTask, downlinks_of
+from fedray.federation.worker import Worker
+
+ROWS = 24
+"""Of every client: 14 for training, 6 for the test, 4 for validation."""
+
+
+def rows(task: str, prompt: tuple[int, int], answer: tuple[int, int], options: int) -> list[dict[str, Any]]:
+    """Random texts of a byte per token; lengths are drawn from the ranges."""
+    rng = random.Random(1)
+
+    def text(shortest: int, longest: int) -> str:
+        return "".join(rng.choices("abcdefgh", k=rng.randint(shortest, longest)))
+
+    if task != "causal_lm":
+        label = {"classification": lambda: rng.choice("xyz"), "regression": rng.random}[task]
+        return [{"text": text(*prompt), "label": label()} for _ in range(ROWS)]
+    found: list[dict[str, Any]] = [{"prompt": text(*prompt), "answer": text(*answer)} for _ in range(ROWS)]
+    if options:
+        found = [{**row, "options": [row["answer"], text(options, options)]} for row in found]
+    return found
+
+
+def measured(worker: Worker, tasks: list[ClientTask]) -> int:
+    """The most that was allocated at one time while the tasks ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        for task in tasks:
+            worker.train(task)
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = largest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        largest = max(largest, now)
+    return largest
+
+
+TEXTS = {"metric": "rouge_l", "max_new_tokens": 30}
+RANKED = {"metric": "multiple_choice"}
+SHORT, LONG, VARIED = (2, 2), (60, 60), (1, 60)
+
+
+@pytest.mark.parametrize(
+    ("task", "vocabulary", "answer", "prompt", "train", "evaluation", "adapter"),
+    [
+        ("causal_lm", 300, SHORT, (90, 90), 4, {"batch_size": 1}, "lora"),
+        ("causal_lm", 300, LONG, (30, 90), 2, {"batch_size": 16}, "full"),
+        ("causal_lm", 300, SHORT, (40, 90), 1, {"batch_size": 6} | TEXTS, "lora"),
+        ("causal_lm", 300, SHORT, (40, 90), 1, {"batch_size": 6} | TEXTS, "branches"),
+        ("causal_lm", 32_000, SHORT, (90, 90), 4, {"batch_size": 64}, "lora"),
+        ("causal_lm", 32_000, LONG, (30, 30), 1, {"batch_size": 2}, "lora"),
+        ("causal_lm", 32_000, SHORT, (30, 90), 2, {"batch_size": 4} | RANKED, "lora"),
+        ("causal_lm", 32_000, SHORT, (90, 90), 1, {"batch_size": 4}, "reft"),
+        ("causal_lm", 32_000, VARIED, (30, 90), 4, {"batch_size": 1}, "lora"),
+        ("causal_lm", 128_000, SHORT, (90, 90), 2, {"batch_size": 4}, "lora"),
+        ("causal_lm", 128_000, LONG, (30, 90), 2, {"batch_size": 2}, "lora"),
+        ("classification", 300, SHORT, (90, 90), 64, {"batch_size": 1}, "lora"),
+        ("classification", 300, SHORT, (30, 120), 1, {"batch_size": 64}, "lora"),
+        ("classification", 32_000, SHORT, (30, 30), 1, {"batch_size": 4}, "full"),
+        ("regression", 300, SHORT, (30, 120), 4, {"batch_size": 4}, "lora"),
+    ],
+)
+def test_what_is_predicted_is_allocated_within_a_tenth(
+    task: str,
+    vocabulary: int,
+    answer: tuple[int, int],
+    prompt: tuple[int, int],
+    train: int,
+    evaluation: dict[str, Any],
+    adapter: str,
+    tmp_path: Path,
+) -> None:
+    """Both rounds of both clients, whose batches decide. Weights and adapter exist before; what is small in all is the
+    payloads."""
+    texts = rows(task, prompt, answer, 50 if "multiple_choice" in evaluation.values() else 0)
+    for client in range(2):
+        lines = "".join(json.dumps(row) + "\n" for row in texts[client:] + texts[:client])
+        (tmp_path / f"{client}.jsonl").write_text(lines)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": 200}
+    model = tiny_bert(**sizes)
+    if task == "causal_lm":
+        model["config"] = TINY_LLAMA | sizes
+    section = {"source": "files", "files": {"train": str(tmp_path / "*.jsonl")}, "max_length": 160}
+    if evaluation.get("metric") == "multiple_choice":
+        section["choices"] = "options"
+    config = load_config(
+        {
+            "rounds": 1,
+            "task": task,
+            "method": {"name": "fedalt"} if adapter == "branches" else {"name": "fedavg", "adapter": adapter},
+            "model": model,
+            "data": section | {"cache_dir": str(tmp_path / "cache")},
+            "partition": {"kind": "by_file"},
+            "train": {"batch_size": train},
+            "evaluation": evaluation,
+            "device": "cpu",
+            "runtime": "inline",
+        }
+    )
+    prepared, (entry,) = prepare(config), config.method
+    worker = Worker()
+    worker.setup(prepared.worker_setups(entry)["default"])
+    federation = prepared.federation(entry, worker.initial(), None)  # type: ignore[arg-type]
+    downlinks = downlinks_of(federation.method.configure_train(federation.server, prepared.clients), prepared.clients)
+    tasks = [
+        ClientTask(client, server_round, downlinks[client.id], True, shard=prepared.data.shards[client.id])
+        for server_round in range(2)
+        for client in prepared.clients
+    ]
+    predicted = prepared.footprint(entry, "default").device
+    moving = predicted.gradients + predicted.optimizer + predicted.activations
+    assert moving == pytest.approx(measured(worker, tasks), rel=0.1)
