@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedray.training.batch_width import fastest_width, width_seconds
+from fedray.training.batch_width import fastest_width, largest_width, width_seconds
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,26 @@ def test_a_width_beyond_the_memory_ends_the_search():
 def test_the_busiest_actor_decides(cohort, actors, of_eight, best):
     """Seconds per client by width, the same for any number of them."""
     assert fastest_width({1: 1.0, 5: 0.9, 8: of_eight}, cohort, actors) == best
+
+
+@pytest.mark.parametrize(
+    ("number", "room", "width"),
+    [
+        (10, 9, 5),  # eight fit: two steps of five instead of eight and two
+        (10, 10, 10),
+        (10, 1, 1),
+        (1, 99, 1),
+        (7, 4, 4),  # four and three
+        (1000, 10**6, 63),  # no more than 64, in 16 steps
+    ],
+)
+def test_the_largest_width_that_fits(number, room, width):
+    asked = []
+
+    def fits(clients):
+        asked.append(clients)
+        return clients <= room
+
+    assert largest_width(fits, number) == width
+    assert len(asked) <= 6
+    assert all(clients <= min(number, 64) for clients in asked)

@@ -60,6 +60,10 @@ class DeepSpeedConfig(EngineConfig):
         return zero_stage(self.offload) == 3
 
     @property
+    def steps_on_host(self) -> bool:
+        return zero_stage(self.offload) > 0
+
+    @property
     def steers(self) -> bool:
         """In stage 0 gradients stay in the parameters; the others move them into buffers as they arise."""
         return zero_stage(self.offload) == 0
