@@ -95,12 +95,12 @@ def _fitting_width(prepared: Prepared, pool: Pool, tier: str, room: int) -> int:
     """Return how many of a tier's clients per step fit on its actors' GPU by prediction, with every method; 1 if the
     memory cannot be predicted."""
 
-    def fits(width: int) -> bool:
+    def held(width: int) -> int:
         wide = _with_widths(prepared, {tier: width})
-        return all(wide.footprint(entry, tier).device.total <= room for entry in prepared.config.method)
+        return max(wide.footprint(entry, tier).device.total for entry in prepared.config.method)
 
     try:
-        return largest_width(fits, _share(prepared, pool, tier))
+        return largest_width(held, room, _share(prepared, pool, tier))
     except ConfigError as error:
         log.warning("tier %r: clients are trained one by one unless clients.fuse is a number: %s", tier, error)
         return 1

@@ -84,18 +84,24 @@ def fastest_width(seconds: Mapping[int, float], cohort: int, actors: int) -> int
     return best if rounds[best] < CLEARLY * rounds[1] else 1
 
 
-def largest_width(fits: Callable[[int], bool], number: int) -> int:
+def largest_width(held: Callable[[int], int], room: int, number: int) -> int:
     """Return the largest number of clients per step that fits, so that all steps have about equally many.
 
-    Widths are doubled until one does not fit. Of ten clients, if eight fit, five are trained in each of two steps.
+    Bytes grow by about the same for every client, so the largest width is extrapolated from those of one and two
+    clients, and halved while it does not fit. Of ten clients, if eight fit, five are trained in each of two steps.
 
     Args:
-        fits: whether a width fits; if one does, so do all smaller ones.
-        number: of an actor's clients in a round; no width is larger.
+        held: bytes that a number of clients takes; it may take seconds.
+        room: bytes that there are.
+        number: of an actor's clients in a round; no width is larger, nor than `WIDEST`.
     """
-    most, width = min(number, WIDEST), 1
-    while width < most and fits(wider := min(2 * width, most)):
-        width = wider
+    most = min(number, WIDEST)
+    if most < 2 or (two := held(2)) > room:
+        return 1
+    one = held(1)
+    width = min(most, 1 + (room - one) // max(two - one, 1))
+    while width > 2 and held(width) > room:
+        width = max(width // 2, 2)
     return math.ceil(number / math.ceil(number / width))
 
 

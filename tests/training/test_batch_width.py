@@ -58,21 +58,28 @@ def test_the_busiest_actor_decides(cohort, actors, of_eight, best):
 @pytest.mark.parametrize(
     ("number", "room", "width"),
     [
-        (10, 9, 5),  # eight fit: two steps of five instead of eight and two
-        (10, 10, 10),
-        (10, 1, 1),
-        (1, 99, 1),
-        (7, 4, 4),  # four and three
+        (10, 189, 5),  # eight fit: two steps of five
+        (10, 200, 10),
+        (10, 119, 1),
+        (7, 140, 4),  # four and three
         (1000, 10**6, 63),  # no more than 64, in 16 steps
+        (1, 10**6, 1),
     ],
 )
 def test_the_largest_width_that_fits(number, room, width):
+    """100 bytes, and 10 for each client."""
     asked = []
 
-    def fits(clients):
+    def held(clients):
         asked.append(clients)
-        return clients <= room
+        return 100 + 10 * clients
 
-    assert largest_width(fits, number) == width
-    assert len(asked) <= 6
+    assert largest_width(held, room, number) == width
+    assert len(asked) <= (3 if number > 1 else 0)
     assert all(clients <= min(number, 64) for clients in asked)
+
+
+def test_a_width_that_takes_more_than_expected_is_halved():
+    """From four clients on, an evaluation takes more than training: 40 for each. By extrapolation nine would fit into
+    200 bytes, but they take 360, and four take 160."""
+    assert largest_width(lambda clients: max(100 + 10 * clients, 40 * clients), 199, 9) == 3
