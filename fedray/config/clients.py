@@ -35,6 +35,8 @@ Precision = Literal[Dtype, Quantised]
 
 Fuse = Literal["auto", "off"] | Annotated[int, Field(ge=2)]
 """2 or more, `off`, or `auto`."""
+HOST_STEP_THREADS = 4
+"""Threads of an actor on a GPU whose optimizer's step is computed on the host."""
 ROUNDING = 1e-6
 """Shares that differ from 1 by less than this are rounding."""
 
@@ -116,7 +118,7 @@ class TierConfig(Section):
 
     @property
     def fuse_width(self) -> int:
-        """How many clients are trained in one step; one by one, and `auto` before it is found, is 1."""
+        """How many clients are trained in one step; 1 if they are trained one by one, and until it is found."""
         return self.fuse if isinstance(self.fuse, int) and self.batches_clients else 1
 
     @property
@@ -194,12 +196,17 @@ class ClientsConfig(Section):
     where an autoscaler shall add GPU nodes, say how much."""
     actors: PositiveInt | None = None
     """Number of client actors; default as many as the cluster can hold, and no more than the cohort can use."""
-    fuse: Fuse = "off"
+    fuse: Fuse | None = None
     """Clients of a tier that are trained in one step: their batches go through the frozen base model together, each
-    client's adapter acts on its own. Faster for small batches; results differ by rounding. A number, `off`, or `auto`,
-    found for each tier by timing some steps of the first method at the start, and kept in the run's config.yaml."""
-    threads: PositiveInt = 1
-    """Threads of torch per client actor."""
+    client's adapter acts on its own. Faster for small batches; results differ by rounding. A number, `off`, or `auto`:
+    found for each tier at the start, and kept in the run's config.yaml. On a CPU, some steps of the first method are
+    timed; on a GPU, where more clients are always faster, it is as many as the actor's share of the GPU's memory holds
+    by prediction, at most 64. Default: `auto` on a GPU, `off` on a CPU."""
+    threads: PositiveInt | None = None
+    """Threads of torch per client actor. Default: 1, since actors share the node's cores, and an actor on a GPU only
+    starts its kernels. On a GPU with an engine that moves the parameters on the host (`offload`): 4, or the tier's
+    num_cpus if that is more, since the optimizer's step is limited by the memory's bandwidth, which one thread does not
+    use up and a few do."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a client is run again in a round, elsewhere if possible, after an exception, a timeout, or the death of
     the actor that trained it. Training that diverges would do so again and is not run again."""
@@ -249,6 +256,18 @@ class ClientsConfig(Section):
         tier = self.tiers[name] if self.tiers else TierConfig(share=1.0)
         common = {field: getattr(self, field) for field in ("num_cpus", "num_gpus", "actors", "fuse")}
         return tier.model_copy(update={f: value for f, value in common.items() if getattr(tier, f) is None})
+
+    def tier_threads(self, tier: TierConfig, device: str) -> int:
+        """Return the threads of torch in an actor of the tier.
+
+        Args:
+            device: cuda or cpu, where the tier computes.
+        """
+        if self.threads is not None:
+            return self.threads
+        if device == "cuda" and tier.engine.steps_on_host:
+            return max(HOST_STEP_THREADS, int(tier.num_cpus or 0))
+        return 1
 
     @property
     def tier_names(self) -> tuple[str, ...]:

@@ -95,6 +95,12 @@ class EngineConfig(Option):
         return False
 
     @property
+    def steps_on_host(self) -> bool:
+        """Whether the optimizer's step is computed on the host, also for a GPU: an actor then has more threads by
+        default (`clients.threads`)."""
+        return False
+
+    @property
     def steers(self) -> bool:
         """Whether a method may train parts of what it declares, steer gradients, or take their mean (`parts`,
         `steering`, `mean_gradient` of `Local.train`): the engine moves what `adapter.trainable_groups()` says at its

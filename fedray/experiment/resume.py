@@ -117,7 +117,10 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def _found_out(path: str, given: Config) -> bool:
-    """Return whether a field is measured at the start of a run (`calibration`)."""
-    if path == "clients.example_seconds":
+    """Return whether a field that is left out, or `auto`, follows from the actors' devices (`calibration`), so that a
+    continued run keeps what it had."""
+    if path in ("clients.example_seconds", "clients.threads"):
         return True
-    return path.endswith("fuse") and "auto" in {given.clients.tier(name).fuse for name in given.clients.tier_names}
+    return path.endswith("fuse") and not {None, "auto"}.isdisjoint(
+        given.clients.tier(name).fuse for name in given.clients.tier_names
+    )

@@ -41,7 +41,7 @@ def run_experiment(
         where: the run's folder.
         resume: continue the run that is in the folder (`resume.continued`).
     """
-    set_threads(prepared.config.clients.threads)
+    set_threads(prepared.config.clients.threads or 1)
     prepared = calibrated(prepared, pool)
     with closing(RunFolder(StoragePath.of(where), prepared.config, resume)) as folder:
         yield RunStarted(folder.place, prepared.config)

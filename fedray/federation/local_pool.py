@@ -12,7 +12,7 @@ from fedray.federation.work_queue import WorkQueue, task_groups
 from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
 from fedray.storage.client_states import StateFiles, StateRef
-from fedray.training.metering import MemoryUse
+from fedray.training.metering import MemoryUse, gpu_memory
 from fedray.types import ClientId
 
 
@@ -65,6 +65,10 @@ class LocalPool:
         """See `Worker.width_seconds`."""
         worker = self.workers[tasks[0].client.tier]
         return worker.width_seconds([self._with_shard(task) for task in tasks])
+
+    def gpu_memory(self, tier: str) -> int | None:
+        """Return the bytes of a GPU that this process may take; all tiers share them."""
+        return gpu_memory()
 
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
         """Return the states."""

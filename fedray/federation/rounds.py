@@ -48,6 +48,11 @@ class Pool(Protocol):
         step (`Worker.width_seconds`)."""
         ...
 
+    def gpu_memory(self, tier: str) -> int | None:
+        """Return the bytes of a GPU that one of the tier's actors may take (`metering.gpu_memory`); None if it has no
+        GPU. Known before `setup`."""
+        ...
+
     def fetch(self, refs: Sequence[StateRef]) -> Sequence[Any]:
         """Return the states."""
         ...

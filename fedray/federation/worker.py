@@ -73,10 +73,10 @@ class Worker:
             self._served.engine.close()
         self._served = self._stack = None  # before anything is loaded: two base models at once may not fit
         config, self._setup = setup.config, setup
-        set_threads(config.clients.threads)
-        resting = resting_memory()
         tier = config.clients.tier(setup.tier)
         self.device = resolve_device(config, tier)
+        set_threads(config.clients.tier_threads(tier, self.device))
+        resting = resting_memory()
         sections = config.section_for(setup.entry, setup.tier)
         method = build_method(config, setup.entry, setup.tier)
         self._meter = self._metered(method, tier, resting)

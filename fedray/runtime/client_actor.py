@@ -13,7 +13,7 @@ from fedray.federation.tasks import WorkerSetup
 from fedray.federation.worker import Worker
 from fedray.methods.protocol import Initial
 from fedray.runtime.messages import Message, TaskBatch, from_message, resolve_tasks, to_message
-from fedray.training.metering import MemoryUse, cap_gpu_memory
+from fedray.training.metering import MemoryUse, cap_gpu_memory, gpu_memory
 from fedray.training.process_memory import freeze_heap
 
 
@@ -58,6 +58,10 @@ class ClientActor:
     def memory(self) -> MemoryUse:
         """See `Worker.memory`."""
         return self.worker.memory()
+
+    def gpu_memory(self) -> int | None:
+        """See `metering.gpu_memory`."""
+        return gpu_memory()
 
     def width_seconds(self, batch: TaskBatch) -> dict[int, float]:
         """See `Worker.width_seconds`."""

@@ -165,6 +165,13 @@ class ClientPool:
         found: dict[int, float] = get(actor.width_seconds.remote(sent))
         return found
 
+    def gpu_memory(self, tier: str) -> int | None:
+        """Return the bytes of a GPU that an actor of the tier may take; None if it requested no GPU, or finds none."""
+        if not self._scaling.resources[tier].get("GPU"):
+            return None
+        found: int | None = get(self.group.handles[tier][0].actor.gpu_memory.remote())
+        return found
+
     def fetch(self, refs: Sequence[StateRef]) -> list[Any]:
         """Return the states."""
         return [] if self._files is None else self._files.read(refs)

@@ -1,4 +1,5 @@
-"""The best number of clients to train in one step: the width of a client batch, timed for `clients.fuse: auto`."""
+"""The best number of clients to train in one step, the width of a client batch, for `clients.fuse: auto`: the fastest
+on a CPU, the largest that fits on a GPU."""
 
 import heapq
 import math
@@ -16,6 +17,9 @@ TIMED_STEPS = 3
 """Optimizer steps of a client while widths are timed."""
 TIMED_REPEATS = 2
 """Every width is timed this often, and its fastest time counts."""
+WIDEST = 64
+"""The largest width on a GPU. With so many clients a step is large enough to keep the GPU busy, while each client needs
+a thread, and a failure repeats the work of all of them."""
 CLEARLY = 0.95
 """Share of the time of width 1 below which a larger width is worth its memory."""
 
@@ -78,6 +82,27 @@ def fastest_width(seconds: Mapping[int, float], cohort: int, actors: int) -> int
     rounds = {width: taken * _busiest(cohort, actors, width) for width, taken in seconds.items()}
     best = min(rounds, key=lambda width: rounds[width])
     return best if rounds[best] < CLEARLY * rounds[1] else 1
+
+
+def largest_width(held: Callable[[int], int], room: int, number: int) -> int:
+    """Return the largest number of clients per step that fits, so that all steps have about equally many.
+
+    Bytes grow by about the same for every client, so the largest width is extrapolated from those of one and two
+    clients, and halved while it does not fit. Of ten clients, if eight fit, five are trained in each of two steps.
+
+    Args:
+        held: bytes that a number of clients takes; it may take seconds.
+        room: bytes that there are.
+        number: of an actor's clients in a round; no width is larger, nor than `WIDEST`.
+    """
+    most = min(number, WIDEST)
+    if most < 2 or (two := held(2)) > room:
+        return 1
+    one = held(1)
+    width = min(most, 1 + (room - one) // max(two - one, 1))
+    while width > 2 and held(width) > room:
+        width = max(width // 2, 2)
+    return math.ceil(number / math.ceil(number / width))
 
 
 def _busiest(cohort: int, actors: int, width: int) -> int:

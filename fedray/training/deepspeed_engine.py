@@ -36,6 +36,7 @@ from fedray.training.engines.deepspeed import OffloadConfig, engine_config, zero
 from fedray.training.optimizer import build_optimizer, decay_for_sgd, weight_decays
 from fedray.training.process_group import SINGLE_PROCESS
 from fedray.training.schedule import Schedule
+from fedray.training.zero_sizes import fill_in_sizes
 
 BUILD_PATIENCE_S = 900
 """How long another program's build of an extension is waited for; one takes 1 to 3 minutes."""
@@ -83,7 +84,7 @@ class DeepSpeedEngine:
         self._steps = self._micro_batches = 0
         self._skipped = self._finalized = False
         self._groups, self._num_trainable = adapter.trainable_groups(), adapter.num_trainable()
-        _fill_in_sizes(config.setdefault("zero_optimization", {}), adapter)
+        fill_in_sizes(config.setdefault("zero_optimization", {}), adapter)
         if self.stage == 3:
             # DeepSpeed would first move the whole model to the device; this way its parameters pass one by one.
             dtype = next(adapter.model.parameters()).dtype
@@ -351,17 +352,6 @@ def _choose_accelerator(device: torch.device) -> None:
     found = deepspeed.get_accelerator().device_name()
     if found != device.type:
         raise RuntimeError(f"DeepSpeed was set up for {found} in this process; {device.type} needs another process")
-
-
-def _fill_in_sizes(zero: dict[str, Any], adapter: Adapter) -> None:
-    """Set what DeepSpeed allocates whole by this model's sizes, unless the user did: its defaults are 2 GB each."""
-    zero.setdefault("reduce_bucket_size", max(adapter.num_trainable(), 16))
-    offload = zero.get("offload_param", {})
-    if offload.get("device") == "nvme":
-        offload.setdefault("buffer_size", max(parameter.numel() for parameter in adapter.model.parameters()))
-        # Its swapper holds a buffer per weight in use, and fails when weights that stay or are fetched ahead have all.
-        for name in ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size"):
-            zero.setdefault(name, 0)
 
 
 def _placement(config: Mapping[str, Any]) -> dict[str, Any]:

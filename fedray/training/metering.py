@@ -103,6 +103,16 @@ def cap_gpu_memory(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(max(share - context, 0.0))
 
 
+def gpu_memory() -> int | None:
+    """Return the bytes of its GPU that this process may take: its share of the whole (`cap_gpu_memory`), and no more
+    than other processes leave; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    share = torch.cuda.get_per_process_memory_fraction()
+    return min(int(share * total), free + torch.cuda.memory_reserved())
+
+
 def _proportional() -> int:
     """Return PSS without shared memory: Ray's object store is mapped into every process, and is counted separately."""
     fields = _fields(PROCESS / "smaps_rollup")

@@ -87,7 +87,7 @@ def measure(command: Sequence[str], paths: Sequence[Path], memory_every_s: float
     Raises:
         Failed: the program ended with an error, took longer than an hour, or wrote nothing.
     """
-    _adopt_orphans()
+    adopt_orphans()
     own = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     own.pop("RAY_ADDRESS", None)
     load, sizes = os.getloadavg()[0], []
@@ -103,7 +103,7 @@ def measure(command: Sequence[str], paths: Sequence[Path], memory_every_s: float
                     if memory_every_s is not None:
                         sizes.append((monotonic(), *tree_bytes()))
         finally:
-            _end_descendants()
+            end_descendants()
         if process.poll() != 0 or not result.exists():
             output.seek(0)
             raise Failed(f"{' '.join(command)}: ended with {process.poll()}:\n{output.read()[-4000:]}")
@@ -126,12 +126,13 @@ def tree_bytes() -> tuple[int, int]:
     return total, driver
 
 
-def _adopt_orphans() -> None:
+def adopt_orphans() -> None:
     """Make this process the parent of orphaned descendants, so that it can measure and kill them."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_descendants() -> None:
+def end_descendants() -> None:
+    """Kill all descendants of this process, also those whose parents have ended (`adopt_orphans`)."""
     left = psutil.Process().children(recursive=True)
     for child in left:
         try:

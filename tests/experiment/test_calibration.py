@@ -1,5 +1,7 @@
 """What is timed at the start of a run becomes a part of its configuration."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import yaml
 import fedray
 from fedray.config import load_config
 from fedray.errors import ConfigError
-from fedray.experiment.calibration import calibrated
+from fedray.experiment.calibration import USED_MEMORY, calibrated
 from fedray.experiment.prepare import prepare
 from fedray.federation.local_pool import LocalPool
 
@@ -28,16 +30,20 @@ BASE: dict[str, Any] = {
 
 
 class Finds(LocalPool):
-    """A pool of `size` workers who take `seconds` where `width` clients train together; notes who was asked."""
+    """A pool of `size` workers who take `seconds` where `width` clients train together; notes who was asked. With `gpu`
+    they have so many bytes of one."""
 
-    def __init__(self, prepared: Any, width: int, size: int = 1, seconds: float = 0.1):
+    def __init__(self, prepared: Any, width: int, size: int = 1, seconds: float = 0.1, gpu: int | None = None):
         super().__init__(prepared.data.shards)
         self.width, self.seconds = width, seconds
-        self.size = size
+        self.size, self.gpu = size, gpu
         self.asked: list[list[str]] = []
 
     def actors(self, tier: str) -> int:
         return self.size
+
+    def gpu_memory(self, tier: str) -> int | None:
+        return self.gpu
 
     def width_seconds(self, tasks: Any) -> dict[int, float]:
         self.asked.append([task.client.id for task in tasks])
@@ -98,6 +104,65 @@ def test_the_default_is_one_by_one_and_times_nothing() -> None:
     assert calibrated(prepared, pool) is prepared
     assert prepared.config.clients.tier("default").fuse_width == 1
     assert pool.asked == []
+
+
+def with_fuse(prepared: Any, fuse: int) -> Any:
+    clients = prepared.config.clients.model_copy(update={"fuse": fuse})
+    return replace(prepared, config=prepared.config.model_copy(update={"clients": clients}))
+
+
+@pytest.mark.parametrize("clients", [{}, {"fuse": "auto"}])
+def test_on_a_gpu_the_width_is_what_fits_into_a_share_of_its_memory(clients: dict[str, Any]) -> None:
+    """Ten clients for each of two actors, and memory of which 0.8 hold eight of them by prediction, and not ten: two
+    steps of five. With memory for all, ten; without, one by one. Nothing is timed."""
+    config = {**BASE, "device": "auto", "method": ["fedavg", "local"], "clients": {"count": 20, **clients}}
+    prepared = prepare(load_config(config))
+    wide = with_fuse(prepared, 8)
+    eight, alone = (
+        max(found.footprint(entry, "default").device.total for entry in prepared.config.method)
+        for found in (wide, prepared)
+    )
+    for room, width in ((eight, 5), (4 * eight, 10), (alone, "off")):
+        pool = Finds(prepared, 4, size=2, gpu=math.ceil(room / USED_MEMORY) + 1)
+        assert calibrated(prepared, pool).config.clients.fuse == width
+        assert pool.asked == []
+
+
+def test_a_width_is_given_off_or_left_to_the_device() -> None:
+    """On a GPU: a number and `off` stay, engines that train one by one get `off` only where `auto` asks."""
+    offloaded = {"engine": "deepspeed", "offload": {"optimizer": "cpu"}}
+    tiers = {
+        "given": {"share": 0.2, "fuse": 3},
+        "off": {"share": 0.2, "fuse": "off"},
+        "left": {"share": 0.2},
+        "offloaded": {"share": 0.2, **offloaded},
+        "cpu": {"share": 0.2, "num_gpus": 0},
+    }
+    prepared = prepare(load_config({**BASE, "clients": {"count": 20, "tiers": tiers}}))
+    pool = Finds(prepared, 4, gpu=10**12)
+    found = {name: tier.fuse for name, tier in calibrated(prepared, pool).config.clients.tiers.items()}
+    assert found == {"given": 3, "off": "off", "left": 4, "offloaded": None, "cpu": None}
+    assert pool.asked == []
+    on_cpu = prepared.config.model_copy(update={"device": "cpu"})
+    assert calibrated(replace(prepared, config=on_cpu), pool).config == on_cpu
+
+
+@pytest.mark.parametrize(
+    ("tier", "device", "threads"),
+    [
+        ({}, "cpu", 1),
+        ({}, "cuda", 1),
+        ({"engine": "deepspeed"}, "cuda", 1),
+        ({"engine": "deepspeed", "offload": {"optimizer": "cpu"}}, "cuda", 4),
+        ({"engine": "deepspeed", "offload": {"params": "cpu"}, "num_cpus": 6}, "cuda", 6),
+        ({"engine": "deepspeed", "offload": {"params": "cpu"}, "num_cpus": 6}, "cpu", 1),
+    ],
+)
+def test_threads_where_the_host_moves_the_parameters(tier: dict[str, Any], device: str, threads: int) -> None:
+    config = load_config({**BASE, "clients": {"count": 2, "tiers": {"a": {"share": 1, **tier}}}})
+    assert config.clients.tier_threads(config.clients.tier("a"), device) == threads
+    given = config.clients.model_copy(update={"threads": 2})
+    assert given.tier_threads(given.tier("a"), device) == 2
 
 
 def test_a_run_keeps_what_it_found_and_a_run_with_that_gives_the_same_bits(tmp_path: Path) -> None:

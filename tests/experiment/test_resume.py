@@ -18,11 +18,14 @@ from calling import Calling
 from tiny import tiny_bert
 
 import fedray
+from fedray.config import dump_yaml, load_config
 from fedray.errors import ConfigError, StateError
+from fedray.experiment.resume import continued
 from fedray.federation import result_batches as blocks
 from fedray.federation.events import Event, MethodFinished, RoundFinished, TasksFinished
 from fedray.results.run_result import RunResult
 from fedray.storage import tables
+from fedray.storage.paths import StoragePath
 
 METHODS = [
     "local",
@@ -251,6 +254,21 @@ def test_what_was_found_out_at_the_start_is_not_found_out_again(config: dict[str
     assert resolved["clients"]["example_seconds"] > 0
     fedray.run(given, resume=tmp_path / "run")
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == resolved
+
+
+@pytest.mark.parametrize("recorded", [{"fuse": "off", "threads": 1}, {"fuse": 4, "threads": 2}])
+def test_what_depends_on_the_device_stays_as_it_was_recorded(
+    recorded: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Runs of older versions recorded what is left to the device now, and a run on a GPU the width that it found."""
+    before = load_config({**config, "clients": {"count": 4, **recorded}})
+    (tmp_path / "config.yaml").write_text(dump_yaml(before))
+    given = load_config({**config, "clients": {"count": 4}})
+    assert (given.clients.fuse, given.clients.threads) == (None, None)
+    assert continued(StoragePath.of(tmp_path), given) == before
+    other = load_config({**config, "clients": {"count": 4, "fuse": 2}})
+    with pytest.raises(ConfigError, match="clients.fuse: stored is"):
+        continued(StoragePath.of(tmp_path), other)
 
 
 def test_other_data_are_refused(config: dict[str, Any], tmp_path: Path) -> None:

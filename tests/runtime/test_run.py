@@ -9,6 +9,7 @@ import pandas as pd
 import psutil
 import pytest
 import ray
+import torch
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.experimental.internal_kv import _internal_kv_get
 from safetensors.numpy import load_file
@@ -153,6 +154,8 @@ def test_four_actors_of_a_half_share_two_gpus(cluster: None) -> None:
         assert ray.available_resources().get("GPU", 0.0) == 0.0
         ids = ray.get([handle.actor.__ray_call__.remote(_gpu_ids) for handle in pool.group.handles["default"]])
         assert sorted(gpu for (gpu,) in ids) == [0, 0, 1, 1]
+        # An actor is asked: these GPUs are only in Ray's books.
+        assert (pool.gpu_memory("default") is None) == (not torch.cuda.is_available())
     finally:
         pool.close()
 

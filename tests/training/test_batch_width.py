@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedray.training.batch_width import fastest_width, width_seconds
+from fedray.training.batch_width import fastest_width, largest_width, width_seconds
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,33 @@ def test_a_width_beyond_the_memory_ends_the_search():
 def test_the_busiest_actor_decides(cohort, actors, of_eight, best):
     """Seconds per client by width, the same for any number of them."""
     assert fastest_width({1: 1.0, 5: 0.9, 8: of_eight}, cohort, actors) == best
+
+
+@pytest.mark.parametrize(
+    ("number", "room", "width"),
+    [
+        (10, 189, 5),  # eight fit: two steps of five
+        (10, 200, 10),
+        (10, 119, 1),
+        (7, 140, 4),  # four and three
+        (1000, 10**6, 63),  # no more than 64, in 16 steps
+        (1, 10**6, 1),
+    ],
+)
+def test_the_largest_width_that_fits(number, room, width):
+    """100 bytes, and 10 for each client."""
+    asked = []
+
+    def held(clients):
+        asked.append(clients)
+        return 100 + 10 * clients
+
+    assert largest_width(held, room, number) == width
+    assert len(asked) <= (3 if number > 1 else 0)
+    assert all(clients <= min(number, 64) for clients in asked)
+
+
+def test_a_width_that_takes_more_than_expected_is_halved():
+    """From four clients on, an evaluation takes more than training: 40 for each. By extrapolation nine would fit into
+    200 bytes, but they take 360, and four take 160."""
+    assert largest_width(lambda clients: max(100 + 10 * clients, 40 * clients), 199, 9) == 3

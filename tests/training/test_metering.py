@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedray.training import metering
-from fedray.training.metering import CUDA_CONTEXT, MemoryMeter, cap_gpu_memory
+from fedray.training.metering import CUDA_CONTEXT, MemoryMeter, cap_gpu_memory, gpu_memory
 
 SIZE = 150_000_000
 
@@ -79,6 +79,24 @@ def test_nothing_is_capped_without_a_gpu(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cap_gpu_memory(0.5)
     assert gpu == []
+
+
+@pytest.mark.parametrize(
+    ("share", "free", "reserved", "room"),
+    [
+        (1.0, 70, 10, 80),  # another process has 20
+        (0.15, 70, 10, 15),
+        (0.25, 4, 10, 14),
+    ],
+)
+def test_the_room_on_a_gpu_is_the_share_that_others_leave(gpu, monkeypatch, share, free, reserved, room):
+    """Of 100 bytes, of which this process has reserved some."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: share)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+    assert gpu_memory() == room
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_memory() is None
 
 
 def test_a_gpus_peak_is_torchs(monkeypatch):

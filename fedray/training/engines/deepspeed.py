@@ -17,8 +17,6 @@ from fedray.errors import ConfigError
 
 AUTO = "auto"
 """What configurations written for transformers' Trainer have where it fills in a value; here fedray does."""
-DEEPSPEED_MAX_LIVE = 10**9
-"""DeepSpeed's default of stage3_max_live_parameters."""
 
 
 class OffloadConfig(Section):
@@ -62,6 +60,10 @@ class DeepSpeedConfig(EngineConfig):
         return zero_stage(self.offload) == 3
 
     @property
+    def steps_on_host(self) -> bool:
+        return zero_stage(self.offload) > 0
+
+    @property
     def steers(self) -> bool:
         """In stage 0 gradients stay in the parameters; the others move them into buffers as they arise."""
         return zero_stage(self.offload) == 0
@@ -83,18 +85,20 @@ class DeepSpeedConfig(EngineConfig):
     def memory(self, adapter: Any, weights: int, train: TrainConfig) -> EngineMemory:
         """Return what is held, by ZeRO stage.
 
-        Stage 3 brings weights to the device as they are used, and releases them when DeepSpeed's limit is reached: it
-        holds at most that many. `params: nvme` counts as `cpu`. The user's own `deepspeed` counts by its bucket sizes
-        and limits.
+        Stage 3 brings weights to the device as they are used: what is held there at most is counted
+        (`fedray.training.zero_sizes`). `params: nvme` counts as `cpu`. The user's own `deepspeed` counts by its bucket
+        sizes and limits.
         """
         from fedray.training.memory import FLOAT32, inserted_bytes, optimizer_bytes, plain_memory, trained_bytes
+        from fedray.training.zero_sizes import fill_in_sizes, live_bytes
 
         groups, stage = adapter.trainable_groups(), zero_stage(self.offload)
         if stage == 0:
             return plain_memory(adapter, weights, optimizer_bytes(groups, train))
         inserted, trained = inserted_bytes(adapter, weights), trained_bytes(groups)
-        zero: Mapping[str, Any] = engine_config(train, self.offload, self.deepspeed).get("zero_optimization", {})
-        bucket = FLOAT32 * int(zero.get("reduce_bucket_size", max(trained // FLOAT32, 16)))
+        zero = engine_config(train, self.offload, self.deepspeed)["zero_optimization"]
+        fill_in_sizes(zero, adapter)
+        bucket = FLOAT32 * int(zero["reduce_bucket_size"])
         if stage == 2:
             flat = sum(_even(sum(p.numel() for p in group.parameters)) for group in groups) * FLOAT32
             largest = max(p.nbytes for group in groups for p in group.parameters)
@@ -104,10 +108,8 @@ class DeepSpeedConfig(EngineConfig):
                 Memory(gradients=flat + largest + accumulated, optimizer=4 * flat),  # masters, a copy, two moments
                 moves_gradients=True,
             )
-        limit = int(zero.get("stage3_max_live_parameters", DEEPSPEED_MAX_LIVE))
-        width = max(parameter.itemsize for parameter in adapter.model.parameters())
         return EngineMemory(
-            Memory(weights=min(weights + inserted, limit * width), gradients=bucket),
+            Memory(weights=live_bytes(zero, adapter.model), gradients=bucket),
             Memory(weights, inserted, gradients=2 * trained, optimizer=3 * trained),  # masters, two moments
             moves_gradients=True,
         )
