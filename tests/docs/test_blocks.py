@@ -1,6 +1,6 @@
 """Every code block of every page: commands are understood, configurations are valid, Python's imports are found.
 
-Those of Python also run: test_python_blocks.py runs them, or says which pages have a test of their own.
+Those of Python also run, and commands: test_python_blocks.py and test_commands.py run them, or say which test does.
 """
 
 import ast
@@ -8,15 +8,13 @@ import doctest
 import importlib
 import json
 import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from examples import EXAMPLES
-from pages import BLOCK, PAGES, ROOT
+from pages import BLOCK, PAGES, ROOT, command_lines
 from small_config import SMALLEST
 from typer.main import get_command
 
@@ -42,13 +40,6 @@ def test_every_language_is_tested() -> None:
     """Drawings and tables have no language; data.md's own test reads its CSV and its card of a data set."""
     languages = {match[1] for page in PAGES for match in BLOCK.finditer(page.read_text("utf-8"))}
     assert languages == {"", "sh", "yaml", "python", "json", "csv", "markdown"}
-
-
-def command_lines(block: str) -> Iterator[list[str]]:
-    """Yield the words of every line, without comments and without the folder of the environment."""
-    for line in block.replace("\\\n", " ").splitlines():
-        if words := shlex.split(line, comments=True):
-            yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
 
 
 def understood(words: list[str]) -> dict[str, Any]:

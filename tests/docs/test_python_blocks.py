@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from pages import BLOCK, PAGES, ROOT
+from pages import BLOCK, PAGES, ROOT, command_lines
 from tiny import TINY_LLAMA, tiny_bert
+from typer.testing import CliRunner
 
 import fedray
+from fedray.cli.app import app
 
 ELSEWHERE = {"data.md", "extending.md", "python.md", "statistics.md"}
 """Pages whose blocks other tests run; of extending.md, all but the calls of `local.train`."""
@@ -44,13 +46,18 @@ def experiment(**fields: Any) -> dict[str, Any]:
 
 
 def of_the_harness(folder: Path) -> None:
-    """Two data sets of lm-evaluation-harness as their repositories on the hub hold them, with a few rows each."""
+    """Three data sets of lm-evaluation-harness as their repositories on the hub hold them, with a few rows each."""
     boolq = [{"passage": f"{a} is {b}.", "question": f"is {a} {b}", "label": n % 2} for n, (a, b) in enumerate(PAIRS)]
     arc = [
         {"question": a, "choices": {"text": LETTERS, "label": list("ABCD")}, "answerKey": "ABCD"[n % 4]}
         for n, (a, _) in enumerate(PAIRS)
     ]
-    for name, config, rows in (("aps/super_glue", "boolq", boolq), ("allenai/ai2_arc", "ARC-Easy", arc)):
+    book = [{**row, "question_stem": row["question"]} for row in arc]
+    for name, config, rows in (
+        ("aps/super_glue", "boolq", boolq),
+        ("allenai/ai2_arc", "ARC-Easy", arc),
+        ("allenai/openbookqa", "main", book),
+    ):
         place = folder / name / config
         place.mkdir(parents=True)
         files = []
@@ -135,6 +142,17 @@ def test_the_blocks_run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     for block in blocks_of(page):
         exec(compile(block, name, "exec"), names)
     EXPECTED[name](names)
+
+
+def test_the_command_of_the_harness_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only one of evaluation.md that needs nothing from elsewhere."""
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    monkeypatch.chdir(folder)
+    shells = [m[2] for m in BLOCK.finditer((ROOT / "docs" / "evaluation.md").read_text("utf-8")) if m[1] == "sh"]
+    (_, *words), *_ = command_lines(shells[0])
+    ended = CliRunner().invoke(app, words)
+    assert ended.exit_code == 0, ended.output
+    assert "openbookqa" in (folder / "harness.json").read_text("utf-8")
 
 
 METHOD = """
