@@ -69,7 +69,8 @@ def place(own_folder: Path) -> Path:
     tiers = {"clients": {"tiers": {"strong": {"share": 0.5}, "weak": {"share": 0.5, "mask_ratio": 0.5}}, "count": 4}}
     sweep = yaml.safe_load((ROOT / "jobs" / "sweep.yaml").read_text("utf-8"))
     del sweep["space"]["data.max_per_client"]
-    small_sweep = {**sweep, "base": {**small, "runtime": "ray"}, "space": {**sweep["space"], "method": ["local", "fedavg"]}}
+    space = {**sweep["space"], "method": ["local", "fedavg"]}
+    small_sweep = {**sweep, "base": {**small, "runtime": "ray"}, "space": space}
     for name, content in {
         "jobs/quickstart.yaml": small,
         "jobs/three_tiers.yaml": {**small, **tiers},
