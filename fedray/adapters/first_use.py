@@ -6,8 +6,6 @@ and so does everybody who looks through `sys.modules`, as torch does.
 
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -27,15 +25,12 @@ class _Prepared(ModuleType):
         return getattr(self, name)
 
 
-@contextmanager
-def on_first_use(*names: str) -> Iterator[None]:
-    """Within the block, an import of these modules only prepares them; they are loaded when an attribute is first asked
-    for, in the block or later. `from name import x` asks for one. Modules that are loaded already, or are not
-    installed, stay as they are."""
+def load_on_first_use(*names: str) -> None:
+    """Prepare modules, so that an import of them no longer loads them: they are loaded when an attribute is first asked
+    for. `from name import x` asks for one. Modules that are loaded already, or are not installed, stay as they are."""
     for name in names:
         if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
             module = importlib.util.module_from_spec(spec)
             module.__class__ = _Prepared
             vars(module).pop("__path__", None)  # an import of a module inside asks for it and so loads the package
             sys.modules[name] = module
-    yield

@@ -30,7 +30,7 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
 from fedray.adapters.draws import draw_mixer, draw_reft
 from fedray.adapters.dropout import KeyedDropout
-from fedray.adapters.first_use import on_first_use
+from fedray.adapters.first_use import load_on_first_use
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.heads import head_group, is_meta
 from fedray.adapters.layout import Layout, Slot
@@ -249,8 +249,8 @@ def silent() -> contextlib.redirect_stdout[io.StringIO]:
 
 def _intervention(section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module) -> nn.Module:
     """Return pyreft's intervention with uninitialised W and b, and the projection R (the first unit vectors) or P."""
-    # pyvene announces what is not installed; its plots and pyreft's trainer need what is loaded on first use.
-    with silent(), on_first_use("evaluate", "matplotlib.pyplot"):
+    load_on_first_use("evaluate", "matplotlib.pyplot")  # of pyreft's trainer and pyvene's plots
+    with silent():  # pyvene announces what is not installed
         from pyreft import interventions as pyreft
 
     kinds = {

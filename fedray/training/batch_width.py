@@ -18,8 +18,8 @@ TIMED_STEPS = 3
 TIMED_REPEATS = 2
 """Every width is timed this often, and its fastest time counts."""
 WIDEST = 64
-"""The largest width on a GPU. With so many clients a step is large enough to keep the GPU busy, while each client needs
-a thread, and a failure repeats the work of all of them."""
+"""The largest width on a GPU. A step of 64 clients is large enough to keep the GPU busy; more would only add threads,
+one per client, and work to be repeated after a failure."""
 CLEARLY = 0.95
 """Share of the time of width 1 below which a larger width is worth its memory."""
 

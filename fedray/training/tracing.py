@@ -146,7 +146,7 @@ def _labels(shape: BatchShape) -> Tensor:
 @contextmanager
 def _masks_by_value() -> Iterator[None]:
     """Let transformers leave out the masks of attention that a batch without padding does not need. It makes all of
-    them for fake tensors, whose values it expects nobody to know."""
+    them for fake tensors, since it takes their values to be unknown."""
     fake = masking_utils.is_tracing
 
     def unknown(tensor: Any = None) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_experiment
 
-from fedray.adapters.first_use import on_first_use
+from fedray.adapters.first_use import load_on_first_use
 
 
 @pytest.fixture
@@ -29,8 +29,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_module_is_loaded_when_it_is_used(package: Path) -> None:
-    with on_first_use("heavy_one"):
-        import heavy_one  # type: ignore[import-not-found]
+    load_on_first_use("heavy_one")
+    import heavy_one  # type: ignore[import-not-found]
+
     assert importlib.import_module("heavy_one") is heavy_one
     inspect.getmodule(inspect.currentframe())  # looks at the file of every module
     assert package.read_text() == ""
@@ -43,18 +44,18 @@ def test_a_module_is_loaded_when_it_is_used(package: Path) -> None:
 
 @pytest.mark.parametrize("line", ["import heavy_one.inside", "from heavy_one.inside import number"])
 def test_a_module_inside_comes_after_its_package(package: Path, line: str) -> None:
-    with on_first_use("heavy_one"):
-        exec(line)
+    load_on_first_use("heavy_one")
+    exec(line)
     assert package.read_text() == "heavy_one heavy_one.inside "
 
 
 def test_what_is_loaded_or_missing_stays_as_it_is(package: Path) -> None:
     import heavy_one
 
-    with on_first_use("heavy_one", "not_installed_anywhere"):
-        assert importlib.import_module("heavy_one") is heavy_one
-        with pytest.raises(ModuleNotFoundError):
-            importlib.import_module("not_installed_anywhere")
+    load_on_first_use("heavy_one", "not_installed_anywhere")
+    assert importlib.import_module("heavy_one") is heavy_one
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("not_installed_anywhere")
     assert package.read_text() == "heavy_one "
 
 

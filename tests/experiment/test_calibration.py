@@ -30,8 +30,8 @@ BASE: dict[str, Any] = {
 
 
 class Finds(LocalPool):
-    """A pool of `size` workers who take `seconds` where `width` clients train together; notes who was asked. With `gpu`
-    they have so many bytes of one."""
+    """A pool of `size` workers who take `seconds` where `width` clients train together; notes who was asked.
+    `gpu` is how many bytes of a GPU each of them may take."""
 
     def __init__(self, prepared: Any, width: int, size: int = 1, seconds: float = 0.1, gpu: int | None = None):
         super().__init__(prepared.data.shards)

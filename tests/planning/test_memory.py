@@ -1,10 +1,6 @@
 """The predicted bytes of every place, against the tensors of live engines, formulas by hand, and a measured process."""
 
 import gc
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,7 @@ from fedray.adapters.lora import attach_lora
 from fedray.adapters.rows import hold_rows
 from fedray.config import Config, LoraSection, Memory, TrainConfig, load_config, to_mapping
 from fedray.config.clients import TierConfig
-from fedray.evaluation.metrics.accuracy import Accuracy
 from fedray.experiment.outline import footprints as configured_footprints
-from fedray.federation.tasks import WorkerSetup
-from fedray.federation.worker import Worker
-from fedray.methods.fedavg import FedAvg
 from fedray.models.architecture import architecture
 from fedray.models.backbone import meta_backbone
 from fedray.planning.memory import Footprint
@@ -303,107 +295,3 @@ def test_generated_texts_count() -> None:
     assert 3.9 < beams / greedy < 4.1
     assert 3.9 < activations(clients__fuse=4) / greedy < 4.1
     assert activations(evaluation__max_new_tokens=1) == activations(evaluation__metric="perplexity")
-
-
-# ---------------------------------------------------------------- against a measured process
-
-
-def test_what_a_later_method_imports_belongs_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 MB that come when a worker's second method is attached for the first time, and stay."""
-    size = 100_000_000
-    modules: list[bytes] = []
-    config = tiny_config(["local", "fedavg"])
-    shape = architecture(config.model, "classification", 3, None, 0)
-    local, fedavg = (WorkerSetup(config, entry, shape, ("a", "b", "c"), 0) for entry in config.method)
-    worker, attach = Worker(), FedAvg.attach
-
-    def imports(method: FedAvg, model: nn.Module) -> Adapter:
-        modules.append(b"x" * (1 if modules else size))
-        return attach(method, model)
-
-    worker.setup(local)
-    before = worker.memory()
-    monkeypatch.setattr(FedAvg, "attach", imports)
-    worker.setup(fedavg)
-    after = worker.memory()
-    assert len(modules) > 1
-    assert after.host_baseline - before.host_baseline == pytest.approx(size, rel=0.2)
-    assert after.host_peak - after.host_baseline < size / 2
-
-
-def test_what_a_metric_imports_belongs_to_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library of 100 MB that only `compute` needs."""
-    size = 100_000_000
-    (tmp_path / "large_library.py").write_text(f"DATA = b'x' * {size}")
-    monkeypatch.syspath_prepend(tmp_path)
-    config = tiny_config(["local"])
-    shape = architecture(config.model, "classification", 3, None, 0)
-    worker, found = Worker(), []
-    for libraries in ((), ("large_library",)):
-        monkeypatch.setattr(Accuracy, "libraries", libraries)
-        worker.setup(WorkerSetup(config, config.method[0], shape, ("a", "b", "c"), 0))
-        found.append(worker.memory().host_baseline)
-    assert found[1] - found[0] == pytest.approx(size, rel=0.2)
-
-
-MEASURED = """
-import json, sys
-from fedray.config import load_config
-from fedray.experiment.prepare import prepare
-from fedray.federation.tasks import ClientTask, downlinks_of
-from fedray.federation.worker import Worker
-
-config = load_config(json.loads(sys.argv[1]))
-prepared, (entry,) = prepare(config), config.method
-worker, client = Worker(), prepared.clients[0]
-worker.setup(prepared.worker_setups(entry)["default"])
-federation = prepared.federation(entry, worker.initial(), None)
-downlink = downlinks_of(federation.method.configure_train(federation.server, [client]), [client])[client.id]
-worker.train(ClientTask(client, 0, downlink, True, shard=prepared.data.shards[client.id]))
-use = worker.memory()
-print(json.dumps([prepared.footprint(entry, "default").host(False), use.host_peak - use.host_baseline]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize(
-    ("task", "model"),
-    [
-        ("classification", {"model_type": "bert", "intermediate_size": 1024}),
-        ("classification", {"model_type": "llama", "intermediate_size": 688, "num_key_value_heads": 2}),
-    ],
-)
-def test_a_process_takes_what_was_predicted_within_a_quarter(
-    task: str, model: dict[str, Any], adapter: str, tmp_path: Path
-) -> None:
-    """PSS of a process of its own that trains some steps, beyond what it had before its model. glibc gives freed memory
-    back at once: what it would keep otherwise, nothing predicts."""
-    sizes = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
-    config = {
-        "rounds": 1,
-        "task": task,
-        "method": {"name": "fedavg", "adapter": adapter},
-        "model": {"path": "random", "tokenizer": "bytes", "config": {**sizes, **model}},
-        "data": {
-            "source": "synthetic",
-            "examples_per_client": 160,
-            "max_length": 128,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "partition": {"kind": "by_file"},
-        "clients": {"count": 2},
-        "train": {"batch_size": 32},
-        "device": "cpu",
-        "runtime": "inline",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, json.dumps(config)],
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    predicted, measured = json.loads(done.stdout.splitlines()[-1])
-    assert measured > 100e6
-    assert abs(predicted / measured - 1) < 0.25

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from allocations import most_allocated
 from tiny import TINY_LLAMA, tiny_bert
-from torch.profiler import ProfilerActivity, profile
 
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
@@ -41,15 +41,7 @@ def rows(task: str, prompt: tuple[int, int], answer: tuple[int, int], options: i
 
 def measured(worker: Worker, tasks: list[ClientTask]) -> int:
     """The most that was allocated at one time while the tasks ran."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        for task in tasks:
-            worker.train(task)
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = largest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        largest = max(largest, now)
-    return largest
+    return most_allocated(lambda: [worker.train(task) for task in tasks])
 
 
 TEXTS = {"metric": "rouge_l", "max_new_tokens": 30}

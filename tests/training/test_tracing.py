@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from allocations import most_allocated
 from letters import Letters
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from fedray.adapters.full import attach_full
@@ -69,7 +69,7 @@ def built(make, attach, device):
 
 
 def shaped(task, padded=False, answer=TOKENS - 1):
-    """Answers of so many tokens."""
+    """A batch in which every answer has `answer` tokens."""
     return BatchShape(EXAMPLES, TOKENS, EXAMPLES * answer if task == "causal_lm" else EXAMPLES, padded)
 
 
@@ -95,14 +95,7 @@ def profiled(model, task, training, shape):
 def peak(step, model):
     step()  # whatever is made once
     model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        step()
-    events = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = largest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        largest = max(largest, now)
-    return largest
+    return most_allocated(step)
 
 
 @pytest.mark.parametrize("make", [bert, llama, pooled])
