@@ -1,47 +1,17 @@
-"""Several processes that train one client together, for real: torch's gloo between forked processes."""
+"""Several processes that train one client together, for real: torch's gloo between them."""
 
-import multiprocessing
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed
+from teams import together
 
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup, ProcessLost
 from fedray.training.steering import Proximal, Shift
 from fedray.training.torch_engine import TorchEngine
 from fedray.training.trainer import EngineBackend, LocalTrainer
-
-
-def together(size: int, work: Callable[[ProcessGroup], Any], path: Any) -> list[Any]:
-    """Run `work` in `size` processes at a time; return what each returned, or raise what one raised."""
-    fork = multiprocessing.get_context("fork")
-    queue = fork.Queue()
-
-    def member(rank: int) -> None:
-        torch.set_num_threads(1)
-        if distributed.is_initialized():  # by other tests in the process that was forked: a world of its own
-            distributed.destroy_process_group()
-        store = distributed.FileStore(str(path), size)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
-        try:
-            queue.put((rank, work(ProcessGroup(rank, size)), None))
-        except Exception as error:
-            queue.put((rank, None, error))
-
-    processes = [fork.Process(target=member, args=(rank,)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    found = sorted((queue.get(timeout=120) for _ in processes), key=lambda entry: entry[0])
-    for process in processes:
-        process.join(timeout=60)
-    for _, _, error in found:
-        if error is not None:
-            raise error
-    return [result for _, result, _ in found]
 
 
 def with_team(local: LocalTrainer, process_group: ProcessGroup, **train: Any) -> LocalTrainer:
@@ -149,6 +119,7 @@ def test_gradients_are_added_up_and_missing_ones_stay_missing(tmp_path) -> None:
 
 def test_a_member_that_is_gone_is_named_as_such(tmp_path) -> None:
     def work(process_group: ProcessGroup) -> Any:
+        process_group.sum(torch.ones(2))  # all are connected
         if process_group.rank == 1:
             return None
         with pytest.raises(ProcessLost, match="another process is gone"):
