@@ -132,7 +132,8 @@ def adopt_orphans() -> None:
 
 
 def end_descendants() -> None:
-    """Kill all descendants of this process, also those whose parents have ended (`adopt_orphans`)."""
+    """Kill all descendants of this process, also those whose parents have ended (`adopt_orphans`): for a program that
+    does nothing else."""
     left = psutil.Process().children(recursive=True)
     for child in left:
         try:

@@ -1,6 +1,7 @@
 """The table of jobs/benchmarks/gpu.py: its sums by hand, rows that fail, and every row at tiny sizes."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -75,22 +76,32 @@ for row in json.loads(sys.argv[1])["rows"]:
 """
 
 
-def test_processes_that_die_or_hang_leave_what_they_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each result is saved when it is there, and the row after the one that hangs is not begun."""
-    import gpu
+MEASURING = """
+import json, sys
+from pathlib import Path
+import gpu
+gpu.HERE = Path(sys.argv[1])
+measures = {"a": "runs", "b": "dies", "c": "runs", "d": "hangs", "e": "runs"}
+rows = [gpu.Row(name, measure, process=name if name > "b" else "ab") for name, measure in measures.items()]
+saved = []
+gpu.measure_rows(rows[:3], gpu.QUICK, "cpu", 300.0, lambda results: saved.append(dict(results)))
+gpu.measure_rows(rows[3:], gpu.QUICK, "cpu", 1.0, lambda results: saved.append(dict(results)))
+print(json.dumps(saved))
+"""
 
+
+def test_processes_that_die_or_hang_leave_what_they_measured(tmp_path: Path) -> None:
+    """Each result is saved when it is there, and the row after the one that hangs is not begun. In a process of its
+    own, for all processes below it are killed."""
     (tmp_path / "gpu_rows.py").write_text(PROGRAM)
-    monkeypatch.setattr(gpu, "HERE", tmp_path)
-    measures = {"a": "runs", "b": "dies", "c": "runs", "d": "hangs", "e": "runs"}
-    rows = [gpu.Row(name, measure, process=name if name > "b" else "ab") for name, measure in measures.items()]
-    saved: list[dict[str, Any]] = []
-    gpu.measure_rows(rows[:3], gpu.QUICK, "cpu", 300.0, lambda results: saved.append(dict(results)))
-    assert [len(results) for results in saved] == [1, 2, 3]
+    command = [sys.executable, "-c", MEASURING, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAMS)}
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=200).stdout
+    *whole, late = json.loads(printed)
     died, measured = {"error": "the process ended with 1: the last words"}, {"client_ms": 1.0}
-    assert saved[-1] == {"a": measured, "b": died, "c": measured}
-    gpu.measure_rows(rows[3:], gpu.QUICK, "cpu", 1.0, lambda results: saved.append(dict(results)))
-    late = {"error": "not measured: the time was up"}
-    assert saved[-1] == {"d": late, "e": late}
+    assert [len(results) for results in whole[:3]] == [1, 2, 3]
+    assert whole[2] == {"a": measured, "b": died, "c": measured}
+    assert late == {name: {"error": "not measured: the time was up"} for name in "de"}
 
 
 @pytest.mark.slow
