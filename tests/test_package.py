@@ -11,11 +11,14 @@ import tarfile
 import zipfile
 from configparser import ConfigParser
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import fedray
 
@@ -155,3 +158,22 @@ def test_the_container_has_the_whole_repository_and_installs_the_tested_versions
     version = re.search(r"^FROM \S*/python:(3\.\d+)-", text, re.MULTILINE)
     assert version
     assert SpecifierSet(setup()["options"]["python_requires"]).contains(version[1])
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0"])
+def test_the_tested_versions_install_on_every_supported_python(version: str) -> None:
+    """Distributions have the first releases of a series for years: Debian 12 has Python 3.11.2."""
+    assert SpecifierSet(setup()["options"]["python_requires"]).contains(version)
+    pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = {canonicalize_name(name): exact for name, exact in pins}
+    installed = {canonicalize_name(found.name): found for found in distributions()}
+    checked = {name: found for name, found in installed.items() if name in pinned}
+    assert len(checked) > 200
+    assert {name: Version(found.version).public for name, found in checked.items()} == {
+        name: pinned[name] for name in checked
+    }
+    assert {
+        name: needs
+        for name, found in checked.items()
+        if (needs := found.metadata.get("Requires-Python")) and not SpecifierSet(needs).contains(version)
+    } == {}
