@@ -65,9 +65,10 @@ class TierConfig(Section):
     for: a silo. An optimizer step has `workers` times as many examples. Above 1: engine torch, or one of your own that
     sums gradients over its process group."""
     precision: Precision | None = None
-    """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32. `nf4` and `int8`
-    quantise the base model's linear layers with bitsandbytes (the extra `quantised`) to 4 and 8 bits; what is not
-    quantised, and the arithmetic, is in model.dtype. Needs an engine that can hold such layers: torch."""
+    """Type of the frozen base weights on this tier; default model.dtype. Adapters are always float32, and so are base
+    parameters that train: with `bfloat16`, full fine-tuning is in mixed precision. `nf4` and `int8` quantise the base
+    model's linear layers with bitsandbytes (the extra `quantised`) to 4 and 8 bits; what is not quantised, and the
+    arithmetic, is in model.dtype. Needs an engine that can hold such layers: torch."""
     engine: SerializeAsAny[EngineConfig] = Field(default_factory=EngineConfig)  # filled in by `_engine`
     """What moves the parameters: `torch` (default), `deepspeed`, or `{class: module.Class, ...}` of your own. The
     fields of a built-in engine stand beside it: `offload` and `deepspeed`, for example."""

@@ -38,6 +38,7 @@ from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import StoragePath, safe_name
 from fedray.training.base_model import load_base_model
 from fedray.training.engine import make_engine
+from fedray.training.mixed_precision import mixed_precision
 from fedray.training.trainer import EngineBackend, LocalTrainer
 from fedray.training.training_context import TrainingContext
 from fedray.types import Client, ClientId, Moment, Vector
@@ -286,7 +287,7 @@ class FinishedRun:
         self, entry: MethodConfig, method: AnyMethod, client: Client | None, model: PreTrainedModel
     ) -> Restored:
         """Attach the method's adapter to a base model."""
-        adapter = method.attach(model)
+        adapter = mixed_precision(method.attach(model))
         adapter.model.eval()
         return Restored(self.config, entry, method, client, adapter, self.tokenizer, self.label_names)
 

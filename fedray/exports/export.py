@@ -17,6 +17,7 @@ from fedray.exports.folders import pyreft_opens, write_loader, write_peft, write
 from fedray.models.quantised import dequantise_layers
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
+from fedray.training.mixed_precision import computes_in
 from fedray.types import ClientId
 
 NO_MERGE: Mapping[Form, str] = {
@@ -99,6 +100,8 @@ def export_restored(restored: Restored, folder: Path, origin: Origin, merged: bo
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--to {folder}: cannot be written: {reason(error)}") from None
+    if (shorter := computes_in(restored.model)) is not None:
+        notes.append(_mixed_precision(str(shorter)))
     code = opening_code(restored, opener, base)
     if opener == "transformers":
         write_base(folder, model, restored.tokenizer, base)
@@ -155,6 +158,13 @@ def _quantisation(precision: Quantised, base: Base) -> str:
         f"{trained} The code above loads the weights before that, so its outputs differ by what was rounded; "
         f"`quantization_config=BitsAndBytesConfig({settings[precision]})` in the base model's `from_pretrained` rounds "
         "them, too."
+    )
+
+
+def _mixed_precision(dtype: str) -> str:
+    return (
+        f"The weights are float32, and were trained and evaluated in mixed precision: fedray's logits are those under "
+        f"`torch.autocast(device, {dtype})`, but that a task head computes in float32."
     )
 
 

@@ -31,6 +31,7 @@ from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_ti
 from fedray.training.batched import BatchedBackend, run_batched
 from fedray.training.engine import Engine, make_engine
 from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
+from fedray.training.mixed_precision import mixed_precision
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
 from fedray.training.threads import set_threads
@@ -87,7 +88,7 @@ class Worker:
         tokenizer = load_tokenizer(config.model) if generating else None
         about = setup.architecture, setup.entry, method, setup.tier, setup.label_names, self.device
         head = common_head(model, config, *about)
-        adapter = method.attach(model)
+        adapter = mixed_precision(method.attach(model))
         self.training_context = TrainingContext(
             task=config.task,
             train=sections.train,

@@ -61,11 +61,12 @@ def _cost_on(
     except ConfigError as error:
         raise ConfigError(f"clients.tiers.{tier}: {error}") from None
     precision = device.precision or config.model.dtype
-    if (trained := held.adapter.base_group()) and precision != "float32":
+    if (trained := held.adapter.base_group()) and precision not in ("float32", "bfloat16"):
         loses = "which cannot train" if device.quantised else "which loses most updates"
         what = "the whole model" if trained == "full" else f"the base model's parameters of the group {trained!r}"
         raise ConfigError(
-            f"method {entry.key!r} on tier {tier!r}: {what} would train in {precision}, {loses}; use float32"
+            f"method {entry.key!r} on tier {tier!r}: {what} would train in {precision}, {loses}; use float32, or "
+            "bfloat16 for mixed precision"
         )
     try:
         cost = method_cost(whole, held, mine, config.seed, validation_examples)

@@ -18,6 +18,7 @@ from fedray.models.backbone import meta_backbone
 from fedray.training.base_model import as_held, held_architecture, resolve_device
 from fedray.training.batch_shapes import LargestBatches
 from fedray.training.memory import FLOAT32, optimizer_bytes, tensor_bytes, trained_bytes
+from fedray.training.mixed_precision import mixed_precision
 from fedray.training.tracing import Traced, trace_evaluation, trace_generation, trace_step
 
 KEPT_PER_UNIT = 2 * (4 + 8 + 8)
@@ -69,8 +70,8 @@ def predict(
     backbone = meta_backbone(held_architecture(architecture, held), config.task)
     model = as_held(backbone, held, resolve_device(config, held))
     base = [*model.parameters(), *model.buffers()]
+    adapter = mixed_precision(build_method(config, entry, tier).attach(model))
     weights = tensor_bytes(base)
-    adapter = build_method(config, entry, tier).attach(model)
     adapter.fit(held.capacity)
     vectors = FLOAT32 * sum(adapter.layout(name).size for name in adapter.names)
     frozen = tensor_bytes([tensor for tensor in base if not tensor.requires_grad])

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from examples import EXAMPLES
 from tiny import tiny_bert
 
@@ -13,6 +15,7 @@ import fedray
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
+from fedray.federation.worker import Worker
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +94,16 @@ def test_a_section_that_the_kind_does_not_read_is_refused() -> None:
         prepare(load_config(changed))
 
 
-def test_the_base_models_own_parameters_do_not_train_in_half_precision() -> None:
+def test_the_base_models_own_parameters_train_in_mixed_precision() -> None:
+    """Biases of a bfloat16 model keep updates of 1e-6, and all else stays bfloat16."""
     tiers = {"weak": {"share": 1.0, "precision": "bfloat16"}}
-    with pytest.raises(ConfigError, match="parameters of the group 'bias' would train in bfloat16, which loses most"):
-        prepare(load_config(experiment(BIASES, clients={"count": 3, "tiers": tiers})))
+    config = load_config(experiment(BIASES, clients={"count": 3, "tiers": tiers}))
+    (entry,), worker = config.method, Worker()
+    worker.setup(prepare(config).worker_setups(entry)["weak"])
+    adapter = worker.adapter
+    types = {name: parameter.dtype for name, parameter in adapter.model.named_parameters()}
+    biases = {name for name, dtype in types.items() if dtype == torch.float32 and "classifier" not in name}
+    assert biases == {name for name in types if name.endswith(("query.bias", "value.bias"))}
+    changed = adapter.read("bias") + np.float32(1e-6)
+    adapter.load("bias", changed)
+    assert np.array_equal(adapter.read("bias"), changed)

@@ -217,9 +217,9 @@ def test_a_given_number_of_classes_must_be_the_datas(configure: Callable[..., An
         (
             {
                 "method": {"name": "fedavg", "adapter": "full"},
-                "clients__tiers": {"weak": {"share": 1, "precision": "bfloat16"}},
+                "clients__tiers": {"weak": {"share": 1, "precision": "int8"}},
             },
-            "method 'fedavg' on tier 'weak': the whole model would train in bfloat16, which loses most upd",
+            "method 'fedavg' on tier 'weak': the whole model would train in int8, which cannot train; use float32, or",
         ),
         (
             {"method": "fedreft", "clients__tiers": {"weak": {"share": 1, "reft_layers": [7]}}},

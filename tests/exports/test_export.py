@@ -9,6 +9,7 @@ import pytest
 import torch
 from every_method import entry
 from opened import batch, logits, opened_logits
+from safetensors.torch import load_file
 from tiny import TINY_LLAMA, tiny_bert
 
 import fedray
@@ -125,6 +126,27 @@ def test_the_server_s_model_is_opened_elsewhere(run, method, tmp_path, monkeypat
 @pytest.mark.parametrize("method", ["fedavg", "fedhft", "fedalt-fixed", "tree", "fedavg-core", "fedavg-full"])
 def test_merged_weights_are_opened_by_transformers(run, method, tmp_path, monkeypatch):
     assert check(run, method, CLIENT, tmp_path / "out", monkeypatch, merge=True).opener == "transformers"
+
+
+def test_a_whole_model_in_mixed_precision_is_exported_in_float32(tmp_path, monkeypatch):
+    """Beside a client in float32: only the other's logits are those of torch's autocast."""
+    tiers = {"strong": {"share": 0.5}, "weak": {"share": 0.5, "precision": "bfloat16"}}
+    method = {"name": "fedavg", "adapter": "full"}
+    data = {"source": "synthetic", "examples_per_client": 12, "max_length": 48}
+    fields = {"task": "causal_lm", "data": data, "clients": {"count": 2, "tiers": tiers}}
+    run = fedray.run(experiment(method, **fields), output=tmp_path / "run")
+    table = run.clients().drop_duplicates("client").set_index("client")
+    for client, tier in table["tier"].items():
+        restored = restore(tmp_path / "run", "fedavg", client, device="cpu")
+        ours = logits(restored.model, batch())
+        done = export_restored(restored, tmp_path / tier, origin_of(run, restored, tmp_path / tier, False), False)
+        assert any("torch.autocast(device, torch.bfloat16)" in note for note in done.notes) == (tier == "weak")
+        with torch.autocast("cpu", torch.bfloat16, enabled=tier == "weak"):
+            theirs = opened_logits(tmp_path / tier, done.opener, monkeypatch)
+        torch.testing.assert_close(theirs.float(), ours.float(), **ROUNDING)
+        weights = load_file(tmp_path / tier / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+        assert any((tensor.bfloat16().float() != tensor).any() for tensor in weights.values())
 
 
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3, "pad_token_id": 256}

@@ -44,6 +44,8 @@ def measured(worker: Worker, tasks: list[ClientTask]) -> int:
     return most_allocated(lambda: [worker.train(task) for task in tasks])
 
 
+KINDS = {"mixed": "full"}
+"""Full fine-tuning in mixed precision."""
 TEXTS = {"metric": "rouge_l", "max_new_tokens": 30}
 RANKED = {"metric": "multiple_choice"}
 SHORT, LONG, VARIED = (2, 2), (60, 60), (1, 60)
@@ -54,6 +56,7 @@ SHORT, LONG, VARIED = (2, 2), (60, 60), (1, 60)
     [
         ("causal_lm", 300, SHORT, (90, 90), 4, {"batch_size": 1}, "lora"),
         ("causal_lm", 300, LONG, (30, 90), 2, {"batch_size": 16}, "full"),
+        ("causal_lm", 300, LONG, (30, 90), 2, {"batch_size": 16}, "mixed"),
         ("causal_lm", 300, SHORT, (40, 90), 1, {"batch_size": 6} | TEXTS, "lora"),
         ("causal_lm", 300, SHORT, (40, 90), 1, {"batch_size": 6} | TEXTS, "branches"),
         ("causal_lm", 32_000, SHORT, (90, 90), 4, {"batch_size": 64}, "lora"),
@@ -89,6 +92,7 @@ def test_what_is_predicted_is_allocated_within_a_tenth(
     model = tiny_bert(**sizes)
     if task == "causal_lm":
         model["config"] = TINY_LLAMA | sizes
+    model["dtype"] = "bfloat16" if adapter == "mixed" else "float32"
     section = {"source": "files", "files": {"train": str(tmp_path / "*.jsonl")}, "max_length": 160}
     if evaluation.get("metric") == "multiple_choice":
         section["choices"] = "options"
@@ -96,7 +100,7 @@ def test_what_is_predicted_is_allocated_within_a_tenth(
         {
             "rounds": 1,
             "task": task,
-            "method": {"name": "fedalt"} if adapter == "branches" else {"name": "fedavg", "adapter": adapter},
+            "method": "fedalt" if adapter == "branches" else {"name": "fedavg", "adapter": KINDS.get(adapter, adapter)},
             "model": model,
             "data": section | {"cache_dir": str(tmp_path / "cache")},
             "partition": {"kind": "by_file"},
