@@ -203,6 +203,8 @@ class ClientsConfig(Section):
     found for each tier at the start, and kept in the run's config.yaml. On a CPU, some steps of the first method are
     timed; on a GPU, where more clients are always faster, it is as many as the actor's share of the GPU's memory holds
     by prediction, at most 64. Default: `auto` on a GPU, `off` on a CPU."""
+    share_base: bool = True
+    """Client actors on parts of one GPU hold the frozen base model once. False: each holds its own."""
     threads: PositiveInt | None = None
     """Threads of torch per client actor. Default: 1, since actors share the node's cores, and an actor on a GPU only
     starts its kernels. On a GPU with an engine that moves the parameters on the host (`offload`): 4, or the tier's

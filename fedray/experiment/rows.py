@@ -96,7 +96,8 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
     actor with the highest peak. Some columns need an explanation:
 
     - `trainable_share`: 1 is full fine-tuning.
-    - `predicted_device`: weights to activations, everything that a device of its own needs.
+    - `predicted_device`: weights to activations, everything that a device of its own needs; without weights that
+      another process holds for all actors of a GPU (`shared`).
     - `predicted_host`: host memory of an actor beyond `host_baseline`, its bare process. On a CPU this is everything,
       including the weights that the node's actors share.
     - `measured_device`: null on a CPU.
@@ -115,7 +116,7 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
         "offloaded": footprint.offloaded.total if footprint else None,
         "vectors": footprint.vectors if footprint else None,
         "shared": footprint.shared if footprint else None,
-        "predicted_device": footprint.device.total if footprint else None,
+        "predicted_device": footprint.device.total - (worst.held_elsewhere if worst else 0) if footprint else None,
         "predicted_host": footprint.host(on_gpu) if footprint else None,
         "measured_device": worst.device_peak if worst else None,
         "measured_host": worst.host_peak - worst.host_baseline if worst else None,

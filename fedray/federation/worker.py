@@ -21,16 +21,17 @@ from fedray.federation.initial import common_head, draw_initial
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
 from fedray.methods.protocol import AnyMethod, Initial
 from fedray.methods.registry import build_method
-from fedray.models.backbone import meta_backbone
+from fedray.models.backbone import held_elsewhere, meta_backbone
 from fedray.models.checks import check_beams, reads_left_padding
 from fedray.models.quantised import bitsandbytes
 from fedray.models.tokenizer import load_tokenizer
 from fedray.storage.state_tree import num_bytes
-from fedray.training.base_model import load_base_model, resolve_device
+from fedray.training.base_model import held_architecture, held_once, load_base_model, resolve_device
 from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_time
 from fedray.training.batched import BatchedBackend, run_batched
 from fedray.training.engine import Engine, make_engine
-from fedray.training.metering import MemoryMeter, MemoryUse, resting_memory
+from fedray.training.memory import frozen_bytes
+from fedray.training.metering import MemoryMeter, MemoryUse, cap_gpu_memory, resting_memory
 from fedray.training.mixed_precision import mixed_precision
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
@@ -58,10 +59,12 @@ class Worker:
 
     Args:
         process_group: the processes that train a client together with this one, if the clients are silos.
+        gpus: share of a GPU that this process has; 0 if it is no actor of its own.
     """
 
-    def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS) -> None:
+    def __init__(self, process_group: ProcessGroup = SINGLE_PROCESS, gpus: float = 0.0) -> None:
         self._process_group = process_group
+        self._gpus = gpus
         keep_freed_memory()
         self._stack: AdapterStack | None = None
         self._warned: set[str] = set()
@@ -81,7 +84,8 @@ class Worker:
         sections = config.section_for(setup.entry, setup.tier)
         method = build_method(config, setup.entry, setup.tier)
         self._meter = self._metered(method, tier, resting)
-        model = load_base_model(config, setup.architecture, setup.tier, tier, self.device)
+        model = load_base_model(config, setup.architecture, setup.tier, tier, self.device, self._shares(method, tier))
+        cap_gpu_memory(self._gpus, held_elsewhere(model))
         generating = generates_text(configured_metrics(config))
         if generating:
             self._check_generation(model, config.evaluation.generation.num_beams)
@@ -137,7 +141,7 @@ class Worker:
         """Return this process's peak memory since `setup`."""
         if self._meter is None:
             raise RuntimeError("setup() comes first")
-        return self._meter.read()
+        return replace(self._meter.read(), held_elsewhere=held_elsewhere(self.adapter.model))
 
     def initial(self) -> Initial:
         """Return the common starting point, complete even if this tier holds only a part of it; it is the same on every
@@ -265,6 +269,15 @@ class Worker:
             state=after,
             adapter=backend.adapter.tensors() if task.keep == "adapter" else None,
         )
+
+    def _shares(self, method: AnyMethod, tier: TierConfig) -> bool:
+        """Return whether the base model is that of all actors on this GPU."""
+        if self.device != "cuda" or not 0 < self._gpus < 1:
+            return False
+        model = meta_backbone(held_architecture(self._setup.architecture, tier), self._setup.config.task)
+        base = [*model.parameters(), *model.buffers()]
+        adapter = method.attach(model)
+        return held_once(self._setup.config, tier, frozen_bytes(base), adapter) > 0
 
     def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
         """Return a meter whose baseline is the bare process with everything that was imported for this method, earlier

@@ -1,8 +1,8 @@
 """The frozen base model: its shape without weights, and its weights shared by all actors of a node.
 
 The weights are in one safetensors file per node, quantised where a tier asks for that, and written once under a lock.
-Every process maps it copy-on-write, so pages are shared until a process writes to them, and a write stays in the
-process that made it.
+On a CPU, every process maps it copy-on-write, so pages are shared until a process writes to them, and a write stays in
+the process that made it. On a GPU, processes may share one copy, which nobody writes to (`fedray.models.holder`).
 """
 
 import copy
@@ -23,6 +23,7 @@ from fedray.config import ModelConfig
 from fedray.errors import ConfigError, cannot_cache, choices
 from fedray.models.build import build, build_meta, model_class
 from fedray.models.checks import READS_LEFT_PADDING, check_model
+from fedray.models.holder import CannotShare, Shared, shared_tensors
 from fedray.models.load_options import LoadOptions
 from fedray.models.node_file import FORMAT, adopt, write
 from fedray.models.paths import gguf_options, remedy, resolve_path
@@ -43,6 +44,9 @@ OF_A_PART = {
 
 MISSING_HEAD = "fedray_missing_head"
 """Attribute of a loaded model, read by `missing_head`."""
+
+HELD = "fedray_held"
+"""Attribute of a loaded model: the weights that another process holds for it, and the connection to it."""
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +71,13 @@ def max_positions(model: nn.Module) -> int | None:
 
 
 def load_backbone(
-    model: ModelConfig, arch: PreTrainedConfig, task: Task, seed: int, device: str | torch.device, cache_dir: str | Path
+    model: ModelConfig,
+    arch: PreTrainedConfig,
+    task: Task,
+    seed: int,
+    device: str | torch.device,
+    cache_dir: str | Path,
+    share: bool = False,
 ) -> PreTrainedModel:
     """Return the frozen model in evaluation mode, its weights mapped from this node's file (made if need be).
 
@@ -76,6 +86,8 @@ def load_backbone(
         seed: draws the weights of a `random` model.
         device: where the weights are copied, once; on the cpu they stay mapped.
         cache_dir: folder for the node's files; one per model, revision, architecture and type.
+        share: hold the weights once for all processes on the device (`fedray.models.holder`). Then nothing may write to
+            them but to the task head, which is a copy. Where they cannot be shared, they are copied, with a warning.
 
     Raises:
         ConfigError: the weights cannot be found, read or reached, or do not fit the architecture, or the model reads
@@ -94,12 +106,35 @@ def load_backbone(
                     write(file, weights, new, left_padding)
     except OSError as error:
         raise cannot_cache(file.parent, error) from None
-    backbone = meta_backbone(arch, task)
-    missing, left_padding = adopt(backbone, file)
+    backbone, where = meta_backbone(arch, task), torch.device(device)
+    shared = _shared(file, where) if share else None
+    missing, left_padding = adopt(backbone, file, shared.tensors if shared else None)
     setattr(backbone, MISSING_HEAD, missing)
     setattr(backbone, READS_LEFT_PADDING, left_padding)
-    placed: PreTrainedModel = _frozen(backbone).to(torch.device(device))
+    if shared is not None:
+        own = _head_names(backbone, task)
+        for name, parameter in backbone.named_parameters():
+            if name in own:
+                parameter.data = parameter.data.clone()
+        setattr(backbone, HELD, shared)
+    placed: PreTrainedModel = _frozen(backbone).to(where)
     return placed
+
+
+def held_elsewhere(model: nn.Module) -> int:
+    """Return how many bytes of a loaded model's weights another process holds for it."""
+    if getattr(model, HELD, None) is None:
+        return 0
+    own = {tensor.data_ptr() for tensor in getattr(model, HELD).tensors.values()}
+    return sum(tensor.nbytes for tensor in model.state_dict().values() if tensor.data_ptr() in own)
+
+
+def _shared(file: Path, device: torch.device) -> Shared | None:
+    try:
+        return shared_tensors(file, device)
+    except CannotShare as error:
+        log.warning("every actor on this GPU holds a base model of its own, since they cannot share one: %s", error)
+        return None
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -5,7 +5,7 @@ in the process that made it (safetensors maps files privately; a test with two p
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -54,8 +54,13 @@ def write(file: Path, model: PreTrainedModel, missing_head: Sequence[str], left_
             raise cannot_cache(file.parent, error) from None
 
 
-def adopt(model: PreTrainedModel, file: Path) -> tuple[tuple[str, ...], bool]:
+def adopt(
+    model: PreTrainedModel, file: Path, shared: Mapping[str, Tensor] | None = None
+) -> tuple[tuple[str, ...], bool]:
     """Give a model on the meta device the file's mapped tensors (no copies), its buffers and its ties.
+
+    Args:
+        shared: the file's tensors where another process holds them (`fedray.models.holder`); None: map the file.
 
     Returns:
         `missing_head` and `left_padding`, as they were written.
@@ -64,7 +69,7 @@ def adopt(model: PreTrainedModel, file: Path) -> tuple[tuple[str, ...], bool]:
         ConfigError: the file is damaged, or does not hold every value of the model.
     """
     try:
-        tensors = load_file(file)
+        tensors = load_file(file) if shared is None else shared
         with safe_open(file, framework="pt") as opened:
             facts = {name: json.loads(fact) for name, fact in opened.metadata().items()}
     except (SafetensorError, OSError) as error:

@@ -45,9 +45,11 @@ class Plan:
 
     Attributes:
         on_gpu: whether the method trains on a GPU.
-        gpu: share of a GPU's memory that an actor needs, including CUDA's own memory (`CUDA_CONTEXT`); 0 on a CPU.
+        gpu: share of a GPU's memory that an actor needs, including CUDA's own memory (`CUDA_CONTEXT`); 0 on a CPU. Of
+            what remains where another process holds weights for all actors.
         host: bytes of host memory that an actor needs, including its process (`PROCESS`), beyond what the actors of a
             node share.
+        held_once: bytes of the weights that another process holds for all actors of a GPU.
     """
 
     method: str
@@ -57,6 +59,7 @@ class Plan:
     on_gpu: bool
     gpu: float
     host: int
+    held_once: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,38 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
     """
     made = []
     for method, by_tier in found.items():
+        held = _held_once(config, {tier: footprint for tier, (_, footprint) in by_tier.items()})
+        room = cluster.gpu_memory - _holders(config, held)
         for tier, (cost, footprint) in by_tier.items():
             on_gpu = _on_gpu(config, tier, cluster)
             if on_gpu and not cluster.gpu_memory:
                 raise ConfigError(
                     f"tier {tier!r} trains on a GPU, whose memory is not known; specify it: --gpu-memory 24GB"
                 )
-            needed = (footprint.device.total + CUDA_CONTEXT) / cluster.gpu_memory if on_gpu else 0.0
+            once = held.get(tier, 0) if on_gpu else 0
+            needed = (footprint.device.total - once + CUDA_CONTEXT) / max(room, 1) if on_gpu else 0.0
             gpu = math.ceil(UNIT * needed) / UNIT
             host = PROCESS + footprint.private(on_gpu)
-            made.append(Plan(method, tier, cost, footprint, on_gpu, gpu, host))
+            made.append(Plan(method, tier, cost, footprint, on_gpu, gpu, host, once))
     return made
+
+
+def _held_once(config: Config, footprints: Mapping[str, Footprint]) -> dict[str, int]:
+    """Return the weights that another process holds for a tier's actors, by tier; whole GPUs share nothing."""
+    clients = config.clients
+    gpus = {tier: clients.tier(tier).num_gpus for tier in footprints}
+    return {
+        tier: footprint.held_once
+        for tier, footprint in footprints.items()
+        if footprint.held_once and ((asked := gpus[tier]) is None or asked < 1)
+    }
+
+
+def _holders(config: Config, held: Mapping[str, int]) -> int:
+    """Return the bytes of a GPU for the processes that hold weights: one for each precision, as if all tiers were on
+    it."""
+    by_precision = {config.clients.tier(tier).precision or config.model.dtype: size for tier, size in held.items()}
+    return sum(size + CUDA_CONTEXT for size in by_precision.values())
 
 
 def rooms(clients: ClientsConfig, made: Sequence[Plan], nodes: Sequence[Amounts]) -> list[Room]:

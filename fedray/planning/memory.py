@@ -15,9 +15,9 @@ from fedray.config import Config, Memory, MethodConfig, TrainConfig
 from fedray.errors import ConfigError
 from fedray.methods.registry import build_method
 from fedray.models.backbone import meta_backbone
-from fedray.training.base_model import as_held, held_architecture, resolve_device
+from fedray.training.base_model import as_held, held_architecture, held_once, resolve_device
 from fedray.training.batch_shapes import LargestBatches
-from fedray.training.memory import FLOAT32, optimizer_bytes, tensor_bytes, trained_bytes
+from fedray.training.memory import FLOAT32, frozen_bytes, optimizer_bytes, tensor_bytes, trained_bytes
 from fedray.training.mixed_precision import mixed_precision
 from fedray.training.tracing import Traced, trace_evaluation, trace_generation, trace_step
 
@@ -32,13 +32,14 @@ class Footprint:
     device: where steps are computed. offloaded: kept on the host by the engine. vectors: the common starting point,
     which every actor keeps on the host; what a client receives lies in Ray's object store, and what it sends is made
     when its activations are gone. shared: the part of device.weights that, on a CPU, stays mapped from the node's file,
-    and so is held once per node.
+    and so is held once per node. held_once: the part that actors on parts of one GPU hold once per GPU.
     """
 
     device: Memory
     offloaded: Memory
     vectors: int
     shared: int
+    held_once: int = 0
 
     def host(self, on_gpu: bool) -> int:
         """Bytes of the host that the actor holds beyond its bare process; on a CPU with the shared weights."""
@@ -74,7 +75,7 @@ def predict(
     weights = tensor_bytes(base)
     adapter.fit(held.capacity)
     vectors = FLOAT32 * sum(adapter.layout(name).size for name in adapter.names)
-    frozen = tensor_bytes([tensor for tensor in base if not tensor.requires_grad])
+    frozen = frozen_bytes(base)
     try:
         resting = held.engine.memory(adapter, weights, train)
     except ConfigError as error:
@@ -109,6 +110,7 @@ def predict(
         resting.host,
         vectors,
         0 if held.engine.weights_on_host else frozen,
+        held_once(config, held, frozen, adapter),
     )
 
 

@@ -21,7 +21,8 @@ def plan_table(made: Sequence[Plan]) -> Table:
     """
     full = {plan.tier: plan.footprint.device for plan in made if trains_all(plan.cost)}
     ratio = ["full /\ndevice", "without\nactiv."] if full else []
-    numbers = (*PARTS, "device", *ratio, "offloaded", "host per\nactor", "host\nshared", "of a\nGPU")
+    once = ["held once\nper GPU"] if any(plan.held_once for plan in made) else []
+    numbers = (*PARTS, "device", *ratio, "offloaded", "host per\nactor", "host\nshared", *once, "of a\nGPU")
     table = plain_table("memory of one client actor at its peak", ("method", "tier"), numbers)
     for plan in made:
         device = plan.footprint.device
@@ -35,6 +36,7 @@ def plan_table(made: Sequence[Plan]) -> Table:
             readable_bytes(plan.footprint.offloaded.total),
             readable_bytes(plan.host),
             readable_bytes(0 if plan.on_gpu else plan.footprint.shared),
+            *(readable_bytes(plan.held_once) for _ in once),
             f"{plan.gpu:.4f}" if plan.on_gpu else "-",
         )
     return table

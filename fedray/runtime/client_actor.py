@@ -32,7 +32,7 @@ class ClientActor:
         if gpus == 0:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that asked for none
         cap_gpu_memory(gpus)
-        self.worker = Worker()
+        self.worker = Worker(gpus=gpus)
         self._shards: dict[Any, Any] = {}
 
     def ready(self) -> None:
@@ -60,8 +60,9 @@ class ClientActor:
         return self.worker.memory()
 
     def gpu_memory(self) -> int | None:
-        """See `metering.gpu_memory`."""
-        return gpu_memory()
+        """Return `metering.gpu_memory` and the weights that another process holds for this one."""
+        room = gpu_memory()
+        return None if room is None else room + self.worker.memory().held_elsewhere
 
     def width_seconds(self, batch: TaskBatch) -> dict[int, float]:
         """See `Worker.width_seconds`."""

@@ -6,16 +6,18 @@ from dataclasses import replace
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fedray.adapters.adapter import Adapter
 from fedray.adapters.heads import float_head
 from fedray.config import Config, TierConfig
 from fedray.errors import ConfigError
 from fedray.models.attention import train_short_in_float32
 from fedray.models.backbone import checkpoint_activations, load_backbone
 from fedray.models.load_options import LoadOptions
+from fedray.training.metering import CUDA_CONTEXT
 
 
 def load_base_model(
-    config: Config, architecture: PretrainedConfig, tier_name: str, tier: TierConfig, device: str
+    config: Config, architecture: PretrainedConfig, tier_name: str, tier: TierConfig, device: str, share: bool = False
 ) -> PreTrainedModel:
     """Return the frozen base model with its weights, as the tier's devices hold it.
 
@@ -23,6 +25,7 @@ def load_base_model(
         architecture: from `fedray.models.architecture.architecture`.
         tier_name: for messages.
         device: cuda or cpu, where the tier computes.
+        share: see `load_backbone`.
 
     Raises:
         ConfigError: float16 is configured without a GPU, the weights cannot be loaded, or the model does not support
@@ -33,8 +36,22 @@ def load_base_model(
     if section.dtype == "float16" and device == "cpu":
         raise ConfigError(f"tier {tier_name!r}: float16 needs a GPU; on a CPU use bfloat16 or float32")
     place = "cpu" if tier.engine.weights_on_host else device
-    model = load_backbone(section, held, config.task, config.seed, place, config.data.cache_dir)
+    model = load_backbone(section, held, config.task, config.seed, place, config.data.cache_dir, share)
     return as_held(model, tier, device)
+
+
+def held_once(config: Config, tier: TierConfig, frozen: int, adapter: Adapter) -> int:
+    """Return the bytes of the base model that actors on parts of one GPU hold once; 0 if each has its own.
+
+    Another process holds them (`fedray.models.holder`), which takes a CUDA context: a smaller base model is not worth
+    it.
+
+    Args:
+        frozen: bytes of the base model that do not train.
+        adapter: attached to it. Where it trains parameters of the base model, nothing is shared.
+    """
+    allowed = config.clients.share_base and not tier.engine.weights_on_host and adapter.base_group() is None
+    return frozen if allowed and frozen >= CUDA_CONTEXT else 0
 
 
 def held_architecture(architecture: PretrainedConfig, tier: TierConfig) -> PretrainedConfig:

@@ -41,6 +41,15 @@ def optimizer_bytes(groups: Sequence[TrainableGroup], train: TrainConfig) -> int
     return 2 * trained + FLOAT32 * sum(len(group.parameters) for group in groups)
 
 
+def frozen_bytes(base: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of a base model that do not train.
+
+    Args:
+        base: its parameters and buffers, once an adapter is attached.
+    """
+    return tensor_bytes([tensor for tensor in base if not tensor.requires_grad])
+
+
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Return the bytes of tensors; tied ones count once."""
     return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())

@@ -31,12 +31,14 @@ class MemoryUse:
         host_peak: the most that the process had of the host's memory: its part of what it shares (PSS), and nothing of
             Ray's object store.
         host_baseline: what it has without its method's model, but with all that is imported.
+        held_elsewhere: weights on the GPU that another process holds for all; not in device_peak.
     """
 
     device: str
     device_peak: int | None
     host_peak: int
     host_baseline: int
+    held_elsewhere: int = 0
 
 
 class MemoryMeter:
@@ -92,15 +94,27 @@ def resting_memory() -> int:
     return _proportional()
 
 
-def cap_gpu_memory(share: float) -> None:
+def cap_gpu_memory(share: float, held_elsewhere: int = 0) -> None:
     """Limit this process to its share of its GPU, so that actors on one GPU never take each other's.
 
     Args:
         share: of one GPU; nothing is limited if it is 0, or 1 or more, or if there is no GPU.
+        held_elsewhere: bytes that another process holds for all actors of the GPU: the share is of the rest.
     """
     if 0 < share < 1 and torch.cuda.is_available():
-        context = CUDA_CONTEXT / torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(max(share - context, 0.0))
+        total = torch.cuda.get_device_properties(0).total_memory
+        rest = shared_gpu(total, held_elsewhere)
+        torch.cuda.set_per_process_memory_fraction(max(share * rest - CUDA_CONTEXT, 0.0) / total)
+
+
+def shared_gpu(total: int, held_elsewhere: int) -> int:
+    """Return the bytes of a GPU that remain for actors beside processes that hold weights for all of them.
+
+    Args:
+        total: of the GPU.
+        held_elsewhere: bytes of the weights; 0: there is no such process.
+    """
+    return total - held_elsewhere - CUDA_CONTEXT if held_elsewhere else total
 
 
 def gpu_memory() -> int | None:

@@ -118,6 +118,7 @@ def all_rows(sizes: Sizes) -> list[Row]:
     rows += [
         Row("plain DeepSpeed, ZeRO-2", "plain_deepspeed", {"offload": host}),
         Row("plain DeepSpeed, ZeRO-3", "plain_deepspeed", {"offload": params}),
+        Row("base model held once", "shared_base"),
         Row("three tiers on Ray, four actors", "three_tiers"),
         Row("plain DeepSpeed, ZeRO-3, its own limits", "plain_deepspeed", {"offload": params, "sized": False}),
     ]

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -30,6 +30,8 @@ from fedray.experiment.prepare import Prepared, prepare
 from fedray.federation.local_pool import LocalPool
 from fedray.federation.tasks import ClientTask, downlinks_of
 from fedray.federation.worker import Worker
+from fedray.models.backbone import held_elsewhere
+from fedray.training.base_model import load_base_model
 from fedray.training.metering import MemoryMeter, resting_memory
 
 RANK, ALPHA, TARGETS, LR = 8, 16, ["q_proj", "v_proj"], 1e-3
@@ -330,12 +332,35 @@ def three_tiers(bench: Bench) -> dict[str, Any]:
     return {**seconds, "note": note + ", ".join(peaks)}
 
 
+def shared_base(bench: Bench) -> dict[str, Any]:
+    """Load the base model from the process that holds it for all actors: the first time that process starts; then its
+    tensors are compared with the file's, and what a further model takes of the device is seen."""
+    prepared = prepare(load_config(bench.settings(1)))
+    setup = next(iter(prepared.worker_setups(prepared.config.method[0]).values()))
+    tier = prepared.config.clients.tier(setup.tier)
+    load = partial(load_base_model, prepared.config, setup.architecture, setup.tier, tier, bench.device)
+    own = load()
+    started = perf_counter()
+    first = load(share=True)
+    starting = perf_counter() - started
+    for (name, one), (_, two) in zip(first.state_dict().items(), own.state_dict().items(), strict=True):
+        assert torch.equal(one, two), f"{name} is not what the file has"
+    before = torch.cuda.mem_get_info()[0] if bench.device == "cuda" else 0
+    started = perf_counter()
+    second = load(share=True)
+    mapping = perf_counter() - started
+    assert held_elsewhere(second) > 0, "no holder could be reached; the log says why"
+    taken = before - torch.cuda.mem_get_info()[0] if bench.device == "cuda" else 0
+    held = f"{held_elsewhere(second) / 2**30:.3g} GiB are held once; a further model takes {taken / 2**30:.3g} GiB"
+    return {"note": f"{held} and {mapping:.3g} s; the first one {starting:.3g} s"}
+
+
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
-    call.__name__: call for call in (matrix_rate, plain_loop, fedavg, engine, plain_deepspeed, three_tiers)
+    call.__name__: call for call in (matrix_rate, plain_loop, fedavg, engine, plain_deepspeed, three_tiers, shared_base)
 }
 
 

@@ -13,13 +13,14 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import tiny_bert
 
-from fedray.config import load_config
+from fedray.config import Memory, load_config
 from fedray.experiment.prepare import prepare
 from fedray.experiment.rows import memory_row
 from fedray.experiment.run import run_experiment
 from fedray.experiment.run_folder import RunFolder
 from fedray.federation.events import MethodFinished, MethodStarted, RoundFinished, TasksFinished
 from fedray.federation.local_pool import LocalPool
+from fedray.planning.memory import Footprint
 from fedray.results.run_result import RunResult
 from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import arrays, sha256
@@ -343,6 +344,13 @@ def test_predicted_and_measured_memory(run: SimpleNamespace) -> None:
         cost = costs[row.method][row.tier]
         assert row.trainable_share == cost.trainable / cost.total
         assert row.gradients == 4 * cost.trainable
+
+
+def test_predictions_leave_out_what_another_process_holds(run: SimpleNamespace) -> None:
+    """It is not in torch's peak either."""
+    cost, footprint = run.prepared.costs["local"]["weak"], Footprint(Memory(100, 7), Memory(), 0, 90, 90)
+    row = memory_row("local", "weak", cost, footprint, [MemoryUse("cuda", 20, 0, 0, held_elsewhere=90)])
+    assert (row["weights"], row["predicted_device"], row["measured_device"]) == (100, 17, 20)
 
 
 def test_memory_that_cannot_be_predicted_is_null(run: SimpleNamespace) -> None:

@@ -3,9 +3,13 @@
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from fedray.config import Memory, load_config
 from fedray.errors import ConfigError
+from fedray.experiment.outline import footprints
+from fedray.methods.registry import build_method
+from fedray.models.backbone import meta_backbone
 from fedray.planning.accounting import Cost
 from fedray.planning.cluster_plan import (
     PROCESS,
@@ -19,8 +23,19 @@ from fedray.planning.cluster_plan import (
     this_machine,
 )
 from fedray.planning.memory import Footprint
+from fedray.training.base_model import held_once
 from fedray.training.metering import CUDA_CONTEXT
 
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 4096,
+}
 COST = Cost(1, 2, 1, 1, 4, 4, "-")
 GB = 10**9
 
@@ -37,8 +52,26 @@ def configured(**clients: Any) -> Any:
     )
 
 
-def footprint(weights: int = 0, gradients: int = 0, offloaded: int = 0, shared: int = 0) -> Footprint:
-    return Footprint(Memory(weights, gradients=gradients), Memory(optimizer=offloaded), 0, shared)
+def of_model(model: dict[str, Any], adapter: str = "lora", share_base: bool = True, **tier: Any) -> Any:
+    """512 tokens and one example at a time, with a base model in bfloat16."""
+    return load_config(
+        {
+            "rounds": 1,
+            "task": "causal_lm",
+            "method": {"name": "fedavg", "adapter": adapter},
+            "model": {"path": "random", "tokenizer": "bytes", "config": model, "dtype": "bfloat16"},
+            "data": {"source": "synthetic", "max_length": 512},
+            "clients": {"count": 8, "share_base": share_base, "tiers": {"all": {"share": 1.0, **tier}}},
+            "train": {"batch_size": 1},
+            "evaluation": {"batch_size": 1},
+        }
+    )
+
+
+def footprint(
+    weights: int = 0, gradients: int = 0, offloaded: int = 0, shared: int = 0, held_once: int = 0
+) -> Footprint:
+    return Footprint(Memory(weights, gradients=gradients), Memory(optimizer=offloaded), 0, shared, held_once)
 
 
 def plan(tier: str = "default", gpu: float = 0.0, host: int = 0, shared: int = 0) -> Plan:
@@ -56,6 +89,60 @@ def test_a_gpu_holds_the_device_and_cudas_own() -> None:
     (made,) = planned(configured(), Cluster(({"CPU": 4, "GPU": 1},), 24 * GB), default=held).values()
     assert 5_400_000_000 + CUDA_CONTEXT == 6 * GB
     assert (made.on_gpu, made.gpu, made.host) == (True, 0.25, PROCESS + GB)
+
+
+def test_a_gpu_holds_a_common_base_model_once() -> None:
+    """Of 80 GB, 19.4 and a context are the base model's, which leaves 60 GB: 20 actors of 2.4 GB and a context. Each
+    with a base model of its own, three. A whole GPU shares nothing."""
+    held = footprint(weights=19_400_000_000, gradients=2_400_000_000, held_once=19_400_000_000)
+    gpu = Cluster(({"CPU": 64, "GPU": 1},), 80 * GB)
+    (made,) = planned(configured(), gpu, default=held).values()
+    assert (made.gpu, made.held_once) == (0.05, 19_400_000_000)
+    assert rooms(configured().clients, [made], gpu.nodes)[0].alone == 20
+    (whole,) = planned(configured(num_gpus=1), gpu, default=held).values()
+    assert (whole.gpu, whole.held_once) == (pytest.approx(0.28, abs=1e-4), 0)
+    alone = footprint(weights=19_400_000_000, gradients=2_400_000_000)
+    (own,) = planned(configured(), gpu, default=alone).values()
+    assert (own.gpu, rooms(configured().clients, [own], gpu.nodes)[0].alone) == (whole.gpu, 3)
+
+
+def test_every_precision_has_a_holder_of_its_own() -> None:
+    """16 and 4 GB with two contexts leave 58.8 of 80 GB, of which an actor needs 5.88."""
+    tiers = {"a": {"share": 0.5}, "b": {"share": 0.3, "precision": "nf4"}, "c": {"share": 0.2}}
+    large, small = (footprint(weights=size, gradients=5_280_000_000, held_once=size) for size in (16 * GB, 4 * GB))
+    made = planned(configured(tiers=tiers), Cluster(({"CPU": 4, "GPU": 1},), 80 * GB), a=large, b=small, c=large)
+    assert [plan.gpu for plan in made.values()] == [0.1, 0.1, 0.1]
+
+
+def test_what_is_not_held_once() -> None:
+    """Small base models, which a context outweighs; those whose parameters train; those that are on the host; and where
+    the configuration says so."""
+
+    model = {**LLAMA_8B, "num_hidden_layers": 1, "vocab_size": 1000}
+
+    def held(frozen: int, adapter: str = "lora", share_base: bool = True, **tier: Any) -> int:
+        config = of_model(model, adapter, share_base, **tier)
+        shapes = meta_backbone(LlamaConfig(**model), config.task)
+        return held_once(
+            config, config.clients.tier("all"), frozen, build_method(config, config.method[0]).attach(shapes)
+        )
+
+    assert held(CUDA_CONTEXT) == CUDA_CONTEXT
+    assert held(CUDA_CONTEXT - 1) == held(GB, "full") == held(GB, share_base=False) == 0
+    assert held(GB, engine="deepspeed", offload={"params": "cpu"}) == 0
+    assert held(GB, engine="deepspeed", offload={"optimizer": "cpu"}) == GB
+
+
+def test_eight_actors_with_8_billion_parameters_fit_on_80_gigabytes() -> None:
+    """The shapes of Llama-3.1-8B in bfloat16, 512 tokens, batch 1, LoRA of rank 8; without sharing, three."""
+
+    def actors(share_base: bool) -> int:
+        config, gpu = of_model(LLAMA_8B, share_base=share_base), Cluster(({"CPU": 64, "GPU": 1},), 80 * GB)
+        made = plans(config, footprints(config, read_data=False), gpu)
+        return rooms(config.clients, made, gpu.nodes)[0].alone
+
+    assert actors(True) >= 8
+    assert actors(False) == 3
 
 
 def test_a_cpu_holds_everything_and_shares_the_base_model() -> None:

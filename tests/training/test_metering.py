@@ -69,6 +69,14 @@ def test_a_part_of_a_gpu_is_a_cap(gpu):
     assert gpu[1] == 0
 
 
+def test_a_part_is_of_what_a_common_base_model_leaves(gpu):
+    """Four of ten contexts are weights that another process holds, and one is its own: a fifth of five is one, which
+    is the actor's context; of two fifths, one remains."""
+    cap_gpu_memory(0.2, 4 * CUDA_CONTEXT)
+    cap_gpu_memory(0.4, 4 * CUDA_CONTEXT)
+    assert gpu == [pytest.approx(0), pytest.approx(0.1)]
+
+
 @pytest.mark.parametrize("share", [0, 1, 2])
 def test_whole_gpus_and_none_are_not_capped(gpu, share):
     cap_gpu_memory(share)
