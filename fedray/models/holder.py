@@ -7,6 +7,7 @@ the last one that holds its connection has ended, however it ends. Its tensors a
 On a CPU, torch's reductions share memory by files in /dev/shm; that is how tests run the same code.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def shared_tensors(file: Path, device: torch.device) -> Shared:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.getuid():
             raise CannotShare(f"{folder} belongs to another user")
-        address = folder / f"{file.stem}-{_name(device)}"
+        named = f"{file.stem} {_name(device)}".encode()
+        address = folder / hashlib.sha256(named).hexdigest()[:16]  # a socket's path may have 107 characters
         with FileLock(f"{address}.lock"):
             connection = _connect(address) or _start(file, device, address)
             if device.type == "cpu":
