@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from paper_models import LLAMA_3_8B
 from transformers import LlamaConfig
 
 from fedray.config import Memory, load_config
@@ -26,16 +27,6 @@ from fedray.planning.memory import Footprint
 from fedray.training.base_model import held_once
 from fedray.training.metering import CUDA_CONTEXT
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "max_position_embeddings": 4096,
-}
 COST = Cost(1, 2, 1, 1, 4, 4, "-")
 GB = 10**9
 
@@ -118,7 +109,7 @@ def test_what_is_not_held_once() -> None:
     """Small base models, which a context outweighs; those whose parameters train; those that are on the host; and where
     the configuration says so."""
 
-    model = {**LLAMA_8B, "num_hidden_layers": 1, "vocab_size": 1000}
+    model = {**LLAMA_3_8B, "num_hidden_layers": 1, "vocab_size": 1000}
 
     def held(frozen: int, adapter: str = "lora", share_base: bool = True, **tier: Any) -> int:
         config = of_model(model, adapter, share_base, **tier)
@@ -137,7 +128,7 @@ def test_eight_actors_with_8_billion_parameters_fit_on_80_gigabytes() -> None:
     """The shapes of Llama-3.1-8B in bfloat16, 512 tokens, batch 1, LoRA of rank 8; without sharing, three."""
 
     def actors(share_base: bool) -> int:
-        config, gpu = of_model(LLAMA_8B, share_base=share_base), Cluster(({"CPU": 64, "GPU": 1},), 80 * GB)
+        config, gpu = of_model(LLAMA_3_8B, share_base=share_base), Cluster(({"CPU": 64, "GPU": 1},), 80 * GB)
         made = plans(config, footprints(config, read_data=False), gpu)
         return rooms(config.clients, made, gpu.nodes)[0].alone
 
