@@ -68,8 +68,6 @@ def shared_tensors(file: Path, device: torch.device) -> Shared:
         address = folder / hashlib.sha256(named).hexdigest()[:16]  # a socket's path may have 107 characters
         with FileLock(f"{address}.lock"):
             connection = _connect(address) or _start(file, device, address)
-            if device.type == "cpu":
-                torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
             connection.send("tensors")
             answer = connection.recv()
         if isinstance(answer, Exception):
