@@ -147,7 +147,7 @@ def test_the_citation_has_what_its_format_requires() -> None:
 
 
 def test_the_container_has_the_whole_repository_and_installs_the_tested_versions(sources: set[str]) -> None:
-    """The file is read, and never built."""
+    """The file is read here; its own first lines say where it was built."""
     text = (ROOT / "Containerfile").read_text(encoding="utf-8")
     before, after = (
         {word for line in part.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]}
