@@ -118,7 +118,7 @@ class ClientState:
 
 
 @dataclass(frozen=True)
-class FedHft:
+class FedHft(soft_clusters.AdmitsClients):
     """Masked LoRAs within soft clusters.
 
     Attributes:
@@ -195,10 +195,6 @@ class FedHft:
             memberships={client.id: uniform for client in clients},
             features={},
         )
-
-    def admit(self, server: Server, client: Client) -> Server:
-        """Return the server with a client that arrives after the run: it belongs to all clusters alike."""
-        return replace(server, memberships=soft_clusters.admit(server.memberships, client.id))
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         return ClientState(None, heads.initial(self.head, initial.head())[1])

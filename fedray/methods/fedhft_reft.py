@@ -50,7 +50,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class FedHftReft:
+class FedHftReft(soft_clusters.AdmitsClients):
     """LoReFT interventions within soft clusters.
 
     Attributes:
@@ -88,10 +88,6 @@ class FedHftReft:
         first = GlobalAdapter(initial.vectors["reft"], heads.initial(self.head, initial.head())[0])
         pi = dict.fromkeys((client.id for client in clients), np.full(number, 1 / number, np.float32))
         return Server(initial.seed, initial.layouts["reft"], 0, (first,) * number, pi, {})
-
-    def admit(self, server: Server, client: Client) -> Server:
-        """Return the server with a client that arrives after the run: it belongs to all clusters alike."""
-        return replace(server, memberships=soft_clusters.admit(server.memberships, client.id))
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         return ClientState(heads.initial(self.head, initial.head())[1])

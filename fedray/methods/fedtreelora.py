@@ -11,9 +11,8 @@ clients outside of it, and w one trained number per target, which every client k
 members that took part; a cluster without any stays as it is. The head, if it is shared, is everybody's mean.
 
 Where the paper was not at hand, chosen here: w starts at 0, so that the switch changes no model; in the others' mean
-each client counts once, with its cluster's values, so that one client per cluster is FedALT; distances are those of
-products B_k A_k (`fedray.aggregation.trees`); the tree is built again when a client trains that is not in it, and until
-then that client starts from the mean of all. With one cluster everywhere it is FedIT.
+each client counts once, with its cluster's values; distances are of products B_k A_k (`fedray.aggregation.trees`);
+a client that is not in the tree starts from the mean of all, and the tree is built again once it has trained.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,15 +94,13 @@ class FedTreeLora:
         return adapter
 
     def init_server(self, initial: Initial, clients: Sequence[Client]) -> Server:
-        layout = initial.layouts["lora"]
-        own = {client.id: own_layout(layout, client.capacity) for client in clients}
-        first = LayerClusters.of(layout, initial.vectors["lora"])
+        first = LayerClusters.of(initial.layouts["lora"], initial.vectors["lora"])
+        own = {client.id: own_layout(first.layout, client.capacity) for client in clients}
         return Server(0, own, {}, {}, first, heads.initial(self.head, initial.head())[0])
 
     def admit(self, server: Server, client: Client) -> Server:
         """Return the server with a client that arrives after the run."""
-        own = own_layout(server.clusters.layout, client.capacity)
-        return replace(server, own={**server.own, client.id: own})
+        return replace(server, own={**server.own, client.id: own_layout(server.clusters.layout, client.capacity)})
 
     def init_client(self, initial: Initial, client: Client) -> ClientState:
         weights = np.zeros(initial.layout("mixer.w_R").size, np.float32)
@@ -144,10 +141,8 @@ class FedTreeLora:
             deltas = {id: split(server.own[id], vector) for id, vector in latest.items()}
             held = {id: scatter(clusters.layout, server.own[id], vector) for id, vector in latest.items()}
             clusters = clustered(clusters, deltas, number, self.max_clusters).moved(held, counts)
-        held = {id: scatter(clusters.layout, server.own[id], vector) for id, vector in sent.items()}
-        moved = clusters.moved(held, counts)
-        came = [update.payload.head for update in updates]
-        head = heads.average(server.head, came, [update.num_examples for update in updates])
+        moved = clusters.moved({id: scatter(clusters.layout, server.own[id], sent[id]) for id in sent}, counts)
+        head = heads.average(server.head, [update.payload.head for update in updates], [counts[id] for id in sent])
         numbers = {"first_layer_clusters": len(moved.states[0]), "last_layer_clusters": len(moved.states[-1])}
         return Server(rounds, server.own, latest, counts, moved, head), numbers
 

@@ -278,3 +278,11 @@ def test_who_aggregates_in_its_own_way_gets_every_update_unless_it_says_otherwis
     assert averages(FedAlt()) is None
     with pytest.raises(ConfigError, match="Misspelt.averages: expected examples, uniform, got 'unifrom'"):
         averages(Misspelt())
+
+
+def test_a_baseline_is_a_short_file() -> None:
+    """At most 150 lines, as long as its paper's box; the three papers that fedray exists for may be longer."""
+    folder = Path(protocol.__file__).parent
+    lines = {name: len((folder / f"{name}.py").read_text("utf-8").splitlines()) for name in METHODS.names}
+    longer = {name for name, number in lines.items() if number > 150}
+    assert longer == {"fedreft", "fedalt", "fedhft"}

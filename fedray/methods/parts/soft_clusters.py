@@ -2,6 +2,8 @@
 their latest updates gives them as posteriors."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +11,7 @@ import numpy.typing as npt
 from fedray.aggregation.clustering import centre_gram, embed, fit_mixture, gram_of, match_components
 from fedray.aggregation.low_rank import gram
 from fedray.methods.parts.factors import Delta
-from fedray.types import ClientId, Vector
+from fedray.types import Client, ClientId, Vector
 
 Memberships = Mapping[ClientId, Vector]
 """π_k [J] of every client."""
@@ -56,10 +58,15 @@ def refit(
     return {**memberships, **dict(zip(ids, matched, strict=True))}
 
 
-def admit(memberships: Memberships, id: ClientId) -> Memberships:
-    """Return the memberships with a new client, which belongs to all clusters alike, as all do at first."""
-    number = len(next(iter(memberships.values())))
-    return {**memberships, id: np.full(number, 1 / number, np.float32)}
+class AdmitsClients:
+    """A method whose server state has the field `memberships`."""
+
+    def admit(self, server: Any, client: Client) -> Any:
+        """Return the server with a client that arrives after the run: it belongs to all clusters alike, as all do at
+        first."""
+        number = len(next(iter(server.memberships.values())))
+        alike = np.full(number, 1 / number, np.float32)
+        return replace(server, memberships={**server.memberships, client.id: alike})
 
 
 def similarity(features: Sequence[Vector | Delta]) -> npt.NDArray[np.float64]:
