@@ -89,7 +89,11 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
     """
     made = []
     for method, by_tier in found.items():
-        held = _held_once(config, {tier: footprint for tier, (_, footprint) in by_tier.items()})
+        held = {
+            tier: footprint.held_once
+            for tier, (_, footprint) in by_tier.items()
+            if footprint.held_once and _on_gpu(config, tier, cluster) and _on_a_part(config, tier)
+        }
         room = cluster.gpu_memory - _holders(config, held)
         for tier, (cost, footprint) in by_tier.items():
             on_gpu = _on_gpu(config, tier, cluster)
@@ -97,7 +101,7 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
                 raise ConfigError(
                     f"tier {tier!r} trains on a GPU, whose memory is not known; specify it: --gpu-memory 24GB"
                 )
-            once = held.get(tier, 0) if on_gpu else 0
+            once = held.get(tier, 0)
             needed = (footprint.device.total - once + CUDA_CONTEXT) / max(room, 1) if on_gpu else 0.0
             gpu = math.ceil(UNIT * needed) / UNIT
             host = PROCESS + footprint.private(on_gpu)
@@ -105,15 +109,11 @@ def plans(config: Config, found: Mapping[str, Mapping[str, tuple[Cost, Footprint
     return made
 
 
-def _held_once(config: Config, footprints: Mapping[str, Footprint]) -> dict[str, int]:
-    """Return the weights that another process holds for a tier's actors, by tier; whole GPUs share nothing."""
-    clients = config.clients
-    gpus = {tier: clients.tier(tier).num_gpus for tier in footprints}
-    return {
-        tier: footprint.held_once
-        for tier, footprint in footprints.items()
-        if footprint.held_once and ((asked := gpus[tier]) is None or asked < 1)
-    }
+def _on_a_part(config: Config, tier: str) -> bool:
+    """Return whether an actor of the tier may have a part of a GPU, beside others; it has a whole one only if it asks
+    for that."""
+    asked = config.clients.tier(tier).num_gpus
+    return asked is None or asked < 1
 
 
 def _holders(config: Config, held: Mapping[str, int]) -> int:

@@ -60,9 +60,8 @@ class ClientActor:
         return self.worker.memory()
 
     def gpu_memory(self) -> int | None:
-        """Return `metering.gpu_memory` and the weights that another process holds for this one."""
-        room = gpu_memory()
-        return None if room is None else room + self.worker.memory().held_elsewhere
+        """See `metering.gpu_memory`."""
+        return gpu_memory()
 
     def width_seconds(self, batch: TaskBatch) -> dict[int, float]:
         """See `Worker.width_seconds`."""

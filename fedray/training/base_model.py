@@ -48,9 +48,10 @@ def held_once(config: Config, tier: TierConfig, frozen: int, adapter: Adapter) -
 
     Args:
         frozen: bytes of the base model that do not train.
-        adapter: attached to it. Where it trains parameters of the base model, nothing is shared.
+        adapter: attached to it. Where it trains parameters of the base model, nothing is shared, nor in silos.
     """
-    allowed = config.clients.share_base and not tier.engine.weights_on_host and adapter.base_group() is None
+    alone = tier.engine.weights_on_host or tier.workers > 1 or adapter.base_group() is not None
+    allowed = config.clients.share_base and not alone
     return frozen if allowed and frozen >= CUDA_CONTEXT else 0
 
 

@@ -105,6 +105,14 @@ def test_every_precision_has_a_holder_of_its_own() -> None:
     assert [plan.gpu for plan in made.values()] == [0.1, 0.1, 0.1]
 
 
+def test_a_tier_on_cpus_holds_nothing_on_a_gpu() -> None:
+    """10 GB held once with a context leave 69.4 of 80 GB, of which 3.47 GB are a twentieth."""
+    tiers = {"a": {"share": 0.5}, "b": {"share": 0.5, "num_gpus": 0, "precision": "bfloat16"}}
+    held = footprint(weights=10 * GB, gradients=2_870_000_000, held_once=10 * GB)
+    made = planned(configured(tiers=tiers), Cluster(({"CPU": 4, "GPU": 1},), 80 * GB), a=held, b=held)
+    assert {tier: (plan.gpu, plan.held_once) for tier, plan in made.items()} == {"a": (0.05, 10 * GB), "b": (0.0, 0)}
+
+
 def test_what_is_not_held_once() -> None:
     """Small base models, which a context outweighs; those whose parameters train; those that are on the host; and where
     the configuration says so."""
@@ -122,6 +130,7 @@ def test_what_is_not_held_once() -> None:
     assert held(CUDA_CONTEXT - 1) == held(GB, "full") == held(GB, share_base=False) == 0
     assert held(GB, engine="deepspeed", offload={"params": "cpu"}) == 0
     assert held(GB, engine="deepspeed", offload={"optimizer": "cpu"}) == GB
+    assert held(GB, workers=2) == 0
 
 
 def test_eight_actors_with_8_billion_parameters_fit_on_80_gigabytes() -> None:
