@@ -2,7 +2,7 @@
 
 The weights are in one safetensors file per node, quantised where a tier asks for that, and written once under a lock.
 On a CPU, every process maps it copy-on-write, so pages are shared until a process writes to them, and a write stays in
-the process that made it. On a GPU, processes may share one copy, which nobody writes to (`fedray.models.holder`).
+the process that made it. On a GPU, processes may share one read-only copy (`fedray.models.holder`).
 """
 
 import copy

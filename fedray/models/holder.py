@@ -114,7 +114,7 @@ def _start(file: Path, device: torch.device, address: Path) -> Connection:
 
 
 class _Holder:
-    """Serves tensors until nobody has held any for a while."""
+    """Serves tensors to other processes, and ends once no process has used them for `idle_s` seconds."""
 
     def __init__(self, tensors: dict[str, Tensor], address: Path, idle_s: float) -> None:
         self._tensors = tensors
@@ -131,7 +131,7 @@ class _Holder:
                 self._changed.wait_for(lambda: self._open == 0)
                 if self._changed.wait_for(lambda: self._open > 0, self._idle_s):
                     continue
-            with FileLock(f"{self._address}.lock"):  # nobody connects now
+            with FileLock(f"{self._address}.lock"):  # no process can connect meanwhile
                 if self._open == 0:
                     self._listener.close()
                     return

@@ -128,7 +128,7 @@ def all_rows(sizes: Sizes) -> list[Row]:
 def measure_rows(
     rows: Sequence[Row], sizes: Sizes, device: str, seconds: float, save: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Measure rows, process by process. All processes below this one are killed, whoever started them.
+    """Measure rows, process by process. Kills every descendant of this process: for a program that does nothing else.
 
     Args:
         seconds: for all of them together; what is not there by then is not measured.

@@ -1,5 +1,5 @@
 """One copy of the weights for several processes, here by a CPU's shared memory: who holds it, how long, and that
-nobody changes it."""
+it stays unchanged."""
 
 import os
 import signal
