@@ -1,7 +1,7 @@
 """The Python API: `fedray.run` runs one experiment, `fedray.load` opens one of its models."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fedray.report.document import Report
 from fedray.report.files import write_after
 from fedray.results.run_result import RunResult
 from fedray.runtime.driver import events
-from fedray.runtime.session import check_reachable
+from fedray.runtime.session import workers_ready
 from fedray.storage.paths import StoragePath
 from fedray.types import ClientId
 
@@ -77,17 +77,16 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     """
     try:
         check_trackers(config, place)
-        if config.runtime == "ray":
-            check_reachable()
-        prepared = prepare(config)  # first: a callback may begin something of its own
-        with notifying([*build_callbacks(config), *callbacks], partial(RunFinished, place)) as notify:
-            with closing(events(prepared, place, resume)) as happening:
-                for event in happening:
-                    notify(event)
-            result = RunResult.load(place)
-            if config.report:
-                write_after(partial(_report, result), place)  # before the trackers' end, which attach it
-            return result
+        with workers_ready() if config.runtime == "ray" else nullcontext():
+            prepared = prepare(config)  # first: a callback may begin something of its own
+            with notifying([*build_callbacks(config), *callbacks], partial(RunFinished, place)) as notify:
+                with closing(events(prepared, place, resume)) as happening:
+                    for event in happening:
+                        notify(event)
+                result = RunResult.load(place)
+                if config.report:
+                    write_after(partial(_report, result), place)  # before the trackers' end, which attach it
+                return result
     except BaseException:
         place.remove_if_empty()  # nothing has been trained
         raise

@@ -90,21 +90,17 @@ def minilm() -> Path:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two CPUs, and two GPUs that exist in Ray's books only. Unix socket paths are short, so the folder cannot
     be below pytest's own."""
-    import ray
-
-    from fedray.runtime.session import start_ray
+    from fedray.runtime.session import connected
 
     folder = f"/tmp/fedray-test-{os.getpid()}"
-    start_ray(
+    with connected(
         address="local",
         num_cpus=2,
         num_gpus=2,
-        include_dashboard=False,
         _temp_dir=folder,
         object_store_memory=200_000_000,
-    )
-    yield
-    ray.shutdown()
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")

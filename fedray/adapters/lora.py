@@ -10,9 +10,9 @@ from torch import nn
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
 from fedray.adapters.draws import draw_frames, draw_lora, draw_mixer, draw_zeros
-from fedray.adapters.first_use import load_on_first_use
 from fedray.adapters.group import Draw, Entry, Group
 from fedray.adapters.heads import head_group, head_modules, is_meta
+from fedray.adapters.libraries import import_peft
 from fedray.adapters.similarity import attach_similarity
 from fedray.config import LoraSection
 from fedray.errors import ConfigError, choices, nearest
@@ -83,7 +83,7 @@ def attach_lora(
             core cannot have.
         ValueError: the model already has a LoRA.
     """
-    load_on_first_use("bitsandbytes")
+    import_peft()
     import peft
 
     from fedray.adapters.branched import LINEAR, NAME, BranchedLinear

@@ -13,8 +13,6 @@ orthogonal parametrization keeps a d × d matrix and completes it at random when
 whether R trains in its own coordinates, without that matrix, or in pyreft's (`relative_rotation.py`).
 """
 
-import contextlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,10 +28,10 @@ from fedray.adapters.adapter import Adapter
 from fedray.adapters.context import ForwardContext
 from fedray.adapters.draws import draw_mixer, draw_reft
 from fedray.adapters.dropout import KeyedDropout
-from fedray.adapters.first_use import load_on_first_use
 from fedray.adapters.group import Entry, Group
 from fedray.adapters.heads import head_group, is_meta
 from fedray.adapters.layout import Layout, Slot
+from fedray.adapters.libraries import import_pyreft
 from fedray.adapters.mixers import Mixer, Mixing, make_mixing
 from fedray.adapters.positions import Positions, select, select_spread
 from fedray.adapters.relative_rotation import RelativeRotation
@@ -242,16 +240,10 @@ def _place(
     return Place(positions, own, rest, make_mixing(mixer, width, 0, next(model.parameters()).device, None))
 
 
-def silent() -> contextlib.redirect_stdout[io.StringIO]:
-    """Return a context in which what pyreft and pyvene print is lost."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
 def _intervention(section: ReftSection, width: int, name: str, context: ForwardContext, model: nn.Module) -> nn.Module:
     """Return pyreft's intervention with uninitialised W and b, and the projection R (the first unit vectors) or P."""
-    load_on_first_use("evaluate", "matplotlib.pyplot")  # of pyreft's trainer and pyvene's plots
-    with silent():  # pyvene announces what is not installed
-        from pyreft import interventions as pyreft
+    import_pyreft()
+    from pyreft import interventions as pyreft
 
     kinds = {
         "loreft": pyreft.LoreftIntervention,

@@ -1,6 +1,7 @@
 """fedray run, fedray sweep: experiments from this process."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,8 +41,12 @@ def run(
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
     console = open_console()
-    with reported():
+    with reported(), ExitStack() as background:
         loaded = read_config(config, overrides)
+        if loaded.runtime == "ray":
+            from fedray.runtime.session import workers_ready
+
+            background.enter_context(workers_ready())  # first: it imports while this process does
         from fedray.api import execute
         from fedray.evaluation.metrics import configured_metrics
         from fedray.experiment.resume import resolve_run
@@ -79,8 +84,11 @@ def sweep(
 ) -> None:
     """Run an experiment for every point of a space on one cluster, and compare them."""
     console = open_console()
-    with reported():
+    with reported(), ExitStack() as background:
         loaded = read_sweep(config, overrides)
+        from fedray.runtime.session import workers_ready
+
+        background.enter_context(workers_ready())  # first: it imports while this process does
         from fedray.results.comparison_tables import sheets
         from fedray.results.sheets import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table

@@ -30,6 +30,10 @@ def load_config(source: Config | Mapping[str, Any] | str | Path, overrides: Mapp
             came, what is allowed, and the nearest valid name.
     """
     where, raw = _read(source)
+    if "base" in raw and "space" in raw:
+        raise ConfigError(
+            f"{where}: this is a sweep (`base`, `space`), and one experiment is expected; start it with `fedray sweep`"
+        )
     return _checked(Config, where, raw, overrides or {})
 
 
@@ -42,6 +46,10 @@ def load_sweep(
         ConfigError: as `load_config`; of the base, only that it cannot be read.
     """
     where, raw = _read(source)
+    if "method" in raw and "base" not in raw:
+        raise ConfigError(
+            f"{where}: this is one experiment, and a sweep (`base`, `space`) is expected; start it with `fedray run`"
+        )
     overrides = dict(overrides or {})
     for path in [path for path in overrides if path.startswith("space.")]:  # what follows is one key, dots and all
         if isinstance(raw.setdefault("space", {}), dict):

@@ -17,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.heads import head_modules
+from fedray.adapters.libraries import silent
 from fedray.adapters.mixers import Router, TokenMixer
 from fedray.adapters.portable import SingleLora
-from fedray.adapters.reft import SUBTRACTING, Place, silent
+from fedray.adapters.reft import SUBTRACTING, Place
 from fedray.exports import loader
 from fedray.exports.base import Base, named_head
 from fedray.models.load_options import LoadOptions

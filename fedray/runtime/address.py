@@ -22,12 +22,15 @@ TOKEN_HELP = (
 )
 
 
-def check_address(setting: str = "RAY_ADDRESS") -> None:
+def check_address(setting: str = "RAY_ADDRESS") -> str | None:
     """Check that the cluster that RAY_ADDRESS names, or else the one that `ray start` has started on this machine,
-    answers and accepts this process's token. Without such a cluster there is nothing to check.
+    answers and accepts this process's token.
 
     Args:
         setting: another environment variable that names a cluster by the address of its head.
+
+    Returns:
+        The address of its head, HOST:PORT; None: there is no such cluster.
 
     Raises:
         ConfigError: the variable has another form, or the cluster does not answer or asks for another token.
@@ -42,7 +45,7 @@ def check_address(setting: str = "RAY_ADDRESS") -> None:
             "HEAD:6379, or submit the experiment as a job: `fedray submit --address http://HEAD:8265`"
         )
     try:
-        address = canonical(given or None)
+        address: str | None = canonical(given or None)
     except ConnectionError:
         raise ConfigError(
             f"{setting}: {given!r}, but no Ray cluster runs on this machine; start one with `ray start --head`, or "
@@ -56,6 +59,7 @@ def check_address(setting: str = "RAY_ADDRESS") -> None:
         change = f"correct {setting}, " if named else ""
         leave = f"unset {setting}" if named else "set RAY_ADDRESS=local"
         _check_answers(address, where, f"{change}start it (`ray start --head`), or {leave}: a run then starts its own")
+    return address
 
 
 def _check_answers(address: str, where: str, change: str) -> None:

@@ -10,41 +10,13 @@ import ray
 
 from fedray.errors import FedrayError
 from fedray.runtime.address import check_address
+from fedray.runtime.fork_server import fork_server
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(**options: Any) -> Iterator[None]:
     """Keep this process connected to a Ray cluster within the block: the one that it is already connected to, or else
     the one that RAY_ADDRESS names or that runs on this machine, or else a new one that ends with the block.
-
-    Raises:
-        ConfigError: RAY_ADDRESS names a cluster that does not answer.
-        FedrayError: no cluster could be reached or started.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def check_reachable() -> None:
-    """Check that a cluster that `connected` would connect to answers, which takes a moment.
-
-    Raises:
-        ConfigError: it does not answer.
-    """
-    if not ray.is_initialized():
-        check_address()
-
-
-def start_ray(**options: Any) -> None:
-    """Connect quietly to the cluster that RAY_ADDRESS names or that runs on this machine, or start a new one.
-
-    Ray gives a new node 30 seconds to start, which is too little on a busy machine, so a timeout is retried twice.
 
     Args:
         options: passed on to `ray.init`.
@@ -53,8 +25,61 @@ def start_ray(**options: Any) -> None:
         ConfigError: RAY_ADDRESS names a cluster that does not answer.
         FedrayError: no cluster could be reached or started.
     """
-    if "address" not in options:
-        check_address()
+    if ray.is_initialized():
+        yield
+        return
+    with workers_ready(local=options.get("address") == "local") as command:
+        if command is not None:
+            options |= {"runtime_env": {"py_executable": command}}
+        _start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, **options)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def workers_ready(local: bool = False) -> Iterator[str | None]:
+    """Check that the cluster to which `connected` would connect answers, which takes a moment; if `connected` would
+    start a new one, import what its workers need, in the background and once (`fork_server`).
+
+    Args:
+        local: a new one will be started in any case.
+
+    Yields:
+        The command that starts a worker of the new cluster, if there is a fork server.
+
+    Raises:
+        ConfigError: the cluster does not answer.
+    """
+    if local or not check_reachable():
+        with fork_server() as command:
+            yield command
+    else:
+        yield None
+
+
+def check_reachable() -> bool:
+    """Check that the cluster to which `connected` would connect answers, which takes a moment; return whether there is
+    one.
+
+    Raises:
+        ConfigError: it does not answer.
+    """
+    return ray.is_initialized() or check_address() is not None
+
+
+def _start_ray(**options: Any) -> None:
+    """Connect quietly to the cluster that RAY_ADDRESS names or that runs on this machine, or start a new one.
+
+    Ray gives a new node 30 seconds to start, which is too little on a busy machine, so a timeout is retried twice.
+
+    Args:
+        options: passed on to `ray.init`.
+
+    Raises:
+        FedrayError: no cluster could be reached or started.
+    """
     for last in (False, False, True):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)

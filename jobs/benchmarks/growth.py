@@ -28,7 +28,7 @@ from workloads import Workload, make_files, rows
 
 import fedray
 from fedray.federation.events import Callback, RoundFinished
-from fedray.runtime.session import start_ray
+from fedray.runtime.session import connected
 
 matplotlib.use("svg")
 from matplotlib import pyplot, ticker
@@ -155,24 +155,24 @@ def main() -> None:
     output = args.output or (ROOT / ".bench" / "quick" if args.quick else ROOT / "docs")
     output.mkdir(parents=True, exist_ok=True)
     os.environ.update({**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE)))})
-    start_ray(address="local", num_cpus=4, include_dashboard=False)  # room for four actors on any machine
-    done: list[dict[str, Any]] = []
-    loads = [os.getloadavg()[0]]
-    for name, varied, cases in sweeps(args.quick, ROOT / ".bench" / ("files-quick" if args.quick else "files")):
-        points = []
-        for x, workload, workers in cases:
-            seconds = round_seconds(workload, workers)
-            points.append((x, median(seconds), min(seconds), max(seconds)))
-            loads.append(os.getloadavg()[0])
-            print(f"{name}: {x:g} {varied}: {1e3 * median(seconds):.4g} ms", flush=True)
-        middle = [(x, seconds) for x, seconds, *_ in points]
-        fixed, each = line(middle)
-        fit = {"exponent": exponent(middle), "last": exponent(middle[-2:]), "fixed": fixed, "each": each}
-        done.append({"name": name, "varied": varied, "points": points, **fit})
-        load = f"{min(loads):.1f} to {max(loads):.1f}"
-        found = {"date": date.today().isoformat(), "machine": machine(), "load": load, "sweeps": done}
-        (output / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (output / "growth.md").write_text(page(found), encoding="utf-8")
+    with connected(address="local", num_cpus=4):  # room for four actors on any machine
+        done: list[dict[str, Any]] = []
+        loads = [os.getloadavg()[0]]
+        for name, varied, cases in sweeps(args.quick, ROOT / ".bench" / ("files-quick" if args.quick else "files")):
+            points = []
+            for x, workload, workers in cases:
+                seconds = round_seconds(workload, workers)
+                points.append((x, median(seconds), min(seconds), max(seconds)))
+                loads.append(os.getloadavg()[0])
+                print(f"{name}: {x:g} {varied}: {1e3 * median(seconds):.4g} ms", flush=True)
+            middle = [(x, seconds) for x, seconds, *_ in points]
+            fixed, each = line(middle)
+            fit = {"exponent": exponent(middle), "last": exponent(middle[-2:]), "fixed": fixed, "each": each}
+            done.append({"name": name, "varied": varied, "points": points, **fit})
+            load = f"{min(loads):.1f} to {max(loads):.1f}"
+            found = {"date": date.today().isoformat(), "machine": machine(), "load": load, "sweeps": done}
+            (output / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            (output / "growth.md").write_text(page(found), encoding="utf-8")
     draw(found, output / "growth.svg")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_config import SMALLEST, message_of, with_section
 
-from fedray.config import dump_yaml, load_config, parse_yaml
+from fedray.config import dump_yaml, load_config, load_sweep, parse_yaml
+from fedray.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -224,3 +225,12 @@ def test_mistakes_in_a_method_section_name_the_method_and_the_section(section: d
 def test_a_tier_without_gpu_cannot_use_cuda() -> None:
     message = message_of(with_section("clients.tiers", {"phone": {"share": 1, "num_gpus": 0}}) | {"device": "cuda"})
     assert message.endswith("`cuda` needs clients.num_gpus above 0 (or left out), got 0 (tier 'phone')")
+
+
+def test_a_sweep_is_no_experiment_and_an_experiment_no_sweep() -> None:
+    sweep = {"base": SMALLEST, "space": {"seed": [0, 1]}}
+    with pytest.raises(ConfigError, match="this is a sweep .* start it with `fedray sweep`"):
+        load_config(sweep)
+    with pytest.raises(ConfigError, match="this is one experiment, .* start it with `fedray run`"):
+        load_sweep(SMALLEST)
+    assert load_sweep(sweep).base == SMALLEST

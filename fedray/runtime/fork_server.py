@@ -1,0 +1,71 @@
+"""A process that imports torch, transformers and peft once, and from which Ray's workers on this machine are forked:
+they start in a second instead of five, and share the memory of what they have imported.
+
+Ray starts a worker with the command that a runtime environment names as `py_executable`. Here it is
+`forked_worker.py`, which hands its arguments, environment and files to the server over a socket. The server's child
+then runs Ray's own program for workers. Where the server cannot be reached, `forked_worker.py` runs that program.
+
+Only for a Ray cluster that this process starts: other clusters have machines of their own. The server has no threads
+that a child would miss, and has not imported Ray, because Ray reads its settings from the environment when imported.
+"""
+
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SWITCH = "FEDRAY_FORK_SERVER"
+"""With 0 in this environment variable, every worker imports for itself."""
+
+_HERE = Path(__file__).parent
+_command: str | None = None
+"""Starts a worker, while this process has a server."""
+
+
+@contextmanager
+def fork_server() -> Iterator[str | None]:
+    """Keep a fork server within the block, and yield the command that starts a worker with it; None: this machine has
+    none, and workers are started as always. A block within another has the same server.
+
+    Machines with a GPU have none: a process that was forked may not use what its parent has begun with a GPU, and what
+    the libraries begin when they are imported depends on their versions.
+    """
+    global _command
+    if _command is not None or not _possible():
+        yield _command
+        return
+    address = f"fedray-{os.getpid()}-{secrets.token_hex(8)}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{address}")  # a name that ends with the socket
+        listener.listen(socket.SOMAXCONN)
+        server = subprocess.Popen(
+            [sys.executable, str(_HERE / "forking.py"), str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,  # its end is the server's end, also when this process is killed
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends Ray and the server
+        )
+    path = os.environ.get("PYTHONPATH", "")
+    _command = shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
+    try:
+        yield _command
+    finally:
+        _command = None
+        server.kill()  # it may be importing still
+        server.communicate()
+
+
+def _possible() -> bool:
+    """Return whether this machine can have a fork server."""
+    return sys.platform == "linux" and os.environ.get(SWITCH) != "0" and not _has_gpu()
+
+
+def _has_gpu() -> bool:
+    """Return whether this machine has an Nvidia GPU; torch would begin with it if it were asked."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))

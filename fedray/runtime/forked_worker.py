@@ -1,0 +1,34 @@
+"""Starts a Ray worker as a child of the fork server (`fork_server.py`): a program that needs nothing but Python's own
+library.
+
+    python -I -S forked_worker.py ADDRESS PYTHONPATH PROGRAM ARGUMENT...
+
+Args:
+    ADDRESS: of the server's socket.
+    PYTHONPATH: the environment variable as it was when the server started. With another one, or without a server, the
+        worker is started as Ray would have.
+"""
+
+import json
+import os
+import socket
+import sys
+
+
+def main() -> None:
+    address, path, *program = sys.argv[1:]
+    if os.environ.get("PYTHONPATH", "") == path:
+        request = json.dumps({"argv": program, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+        try:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.connect(f"\0{address}")
+                socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+                server.sendall(request)
+                if server.recv(1):  # it has forked
+                    return
+        except OSError:
+            pass  # the server has ended
+    os.execv(sys.executable, [sys.executable, *program])
+
+
+main()
