@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,8 +33,9 @@ def connected(**options: Any) -> Iterator[None]:
     with workers_ready(local=options.get("address") == "local") as command:
         if command is not None:
             options |= {"runtime_env": {"py_executable": command}}
-        _start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, **options)
         try:
+            with _uninterrupted():
+                _start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, **options)
             yield
         finally:
             ray.shutdown()
@@ -67,6 +70,23 @@ def check_reachable() -> bool:
         ConfigError: it does not answer.
     """
     return ray.is_initialized() or check_address() is not None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C to the end of the block: if it ends `ray.init` half-way, Ray crashes when the process ends."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # nothing in Python would be interrupted here
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        handler(pressed[0], None)
 
 
 def _start_ray(**options: Any) -> None:
