@@ -25,6 +25,13 @@ class _Prepared(ModuleType):
         return getattr(self, name)
 
 
+def forget_unused() -> None:
+    """Remove modules that were prepared and not used, so that another one of the same name can be imported. Who has
+    imported one keeps it."""
+    for name in [name for name, module in sys.modules.items() if type(module) is _Prepared]:
+        del sys.modules[name]
+
+
 def load_on_first_use(*names: str) -> None:
     """Prepare modules, so that an import of them no longer loads them: they are loaded when an attribute is first asked
     for. `from name import x` asks for one. Modules that are loaded already, or are not installed, stay as they are."""

@@ -9,6 +9,7 @@ Only for a Ray cluster that this process starts: other clusters have machines of
 that a child would miss, and has not imported Ray, because Ray reads its settings from the environment when imported.
 """
 
+import logging
 import os
 import secrets
 import shlex
@@ -21,6 +22,11 @@ from pathlib import Path
 
 SWITCH = "FEDRAY_FORK_SERVER"
 """With 0 in this environment variable, every worker imports for itself."""
+
+GPUS = ("nvidia[0-9]*", "nvhost*", "dxg", "kfd")
+"""Devices of GPUs: Nvidia's, those of its small boards, those of Windows, AMD's."""
+
+log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _command: str | None = None
@@ -36,36 +42,45 @@ def fork_server() -> Iterator[str | None]:
     the libraries begin when they are imported depends on their versions.
     """
     global _command
-    if _command is not None or not _possible():
+    if _command is not None or (server := _started()) is None:
         yield _command
         return
-    address = f"fedray-{os.getpid()}-{secrets.token_hex(8)}"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{address}")  # a name that ends with the socket
-        listener.listen(socket.SOMAXCONN)
-        server = subprocess.Popen(
-            [sys.executable, str(_HERE / "forking.py"), str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.PIPE,  # its end is the server's end, also when this process is killed
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends Ray and the server
-        )
-    path = os.environ.get("PYTHONPATH", "")
-    _command = shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
+    process, _command = server
     try:
         yield _command
     finally:
         _command = None
-        server.kill()  # it may be importing still
-        server.communicate()
+        if (code := process.poll()) is not None:
+            log.warning("the fork server ended early (%d): workers had to import everything for themselves", code)
+        process.kill()  # it may be importing still
+        process.communicate()
 
 
-def _possible() -> bool:
-    """Return whether this machine can have a fork server."""
-    return sys.platform == "linux" and os.environ.get(SWITCH) != "0" and not _has_gpu()
+def _started() -> "tuple[subprocess.Popen[bytes], str] | None":
+    """Return a new server and the command that starts a worker with it; None: this machine can have none."""
+    if sys.platform != "linux" or os.environ.get(SWITCH) == "0" or _has_gpu():
+        return None
+    address = f"fedray-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"\0{address}")  # a name that ends with the socket
+            listener.listen(socket.SOMAXCONN)
+            process = subprocess.Popen(
+                [sys.executable, str(_HERE / "forking.py"), str(listener.fileno())],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,  # its end is the server's end, also when this process is killed
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends Ray and the server
+                env={"OMP_NUM_THREADS": "1", **os.environ},  # as Ray sets it for workers
+            )
+    except OSError as error:  # a sandbox without such sockets, or no memory for a process
+        log.warning("workers have to import everything for themselves: %s", error)
+        return None
+    path = os.environ.get("PYTHONPATH", "")
+    return process, shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
 
 
 def _has_gpu() -> bool:
-    """Return whether this machine has an Nvidia GPU; torch would begin with it if it were asked."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    """Return whether this machine has a GPU; torch would begin with it if it were asked."""
+    return any(next(Path("/dev").glob(pattern), None) for pattern in GPUS)

@@ -11,17 +11,19 @@ Args:
 
 import json
 import os
+import resource
 import socket
 import sys
+from pathlib import Path
 
 
 def main() -> None:
     address, path, *program = sys.argv[1:]
     if os.environ.get("PYTHONPATH", "") == path:
-        request = json.dumps({"argv": program, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
         try:
             with socket.socket(socket.AF_UNIX) as server:
                 server.connect(f"\0{address}")
+                request = json.dumps(own(program)).encode()
                 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
                 server.sendall(request)
                 if server.recv(1):  # it has forked
@@ -29,6 +31,21 @@ def main() -> None:
         except OSError:
             pass  # the server has ended
     os.execv(sys.executable, [sys.executable, *program])
+
+
+def own(program: list[str]) -> dict[str, object]:
+    """Return what the child is to have of this process."""
+    return {
+        "argv": program,
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "limits": {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if is_limit(name)},
+        "oom_score_adj": Path("/proc/self/oom_score_adj").read_text(encoding="ascii"),
+    }
+
+
+def is_limit(name: str) -> bool:
+    return name.startswith("RLIMIT_")
 
 
 main()

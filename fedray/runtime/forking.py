@@ -11,12 +11,14 @@ Args:
 import gc
 import json
 import os
+import resource
 import runpy
 import select
 import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -28,21 +30,36 @@ PACKAGES = ("adapters", "aggregation", "data", "evaluation", "federation", "meth
 MODULES = ("fedray.experiment.run", "fedray.experiment.resume", "sklearn.metrics")
 """What drivers and client actors import, besides all modules of fedray's `PACKAGES`; not `ray`, nor what imports it."""
 
+HARNESS = "fedray.evaluation.harness_model"
+"""Imports lm-eval, which is large, and which no worker needs."""
+
+REQUEST_S = 5.0
+"""Seconds that a request may take to arrive."""
+LARGEST = 1 << 24
+"""Bytes of the largest request."""
+
 
 def import_modules() -> None:
     """Import what workers need, and exclude it from garbage collections, which would write to every page."""
-    sys.path[0] = str(ROOT)
+    if not sys.flags.safe_path:
+        del sys.path[0]  # this file's folder
+    sys.path.insert(0, str(ROOT))
+    import_module("fedray")  # the one of the process that started this one, wherever Python would find another
+    del sys.path[0]
     gc.disable()
-    for package in (import_module(f"fedray.{name}") for name in PACKAGES):
-        for module in walk_packages(package.__path__, f"{package.__name__}."):
-            import_module(module.name)
-    for name in MODULES:
-        import_module(name)
-    libraries, process_memory = map(import_module, ("fedray.adapters.libraries", "fedray.training.process_memory"))
+    libraries = import_module("fedray.adapters.libraries")
     libraries.import_peft()
     libraries.import_pyreft()
+    for package in (import_module(f"fedray.{name}") for name in PACKAGES):
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name != HARNESS:
+                with suppress(ModuleNotFoundError):  # of an extra that is not installed
+                    import_module(module.name)
+    for name in MODULES:
+        import_module(name)
+    import_module("fedray.adapters.first_use").forget_unused()
     assert "ray" not in sys.modules, "Ray reads its settings when it is imported: these would be the server's"
-    vars(process_memory)["shares_heap"] = True
+    vars(import_module("fedray.training.process_memory"))["shares_heap"] = True
     gc.freeze()
 
 
@@ -55,48 +72,61 @@ def serve(listener: socket.socket) -> dict[str, Any]:
             sys.exit()
         connection, _ = listener.accept()
         with connection:
-            if not _same_user(connection):
-                continue
+            files: list[int] = []
             try:
-                request, files = _received(connection)
-            except (OSError, ValueError):  # the other side has ended
-                continue
-            if os.fork() == 0:
-                listener.close()
-                _become(request, files)
-                connection.sendall(b"1")
-                return request
-        for file in files:
-            os.close(file)
+                connection.settimeout(REQUEST_S)
+                request = _received(connection, files)
+                if request is not None and os.fork() == 0:
+                    try:
+                        listener.close()
+                        _become(request, files)
+                        connection.sendall(b"1")
+                    except BaseException:
+                        os._exit(1)  # the other side has gone, or starts the worker itself
+                    return request
+            except (OSError, ValueError):  # the other side has ended, or is none of ours
+                pass
+            finally:
+                for file in files:
+                    os.close(file)
 
 
-def _same_user(connection: socket.socket) -> bool:
-    """Return whether the other side is a process of this process's user."""
+def _received(connection: socket.socket, files: list[int]) -> dict[str, Any] | None:
+    """Return a request, and append the three standard files that came with it; None: it is not one, or another
+    user's."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
-    return bool(user == os.getuid())
-
-
-def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a request and the three standard files that came with it."""
-    size, files, _, _ = socket.recv_fds(connection, 8, 3)
+    if user != os.getuid():
+        return None
+    header, received, _, _ = socket.recv_fds(connection, 8, 3)
+    files += received
+    if (size := int.from_bytes(header, "big")) > LARGEST:
+        return None
     with connection.makefile("rb") as stream:
-        return json.loads(stream.read(int.from_bytes(size, "big"))), list(files)
+        request: dict[str, Any] = json.loads(stream.read(size))
+    return request
 
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
-    """Give this process the files, environment, folder and arguments of the one that made the request."""
+    """Give this process what the one that made the request has: files, environment, folder, limits, arguments."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.enable()
     for number, file in enumerate(files):
         os.dup2(file, number)
-        os.close(file)
+    for name, limits in request["limits"].items():
+        with suppress(OSError, ValueError):
+            resource.setrlimit(getattr(resource, name), tuple(limits))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"], encoding="ascii")
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = request["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    if not sys.flags.safe_path:
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    import_module("numpy").random.seed()  # or all children would draw the same; Python's own `random` sees to itself
+    import_module("torch").default_generator.seed()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import ray
 
+import fedray
 from fedray.runtime import fork_server as module
 from fedray.runtime.fork_server import SWITCH, fork_server
 
@@ -24,7 +26,7 @@ LAUNCHER = Path(module.__file__).with_name("forked_worker.py")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a fork server")
 
 PROGRAM = """
-import json, os, sys
+import json, os, resource, sys
 from pathlib import Path
 
 parent = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\\0")
@@ -38,7 +40,15 @@ found = {
     "parent": parent,
     "imported": [name for name in ("torch", "peft", "pyreft", "ray") if name in sys.modules],
     "leader": os.getsid(0) == os.getpid(),
+    "open files": resource.getrlimit(resource.RLIMIT_NOFILE),
+    "oom": Path("/proc/self/oom_score_adj").read_text().strip(),
+    "names": [name for name in ("evaluate", "matplotlib.pyplot", "lm_eval", "bitsandbytes.nn") if name in sys.modules],
+    "path": sys.path,
 }
+if "torch" in sys.modules:
+    import random, numpy, torch
+    found["draws"] = [random.random(), numpy.random.rand(), torch.rand(1).item()]
+    found["threads"] = torch.get_num_threads()
 Path("found.part").write_text(json.dumps(found))
 Path("found.part").rename("found.json")
 """
@@ -58,13 +68,13 @@ def eventually(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def started(command: str, folder: Path, **variables: str) -> dict[str, Any]:
-    """Start PROGRAM in a folder as Ray starts workers, and return what it wrote."""
-    (folder / "code").mkdir()
+def started(command: str, folder: Path, before: str = "", **variables: str) -> dict[str, Any]:
+    """Start PROGRAM in a folder as Ray starts workers, after another command, and return what it wrote."""
+    (folder / "code").mkdir(parents=True)
     (folder / "code" / "program.py").write_text(PROGRAM)
     with (folder / "output").open("w") as output:
         subprocess.run(
-            f"exec {command} code/program.py one 'two words'",
+            f"{before} exec {command} code/program.py one 'two words'",
             shell=True,
             check=True,
             cwd=folder,
@@ -93,6 +103,86 @@ def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(no_g
     assert found["variable"] == "7"
     assert found["first"] == "code"
     assert found["leader"], "Ctrl-C in the terminal is not for workers"
+    assert found["threads"] == 1
+    assert found["names"] == [], "neither what no worker needs nor what only stands for another module"
+
+
+def test_limits_are_those_of_the_process_that_asked(no_gpu: None, tmp_path: Path) -> None:
+    with fork_server() as command:
+        assert command is not None
+        found = started(command, tmp_path, "ulimit -n 200; echo 700 > /proc/self/oom_score_adj;")
+    assert found["open files"] == [200, 200]
+    assert found["oom"] == "700"
+
+
+def test_children_draw_different_random_numbers(no_gpu: None, tmp_path: Path) -> None:
+    with fork_server() as command:
+        assert command is not None
+        one, other = (started(command, tmp_path / name)["draws"] for name in ("one", "other"))
+    assert all(a != b for a, b in zip(one, other, strict=True))
+
+
+def test_a_safe_path_stays_safe(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/mine:{Path(fedray.__file__).parents[1]}")
+    with fork_server() as command:
+        assert command is not None
+        found = started(command, tmp_path)
+    assert is_forked(found)
+    assert found["path"][0] == f"{tmp_path}/mine"
+    assert "code" not in found["path"]
+
+
+EXTRAS = ("lm_eval", "bitsandbytes", "wandb", "mlflow", "gguf", "rouge_score", "deepspeed")
+
+
+def test_it_needs_no_extra(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(fedray.__file__).parents[1]}")
+    with fork_server() as command:
+        assert command is not None
+        found = started(command, tmp_path)
+    assert is_forked(found)
+    assert "torch" in found["imported"]
+
+
+def test_it_cannot_be_started(no_gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with fork_server() as command:
+        assert command is None
+    assert "Resource temporarily unavailable" in caplog.text
+
+
+def test_it_ended_early(no_gpu: None, caplog: pytest.LogCaptureFixture) -> None:
+    with fork_server():
+        (server,) = psutil.Process().children()
+        server.kill()
+        eventually(lambda: server.status() == psutil.STATUS_ZOMBIE)
+    assert "the fork server ended early (-9)" in caplog.text
+
+
+def test_nobody_waits_for_the_child_any_more(no_gpu: None, tmp_path: Path) -> None:
+    """Ray kills what has started a worker for too long, and starts another one."""
+    with fork_server() as command:
+        assert command is not None
+        with socket.socket(socket.AF_UNIX) as lost:
+            lost.connect(f"\0{shlex.split(command)[-2]}")
+            (tmp_path / "lost" / "code").mkdir(parents=True)
+            (tmp_path / "lost" / "code" / "program.py").write_text(PROGRAM)
+            request = {"argv": ["code/program.py"], "environment": {}, "folder": str(tmp_path / "lost"), "limits": {}}
+            message = json.dumps(request | {"oom_score_adj": "0"}).encode()
+            socket.send_fds(lost, [len(message).to_bytes(8, "big")], [0, 1, 2])
+            lost.sendall(message)
+        with socket.socket(socket.AF_UNIX) as nonsense:
+            nonsense.connect(f"\0{shlex.split(command)[-2]}")
+            nonsense.sendall(b"GET / HT")
+        assert is_forked(started(command, tmp_path)), "the server still serves"
+        (server,) = psutil.Process().children()
+        eventually(lambda: server.children() == [])
+        assert not (tmp_path / "lost" / "found.json").exists()
 
 
 @pytest.mark.parametrize("other", ["another PYTHONPATH", "no server"])
