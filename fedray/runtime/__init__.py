@@ -1,4 +1,4 @@
 """Everything that runs on Ray: driver, client actors, silos, pool, messages, cluster.
 
-Uses: config, data, experiment, federation, methods, planning, storage, training.
+Uses: adapters, config, data, experiment, federation, methods, planning, storage, training.
 """
