@@ -44,7 +44,7 @@ def import_modules() -> None:
     if not sys.flags.safe_path:
         del sys.path[0]  # this file's folder
     sys.path.insert(0, str(ROOT))
-    import_module("fedray.errors")  # of the fedray of the process that started this one, wherever Python would find another
+    import_module("fedray.errors")  # of the starting process's fedray, whichever Python would find
     del sys.path[0]
     gc.disable()
     libraries = import_module("fedray.adapters.libraries")
