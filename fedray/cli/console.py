@@ -1,7 +1,9 @@
 """What the commands share: their arguments, the terminal, and how errors end a command."""
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,15 +61,41 @@ def open_console() -> Console:
 @contextmanager
 def reported() -> Iterator[None]:
     """Report errors of the block as one message each, and exit: 2 for bad input, 1 for a failed run, 130 if
-    interrupted."""
+    interrupted, 143 if terminated."""
     try:
         yield
     except ConfigError as error:
         fail(f"error: {error}", BAD_INPUT)
     except FedrayError as error:
         fail(f"error: {error}", 1)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        fail(*how_interrupted(error))
+
+
+class Terminated(KeyboardInterrupt):
+    """The process got SIGTERM."""
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which schedulers and `docker stop` send, end the block as Ctrl-C does, with `Terminated`."""
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not Python's
+
+
+def how_interrupted(error: KeyboardInterrupt) -> tuple[str, int]:
+    """Return what has happened, and the exit code that shells give it."""
+    return ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -13,7 +13,9 @@ from fedray.cli.console import (
     ConfigPath,
     Overrides,
     command_line,
+    ended_by_sigterm,
     fail,
+    how_interrupted,
     open_console,
     read_config,
     read_sweep,
@@ -41,7 +43,7 @@ def run(
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
     console = open_console()
-    with reported(), ExitStack() as background:
+    with reported(), ended_by_sigterm(), ExitStack() as background:
         loaded = read_config(config, overrides)
         if loaded.runtime == "ray":
             from fedray.runtime.session import workers_ready
@@ -61,9 +63,10 @@ def run(
         try:
             with LiveProgress(console, metric) as progress:
                 result = execute(loaded, place, resume is not None, [progress])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             again = command_line("run", config, overrides, "--resume", str(place))
-            fail(f"interrupted; to continue: {again}", 130)
+            how, code = how_interrupted(error)
+            fail(f"{how}; to continue: {again}", code)
         comparison, why_not = _compared(result.compare)
         console.print(summary_table(result.summaries, metric, comparison))
         if why_not and len(result.summaries) > 1:
@@ -84,7 +87,7 @@ def sweep(
 ) -> None:
     """Run an experiment for every point of a space on one cluster, and compare them."""
     console = open_console()
-    with reported(), ExitStack() as background:
+    with reported(), ended_by_sigterm(), ExitStack() as background:
         loaded = read_sweep(config, overrides)
         from fedray.runtime.session import workers_ready
 
@@ -100,9 +103,10 @@ def sweep(
         try:
             with SweepProgress(console, found) as progress:
                 found = run_trials(found, [progress])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             again = command_line("sweep", config, overrides, "--resume", str(found.place))
-            fail(f"interrupted; to continue: {again}", 130)
+            how, code = how_interrupted(error)
+            fail(f"{how}; to continue: {again}", code)
         console.print(sweep_table(found))
         if len({trial.method for trial in found.trials}) > 1 and found.best is not None:
             comparison, why_not = _compared(found.compare)

@@ -34,7 +34,7 @@ def connected(**options: Any) -> Iterator[None]:
         if command is not None:
             options |= {"runtime_env": {"py_executable": command}}
         try:
-            with _uninterrupted():
+            with _uninterrupted(), _own_sigterm():
                 _start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, **options)
             yield
         finally:
@@ -87,6 +87,15 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if pressed:
         handler(pressed[0], None)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: `ray.init` sets one that prints a stack and aborts."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start_ray(**options: Any) -> None:

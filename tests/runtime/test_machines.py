@@ -125,8 +125,17 @@ def _session(process: psutil.Process) -> int:
         return -1
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_no_process(
-    config: dict[str, Any], whole: RunResult, own_cluster: None, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_no_process(
+    number: signal.Signals,
+    code: int,
+    word: str,
+    config: dict[str, Any],
+    whole: RunResult,
+    own_cluster: None,
+    tmp_path: Path,
 ) -> None:
     file, run = tmp_path / "config.json", tmp_path / "run"
     file.write_text(json.dumps(config))
@@ -145,10 +154,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_process(
         before |= {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
         time.sleep(0.05)
     before |= {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"to continue: fedray run {file} --resume {run}".encode() in told
+    assert process.returncode == code
+    assert f"{word}; to continue: fedray run {file} --resume {run}".encode() in told
     deadline = time.monotonic() + 20
     while (left := [pid for pid in before if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
