@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,21 @@ Path("found.part").rename("found.json")
 
 
 @pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has no cluster, and so no fork server, on a machine without a GPU."""
+    monkeypatch.setattr(module, "_command", None)
     monkeypatch.setattr(module, "_has_gpu", lambda: False)
     monkeypatch.delenv(SWITCH, raising=False)
+
+
+@contextmanager
+def new_server() -> Iterator[tuple[str, psutil.Process]]:
+    """Yield a fork server's command and its process."""
+    before = set(psutil.Process().children())
+    with fork_server() as command:
+        assert command is not None
+        (process,) = set(psutil.Process().children()) - before
+        yield command, process
 
 
 def eventually(condition: Callable[[], Any]) -> None:
@@ -94,7 +107,7 @@ def is_forked(found: dict[str, Any]) -> bool:
     return any(word.endswith("forking.py") for word in found["parent"])
 
 
-def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(no_gpu: None, tmp_path: Path) -> None:
+def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(alone: None, tmp_path: Path) -> None:
     with fork_server() as command:
         assert command is not None
         found = started(command, tmp_path, FEDRAY_TEST="7")
@@ -107,7 +120,7 @@ def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(no_g
     assert found["names"] == [], "neither what no worker needs nor what only stands for another module"
 
 
-def test_limits_are_those_of_the_process_that_asked(no_gpu: None, tmp_path: Path) -> None:
+def test_limits_are_those_of_the_process_that_asked(alone: None, tmp_path: Path) -> None:
     with fork_server() as command:
         assert command is not None
         found = started(command, tmp_path, "ulimit -n 200; echo 700 > /proc/self/oom_score_adj;")
@@ -115,14 +128,14 @@ def test_limits_are_those_of_the_process_that_asked(no_gpu: None, tmp_path: Path
     assert found["oom"] == "700"
 
 
-def test_children_draw_different_random_numbers(no_gpu: None, tmp_path: Path) -> None:
+def test_children_draw_different_random_numbers(alone: None, tmp_path: Path) -> None:
     with fork_server() as command:
         assert command is not None
         one, other = (started(command, tmp_path / name)["draws"] for name in ("one", "other"))
     assert all(a != b for a, b in zip(one, other, strict=True))
 
 
-def test_a_safe_path_stays_safe(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_safe_path_stays_safe(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/mine:{Path(fedray.__file__).parents[1]}")
     with fork_server() as command:
@@ -136,7 +149,7 @@ def test_a_safe_path_stays_safe(no_gpu: None, tmp_path: Path, monkeypatch: pytes
 EXTRAS = ("lm_eval", "bitsandbytes", "wandb", "mlflow", "gguf", "rouge_score", "deepspeed")
 
 
-def test_it_needs_no_extra(no_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_needs_no_extra(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(fedray.__file__).parents[1]}")
     with fork_server() as command:
@@ -146,7 +159,7 @@ def test_it_needs_no_extra(no_gpu: None, tmp_path: Path, monkeypatch: pytest.Mon
     assert "torch" in found["imported"]
 
 
-def test_it_cannot_be_started(no_gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_cannot_be_started(alone: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise BlockingIOError("Resource temporarily unavailable")
 
@@ -156,18 +169,16 @@ def test_it_cannot_be_started(no_gpu: None, monkeypatch: pytest.MonkeyPatch, cap
     assert "Resource temporarily unavailable" in caplog.text
 
 
-def test_it_ended_early(no_gpu: None, caplog: pytest.LogCaptureFixture) -> None:
-    with fork_server():
-        (server,) = psutil.Process().children()
+def test_it_ended_early(alone: None, caplog: pytest.LogCaptureFixture) -> None:
+    with new_server() as (_, server):
         server.kill()
         eventually(lambda: server.status() == psutil.STATUS_ZOMBIE)
     assert "the fork server ended early (-9)" in caplog.text
 
 
-def test_nobody_waits_for_the_child_any_more(no_gpu: None, tmp_path: Path) -> None:
+def test_nobody_waits_for_the_child_any_more(alone: None, tmp_path: Path) -> None:
     """Ray kills what has started a worker for too long, and starts another one."""
-    with fork_server() as command:
-        assert command is not None
+    with new_server() as (command, server):
         with socket.socket(socket.AF_UNIX) as lost:
             lost.connect(f"\0{shlex.split(command)[-2]}")
             (tmp_path / "lost" / "code").mkdir(parents=True)
@@ -180,7 +191,6 @@ def test_nobody_waits_for_the_child_any_more(no_gpu: None, tmp_path: Path) -> No
             nonsense.connect(f"\0{shlex.split(command)[-2]}")
             nonsense.sendall(b"GET / HT")
         assert is_forked(started(command, tmp_path)), "the server still serves"
-        (server,) = psutil.Process().children()
         eventually(lambda: server.children() == [])
         assert not (tmp_path / "lost" / "found.json").exists()
 
@@ -193,10 +203,8 @@ def test_a_worker_starts_by_itself(other: str, tmp_path: Path) -> None:
     assert found["imported"] == []
 
 
-def test_blocks_share_a_server_and_the_outermost_ends_it(no_gpu: None) -> None:
-    before = set(psutil.Process().children())
-    with fork_server() as outer:
-        (server,) = set(psutil.Process().children()) - before
+def test_blocks_share_a_server_and_the_outermost_ends_it(alone: None) -> None:
+    with new_server() as (outer, server):
         with fork_server() as inner:
             assert inner == outer
         assert server.is_running()
@@ -205,7 +213,7 @@ def test_blocks_share_a_server_and_the_outermost_ends_it(no_gpu: None) -> None:
         assert other != outer
 
 
-def test_it_ends_with_the_process_that_started_it(no_gpu: None) -> None:
+def test_it_ends_with_the_process_that_started_it(alone: None) -> None:
     program = (
         "from fedray.runtime import fork_server as module\n"
         "module._has_gpu = lambda: False\n"
@@ -222,7 +230,7 @@ def test_it_ends_with_the_process_that_started_it(no_gpu: None) -> None:
     eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_none(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_gpu", lambda: True)
     with fork_server() as command:
         assert command is None
