@@ -8,6 +8,8 @@ Args:
     LISTENER: number of the open file that is the listening socket.
 """
 
+import atexit
+import ctypes
 import gc
 import json
 import os
@@ -18,6 +20,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +38,8 @@ HARNESS = "fedray.evaluation.harness_model"
 
 REQUEST_S = 5.0
 """Seconds that a request may take to arrive."""
+PR_SET_PDEATHSIG = 1
+"""Linux's number of the signal that a process gets when its parent ends (prctl.h)."""
 LARGEST = 1 << 24
 """Bytes of the largest request."""
 
@@ -109,6 +114,7 @@ def _received(connection: socket.socket, files: list[int]) -> dict[str, Any] | N
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
     """Give this process what the one that made the request has: files, environment, folder, limits, arguments."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no child outlives the server, whatever it waits for
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.enable()
@@ -129,8 +135,24 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     import_module("torch").default_generator.seed()
 
 
+def run() -> int:
+    """Run the program that `sys.argv` names, and return its exit code."""
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         import_modules()
         serve(listener)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    code = run()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Ray's destructors, which a usual end calls, have been seen to hang

@@ -176,6 +176,26 @@ def test_it_ended_early(alone: None, caplog: pytest.LogCaptureFixture) -> None:
     assert "the fork server ended early (-9)" in caplog.text
 
 
+def test_a_child_ends_as_programs_do_and_not_after_its_server(alone: None, tmp_path: Path) -> None:
+    program = (
+        "import atexit, pathlib, sys, time\n"
+        "atexit.register(pathlib.Path(sys.argv[1] + '.ended').touch)\n"
+        "pathlib.Path(sys.argv[1] + '.begun').touch()\n"
+        "time.sleep(float(sys.argv[2]))\n"
+        "sys.exit(3)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    with new_server() as (command, server):
+        for name, seconds in (("short", 0), ("long", 1000)):
+            subprocess.run(f"{command} program.py {name} {seconds}", shell=True, check=True, cwd=tmp_path)
+        eventually((tmp_path / "short.ended").exists)
+        eventually((tmp_path / "long.begun").exists)
+        eventually(lambda: len(server.children()) == 1)
+        (child,) = server.children()
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert not (tmp_path / "long.ended").exists()
+
+
 def test_nobody_waits_for_the_child_any_more(alone: None, tmp_path: Path) -> None:
     """Ray kills what has started a worker for too long, and starts another one."""
     with new_server() as (command, server):
