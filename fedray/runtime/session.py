@@ -34,7 +34,7 @@ def connected(**options: Any) -> Iterator[None]:
         if command is not None:
             options |= {"runtime_env": {"py_executable": command}}
         try:
-            with _uninterrupted(), _own_sigterm():
+            with _uninterrupted():
                 _start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, **options)
             yield
         finally:
@@ -74,28 +74,21 @@ def check_reachable() -> bool:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C to the end of the block: if it ends `ray.init` half-way, Ray crashes when the process ends."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield  # nothing in Python would be interrupted here
-        return
-    pressed: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    """Put off Ctrl-C and SIGTERM to the end of the block, if Python handles them, and keep their handlers: if one ends
+    `ray.init` half-way, Ray crashes when the process ends, and Ray's own handler of SIGTERM aborts the process."""
+    main = threading.current_thread() is threading.main_thread()  # only it gets signals
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    arrived: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: arrived.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        handler(pressed[0], None)
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM: `ray.init` sets one that prints a stack and aborts."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if arrived:
+        handlers[signal.Signals(arrived[0])](arrived[0], None)
 
 
 def _start_ray(**options: Any) -> None:

@@ -108,8 +108,7 @@ def is_forked(found: dict[str, Any]) -> bool:
 
 
 def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(alone: None, tmp_path: Path) -> None:
-    with fork_server() as command:
-        assert command is not None
+    with new_server() as (command, _):
         found = started(command, tmp_path, FEDRAY_TEST="7")
     assert is_forked(found)
     assert found["imported"] == ["torch", "peft", "pyreft"], "without Ray, which reads its settings when imported"
@@ -121,16 +120,14 @@ def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(alon
 
 
 def test_limits_are_those_of_the_process_that_asked(alone: None, tmp_path: Path) -> None:
-    with fork_server() as command:
-        assert command is not None
+    with new_server() as (command, _):
         found = started(command, tmp_path, "ulimit -n 200; echo 700 > /proc/self/oom_score_adj;")
     assert found["open files"] == [200, 200]
     assert found["oom"] == "700"
 
 
 def test_children_draw_different_random_numbers(alone: None, tmp_path: Path) -> None:
-    with fork_server() as command:
-        assert command is not None
+    with new_server() as (command, _):
         one, other = (started(command, tmp_path / name)["draws"] for name in ("one", "other"))
     assert all(a != b for a, b in zip(one, other, strict=True))
 
@@ -138,8 +135,7 @@ def test_children_draw_different_random_numbers(alone: None, tmp_path: Path) -> 
 def test_a_safe_path_stays_safe(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/mine:{Path(fedray.__file__).parents[1]}")
-    with fork_server() as command:
-        assert command is not None
+    with new_server() as (command, _):
         found = started(command, tmp_path)
     assert is_forked(found)
     assert found["path"][0] == f"{tmp_path}/mine"
@@ -152,8 +148,7 @@ EXTRAS = ("lm_eval", "bitsandbytes", "wandb", "mlflow", "gguf", "rouge_score", "
 def test_it_needs_no_extra(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(fedray.__file__).parents[1]}")
-    with fork_server() as command:
-        assert command is not None
+    with new_server() as (command, _):
         found = started(command, tmp_path)
     assert is_forked(found)
     assert "torch" in found["imported"]

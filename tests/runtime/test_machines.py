@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 from calling import Calling
+from interruptible import start_run
 from limits import mounted
 
 import fedray
@@ -139,15 +140,7 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_no_process(
 ) -> None:
     file, run = tmp_path / "config.json", tmp_path / "run"
     file.write_text(json.dumps(config))
-    command = [sys.executable, "-c", "from fedray.cli.app import main; main()", "run", str(file), "--output", str(run)]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "RAY_ADDRESS": "local"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = start_run(file, run)
     before = {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
     while not (run / "checkpoints" / "fedalt" / "00001" / "manifest.json").exists():
         assert process.poll() is None

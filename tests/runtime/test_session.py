@@ -1,20 +1,16 @@
 """Ctrl-C while Ray starts: it ends the run once Ray has started, and nothing is left."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from interruptible import start_run
 
 from fedray.runtime.session import _uninterrupted
-
-INTERRUPTIBLE = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
@@ -48,18 +44,28 @@ def test_a_handler_of_the_users_own_is_called_and_an_ignored_signal_stays_ignore
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_handler_of_sigterm_waits_too_and_outlives_rays() -> None:
+    calls: list[int] = []
+
+    def mine(number: int, _: object) -> None:
+        calls.append(number)
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with _uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+            assert calls == []
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `ray.init` sets one of its own
+        assert calls == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_ctrl_c_while_ray_starts(tiny: dict[str, Any], own_cluster: None, tmp_path: Path) -> None:
     file, run = tmp_path / "config.json", tmp_path / "run"
     file.write_text(json.dumps(tiny))
-    command = [sys.executable, "-c", "from fedray.cli.app import main; main()", "run", str(file), "--output", str(run)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "RAY_ADDRESS": "local"},
-        **INTERRUPTIBLE,  # type: ignore[call-overload]
-    )
+    process = start_run(file, run)
     family: set[psutil.Process] = set()
     while not any("gcs_server" in " ".join(one.cmdline()[:1]) for one in family if one.is_running()):
         assert process.poll() is None
