@@ -117,7 +117,7 @@ def test_the_wheel_alone_runs_the_quickstart(built: Built, minilm: Path, tmp_pat
     found = ended(sys.executable, "-c", "import fedray; print(fedray.__file__)", folder=empty, **path)
     assert Path(found.strip()).parent == installed / "fedray"
     command = (sys.executable, installed / "bin" / "fedray", "quickstart", "--output", "out")
-    small = ("rounds=1", "runtime=inline", "method=[local,fedavg]", "clients.count=2", "data.max_per_client=12")
+    small = ("rounds=1", "runtime=inline", "method=[local,fedavg]", "clients.count=2", "data.max_per_client=24")
     said = ended(*command, *small, "data.libraries=[aiohttp,networkx]", "partition.alpha=100", folder=empty, **path)
     assert "results: " in said
     resolved = yaml.safe_load((empty / "out" / "config.yaml").read_text())
