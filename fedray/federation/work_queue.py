@@ -59,13 +59,14 @@ class WorkQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting or self._alone)
 
-    def next_batch(self, actors: int, actor: Any = None, least: float = 0.0) -> list[TaskGroup]:
+    def next_batch(self, actors: int, actor: Any = None, least: float = 0.0, idle: int = 1) -> list[TaskGroup]:
         """Return the next groups; empty if every remaining one already failed on this actor and other actors exist.
 
         Args:
             actors: how many share the remaining work.
             actor: the one that receives the groups.
-            least: work that a batch should have at least, see `Throughput`.
+            least: work that a batch should have at least (`Throughput`), if there is enough for all idle actors.
+            idle: how many actors, this one included, wait for work.
         """
         for entry in self._alone:
             if entry[1] is None or entry[1] is not actor or actors == 1:
@@ -73,7 +74,7 @@ class WorkQueue:
                 return [entry[0]]
         if not self._waiting:
             return []
-        size = max(self._remaining / (SHARE * actors), least)
+        size = max(self._remaining / (SHARE * actors), min(least, self._remaining / idle))
         batch = [self._waiting.popleft()]
         work = _work(batch[0])
         while self._waiting and work + (following := _work(self._waiting[0])) <= size:

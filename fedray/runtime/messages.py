@@ -1,7 +1,8 @@
 """Messages between the pool and its actors: task batches to an actor, `ResultBatch`es back.
 
-Payloads and shards are in Ray's object store, small ones together in one object. In a task batch the fields
-`downlink.payload` and `shard` of a `ClientTask` are `ObjectSlot`s.
+Shards and large payloads are in Ray's object store; small payloads travel with the tasks, because an object costs more
+time than they do. In a task batch the field `shard` of a `ClientTask` is an `ObjectSlot`, and so is `downlink.payload`
+if the payload is large.
 """
 
 import os
@@ -24,7 +25,7 @@ PACK_CLIENTS = 64
 """Clients whose shards share one object: an actor fetches the object once, and maps its contents."""
 
 SMALL_BYTES = 100_000
-"""Payloads of fewer bytes are packed into one object."""
+"""Payloads of fewer bytes travel with the tasks."""
 
 
 class ObjectSlot(NamedTuple):
@@ -90,7 +91,7 @@ class TaskBatch(NamedTuple):
 
 
 def task_batch(groups: Sequence[Sequence[ClientTask]], batch_seconds: float = BATCH_SECONDS) -> TaskBatch:
-    """Return tasks, whose downlinks and shards are slots of references, as a message.
+    """Return tasks, whose shards and large payloads are slots of references, as a message.
 
     Args:
         batch_seconds: how long a batch of their results lasts.
@@ -104,7 +105,8 @@ def task_batch(groups: Sequence[Sequence[ClientTask]], batch_seconds: float = BA
     def travelling(task: ClientTask) -> ClientTask:
         sent = task.downlink
         if sent.key not in downlinks:
-            downlinks[sent.key] = replace(sent, payload=placed(sent.payload))
+            large = isinstance(sent.payload, ObjectSlot)
+            downlinks[sent.key] = replace(sent, payload=placed(sent.payload)) if large else sent
         return replace(task, downlink=downlinks[sent.key], shard=placed(task.shard))
 
     travelling_groups = [[travelling(task) for task in group] for group in groups]
@@ -119,11 +121,12 @@ def resolve_tasks(batch: TaskBatch, cache: dict[Any, Any]) -> list[list[ClientTa
     """
     groups, refs = from_message(batch.groups), batch.refs
     tasks = [task for group in groups for task in group]
-    payloads = _fetch({refs[task.downlink.payload.ref] for task in tasks})
+    downlinks = {task.downlink.key: task.downlink for task in tasks}
+    large = {key: down.payload for key, down in downlinks.items() if isinstance(down.payload, ObjectSlot)}
+    payloads = _fetch({refs[slot.ref] for slot in large.values()})
     cache.update(_fetch({refs[task.shard.ref] for task in tasks} - cache.keys()))
-    downlinks = {
-        downlink.key: replace(downlink, payload=payloads[refs[downlink.payload.ref]][downlink.payload.index])
-        for downlink in {task.downlink.key: task.downlink for task in tasks}.values()
+    downlinks |= {
+        key: replace(downlinks[key], payload=payloads[refs[slot.ref]][slot.index]) for key, slot in large.items()
     }
     return [
         [
@@ -152,19 +155,13 @@ def next_result_batch(stream: Any) -> ResultBatch:
 
 
 def put_downlinks(tasks: Iterable[ClientTask]) -> dict[int, Downlink]:
-    """Put the tasks' payloads into the object store: each once, large ones by themselves, all small ones together.
-
-    Returns:
-        The downlinks by their keys, with slots instead of payloads.
-    """
+    """Return the tasks' downlinks by their keys, with slots for large payloads, which are put into the object store, each
+    once."""
     distinct = {task.downlink.key: task.downlink for task in tasks}
-    small = {key: downlink.payload for key, downlink in distinct.items() if downlink.num_bytes < SMALL_BYTES}
-    together = ray.put(small)
     return {
-        key: replace(
-            downlink,
-            payload=ObjectSlot(together, key) if key in small else ObjectSlot(ray.put([downlink.payload]), 0),
-        )
+        key: downlink
+        if downlink.num_bytes < SMALL_BYTES
+        else replace(downlink, payload=ObjectSlot(ray.put([downlink.payload]), 0))
         for key, downlink in distinct.items()
     }
 

@@ -110,7 +110,7 @@ class ClientPool:
             for tier, queue in queues.items():
                 for handle in list(idle[tier]) if queue else ():
                     least = self._throughput[tier].work_in(BATCH_SECONDS)
-                    if batch := queue.next_batch(self.actors(tier), handle, least):
+                    if batch := queue.next_batch(self.actors(tier), handle, least, len(idle[tier])):
                         idle[tier].remove(handle)
                         sent = task_batch([[self._placed(task, downlinks) for task in group] for group in batch])
                         running[handle.actor.train.remote(sent)] = _Running(handle, batch)

@@ -49,6 +49,13 @@ def test_a_batch_has_at_least_the_work_that_is_worth_a_message() -> None:
     assert [names(queue.next_batch(5, least=40)) for _ in range(3)] == ["a b c d", "e f g h", "i j"]
 
 
+def test_small_work_is_shared_by_all_idle_actors() -> None:
+    """Ten clients of 9 examples, a work of 100, all of it less than a batch should have: each of three idle actors gets
+    the whole clients within its share of what is left."""
+    queue = WorkQueue(alone(*[9] * 10), 0)
+    assert [names(queue.next_batch(3, least=1000, idle=idle)) for idle in (3, 2, 1)] == ["a b c", "d e f", "g h i j"]
+
+
 def test_a_large_client_is_a_batch_of_its_own() -> None:
     """100 + 10 · 10: a quarter is 50; the rest, ten times 10, is shared by batches of two and then one."""
     queue = WorkQueue(alone(99, *[9] * 10), 0)

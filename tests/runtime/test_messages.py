@@ -11,7 +11,7 @@ from examples import EXAMPLES
 from fedray.config import load_config
 from fedray.errors import ConfigError
 from fedray.federation.tasks import ClientTask, Downlink
-from fedray.runtime.messages import ObjectSlot, from_message, task_batch, to_message
+from fedray.runtime.messages import ObjectSlot, from_message, put_downlinks, resolve_tasks, task_batch, to_message
 from fedray.types import Client
 
 
@@ -31,6 +31,17 @@ def test_a_class_that_this_process_cannot_import_is_named(own_folder: Path, smal
     del sys.modules["my_metric"]
     with pytest.raises(ConfigError, match=r"^node .*'my_metric.ErrorRate' cannot be imported.*all nodes can import$"):
         from_message(sent)
+
+
+def test_a_small_payload_travels_with_the_tasks_once_and_as_it_is() -> None:
+    shards = object()
+    downlink = Downlink(3, np.arange(5.0), 40)
+    tasks = [ClientTask(Client(f"c{k}", k, 1), 0, downlink, False, shard=ObjectSlot(shards, f"c{k}")) for k in range(2)]
+    assert put_downlinks(tasks) == {3: downlink}, "without a cluster: nothing is put anywhere"
+    (groups,) = resolve_tasks(task_batch([tasks]), {shards: {"c0": "shard 0", "c1": "shard 1"}})
+    assert [task.shard for task in groups] == ["shard 0", "shard 1"]
+    assert groups[0].downlink is groups[1].downlink
+    assert groups[0].downlink.payload.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_task_batch_names_every_reference_once() -> None:
