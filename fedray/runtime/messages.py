@@ -155,8 +155,8 @@ def next_result_batch(stream: Any) -> ResultBatch:
 
 
 def put_downlinks(tasks: Iterable[ClientTask]) -> dict[int, Downlink]:
-    """Return the tasks' downlinks by their keys, with slots for large payloads, which are put into the object store, each
-    once."""
+    """Return the tasks' downlinks by their keys, with large payloads in the object store, each once, and slots for
+    them."""
     distinct = {task.downlink.key: task.downlink for task in tasks}
     return {
         key: downlink
