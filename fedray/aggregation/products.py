@@ -94,6 +94,13 @@ def residual(factors: Sequence[LowRank], weights: npt.ArrayLike | None = None) -
     return _low_rank(np.hstack([b for b, _ in terms]), np.vstack([a for _, a in terms]))
 
 
+def unit_rows(x: LowRank) -> LowRank:
+    """Return the same matrix with rows of A of norm 1, or of norm 0 where they are zero; B has the rest."""
+    norms = np.linalg.norm(x.A.astype(np.float64), axis=1)
+    divisors = np.where(norms > 0, norms, 1)[:, np.newaxis]
+    return _low_rank(x.B * norms, x.A / divisors)
+
+
 def live(x: LowRank, draw: Vector) -> LowRank:
     """Return the same matrix with components that can be trained.
 
@@ -101,7 +108,7 @@ def live(x: LowRank, draw: Vector) -> LowRank:
     of singular value σ_i <= 1e-6 σ_1 gets the i-th row of `draw` as its A, and zeros as its B.
 
     Args:
-        x: what `truncate` returned: balanced, so that σ_i is the product of the norms of its two vectors.
+        x: what `truncate` returned, possibly scaled since: σ_i is the product of the norms of its two vectors.
         draw: [rank, d_in].
 
     Raises:

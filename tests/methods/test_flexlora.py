@@ -37,6 +37,15 @@ def aggregated(updates):
     return method.aggregate_train(method.init_server(INITIAL, []), updates)[0]
 
 
+def test_the_factors_are_those_of_the_released_code():
+    """A has orthonormal rows, and the norms of B's columns are the singular values of the mean product."""
+    updates = cohort(5, [1, 2, 5])
+    for (a, b), mean in zip(factors(LAYOUT, aggregated(updates).shared.adapter), mean_products(updates), strict=True):
+        np.testing.assert_allclose(a @ a.T, np.eye(len(a)), atol=2e-6)
+        expected = np.linalg.svd(mean, compute_uv=False)[: len(a)]
+        np.testing.assert_allclose(np.linalg.norm(b, axis=0), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("ranks", [None, [1, 2, None]])
 def test_a_tier_receives_the_best_approximation_of_its_rank(ranks):
     """A dense SVD of Σ w_k B_k A_k, cut to ranks 1, 2 and 3."""
