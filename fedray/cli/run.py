@@ -1,7 +1,6 @@
 """fedray run, fedray sweep: experiments from this process."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,7 @@ from fedray.cli.console import (
     read_config,
     read_sweep,
     reported,
+    run_apart,
 )
 from fedray.errors import ConfigError, FedrayError
 
@@ -35,6 +35,7 @@ OrResume = Annotated[bool, typer.Option("--or-resume", help="Continue what is in
 
 
 def run(
+    context: typer.Context,
     config: ConfigPath,
     overrides: Overrides = None,
     output: Output = None,
@@ -43,12 +44,10 @@ def run(
 ) -> None:
     """Run an experiment: train every method, show progress, write the results."""
     console = open_console()
-    with reported(), ended_by_sigterm(), ExitStack() as background:
+    with reported(), ended_by_sigterm():
         loaded = read_config(config, overrides)
         if loaded.runtime == "ray":
-            from fedray.runtime.session import workers_ready
-
-            background.enter_context(workers_ready())  # first: it imports while this process does
+            run_apart(context)
         from fedray.api import execute
         from fedray.evaluation.metrics import configured_metrics
         from fedray.experiment.resume import resolve_run
@@ -79,6 +78,7 @@ def run(
 
 
 def sweep(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML file of the sweep.", metavar="SWEEP", show_default=False)],
     overrides: Overrides = None,
     output: Annotated[str | None, typer.Option(help="Folder of the sweep; must be empty or not exist.")] = None,
@@ -87,11 +87,9 @@ def sweep(
 ) -> None:
     """Run an experiment for every point of a space on one cluster, and compare them."""
     console = open_console()
-    with reported(), ended_by_sigterm(), ExitStack() as background:
+    with reported(), ended_by_sigterm():
         loaded = read_sweep(config, overrides)
-        from fedray.runtime.session import workers_ready
-
-        background.enter_context(workers_ready())  # first: it imports while this process does
+        run_apart(context)
         from fedray.results.comparison_tables import sheets
         from fedray.results.sheets import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table

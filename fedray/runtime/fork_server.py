@@ -18,10 +18,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 SWITCH = "FEDRAY_FORK_SERVER"
 """With 0 in this environment variable, every worker imports for itself."""
+
+PARENTS_CLUSTER = "FEDRAY_PARENTS_CLUSTER"
+"""Environment variable that tells a forked run of its cluster (`session`, `apart`)."""
 
 GPUS = ("nvidia[0-9]*", "nvhost*", "dxg", "kfd")
 """Devices of GPUs: Nvidia's, those of its small boards, those of Windows, AMD's."""
@@ -29,35 +33,51 @@ GPUS = ("nvidia[0-9]*", "nvhost*", "dxg", "kfd")
 log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-_command: str | None = None
-"""Starts a worker, while this process has a server."""
+
+
+@dataclass(frozen=True)
+class ForkServer:
+    """A running fork server.
+
+    Attributes:
+        address: of its socket.
+        worker_command: starts a Ray worker with it.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    address: str
+    worker_command: str
+
+
+_server: ForkServer | None = None
+"""This process's."""
 
 
 @contextmanager
-def fork_server() -> Iterator[str | None]:
-    """Keep a fork server within the block, and yield the command that starts a worker with it; None: this machine has
-    none, and workers are started as always. A block within another has the same server.
+def fork_server() -> Iterator[ForkServer | None]:
+    """Keep a fork server within the block, and yield it; None: this machine has none, and workers are started as
+    always. A block within another has the same server.
 
     Machines with a GPU have none: a process that was forked may not use what its parent has begun with a GPU, and what
     the libraries begin when they are imported depends on their versions.
     """
-    global _command
-    if _command is not None or (server := _started()) is None:
-        yield _command
+    global _server
+    if _server is not None or (server := _started()) is None:
+        yield _server
         return
-    process, _command = server
+    _server = server
     try:
-        yield _command
+        yield server
     finally:
-        _command = None
-        if (code := process.poll()) is not None:
+        _server = None
+        if (code := server.process.poll()) is not None:
             log.warning("the fork server ended early (%d): workers had to import everything for themselves", code)
-        process.kill()  # it may be importing still
-        process.communicate()
+        server.process.kill()  # it may be importing still
+        server.process.communicate()
 
 
-def _started() -> "tuple[subprocess.Popen[bytes], str] | None":
-    """Return a new server and the command that starts a worker with it; None: this machine can have none."""
+def _started() -> ForkServer | None:
+    """Return a new server; None: this machine can have none."""
     if sys.platform != "linux" or os.environ.get(SWITCH) == "0" or _has_gpu():
         return None
     address = f"fedray-{os.getpid()}-{secrets.token_hex(8)}"
@@ -78,7 +98,8 @@ def _started() -> "tuple[subprocess.Popen[bytes], str] | None":
         log.warning("workers have to import everything for themselves: %s", error)
         return None
     path = os.environ.get("PYTHONPATH", "")
-    return process, shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
+    command = shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
+    return ForkServer(process, address, command)
 
 
 def _has_gpu() -> bool:

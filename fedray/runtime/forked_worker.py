@@ -16,27 +16,47 @@ import socket
 import sys
 from pathlib import Path
 
+PID_BYTES = 8
+"""Bytes in which the server says a process's number."""
+
 
 def main() -> None:
     address, path, *program = sys.argv[1:]
     if os.environ.get("PYTHONPATH", "") == path:
         try:
-            with socket.socket(socket.AF_UNIX) as server:
-                server.connect(f"\0{address}")
-                request = json.dumps(own(program)).encode()
-                socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
-                server.sendall(request)
-                if server.recv(1):  # it has forked
+            with asked(address, argv=program) as server:
+                if server.recv(PID_BYTES):  # it has forked
                     return
         except OSError:
             pass  # the server has ended
     os.execv(sys.executable, [sys.executable, *program])
 
 
-def own(program: list[str]) -> dict[str, object]:
+def asked(address: str, **program: object) -> socket.socket:
+    """Ask the fork server for a child; return the connection, over which it says the child's number.
+
+    Args:
+        address: of the server's socket.
+        program: what the child runs (`forking.Request`).
+
+    Raises:
+        OSError: there is no such server.
+    """
+    request = json.dumps(own() | program).encode()
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(f"\0{address}")
+        socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+        server.sendall(request)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+def own() -> dict[str, object]:
     """Return what the child is to have of this process."""
     return {
-        "argv": program,
         "environment": dict(os.environ),
         "folder": os.getcwd(),
         "limits": {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if is_limit(name)},
@@ -48,4 +68,5 @@ def is_limit(name: str) -> bool:
     return name.startswith("RLIMIT_")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
-"""The fork server's program: it imports what workers need, and then forks one for every request (`forked_worker.py`).
+"""The fork server's program: it imports what workers and runs need, and then forks a process for every request: a
+worker (`forked_worker.py`), or the run itself (`apart.py`).
 
     python forking.py LISTENER
 
@@ -25,7 +26,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
-from typing import Any
+from typing import TypedDict
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,29 @@ PR_SET_PDEATHSIG = 1
 """Linux's number of the signal that a process gets when its parent ends (prctl.h)."""
 LARGEST = 1 << 24
 """Bytes of the largest request."""
+PID_BYTES = 8
+"""Bytes in which the child says its number (`forked_worker.PID_BYTES`)."""
+
+
+class Request(TypedDict, total=False):
+    """What a child is to be.
+
+    Attributes:
+        argv: its arguments.
+        environment, folder, limits, oom_score_adj: of the process that asks.
+        module: runs as a program; otherwise the file does that is the first argument.
+        path: where the module's program looks for modules first.
+        waited_for: whether the child, when it ends, says its exit code over the connection.
+    """
+
+    argv: list[str]
+    environment: dict[str, str]
+    folder: str
+    limits: dict[str, tuple[int, int]]
+    oom_score_adj: str
+    module: str
+    path: str
+    waited_for: bool
 
 
 def import_modules() -> None:
@@ -68,8 +92,8 @@ def import_modules() -> None:
     gc.freeze()
 
 
-def serve(listener: socket.socket) -> dict[str, Any]:
-    """Fork a child for every request, and return the request in the child."""
+def serve(listener: socket.socket) -> tuple[Request, socket.socket]:
+    """Fork a child for every request; in the child, return the request and the connection."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
@@ -85,10 +109,10 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                     try:
                         listener.close()
                         _become(request, files)
-                        connection.sendall(b"1")
+                        connection.sendall(os.getpid().to_bytes(PID_BYTES, "big"))
+                        return request, connection.dup()
                     except BaseException:
                         os._exit(1)  # the other side has gone, or starts the worker itself
-                    return request
             except (OSError, ValueError):  # the other side has ended, or is none of ours
                 pass
             finally:
@@ -96,7 +120,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                     os.close(file)
 
 
-def _received(connection: socket.socket, files: list[int]) -> dict[str, Any] | None:
+def _received(connection: socket.socket, files: list[int]) -> Request | None:
     """Return a request, and append the three standard files that came with it; None: it is not one, or another
     user's."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -108,11 +132,11 @@ def _received(connection: socket.socket, files: list[int]) -> dict[str, Any] | N
     if (size := int.from_bytes(header, "big")) > LARGEST:
         return None
     with connection.makefile("rb") as stream:
-        request: dict[str, Any] = json.loads(stream.read(size))
+        request: Request = json.loads(stream.read(size))
     return request
 
 
-def _become(request: dict[str, Any], files: list[int]) -> None:
+def _become(request: Request, files: list[int]) -> None:
     """Give this process what the one that made the request has: files, environment, folder, limits, arguments."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no child outlives the server, whatever it waits for
     os.setsid()
@@ -120,9 +144,9 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     gc.enable()
     for number, file in enumerate(files):
         os.dup2(file, number)
-    for name, limits in request["limits"].items():
+    for name, (soft, hard) in request["limits"].items():
         with suppress(OSError, ValueError):
-            resource.setrlimit(getattr(resource, name), tuple(limits))
+            resource.setrlimit(getattr(resource, name), (soft, hard))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"], encoding="ascii")
     os.environ.clear()
@@ -130,15 +154,18 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["folder"])
     sys.argv = request["argv"]
     if not sys.flags.safe_path:
-        sys.path.insert(0, str(Path(sys.argv[0]).parent))
+        sys.path.insert(0, request["path"] if "module" in request else str(Path(sys.argv[0]).parent))
     import_module("numpy").random.seed()  # or all children would draw the same; Python's own `random` sees to itself
     import_module("torch").default_generator.seed()
 
 
-def run() -> int:
-    """Run the program that `sys.argv` names, and return its exit code."""
+def run(request: Request) -> int:
+    """Run the program of a request, and return its exit code."""
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if "module" in request:
+            runpy.run_module(request["module"], run_name="__main__")
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -147,12 +174,22 @@ def run() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         import_modules()
-        serve(listener)
-    code = run()
+        request, connection = serve(listener)
+    waited_for = request.get("waited_for", False)
+    if not waited_for:
+        connection.close()
+    code = run(request)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if waited_for:
+        with suppress(OSError):
+            connection.sendall(bytes([code & 0xFF]))
     os._exit(code)  # Ray's destructors, which a usual end calls, have been seen to hang
+
+
+if __name__ == "__main__":
+    main()

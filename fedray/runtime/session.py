@@ -1,5 +1,6 @@
 """This process's connection to a Ray cluster."""
 
+import json
 import logging
 import os
 import signal
@@ -12,13 +13,17 @@ import ray
 
 from fedray.errors import FedrayError
 from fedray.runtime.address import check_address
-from fedray.runtime.fork_server import fork_server
+from fedray.runtime.fork_server import PARENTS_CLUSTER, ForkServer, fork_server
+
+_parents_cluster: dict[str, Any] | None = json.loads(os.environ.pop(PARENTS_CLUSTER, "null"))
+"""Options with which `ray.init` connects to the cluster that the parent has started for this process (`apart.py`)."""
 
 
 @contextmanager
 def connected(**options: Any) -> Iterator[None]:
     """Keep this process connected to a Ray cluster within the block: the one that it is already connected to, or else
-    the one that RAY_ADDRESS names or that runs on this machine, or else a new one that ends with the block.
+    its parent's, or else the one that RAY_ADDRESS names or that runs on this machine, or else a new one that ends with
+    the block.
 
     Args:
         options: passed on to `ray.init`.
@@ -30,19 +35,21 @@ def connected(**options: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with workers_ready(local=options.get("address") == "local") as command:
-        if command is not None:
-            options |= {"runtime_env": {"py_executable": command}}
+    with workers_ready(local=options.get("address") == "local") as server:
+        if server is not None:
+            options |= {"runtime_env": {"py_executable": server.worker_command}}
+        options |= _parents_cluster or {}
         try:
             with _uninterrupted():
-                _start_ray(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, **options)
+                exists = _parents_cluster or os.environ.get("RAY_ADDRESS", "local") != "local"
+                _start_ray(include_dashboard=None if exists else False, **options)
             yield
         finally:
             ray.shutdown()
 
 
 @contextmanager
-def workers_ready(local: bool = False) -> Iterator[str | None]:
+def workers_ready(local: bool = False) -> Iterator[ForkServer | None]:
     """Check that the cluster to which `connected` would connect answers, which takes a moment; if `connected` would
     start a new one, import what its workers need, in the background and once (`fork_server`).
 
@@ -50,14 +57,14 @@ def workers_ready(local: bool = False) -> Iterator[str | None]:
         local: a new one will be started in any case.
 
     Yields:
-        The command that starts a worker of the new cluster, if there is a fork server.
+        The fork server for the new cluster, if there is one.
 
     Raises:
         ConfigError: the cluster does not answer.
     """
     if local or not check_reachable():
-        with fork_server() as command:
-            yield command
+        with fork_server() as server:
+            yield server
     else:
         yield None
 
@@ -69,7 +76,7 @@ def check_reachable() -> bool:
     Raises:
         ConfigError: it does not answer.
     """
-    return ray.is_initialized() or check_address() is not None
+    return ray.is_initialized() or _parents_cluster is not None or check_address() is not None
 
 
 @contextmanager

@@ -58,7 +58,7 @@ Path("found.part").rename("found.json")
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has no cluster, and so no fork server, on a machine without a GPU."""
-    monkeypatch.setattr(module, "_command", None)
+    monkeypatch.setattr(module, "_server", None)
     monkeypatch.setattr(module, "_has_gpu", lambda: False)
     monkeypatch.delenv(SWITCH, raising=False)
 
@@ -67,10 +67,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def new_server() -> Iterator[tuple[str, psutil.Process]]:
     """Yield a fork server's command and its process."""
     before = set(psutil.Process().children())
-    with fork_server() as command:
-        assert command is not None
+    with fork_server() as server:
+        assert server is not None
         (process,) = set(psutil.Process().children()) - before
-        yield command, process
+        yield server.worker_command, process
 
 
 def eventually(condition: Callable[[], Any]) -> None:
@@ -159,8 +159,8 @@ def test_it_cannot_be_started(alone: None, monkeypatch: pytest.MonkeyPatch, capl
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", refused)
-    with fork_server() as command:
-        assert command is None
+    with fork_server() as server:
+        assert server is None
     assert "Resource temporarily unavailable" in caplog.text
 
 
@@ -221,11 +221,13 @@ def test_a_worker_starts_by_itself(other: str, tmp_path: Path) -> None:
 def test_blocks_share_a_server_and_the_outermost_ends_it(alone: None) -> None:
     with new_server() as (outer, server):
         with fork_server() as inner:
-            assert inner == outer
+            assert inner is not None
+            assert inner.worker_command == outer
         assert server.is_running()
     assert not server.is_running()
     with fork_server() as other:
-        assert other != outer
+        assert other is not None
+        assert other.worker_command != outer
 
 
 def test_it_ends_with_the_process_that_started_it(alone: None) -> None:
@@ -247,16 +249,16 @@ def test_it_ends_with_the_process_that_started_it(alone: None) -> None:
 
 def test_where_there_is_none(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_gpu", lambda: True)
-    with fork_server() as command:
-        assert command is None
+    with fork_server() as server:
+        assert server is None
     monkeypatch.setattr(module, "_has_gpu", lambda: False)
     monkeypatch.setenv(SWITCH, "0")
-    with fork_server() as command:
-        assert command is None
+    with fork_server() as server:
+        assert server is None
     monkeypatch.delenv(SWITCH)
     monkeypatch.setattr(sys, "platform", "darwin")
-    with fork_server() as command:
-        assert command is None
+    with fork_server() as server:
+        assert server is None
 
 
 @ray.remote(num_cpus=0)

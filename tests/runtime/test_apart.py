@@ -1,0 +1,110 @@
+"""`fedray run` as a program: the run is a child of the fork server, and what was started is a small process."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from interruptible import start_run
+
+import fedray
+from fedray.results.run_result import RunResult
+from fedray.runtime.fork_server import SWITCH
+
+PATIENCE_S = 60.0
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a fork server")
+
+
+@pytest.fixture
+def config(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    """A run that has enough rounds to be looked at."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(tiny | {"rounds": 200}))
+    return file
+
+
+def until(path: Path, program: Any) -> None:
+    """Wait for a file while a program runs."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert program.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def family(program: Any) -> list[psutil.Process]:
+    return psutil.Process(program.pid).children(recursive=True)
+
+
+def the_run(program: Any) -> psutil.Process:
+    """Return the process of the run: the fork server's child that is no worker of Ray's."""
+    servers = [one for one in family(program) if "forking.py" in " ".join(one.cmdline())]
+    (run,) = [one for one in servers if one.ppid() in {other.pid for other in servers}]
+    return run
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    """Wait until processes have ended; those that nobody has waited for have, too."""
+    deadline = time.monotonic() + PATIENCE_S
+    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        if time.monotonic() > deadline:
+            raise AssertionError(left)
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_it_gives_the_bits_of_any_other_run(
+    forks: bool, tiny: dict[str, Any], own_cluster: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    tiny["method"] = ["fedavg", "fedalt"]
+    file.write_text(json.dumps(tiny))
+    program = start_run(file, tmp_path / "apart", **({} if forks else {SWITCH: "0"}))
+    until(tmp_path / "apart" / "config.yaml", program)
+    small = not any("libtorch" in place.path for place in psutil.Process(program.pid).memory_maps())
+    _, told = program.communicate(timeout=PATIENCE_S)
+    assert program.returncode == 0, told
+    assert small == forks
+    expected = fedray.run(tiny, runtime="inline", output=tmp_path / "inline")
+    found = RunResult.load(tmp_path / "apart")
+    assert [one.state_sha256 for one in found.summaries] == [one.state_sha256 for one in expected.summaries]
+
+
+def test_its_errors_and_its_exit_code_are_those_of_the_command(
+    tiny: dict[str, Any], own_cluster: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(tiny | {"model": {"path": str(tmp_path / "missing")}}))
+    program = start_run(file, tmp_path / "run")
+    _, told = program.communicate(timeout=PATIENCE_S)
+    assert program.returncode == 2
+    assert told.decode() == f"error: {tmp_path}/missing: no such folder\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_killed_is_told_of_and_leaves_nothing(config: Path, own_cluster: None, tmp_path: Path) -> None:
+    program = start_run(config, tmp_path / "run")
+    until(tmp_path / "run" / "rounds.parquet", program)
+    others = family(program)
+    the_run(program).kill()
+    _, told = program.communicate(timeout=PATIENCE_S)
+    assert program.returncode == 1
+    assert told.endswith(b"error: the run's process was killed; what it has recorded can be continued with --resume\n")
+    assert ended(others)
+
+
+def test_nothing_outlives_the_program_that_was_started(config: Path, own_cluster: None, tmp_path: Path) -> None:
+    """Ray's own two agents look only every minute whether their node is there."""
+    program = start_run(config, tmp_path / "run")
+    until(tmp_path / "run" / "rounds.parquet", program)
+    others = [one for one in family(program) if not one.name().endswith("Agent")]
+    assert the_run(program) in others
+    program.send_signal(signal.SIGKILL)
+    program.communicate(timeout=PATIENCE_S)
+    assert ended(others)
