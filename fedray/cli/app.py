@@ -62,4 +62,4 @@ app.add_typer(jobs_app, name="jobs")
 
 def main() -> None:
     """Run the command `fedray`: the entry point of the package."""
-    app(obj=Program(tuple(sys.argv[1:])))
+    app(obj=Program(tuple(sys.argv[1:]), sys.path[0]))

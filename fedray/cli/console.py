@@ -37,20 +37,26 @@ class Program:
 
     Attributes:
         arguments: of the command line.
+        path: where Python looks for modules first. Importing Ray changes that.
     """
 
     arguments: tuple[str, ...]
+    path: str
 
 
-def run_apart(context: typer.Context) -> None:
+def run_apart(context: typer.Context, file: Path) -> None:
     """Run the command line in a process that has the libraries for it (`runtime.apart`) and exit with its code; return
-    if this is that process, or if there can be none."""
+    if this is that process, or if there can be none.
+
+    Args:
+        file: of the configuration. That process reads it again, which a pipe does not allow.
+    """
     program = context.find_object(Program)
-    if program is None:
+    if program is None or not file.is_file():
         return
     from fedray.runtime import apart
 
-    if (code := apart.run_apart(program.arguments)) is not None:
+    if (code := apart.run_apart(program.arguments, program.path)) is not None:
         raise typer.Exit(code)
 
 

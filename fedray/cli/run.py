@@ -47,7 +47,7 @@ def run(
     with reported(), ended_by_sigterm():
         loaded = read_config(config, overrides)
         if loaded.runtime == "ray":
-            run_apart(context)
+            run_apart(context, config)
         from fedray.api import execute
         from fedray.evaluation.metrics import configured_metrics
         from fedray.experiment.resume import resolve_run
@@ -89,7 +89,7 @@ def sweep(
     console = open_console()
     with reported(), ended_by_sigterm():
         loaded = read_sweep(config, overrides)
-        run_apart(context)
+        run_apart(context, config)
         from fedray.results.comparison_tables import sheets
         from fedray.results.sheets import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.util import _args_from_interpreter_flags  # type: ignore[attr-defined]
 from pathlib import Path
 
 SWITCH = "FEDRAY_FORK_SERVER"
@@ -86,7 +87,7 @@ def _started() -> ForkServer | None:
             listener.bind(f"\0{address}")  # a name that ends with the socket
             listener.listen(socket.SOMAXCONN)
             process = subprocess.Popen(
-                [sys.executable, str(_HERE / "forking.py"), str(listener.fileno())],
+                [sys.executable, *_options(), str(_HERE / "forking.py"), str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,  # its end is the server's end, also when this process is killed
                 stdout=subprocess.DEVNULL,
@@ -100,6 +101,12 @@ def _started() -> ForkServer | None:
     path = os.environ.get("PYTHONPATH", "")
     command = shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
     return ForkServer(process, address, command)
+
+
+def _options() -> list[str]:
+    """Return the options of this process's Python, as `multiprocessing` passes them on."""
+    found: list[str] = _args_from_interpreter_flags()
+    return found
 
 
 def _has_gpu() -> bool:

@@ -14,6 +14,7 @@ import os
 import resource
 import socket
 import sys
+from itertools import dropwhile
 from pathlib import Path
 
 PID_BYTES = 8
@@ -24,7 +25,7 @@ def main() -> None:
     address, path, *program = sys.argv[1:]
     if os.environ.get("PYTHONPATH", "") == path:
         try:
-            with asked(address, argv=program) as server:
+            with asked(address, argv=[*dropwhile(is_option, program)]) as server:
                 if server.recv(PID_BYTES):  # it has forked
                     return
         except OSError:
@@ -62,6 +63,11 @@ def own() -> dict[str, object]:
         "limits": {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if is_limit(name)},
         "oom_score_adj": Path("/proc/self/oom_score_adj").read_text(encoding="ascii"),
     }
+
+
+def is_option(word: str) -> bool:
+    """Return whether a word before the program's name is one of Python's own options, which the server has already."""
+    return word.startswith("-")
 
 
 def is_limit(name: str) -> bool:

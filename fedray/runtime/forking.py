@@ -24,6 +24,7 @@ import sys
 import traceback
 from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import walk_packages
 from typing import TypedDict
@@ -144,6 +145,8 @@ def _become(request: Request, files: list[int]) -> None:
     gc.enable()
     for number, file in enumerate(files):
         os.dup2(file, number)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
     for name, (soft, hard) in request["limits"].items():
         with suppress(OSError, ValueError):
             resource.setrlimit(getattr(resource, name), (soft, hard))
@@ -167,7 +170,10 @@ def run(request: Request) -> int:
         else:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     except BaseException:
         traceback.print_exc()
         return 1
@@ -182,6 +188,8 @@ def main() -> None:
     if not waited_for:
         connection.close()
     code = run(request)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it ends already
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

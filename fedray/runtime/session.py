@@ -41,7 +41,7 @@ def connected(**options: Any) -> Iterator[None]:
         options |= _parents_cluster or {}
         try:
             with _uninterrupted():
-                exists = _parents_cluster or os.environ.get("RAY_ADDRESS", "local") != "local"
+                exists = _parents_cluster or (os.environ.get("RAY_ADDRESS") or "local") != "local"
                 _start_ray(include_dashboard=None if exists else False, **options)
             yield
         finally:

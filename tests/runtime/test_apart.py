@@ -48,6 +48,14 @@ def the_run(program: Any) -> psutil.Process:
     return run
 
 
+def reach(processes: list[psutil.Process], *states: str) -> None:
+    """Wait until all processes are in one of these states."""
+    deadline = time.monotonic() + PATIENCE_S
+    while any(one.status() not in states for one in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def ended(processes: list[psutil.Process]) -> bool:
     """Wait until processes have ended; those that nobody has waited for have, too."""
     deadline = time.monotonic() + PATIENCE_S
@@ -58,14 +66,17 @@ def ended(processes: list[psutil.Process]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("forks", [True, False])
+@pytest.mark.parametrize(
+    ("forks", "variables"), [(True, {}), (True, {"RAY_AUTH_TOKEN": "5" * 64}), (False, {SWITCH: "0"})]
+)
 def test_it_gives_the_bits_of_any_other_run(
-    forks: bool, tiny: dict[str, Any], own_cluster: None, tmp_path: Path
+    forks: bool, variables: dict[str, str], tiny: dict[str, Any], own_cluster: None, tmp_path: Path
 ) -> None:
+    """Also where Ray's processes ask each other for a token."""
     file = tmp_path / "config.json"
     tiny["method"] = ["fedavg", "fedalt"]
     file.write_text(json.dumps(tiny))
-    program = start_run(file, tmp_path / "apart", **({} if forks else {SWITCH: "0"}))
+    program = start_run(file, tmp_path / "apart", **variables)
     until(tmp_path / "apart" / "config.yaml", program)
     small = not any("libtorch" in place.path for place in psutil.Process(program.pid).memory_maps())
     _, told = program.communicate(timeout=PATIENCE_S)
@@ -97,6 +108,25 @@ def test_a_run_that_is_killed_is_told_of_and_leaves_nothing(config: Path, own_cl
     assert program.returncode == 1
     assert told.endswith(b"error: the run's process was killed; what it has recorded can be continued with --resume\n")
     assert ended(others)
+
+
+def test_a_run_that_a_signal_ends_before_it_can_handle_it(config: Path, own_cluster: None, tmp_path: Path) -> None:
+    """Ctrl-Z stops both processes. A stopped one does not handle signals, until it is killed."""
+    program = start_run(config, tmp_path / "run")
+    until(tmp_path / "run" / "rounds.parquet", program)
+    both = [psutil.Process(program.pid), the_run(program)]
+    program.send_signal(signal.SIGTSTP)
+    reach(both, psutil.STATUS_STOPPED)
+    program.send_signal(signal.SIGCONT)
+    reach(both, psutil.STATUS_SLEEPING, psutil.STATUS_RUNNING)
+    both[1].suspend()
+    reach(both[1:], psutil.STATUS_STOPPED)
+    program.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    both[1].kill()
+    _, told = program.communicate(timeout=PATIENCE_S)
+    assert program.returncode == 143
+    assert told.endswith(b"terminated\n")
 
 
 def test_nothing_outlives_the_program_that_was_started(config: Path, own_cluster: None, tmp_path: Path) -> None:

@@ -81,13 +81,17 @@ def eventually(condition: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def started(command: str, folder: Path, before: str = "", **variables: str) -> dict[str, Any]:
-    """Start PROGRAM in a folder as Ray starts workers, after another command, and return what it wrote."""
+def started(command: str, folder: Path, before: str = "", options: str = "", **variables: str) -> dict[str, Any]:
+    """Start PROGRAM in a folder as Ray starts workers, after another command, and return what it wrote.
+
+    Args:
+        options: Python's, before the program.
+    """
     (folder / "code").mkdir(parents=True)
     (folder / "code" / "program.py").write_text(PROGRAM)
     with (folder / "output").open("w") as output:
         subprocess.run(
-            f"{before} exec {command} code/program.py one 'two words'",
+            f"{before} exec {command} {options} code/program.py one 'two words'",
             shell=True,
             check=True,
             cwd=folder,
@@ -117,6 +121,24 @@ def test_a_child_has_the_libraries_and_everything_of_the_process_that_asked(alon
     assert found["leader"], "Ctrl-C in the terminal is not for workers"
     assert found["threads"] == 1
     assert found["names"] == [], "neither what no worker needs nor what only stands for another module"
+
+
+def test_options_that_ray_puts_before_the_program(alone: None, tmp_path: Path) -> None:
+    """As with PYTHONNOUSERSITE=1."""
+    with new_server() as (command, _):
+        assert is_forked(started(command, tmp_path, options="-s -S"))
+
+
+def test_the_options_of_this_process_are_the_servers(alone: None, tmp_path: Path) -> None:
+    program = (
+        "from fedray.runtime import fork_server as module\n"
+        "module._has_gpu = lambda: False\n"
+        "with module.fork_server() as server:\n"
+        "    print(*server.process.args)\n"
+    )
+    command = [sys.executable, "-O", "-s", "-W", "always::DeprecationWarning", "-c", program]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert {"-O", "-s", "-Walways::DeprecationWarning"} <= set(found.split())
 
 
 def test_limits_are_those_of_the_process_that_asked(alone: None, tmp_path: Path) -> None:
@@ -189,6 +211,13 @@ def test_a_child_ends_as_programs_do_and_not_after_its_server(alone: None, tmp_p
         (child,) = server.children()
     eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     assert not (tmp_path / "long.ended").exists()
+
+
+def test_an_exit_with_a_text_prints_it(alone: None, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import sys\nsys.exit('why it ended')\n")
+    with new_server() as (command, _):
+        subprocess.run(f"{command} program.py 2> told", shell=True, check=True, cwd=tmp_path)
+        eventually(lambda: (tmp_path / "told").read_text() == "why it ended\n")
 
 
 def test_nobody_waits_for_the_child_any_more(alone: None, tmp_path: Path) -> None:
