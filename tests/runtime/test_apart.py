@@ -15,7 +15,7 @@ import fedray
 from fedray.results.run_result import RunResult
 from fedray.runtime.fork_server import SWITCH
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a fork server")
 
