@@ -82,12 +82,13 @@ def _started() -> ForkServer | None:
     if sys.platform != "linux" or os.environ.get(SWITCH) == "0" or _has_gpu():
         return None
     address = f"fedray-{os.getpid()}-{secrets.token_hex(8)}"
+    options: list[str] = _args_from_interpreter_flags()  # this Python's, as `multiprocessing` passes them on
     try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"\0{address}")  # a name that ends with the socket
             listener.listen(socket.SOMAXCONN)
             process = subprocess.Popen(
-                [sys.executable, *_options(), str(_HERE / "forking.py"), str(listener.fileno())],
+                [sys.executable, *options, str(_HERE / "forking.py"), str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,  # its end is the server's end, also when this process is killed
                 stdout=subprocess.DEVNULL,
@@ -101,12 +102,6 @@ def _started() -> ForkServer | None:
     path = os.environ.get("PYTHONPATH", "")
     command = shlex.join([sys.executable, "-I", "-S", str(_HERE / "forked_worker.py"), address, path])
     return ForkServer(process, address, command)
-
-
-def _options() -> list[str]:
-    """Return the options of this process's Python, as `multiprocessing` passes them on."""
-    found: list[str] = _args_from_interpreter_flags()
-    return found
 
 
 def _has_gpu() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from eventually import eventually, has_ended
 from interruptible import start_run
 
 import fedray
@@ -30,11 +31,12 @@ def config(tiny: dict[str, Any], tmp_path: Path) -> Path:
 
 def until(path: Path, program: Any) -> None:
     """Wait for a file while a program runs."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
+
+    def there() -> bool:
         assert program.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return path.exists()
+
+    eventually(there, PATIENCE_S)
 
 
 def family(program: Any) -> list[psutil.Process]:
@@ -50,20 +52,7 @@ def the_run(program: Any) -> psutil.Process:
 
 def reach(processes: list[psutil.Process], *states: str) -> None:
     """Wait until all processes are in one of these states."""
-    deadline = time.monotonic() + PATIENCE_S
-    while any(one.status() not in states for one in processes):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def ended(processes: list[psutil.Process]) -> bool:
-    """Wait until processes have ended; those that nobody has waited for have, too."""
-    deadline = time.monotonic() + PATIENCE_S
-    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
-        if time.monotonic() > deadline:
-            raise AssertionError(left)
-        time.sleep(0.1)
-    return True
+    eventually(lambda: all(one.status() in states for one in processes), PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +96,7 @@ def test_a_run_that_is_killed_is_told_of_and_leaves_nothing(config: Path, own_cl
     _, told = program.communicate(timeout=PATIENCE_S)
     assert program.returncode == 1
     assert told.endswith(b"error: the run's process was killed; what it has recorded can be continued with --resume\n")
-    assert ended(others)
+    eventually(lambda: all(map(has_ended, others)), PATIENCE_S)
 
 
 def test_a_run_that_a_signal_ends_before_it_can_handle_it(config: Path, own_cluster: None, tmp_path: Path) -> None:
@@ -137,4 +126,4 @@ def test_nothing_outlives_the_program_that_was_started(config: Path, own_cluster
     assert the_run(program) in others
     program.send_signal(signal.SIGKILL)
     program.communicate(timeout=PATIENCE_S)
-    assert ended(others)
+    eventually(lambda: all(map(has_ended, others)), PATIENCE_S)

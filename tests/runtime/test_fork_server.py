@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from eventually import eventually, has_ended
 
 import fedray
 from fedray.runtime import fork_server as module
 from fedray.runtime.fork_server import SWITCH, fork_server
 
-PATIENCE_S = 60.0
 LAUNCHER = Path(module.__file__).with_name("forked_worker.py")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a fork server")
@@ -71,14 +70,6 @@ def new_server() -> Iterator[tuple[str, psutil.Process]]:
         assert server is not None
         (process,) = set(psutil.Process().children()) - before
         yield server.worker_command, process
-
-
-def eventually(condition: Callable[[], Any]) -> None:
-    """Wait until a condition holds."""
-    until = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def started(command: str, folder: Path, before: str = "", options: str = "", **variables: str) -> dict[str, Any]:
@@ -209,7 +200,7 @@ def test_a_child_ends_as_programs_do_and_not_after_its_server(alone: None, tmp_p
         eventually((tmp_path / "long.begun").exists)
         eventually(lambda: len(server.children()) == 1)
         (child,) = server.children()
-    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: has_ended(child))
     assert not (tmp_path / "long.ended").exists()
 
 
@@ -273,7 +264,7 @@ def test_it_ends_with_the_process_that_started_it(alone: None) -> None:
     (server,) = psutil.Process(owner.pid).children()
     owner.send_signal(signal.SIGKILL)
     owner.communicate()
-    eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: has_ended(server))
 
 
 def test_where_there_is_none(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
