@@ -1,7 +1,7 @@
 """The Python API: `fedray.run` runs one experiment, `fedray.load` opens one of its models."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from fedray.federation.events import Callback, RunFinished
 from fedray.report.document import Report
 from fedray.report.files import write_after
 from fedray.results.run_result import RunResult
-from fedray.runtime.driver import events
-from fedray.runtime.session import workers_ready
+from fedray.runtime.driver import begun
 from fedray.storage.paths import StoragePath
 from fedray.types import ClientId
 
@@ -52,7 +51,7 @@ def run(
         The result, read from the run's folder.
 
     Raises:
-        ConfigError: the experiment has a mistake. It is raised before any actor starts, except for what only the
+        ConfigError: the experiment has a mistake. It is raised before any client actor starts, except for what only the
             cluster's nodes know (room for actors, a folder that all of them see).
         FedrayError: the run ended early; the message says why.
 
@@ -77,7 +76,7 @@ def execute(config: Config, place: StoragePath, resume: bool = False, callbacks:
     """
     try:
         check_trackers(config, place)
-        with workers_ready() if config.runtime == "ray" else nullcontext():
+        with begun(config) as events:
             prepared = prepare(config)  # first: a callback may begin something of its own
             with notifying([*build_callbacks(config), *callbacks], partial(RunFinished, place)) as notify:
                 with closing(events(prepared, place, resume)) as happening:

@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +44,29 @@ class Program:
     path: str
 
 
-def run_apart(context: typer.Context, file: Path) -> None:
-    """Run the command line in a process that has the libraries for it (`runtime.apart`) and exit with its code; return
-    if this is that process, or if there can be none.
+@contextmanager
+def begun_apart(context: typer.Context, file: Path) -> Iterator[Callable[[], None]]:
+    """Begin to import, in a process of its own, the libraries that the command needs (`runtime.apart`).
 
     Args:
         file: of the configuration. That process reads it again, which a pipe does not allow.
+
+    Yields:
+        A function that runs the command line in that process and exits with its code; it returns if this is that
+        process, or if there can be none.
     """
     program = context.find_object(Program)
     if program is None or not file.is_file():
+        yield lambda: None
         return
     from fedray.runtime import apart
 
-    if (code := apart.run_apart(program.arguments, program.path)) is not None:
-        raise typer.Exit(code)
+    def run_apart() -> None:
+        if (code := apart.run_apart(program.arguments, program.path)) is not None:
+            raise typer.Exit(code)
+
+    with apart.begun():
+        yield run_apart
 
 
 def read_config(config: Path, overrides: list[str] | None) -> "Config":

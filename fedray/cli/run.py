@@ -11,6 +11,7 @@ from rich.markup import escape
 from fedray.cli.console import (
     ConfigPath,
     Overrides,
+    begun_apart,
     command_line,
     ended_by_sigterm,
     fail,
@@ -19,7 +20,6 @@ from fedray.cli.console import (
     read_config,
     read_sweep,
     reported,
-    run_apart,
 )
 from fedray.errors import ConfigError, FedrayError
 
@@ -45,9 +45,10 @@ def run(
     """Run an experiment: train every method, show progress, write the results."""
     console = open_console()
     with reported(), ended_by_sigterm():
-        loaded = read_config(config, overrides)
-        if loaded.runtime == "ray":
-            run_apart(context, config)
+        with begun_apart(context, config) as run_apart:
+            loaded = read_config(config, overrides)
+            if loaded.runtime == "ray":
+                run_apart()
         from fedray.api import execute
         from fedray.evaluation.metrics import configured_metrics
         from fedray.experiment.resume import resolve_run
@@ -88,8 +89,9 @@ def sweep(
     """Run an experiment for every point of a space on one cluster, and compare them."""
     console = open_console()
     with reported(), ended_by_sigterm():
-        loaded = read_sweep(config, overrides)
-        run_apart(context, config)
+        with begun_apart(context, config) as run_apart:
+            loaded = read_sweep(config, overrides)
+            run_apart()
         from fedray.results.comparison_tables import sheets
         from fedray.results.sheets import rich_tables
         from fedray.sweeps.report import SweepProgress, sweep_table

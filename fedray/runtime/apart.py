@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 
 from fedray.errors import FedrayError
@@ -19,6 +19,13 @@ from fedray.runtime.forked_worker import PID_BYTES, asked
 
 NO_PRESTART = "RAY_prestart_worker_first_driver"
 """Ray's setting for workers that start before they are needed: they would be this process's, which needs none."""
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """Within the block, import what a run needs, while this process prepares for `run_apart`."""
+    with nullcontext() if _has_cluster() else fork_server():
+        yield
 
 
 def run_apart(arguments: Sequence[str], path: str) -> int | None:
@@ -36,7 +43,7 @@ def run_apart(arguments: Sequence[str], path: str) -> int | None:
         FedrayError: Ray could not be started, or the child was killed.
         KeyboardInterrupt: so was it, by a signal.
     """
-    if PARENTS_CLUSTER in os.environ or (os.environ.get("RAY_ADDRESS") or "local") != "local":
+    if _has_cluster():
         return None
     with fork_server() as server:  # first: it imports while this process imports Ray
         if server is None:
@@ -61,6 +68,11 @@ def run_apart(arguments: Sequence[str], path: str) -> int | None:
                 environment={**environment, PARENTS_CLUSTER: json.dumps(options)},
                 path=path,
             )
+
+
+def _has_cluster() -> bool:
+    """Return whether this process has been given a cluster."""
+    return PARENTS_CLUSTER in os.environ or (os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
 def _run(server: ForkServer, **request: object) -> int | None:

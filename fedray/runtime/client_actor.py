@@ -34,6 +34,7 @@ class ClientActor:
         cap_gpu_memory(gpus)
         self.worker = Worker(gpus=gpus)
         self._shards: dict[Any, Any] = {}
+        freeze_heap()
 
     def ready(self) -> None:
         """Return once the actor has started."""
@@ -48,7 +49,6 @@ class ClientActor:
         self._shards.clear()  # they may be those of another experiment, if trials share the actor
         self._batcher = ResultBatcher(setup, self.worker.train_together)
         self.worker.setup(setup)
-        freeze_heap()
         return location()
 
     def initial(self) -> Initial:

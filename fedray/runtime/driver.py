@@ -2,8 +2,10 @@
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,7 +27,7 @@ from fedray.runtime.causes import lost_by, raised_by_code
 from fedray.runtime.cluster import has_autoscaler, living_nodes, on_callers_node
 from fedray.runtime.messages import Message, from_message, to_message
 from fedray.runtime.pool import ClientPool
-from fedray.runtime.session import connected
+from fedray.runtime.session import check_reachable, connected, workers_ready
 from fedray.storage.paths import StoragePath
 from fedray.training.process_memory import freeze_heap
 
@@ -79,7 +81,34 @@ def in_batches(events: Iterable[Event]) -> Iterator[list[Event]]:
         raise
 
 
-def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = False) -> Generator[Event, None, None]:
+@contextmanager
+def begun(config: Config) -> Iterator[Callable[[Prepared, StoragePath, bool], Generator[Event, None, None]]]:
+    """Begin to start what an experiment runs on, while its data are read: on a cluster that exists already, the driver,
+    and otherwise what a new cluster's workers import.
+
+    Yields:
+        `events`, for this experiment.
+
+    Raises:
+        ConfigError: the cluster does not answer.
+    """
+    if config.runtime == "inline":
+        yield events
+    elif not check_reachable():  # starting Ray takes seconds, and the data may have mistakes
+        with workers_ready():
+            yield events
+    else:
+        with connected():
+            driver = _start()
+            try:
+                yield partial(events, driver=driver)
+            finally:
+                ray.kill(driver)
+
+
+def events(
+    prepared: Prepared, where: str | Path | StoragePath, resume: bool = False, driver: Any = None
+) -> Generator[Event, None, None]:
     """Run an experiment on the runtime that its configuration names, and yield what happens.
 
     A driver that dies is started again and continues from the newest checkpoint, unless it dies again before it has
@@ -88,6 +117,7 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
     Args:
         where: the run's folder.
         resume: continue the run that is in the folder.
+        driver: a `DriverActor` that has been started for this experiment.
 
     Raises:
         ConfigError: the cluster does not answer, or lacks the device.
@@ -102,7 +132,7 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
         message, fruitless = _shared(prepared), 0
         while True:
             try:
-                for event in _driven(message, place, resume):
+                for event in _driven(message, place, resume, driver or _start()):
                     fruitless = 0 if isinstance(event, RoundFinished) else fruitless
                     yield event
                 return
@@ -111,9 +141,15 @@ def events(prepared: Prepared, where: str | Path | StoragePath, resume: bool = F
                 if fruitless > 1 or not prepared.config.checkpoint.every:
                     raise FedrayError(f"the driver died: {died}") from died.__cause__
                 log.warning("the driver died and is started again: %s", died)
+                driver = None
                 resume = (place / "config.yaml").is_file()
                 if resume:  # with the settings that the dead driver measured
                     message = _shared(replace(prepared, config=continued(place, prepared.config)))
+
+
+def _start() -> Any:
+    """Return a new `DriverActor`, whose process is still starting."""
+    return DriverActor.options(**on_callers_node()).remote()  # type: ignore[attr-defined]
 
 
 def _shared(prepared: Prepared) -> Any:
@@ -125,14 +161,13 @@ class _DriverDied(Exception):
     """The driver died, and its actors with it."""
 
 
-def _driven(message: Any, place: StoragePath, resume: bool) -> Iterator[Event]:
-    """Run an experiment, given as a reference to its message, in a driver of its own.
+def _driven(message: Any, place: StoragePath, resume: bool, driver: Any) -> Iterator[Event]:
+    """Run an experiment, given as a reference to its message, in a driver, and end the driver.
 
     Raises:
         FedrayError: the experiment ended.
         _DriverDied: the driver died.
     """
-    driver = DriverActor.options(**on_callers_node()).remote()  # type: ignore[attr-defined]
     try:
         for ref in driver.run.remote(message, place, resume):
             try:

@@ -32,8 +32,12 @@ from typing import TypedDict
 ROOT = Path(__file__).parents[2]
 
 PACKAGES = ("adapters", "aggregation", "data", "evaluation", "federation", "methods", "models", "storage", "training")
-MODULES = ("fedray.experiment.run", "fedray.experiment.resume", "sklearn.metrics")
-"""What drivers and client actors import, besides all modules of fedray's `PACKAGES`; not `ray`, nor what imports it."""
+MODULES = (
+    *("fedray.cli.app", "fedray.experiment.run", "fedray.experiment.resume", "fedray.experiment.restore"),
+    *("fedray.results.memory_report", "fedray.results.score_tables", "sklearn.metrics", "requests", "jsonschema"),
+)
+"""What runs, drivers and client actors import, besides all modules of fedray's `PACKAGES`. Not `ray`, nor what imports
+it, because Ray reads its settings when it is imported; but the largest of the libraries that Ray imports."""
 
 HARNESS = "fedray.evaluation.harness_model"
 """Imports lm-eval, which is large, and which no worker needs."""
@@ -83,14 +87,17 @@ def import_modules() -> None:
     for package in (import_module(f"fedray.{name}") for name in PACKAGES):
         for module in walk_packages(package.__path__, f"{package.__name__}."):
             if module.name != HARNESS:
-                with suppress(ModuleNotFoundError):  # of an extra that is not installed
-                    import_module(module.name)
+                _import_if_found(module.name)
     for name in MODULES:
-        import_module(name)
+        _import_if_found(name)
     import_module("fedray.adapters.first_use").forget_unused()
     assert "ray" not in sys.modules, "Ray reads its settings when it is imported: these would be the server's"
-    vars(import_module("fedray.training.process_memory"))["shares_heap"] = True
     gc.freeze()
+
+
+def _import_if_found(name: str) -> None:
+    with suppress(ModuleNotFoundError):  # of an extra that is not installed, or that Ray has no longer
+        import_module(name)
 
 
 def serve(listener: socket.socket) -> tuple[Request, socket.socket]:

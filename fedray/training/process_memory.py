@@ -15,21 +15,13 @@ LARGEST_KEPT = 1 << 25
 """Blocks of more bytes are returned to the system all the same: glibc's own limit."""
 
 
-shares_heap = False
-"""Whether this process was forked from one that had imported the libraries and excluded them from collections."""
-
-
 def freeze_heap() -> None:
-    """Collect garbage, and exclude everything else from all later collections.
+    """Collect garbage, and exclude everything else from all later collections. For a process of the runtime's own that
+    has imported its libraries, and before it has a model: what is excluded is never freed if it is part of a cycle.
 
     torch and similar libraries import a million objects that live as long as the process, and every collection that
-    messages trigger would visit all of them. A process that `shares_heap` excludes no more: what follows includes its
-    parent's objects for a moment, and a collection would copy their pages.
+    messages trigger would visit all of them.
     """
-    if shares_heap:
-        gc.collect()
-        return
-    gc.unfreeze()  # of an earlier call, some may be garbage by now
     gc.collect()
     gc.freeze()
 

@@ -90,7 +90,11 @@ def held(program: psutil.Process) -> dict[str, float]:
         elif "forking.py" in words:
             found["the fork server and the run"] += size
         else:
-            found["driver and client actors" if words.startswith(("ray::D", "ray::C")) else "Ray's own"] += size
+            found[
+                "driver and client actors"
+                if words.startswith(("ray::DriverActor", "ray::ClientActor"))
+                else "Ray's own"
+            ] += size
     return dict(found)
 
 

@@ -1,5 +1,6 @@
 """Whole experiments on real local Ray."""
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import psutil
 import pytest
 import ray
 import torch
+from eventually import eventually
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.experimental.internal_kv import _internal_kv_get
 from safetensors.numpy import load_file
+from transformers import PreTrainedModel
 
 import fedray
+from fedray import api
 from fedray.config import ClientsConfig, load_config
+from fedray.errors import ConfigError
 from fedray.experiment.prepare import prepare
 from fedray.federation.events import MethodFinished, TasksFinished
 from fedray.runtime.client_actor import ClientActor
@@ -181,6 +186,44 @@ def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(tiny: dict[s
 
 def test_client_actors_are_not_restarted_by_ray() -> None:
     assert ClientActor._default_options["max_restarts"] == 0  # type: ignore[attr-defined]
+
+
+def test_the_driver_starts_while_the_data_are_read_and_ends_with_a_mistake_in_them(
+    smallest: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(config: fedray.Config) -> None:
+        eventually(lambda: _drivers() == 1)
+        raise ConfigError("data: wrong")
+
+    monkeypatch.setattr(api, "prepare", mistaken)
+    with pytest.raises(ConfigError, match="data: wrong"):
+        fedray.run(smallest, runtime="ray", output=tmp_path / "run")
+    eventually(lambda: _drivers() == 0)
+
+
+def _drivers() -> int:
+    family = psutil.Process().children(recursive=True)
+    return sum("ray::DriverActor" in " ".join(process.cmdline()) for process in family)
+
+
+def test_collections_of_an_actor_leave_out_what_it_has_imported_but_not_its_model(
+    smallest: dict[str, Any], cluster: None
+) -> None:
+    prepared = prepare(load_config(smallest))
+    pool = ClientPool(ClientsConfig(actors=1), prepared.data.shards, {"default": 1})
+    try:
+        pool.setup(prepared.worker_setups(prepared.config.method[0]))
+        actor = pool.group.handles["default"][0].actor
+        left_out, models = ray.get(actor.__ray_call__.remote(_left_out))
+    finally:
+        pool.close()
+    assert left_out > 100_000
+    assert models > 0
+
+
+def _left_out(actor: Any) -> tuple[int, int]:
+    """Return how many objects collections leave out, and how many models they visit."""
+    return gc.get_freeze_count(), sum(isinstance(found, PreTrainedModel) for found in gc.get_objects())
 
 
 def _gpu_ids(actor: Any) -> list[int]:
