@@ -84,22 +84,29 @@ class PairwiseMean:
 
 
 def _parent(left: Node, right: Node) -> Node:
-    shapes, others = ([(array.shape, array.dtype) for array in node.arrays] for node in (left, right))
-    if shapes != others:
+    if not all(map(_alike, left.arrays, right.arrays)) or len(left.arrays) != len(right.arrays):
+        shapes, others = ([(array.shape, array.dtype) for array in node.arrays] for node in (left, right))
         raise ValueError(f"shapes differ: {shapes} and {others}")
     weight, leaves = left.weight + right.weight, left.leaves + right.leaves
     if not left.weight or not right.weight:  # a weight of zero must not even change the rounding
         counted = left if left.weight else right
         return counted._replace(level=left.level + 1, place=left.place // 2, leaves=leaves)
-    share = right.weight / weight
+    share = np.float32(right.weight / weight)
     arrays = []
     for one, other in zip(left.arrays, right.arrays, strict=True):
         mean = one if left.own else other if right.own else np.empty_like(one)
-        for start in range(0, mean.size, BLOCK):
-            part = slice(start, start + BLOCK)
-            _between(one.reshape(-1)[part], other.reshape(-1)[part], np.float32(share), mean.reshape(-1)[part])
+        if mean.size <= BLOCK:
+            _between(one, other, share, mean)
+        else:
+            for start in range(0, mean.size, BLOCK):
+                part = slice(start, start + BLOCK)
+                _between(one.reshape(-1)[part], other.reshape(-1)[part], share, mean.reshape(-1)[part])
         arrays.append(mean)
     return Node(left.level + 1, left.place // 2, weight, leaves, tuple(arrays), own=True)
+
+
+def _alike(one: Vector, other: Vector) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _between(one: Vector, other: Vector, share: np.float32, out: Vector) -> None:

@@ -46,7 +46,8 @@ def round_seconds(done: RoundResult, simulated: Mapping[ClientId, float]) -> flo
 def client_row(result: ClientResult, simulated_seconds: float) -> Row:
     """Return a client's row of clients.parquet."""
     report, client = result.report, result.client
-    tested = report.evaluation("personalised") or report.evaluation("aggregated")
+    before, after = report.evaluation("aggregated"), report.evaluation("personalised")
+    tested = after or before
     return {
         "server_round": result.server_round,
         "client": client.id,
@@ -56,8 +57,10 @@ def client_row(result: ClientResult, simulated_seconds: float) -> Row:
         "seconds": report.seconds,
         "simulated_seconds": simulated_seconds,
         "train_loss": report.train_loss,
-        **_evaluation(report, "aggregated"),
-        **_evaluation(report, "personalised"),
+        "aggregated_loss": before.loss if before else None,
+        "aggregated_metric": before.metric if before else None,
+        "personalised_loss": after.loss if after else None,
+        "personalised_metric": after.metric if after else None,
         "test_examples": tested.num_examples if tested else None,
         "uplink_bytes": result.uplink_bytes,
         "downlink_bytes": result.downlink_bytes,
@@ -151,17 +154,18 @@ def means(results: Sequence[ClientResult]) -> dict[str, float | None]:
     """Return the first metric's means and extremes over the measured clients that have test examples, and over those
     that have validation examples (`validation_...`); None if there are none. With a common test set, also the means
     on that (`common_...`), and the metric of the server's model on it (`common_server`)."""
-    found = _means(results, "test") | {f"validation_{name}": v for name, v in _means(results, "validation").items()}
-    if not any(COMMON in by_examples for result in results for by_examples in result.report.evaluations.values()):
+    reports = [result.report for result in results if result.report.evaluations]
+    found = _means(reports, "test") | {f"validation_{name}": v for name, v in _means(reports, "validation").items()}
+    if not any(COMMON in by_examples for report in reports for by_examples in report.evaluations.values()):
         return found
-    server = [one.metric for result in results if (one := result.report.evaluation("server", COMMON))]
-    on_common = {f"common_{name}": value for name, value in _means(results, COMMON).items()}
+    server = [one.metric for report in reports if (one := report.evaluation("server", COMMON))]
+    on_common = {f"common_{name}": value for name, value in _means(reports, COMMON).items()}
     return found | on_common | {"common_server": _mean(server)}
 
 
-def _means(results: Sequence[ClientResult], examples: str) -> dict[str, float | None]:
+def _means(reports: Sequence[ClientReport], examples: str) -> dict[str, float | None]:
     before, after = (
-        [found for result in results if (found := result.report.evaluation(moment, examples)) and found.num_examples]
+        [found for report in reports if (found := report.evaluation(moment, examples)) and found.num_examples]
         for moment in get_args(Moment)
     )
     return {
@@ -208,14 +212,6 @@ def example_rows(result: ClientResult) -> list[Row]:
             for number, values in enumerate(zip(*found.examples.values(), strict=True)):
                 rows.append({**at, "example": number, **dict(zip(names, values, strict=True))})
     return rows
-
-
-def _evaluation(report: ClientReport, moment: Moment) -> Row:
-    evaluation = report.evaluation(moment)
-    return {
-        f"{moment}_loss": evaluation.loss if evaluation else None,
-        f"{moment}_metric": evaluation.metric if evaluation else None,
-    }
 
 
 def strict(value: Any) -> Any:

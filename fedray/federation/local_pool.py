@@ -1,7 +1,6 @@
 """A pool that trains clients in this process, one after another, without Ray: for tests, debuggers and notebooks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fedray.data.shards import Shard
@@ -85,4 +84,4 @@ class LocalPool:
         return {tier: [worker.memory()] for tier, worker in self.workers.items()}
 
     def _with_shard(self, task: ClientTask) -> ClientTask:
-        return replace(task, shard=self.shards[task.client.id])
+        return task._replace(shard=self.shards[task.client.id])

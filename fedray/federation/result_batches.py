@@ -6,7 +6,7 @@ rejected, and what a method only averages is averaged.
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +22,7 @@ from fedray.methods.protocol import averages
 from fedray.methods.registry import build_method
 from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import safe_name
-from fedray.storage.state_tree import float_arrays, num_bytes, save_tensors, with_arrays
+from fedray.storage.state_tree import float_arrays, leaves, num_bytes, save_tensors, with_arrays
 from fedray.types import ClientId, round_number
 
 BATCH_SECONDS = 0.1
@@ -109,7 +109,7 @@ class ResultBatcher:
             tasks = group
             if self._files is not None:
                 states = self._files.read([task.state for task in group])
-                tasks = [replace(task, state=state) for task, state in zip(group, states, strict=True)]
+                tasks = [task._replace(state=state) for task, state in zip(group, states, strict=True)]
             results = list(self._train(tasks))
         except (ConfigError, StorageError, torch.AcceleratorError):  # not the client's fault, and others would have it
             raise
@@ -123,21 +123,25 @@ class ResultBatcher:
 
     def _collect(self, task: ClientTask, result: ClientResult, collected: "_Collected") -> None:
         if task.keep == "state":
-            if (cause := objection(result.payload, self._checks, self._expected)) is not None:
+            found = list(leaves(result.payload))
+            if (cause := objection(found, self._checks, self._expected)) is not None:
                 collected.failures.append(TaskFailure((task.client.id,), cause, rejected=True))
                 return
             if self._averages:
-                collected.structure = self._add(task, result, collected)
+                collected.structure = self._add(task, result, found, collected)
         if task.keep == "adapter" and self._adapters is not None and result.adapter is not None:
             save_tensors(self._adapters / f"{safe_name(task.client.id)}.safetensors", result.adapter)
         travels = task.keep == "state" and not self._averages
         collected.num_bytes += num_bytes(result.state) + (result.uplink_bytes if travels else 0)
         collected.keeps_state = task.keep == "state"
-        collected.results.append(result if travels else replace(result, payload=None, adapter=None))
+        collected.results.append(result if travels else result._replace(payload=None, adapter=None))
 
-    def _add(self, task: ClientTask, result: ClientResult, collected: "_Collected") -> Any:
-        """Add the client's payload to the means; return the structure of the batch's payloads."""
-        arrays = float_arrays(result.payload)
+    def _add(
+        self, task: ClientTask, result: ClientResult, found: Sequence[tuple[str, Any]], collected: "_Collected"
+    ) -> Any:
+        """Add the client's payload, whose leaves have been found, to the means; return the structure of the batch's
+        payloads."""
+        arrays = float_arrays(found)
         weight = result.num_examples if self._averages == "examples" else 1
         try:
             collected.means.add(leaf(task.position, weight, arrays))
@@ -157,7 +161,7 @@ class ResultBatcher:
         if self._files is not None and collected.keeps_state:
             places = self._files.write(results[0].server_round, [result.state for result in results])
         return ResultBatch(
-            results=tuple(replace(result, state=place) for result, place in zip(results, places, strict=True)),
+            results=tuple(result._replace(state=place) for result, place in zip(results, places, strict=True)),
             means=collected.means.take(),
             structure=collected.structure,
             failures=tuple(collected.failures),

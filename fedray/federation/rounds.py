@@ -225,7 +225,7 @@ class Federation:
         started = perf_counter()
         downlinks = downlinks_of(self.method.configure_train(self.server, self.clients), self.clients)
         collected = yield from self._train(self.tasks(self.clients, downlinks, True, "adapter"))
-        results = tuple(replace(result, uplink_bytes=0) for result in collected.results)
+        results = tuple(result._replace(uplink_bytes=0) for result in collected.results)
         seconds = perf_counter() - started
         return RoundResult(self.server_round, results, {}, seconds, left_out=collected.left_out, final=True)
 

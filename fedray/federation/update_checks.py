@@ -1,6 +1,7 @@
 """Checks for updates that must not reach an aggregate: not finite, of the wrong shape, far larger than the other
 updates, or far away from them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +16,13 @@ Expected = frozenset[Signature]
 """The signatures that a payload may have."""
 
 
-def objection(payload: Any, checks: UpdateChecks, expected: Expected | None) -> str | None:
+def objection(found: Sequence[tuple[str, Any]], checks: UpdateChecks, expected: Expected | None) -> str | None:
     """Return why an update is not usable; None if it is usable.
 
     Args:
+        found: the payload's `leaves`.
         expected: the allowed signatures; None allows any.
     """
-    found = list(leaves(payload))
     if checks.shape and expected is not None and (mine := signature_of(found)) not in expected:
         return f"wrong shape: {_difference(mine, min(expected))}"
     if checks.finite and (path := next((path for path, value in found if not finite(value)), None)) is not None:
@@ -101,12 +102,12 @@ def root_mean_square(payload: Any) -> float | None:
 def finite(value: Array | float | str | None) -> bool:
     """Return whether a value is finite. One pass over an array suffices unless its sum of squares overflows."""
     if isinstance(value, float):
-        return bool(np.isfinite(value))
+        return math.isfinite(value)
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         return True
     flat = value.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(flat @ flat) or np.isfinite(flat).all())
+        return math.isfinite(flat @ flat) or bool(np.isfinite(flat).all())
 
 
 def _difference(mine: Signature, other: Signature) -> str:

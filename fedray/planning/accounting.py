@@ -142,7 +142,7 @@ def _mean(updates: Sequence[Update[Any]]) -> TierMean[Any]:
         TypeError: a payload holds something other than arrays of floats, so that it cannot be averaged.
     """
     first = updates[0]
-    float_arrays(first.payload)
+    float_arrays(leaves(first.payload))
     examples = sum(update.num_examples for update in updates)
     return TierMean(first.client.tier, first.capacity, examples, len(updates), first.payload)
 

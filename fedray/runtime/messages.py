@@ -8,7 +8,6 @@ if the payload is large.
 import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ray
@@ -90,27 +89,33 @@ class TaskBatch(NamedTuple):
     batch_seconds: float
 
 
-def task_batch(groups: Sequence[Sequence[ClientTask]], batch_seconds: float = BATCH_SECONDS) -> TaskBatch:
-    """Return tasks, whose shards and large payloads are slots of references, as a message.
+def task_batch(
+    groups: Sequence[Sequence[ClientTask]],
+    downlinks: Mapping[int, Downlink],
+    shards: Mapping[ClientId, ObjectSlot],
+    batch_seconds: float = BATCH_SECONDS,
+) -> TaskBatch:
+    """Return tasks as a message.
 
     Args:
+        downlinks, shards: where the tasks' downlinks and shards are (`put_downlinks`, `put_shards`).
         batch_seconds: how long a batch of their results lasts.
     """
     places: dict[Any, int] = {}
-    downlinks: dict[int, Downlink] = {}
+    travelling: dict[int, Downlink] = {}
 
     def placed(slot: ObjectSlot) -> ObjectSlot:
         return ObjectSlot(places.setdefault(slot.ref, len(places)), slot.index)
 
-    def travelling(task: ClientTask) -> ClientTask:
-        sent = task.downlink
-        if sent.key not in downlinks:
-            large = isinstance(sent.payload, ObjectSlot)
-            downlinks[sent.key] = replace(sent, payload=placed(sent.payload)) if large else sent
-        return replace(task, downlink=downlinks[sent.key], shard=placed(task.shard))
-
-    travelling_groups = [[travelling(task) for task in group] for group in groups]
-    return TaskBatch(to_message(travelling_groups), list(places), batch_seconds)
+    for key in {task.downlink.key: None for group in groups for task in group}:
+        sent = downlinks[key]
+        large = isinstance(sent.payload, ObjectSlot)
+        travelling[key] = sent._replace(payload=placed(sent.payload)) if large else sent
+    sent_groups = [
+        [task._replace(downlink=travelling[task.downlink.key], shard=placed(shards[task.client.id])) for task in group]
+        for group in groups
+    ]
+    return TaskBatch(to_message(sent_groups), list(places), batch_seconds)
 
 
 def resolve_tasks(batch: TaskBatch, cache: dict[Any, Any]) -> list[list[ClientTask]]:
@@ -126,11 +131,11 @@ def resolve_tasks(batch: TaskBatch, cache: dict[Any, Any]) -> list[list[ClientTa
     payloads = _fetch({refs[slot.ref] for slot in large.values()})
     cache.update(_fetch({refs[task.shard.ref] for task in tasks} - cache.keys()))
     downlinks |= {
-        key: replace(downlinks[key], payload=payloads[refs[slot.ref]][slot.index]) for key, slot in large.items()
+        key: downlinks[key]._replace(payload=payloads[refs[slot.ref]][slot.index]) for key, slot in large.items()
     }
     return [
         [
-            replace(task, downlink=downlinks[task.downlink.key], shard=cache[refs[task.shard.ref]][task.shard.index])
+            task._replace(downlink=downlinks[task.downlink.key], shard=cache[refs[task.shard.ref]][task.shard.index])
             for task in group
         ]
         for group in groups
@@ -161,7 +166,7 @@ def put_downlinks(tasks: Iterable[ClientTask]) -> dict[int, Downlink]:
     return {
         key: downlink
         if downlink.num_bytes < SMALL_BYTES
-        else replace(downlink, payload=ObjectSlot(ray.put([downlink.payload]), 0))
+        else downlink._replace(payload=ObjectSlot(ray.put([downlink.payload]), 0))
         for key, downlink in distinct.items()
     }
 

@@ -7,7 +7,7 @@ replaced; the others continue meanwhile.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -112,7 +112,7 @@ class ClientPool:
                     least = self._throughput[tier].work_in(BATCH_SECONDS)
                     if batch := queue.next_batch(self.actors(tier), handle, least, len(idle[tier])):
                         idle[tier].remove(handle)
-                        sent = task_batch([[self._placed(task, downlinks) for task in group] for group in batch])
+                        sent = task_batch(batch, downlinks, self._shards)
                         running[handle.actor.train.remote(sent)] = _Running(handle, batch)
             ready = self.group.wait(list(running))
             if monotonic() - looked > LOOK_S:
@@ -160,8 +160,7 @@ class ClientPool:
     def width_seconds(self, tasks: Sequence[ClientTask]) -> dict[int, float]:
         """See `Worker.width_seconds`; measured by one of the actors of the tasks' tier."""
         actor = self.group.handles[tasks[0].client.tier][0].actor
-        downlinks = put_downlinks(tasks)
-        sent = task_batch([[self._placed(task, downlinks) for task in tasks]])
+        sent = task_batch([tasks], put_downlinks(tasks), self._shards)
         found: dict[int, float] = get(actor.width_seconds.remote(sent))
         return found
 
@@ -195,10 +194,6 @@ class ClientPool:
     def close(self) -> None:
         """End the actors."""
         self.group.close()
-
-    def _placed(self, task: ClientTask, downlinks: Mapping[int, Downlink]) -> ClientTask:
-        """Return the task with slots in place of its payload and its shard."""
-        return replace(task, downlink=downlinks[task.downlink.key], shard=self._shards[task.client.id])
 
     def _look_at_nodes(self) -> None:
         """Start more actors if nodes have joined."""

@@ -4,7 +4,7 @@ saving, and counting bytes."""
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedray.adapters.layout import Layout
 from fedray.storage.paths import StoragePath
 
 Array = npt.NDArray[Any]
+LEAVES = (type(None), np.ndarray, np.generic, bool, int, float, str)
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Path, dtype and shape of every array of a payload."""
 
@@ -37,19 +38,29 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _children(state: Any, path: str = "") -> list[tuple[str, Any]] | None:
     """Return the named parts of a state, or None if it is a leaf."""
-    if state is None or isinstance(state, np.ndarray | np.generic | bool | int | float | str):
+    kind: Any = type(state)
+    parts = _parts_of(kind)
+    if parts is None:
+        raise TypeError(f"{path or 'state'}: a state holds arrays, numbers, mappings and tuples, not {kind.__name__}")
+    return parts(state)
+
+
+@lru_cache(maxsize=1024)
+def _parts_of(kind: Any) -> Callable[[Any], list[tuple[str, Any]] | None] | None:
+    """Return the function that lists the named parts of a state of this class; None if no state may have the class.
+    Cached, because every payload asks several times."""
+    if issubclass(kind, LEAVES):
+        return lambda state: None
+    if issubclass(kind, Layout):
+        return lambda state: []
+    if issubclass(kind, Mapping):
+        return lambda state: sorted((str(key), value) for key, value in state.items())
+    if issubclass(kind, tuple | list):
+        return lambda state: [(str(index), value) for index, value in enumerate(state)]
+    if not dataclasses.is_dataclass(kind):
         return None
-    if isinstance(state, Layout):
-        return []
-    if isinstance(state, Mapping):
-        return sorted((str(key), value) for key, value in state.items())
-    if isinstance(state, tuple | list):
-        return [(str(index), value) for index, value in enumerate(state)]
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return [(name, getattr(state, name)) for name in field_names(type(state))]
-    raise TypeError(
-        f"{path or 'state'}: a state holds arrays, numbers, mappings and tuples, not {type(state).__name__}"
-    )
+    names = tuple(field.name for field in dataclasses.fields(kind))
+    return lambda state: [(name, getattr(state, name)) for name in names]
 
 
 @lru_cache(maxsize=256)
@@ -72,14 +83,14 @@ def signature_of(leaves: Iterable[tuple[str, Any]]) -> Signature:
     return tuple((path, value.dtype.str, value.shape) for path, value in leaves if isinstance(value, np.ndarray))
 
 
-def float_arrays(payload: Any) -> list[Array]:
-    """Return the arrays of a payload that is averaged, in the order of `leaves`.
+def float_arrays(leaves: Iterable[tuple[str, Any]]) -> list[Array]:
+    """Return the arrays of a payload that is averaged, from its leaves.
 
     Raises:
         TypeError: the payload holds something other than arrays of floats and None; the message names its path.
     """
     arrays = []
-    for path, value in leaves(payload):
+    for path, value in leaves:
         if isinstance(value, np.ndarray) and value.dtype.kind == "f":
             arrays.append(value)
         elif value is not None:
@@ -116,13 +127,7 @@ def num_bytes(payload: Any) -> int:
     """Return the bytes of a payload's arrays, which is what travels. Single numbers and names are not counted."""
     if isinstance(payload, np.ndarray):
         return payload.nbytes
-    if isinstance(payload, Layout):
-        return 0
-    if dataclasses.is_dataclass(payload):  # the usual case, several times in every client's task
-        parts = [getattr(payload, name) for name in field_names(payload.__class__)]
-    else:
-        parts = [part for _, part in _children(payload) or ()]
-    return sum(map(num_bytes, parts))
+    return sum(num_bytes(part) for _, part in _children(payload) or ())
 
 
 def sha256(states: Iterable[tuple[str, Any]]) -> str:

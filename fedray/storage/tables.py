@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Table:
         Raises:
             StateError: the rows could not be written; all earlier rows are intact.
         """
-        columns = list(dict.fromkeys(column for row in rows for column in row))
+        columns = dict.fromkeys(chain.from_iterable(rows))
         new = pa.table({column: [row.get(column) for row in rows] for column in columns})
         joined = _joined([self._rows, new])
         small = joined.num_rows <= SMALL_ROWS
@@ -115,7 +116,8 @@ class Table:
 
     def _write(self, place: StoragePath, rows: pa.Table) -> None:
         buffer = BytesIO()
-        pq.write_table(rows, buffer)
+        texts = [field.name for field in rows.schema if pa.types.is_string(field.type)]
+        pq.write_table(rows, buffer, use_dictionary=texts)  # numbers differ from row to row
         place.write(buffer.getvalue(), self._durable)
 
 

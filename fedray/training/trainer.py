@@ -5,7 +5,7 @@ Every draw is keyed by (seed, purpose, round, client), so a client's result does
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,7 @@ from fedray.types import COMMON, Client, Evaluation, Moment, Split, Vector
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class ClientReport:
+class ClientReport(NamedTuple):
     """What one client's round is recorded with.
 
     Attributes:

@@ -86,7 +86,7 @@ def test_large_updates_that_travel_one_by_one_end_a_batch(tmp_path: Path) -> Non
     class Heavy(Plays):
         def __call__(self, group: Sequence[ClientTask]) -> Iterator[ClientResult]:
             for result in super().__call__(group):
-                yield replace(result, uplink_bytes=60_000)
+                yield result._replace(uplink_bytes=60_000)
 
     averaged = list(ResultBatcher(setup(None), Heavy()).serve(tasks([0], [1], [2], [3]), 60))
     each = list(ResultBatcher(setup(None, method=1), Heavy()).serve(tasks([0], [1], [2], [3]), 60))
@@ -98,7 +98,7 @@ def test_large_states_end_a_batch_too(tmp_path: Path) -> None:
     class Heavy(Plays):
         def __call__(self, group: Sequence[ClientTask]) -> Iterator[ClientResult]:
             for result in super().__call__(group):
-                yield replace(result, state=ClientState(np.zeros(30_000, np.float32)))
+                yield result._replace(state=ClientState(np.zeros(30_000, np.float32)))
 
     batches = list(ResultBatcher(setup(tmp_path), Heavy()).serve(tasks([0], [1], [2]), 60))
     assert [ids(batch) for batch in batches] == [["c0"], ["c1"], ["c2"]]
@@ -172,7 +172,7 @@ def test_one_clients_useless_update_is_kept_out_of_the_others_mean(tmp_path: Pat
             for result in super().__call__(group):
                 bad = result.client.id == "c1"
                 payload = GlobalAdapter(np.array([1, np.nan], np.float32), None) if bad else result.payload
-                yield replace(result, payload=payload)
+                yield result._replace(payload=payload)
 
     the_setup = setup(tmp_path)
     (batch,) = ResultBatcher(the_setup, Poisoned()).serve(tasks([0, 1], [2]), 60)

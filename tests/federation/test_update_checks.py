@@ -24,8 +24,9 @@ EXPECTED = frozenset({signature_of(leaves(GOOD))})
 
 
 def test_what_is_as_expected_passes() -> None:
-    assert objection(GOOD, UpdateChecks(), EXPECTED) is None
-    assert objection(Sent(np.full(2, 3e38, np.float32)), UpdateChecks(), None) is None, "its square overflows"
+    assert objection(list(leaves(GOOD)), UpdateChecks(), EXPECTED) is None
+    large = Sent(np.full(2, 3e38, np.float32))
+    assert objection(list(leaves(large)), UpdateChecks(), None) is None, "its square overflows"
 
 
 @pytest.mark.parametrize(
@@ -40,12 +41,12 @@ def test_what_is_as_expected_passes() -> None:
     ],
 )
 def test_what_is_not_is_named(payload: Any, message: str) -> None:
-    assert objection(payload, UpdateChecks(), EXPECTED) == message
-    assert objection(payload, UpdateChecks(finite=False, shape=False), EXPECTED) is None
+    assert objection(list(leaves(payload)), UpdateChecks(), EXPECTED) == message
+    assert objection(list(leaves(payload)), UpdateChecks(finite=False, shape=False), EXPECTED) is None
 
 
 def test_a_number_beside_the_arrays_must_be_finite_too() -> None:
-    assert objection(Sent(np.zeros(1), float("nan")), UpdateChecks(), None) == "not finite: head"
+    assert objection(list(leaves(Sent(np.zeros(1), float("nan")))), UpdateChecks(), None) == "not finite: head"
 
 
 def test_root_mean_squares_do_not_depend_on_sizes() -> None:

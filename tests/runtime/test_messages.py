@@ -36,9 +36,10 @@ def test_a_class_that_this_process_cannot_import_is_named(own_folder: Path, smal
 def test_a_small_payload_travels_with_the_tasks_once_and_as_it_is() -> None:
     shards = object()
     downlink = Downlink(3, np.arange(5.0), 40)
-    tasks = [ClientTask(Client(f"c{k}", k, 1), 0, downlink, False, shard=ObjectSlot(shards, f"c{k}")) for k in range(2)]
+    tasks = [ClientTask(Client(f"c{k}", k, 1), 0, downlink, False) for k in range(2)]
+    slots = {f"c{k}": ObjectSlot(shards, f"c{k}") for k in range(2)}
     assert put_downlinks(tasks) == {3: downlink}, "without a cluster: nothing is put anywhere"
-    (groups,) = resolve_tasks(task_batch([tasks]), {shards: {"c0": "shard 0", "c1": "shard 1"}})
+    (groups,) = resolve_tasks(task_batch([tasks], {3: downlink}, slots), {shards: {"c0": "shard 0", "c1": "shard 1"}})
     assert [task.shard for task in groups] == ["shard 0", "shard 1"]
     assert groups[0].downlink is groups[1].downlink
     assert groups[0].downlink.payload.tolist() == [0, 1, 2, 3, 4]
@@ -46,12 +47,9 @@ def test_a_small_payload_travels_with_the_tasks_once_and_as_it_is() -> None:
 
 def test_a_task_batch_names_every_reference_once() -> None:
     down, shards = object(), [object(), object()]
-    downlink = Downlink(0, ObjectSlot(down, "all"), 8)
-    tasks = [
-        ClientTask(Client(f"c{k}", k, 1), 0, downlink, False, shard=ObjectSlot(shards[k % 2], f"c{k}"))
-        for k in range(3)
-    ]
-    batch = task_batch([tasks[:2], tasks[2:]], 7.0)
+    tasks = [ClientTask(Client(f"c{k}", k, 1), 0, Downlink(0, np.zeros(2), 8), False) for k in range(3)]
+    slots = {f"c{k}": ObjectSlot(shards[k % 2], f"c{k}") for k in range(3)}
+    batch = task_batch([tasks[:2], tasks[2:]], {0: Downlink(0, ObjectSlot(down, "all"), 8)}, slots, 7.0)
     assert batch.refs == [down, *shards]
     groups = from_message(batch.groups)
     assert [[task.client.id for task in group] for group in groups] == [["c0", "c1"], ["c2"]]

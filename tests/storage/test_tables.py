@@ -63,7 +63,9 @@ def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
     monkeypatch.setattr(tables, "MAX_SIDE_FILES", 1000)
     written = []
     write = pq.write_table
-    monkeypatch.setattr(pq, "write_table", lambda rows, where: written.append(rows.num_rows) or write(rows, where))
+    monkeypatch.setattr(
+        pq, "write_table", lambda rows, *on, **how: written.append(rows.num_rows) or write(rows, *on, **how)
+    )
     totals = []
     for number in (400, 800):
         (tmp_path / str(number)).mkdir()
