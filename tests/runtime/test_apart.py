@@ -88,6 +88,24 @@ def test_its_errors_and_its_exit_code_are_those_of_the_command(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("changes", "code"), [({"rounds": -1}, 2), ({"runtime": "inline", "rounds": 1}, 0)])
+def test_where_none_is_needed_the_fork_server_that_had_begun_is_ended(
+    changes: dict[str, Any], code: int, smallest: dict[str, Any], own_cluster: None, tmp_path: Path
+) -> None:
+    """It begins before the configuration has been read."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(smallest | changes))
+    program = start_run(file, tmp_path / "run")
+    eventually(lambda: family(program), PATIENCE_S)
+    (server,) = family(program)
+    if not code:
+        eventually(lambda: has_ended(server), PATIENCE_S)
+        assert program.poll() is None, "the run goes on without it"
+    _, told = program.communicate(timeout=PATIENCE_S)
+    assert program.returncode == code, told
+    assert has_ended(server)
+
+
 def test_a_run_that_is_killed_is_told_of_and_leaves_nothing(config: Path, own_cluster: None, tmp_path: Path) -> None:
     program = start_run(config, tmp_path / "run")
     until(tmp_path / "run" / "rounds.parquet", program)
