@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorHandleNotFoundError, GetTimeoutError, RayError
 
 from fedray.config import Config
 from fedray.errors import FedrayError
@@ -43,6 +43,9 @@ GPU_PATIENCE_S = 60.0
 @ray.remote(num_cpus=0)
 class DriverActor:
     """The driver of one experiment. It requests no CPU: it works while clients wait."""
+
+    def ready(self) -> None:
+        """Return once the actor has started."""
 
     @ray.method(num_returns="streaming")
     def run(self, message: Message, place: StoragePath, resume: bool) -> Iterator[Sequence[Event | FedrayError]]:
@@ -103,7 +106,7 @@ def begun(config: Config) -> Iterator[Callable[[Prepared, StoragePath, bool], Ge
             try:
                 yield partial(events, driver=driver)
             finally:
-                ray.kill(driver)
+                _end(driver)
 
 
 def events(
@@ -130,9 +133,11 @@ def events(
     with connected():
         check_device(prepared.config, living_nodes(), has_autoscaler())
         message, fruitless = _shared(prepared), 0
+        if driver is None or not _lives(driver):
+            driver = _start()
         while True:
             try:
-                for event in _driven(message, place, resume, driver or _start()):
+                for event in _driven(message, place, resume, driver):
                     fruitless = 0 if isinstance(event, RoundFinished) else fruitless
                     yield event
                 return
@@ -141,7 +146,7 @@ def events(
                 if fruitless > 1 or not prepared.config.checkpoint.every:
                     raise FedrayError(f"the driver died: {died}") from died.__cause__
                 log.warning("the driver died and is started again: %s", died)
-                driver = None
+                driver = _start()
                 resume = (place / "config.yaml").is_file()
                 if resume:  # with the settings that the dead driver measured
                     message = _shared(replace(prepared, config=continued(place, prepared.config)))
@@ -150,6 +155,22 @@ def events(
 def _start() -> Any:
     """Return a new `DriverActor`, whose process is still starting."""
     return DriverActor.options(**on_callers_node()).remote()  # type: ignore[attr-defined]
+
+
+def _lives(driver: Any) -> bool:
+    """Return whether a driver has started and not died since, when it has started."""
+    with suppress(RayError):
+        ray.get(driver.ready.remote())
+        return True
+    return False
+
+
+def _end(driver: Any) -> None:
+    """End a driver; the pool's actors are its children and end with it. A callback may have ended the connection, and
+    the driver with it."""
+    if ray.is_initialized():
+        with suppress(ActorHandleNotFoundError):
+            ray.kill(driver)
 
 
 def _shared(prepared: Prepared) -> Any:
@@ -183,7 +204,7 @@ def _driven(message: Any, place: StoragePath, resume: bool, driver: Any) -> Iter
                     raise event
                 yield event
     finally:
-        ray.kill(driver)  # the pool's actors are its children and end with it
+        _end(driver)
 
 
 def check_cluster(config: Config) -> None:

@@ -136,7 +136,7 @@ def test_what_is_generated_is_not_observed(start):
 def cut_test(task, number):
     """The task with this many test examples."""
     tables = task.shard.tables
-    return replace(task, shard=Shard(task.shard.client, {**tables, "test": tables["test"].slice(0, number)}))
+    return task._replace(shard=Shard(task.shard.client, {**tables, "test": tables["test"].slice(0, number)}))
 
 
 @pytest.mark.parametrize("method", ["ifca", "fdlora", {"name": "fedreft", "mixing": "adaptive"}], ids=str)
@@ -195,7 +195,7 @@ def test_a_method_that_fails_for_one_client_names_it(start, monkeypatch):
     tasks = run.tasks(IDS, measure=True)
     sent = tasks[1].downlink
     broken = replace(sent.payload, adapter=np.full_like(sent.payload.adapter, np.nan))
-    tasks[1] = replace(tasks[1], downlink=replace(sent, payload=broken))
+    tasks[1] = tasks[1]._replace(downlink=sent._replace(payload=broken))
     threads = threading.active_count()
     with pytest.raises(ValueError, match="not finite") as caught:
         together(run.worker, tasks)
@@ -301,7 +301,7 @@ def test_mixers_of_clients_with_unequal_test_examples(start):
     for place, keep in enumerate([3, 1, 2]):
         shard = tasks[place].shard
         tables = {**shard.tables, "test": shard.tables["test"].slice(0, keep)}
-        tasks[place] = replace(tasks[place], shard=Shard(shard.client, tables))
+        tasks[place] = tasks[place]._replace(shard=Shard(shard.client, tables))
         assert tables["test"].num_rows == keep
     alone = [run.worker.train(task) for task in tasks]
     agree(together(run.worker, tasks), alone)

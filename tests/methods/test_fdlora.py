@@ -1,6 +1,5 @@
 """FDLoRA: a global LoRA with momentum on the server, a personal one, and the fusion that an evaluation measures."""
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -88,7 +87,7 @@ def test_an_evaluation_is_of_the_best_fusion(start, split):
     (task,) = run.tasks(IDS[:1], measure=True)
     if split == "train":
         tables = {**task.shard.tables, "validation": task.shard.tables["validation"].slice(0, 0)}
-        task = replace(task, shard=Shard(task.shard.client, tables))
+        task = task._replace(shard=Shard(task.shard.client, tables))
     result = run.worker.train(task)
     shared, personal, adapter = result.payload.adapter, result.state.personal, run.adapter
     context, losses = run.worker.training_context, {}

@@ -1,6 +1,10 @@
 """Whole experiments on real local Ray."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import fedray
 from fedray import api
 from fedray.config import ClientsConfig, load_config
 from fedray.errors import ConfigError
-from fedray.experiment.prepare import prepare
+from fedray.experiment.prepare import Prepared, prepare
 from fedray.federation.events import MethodFinished, TasksFinished
 from fedray.runtime.client_actor import ClientActor
 from fedray.runtime.cluster import has_autoscaler
@@ -192,18 +196,54 @@ def test_the_driver_starts_while_the_data_are_read_and_ends_with_a_mistake_in_th
     smallest: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mistaken(config: fedray.Config) -> None:
-        eventually(lambda: _drivers() == 1)
+        eventually(_drivers)
         raise ConfigError("data: wrong")
 
     monkeypatch.setattr(api, "prepare", mistaken)
     with pytest.raises(ConfigError, match="data: wrong"):
         fedray.run(smallest, runtime="ray", output=tmp_path / "run")
-    eventually(lambda: _drivers() == 0)
+    eventually(lambda: not _drivers())
 
 
-def _drivers() -> int:
+def test_a_driver_that_dies_while_the_data_are_read_is_replaced(
+    smallest: dict[str, Any], cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no checkpoint could be continued from: nothing has begun."""
+
+    def deadly(config: fedray.Config) -> Prepared:
+        eventually(_drivers)
+        _drivers()[0].kill()
+        return prepare(config)
+
+    monkeypatch.setattr(api, "prepare", deadly)
+    result = fedray.run(smallest, runtime="ray", checkpoint={"every": 0}, output=tmp_path / "run")
+    assert result.events().empty
+
+
+SHUTS_DOWN = """
+import json, sys, fedray, ray
+
+class ShutsDown(fedray.Callback):
+    def on_run_finished(self, event):
+        ray.shutdown()
+
+ray.init(num_cpus=2, include_dashboard=False)
+result = fedray.run(json.loads(sys.argv[1]), runtime="ray", output=sys.argv[2], callbacks=[ShutsDown()])
+assert len(result.summaries) == 1
+assert not ray.is_initialized()
+"""
+
+
+def test_a_callback_may_end_the_connection_when_the_run_has_finished(
+    smallest: dict[str, Any], own_cluster: None, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SHUTS_DOWN, json.dumps(smallest), str(tmp_path / "run")]
+    subprocess.run(command, check=True, timeout=180, env={**os.environ, "RAY_ADDRESS": "local"})
+
+
+def _drivers() -> list[psutil.Process]:
     family = psutil.Process().children(recursive=True)
-    return sum("ray::DriverActor" in " ".join(process.cmdline()) for process in family)
+    return [process for process in family if "ray::DriverActor" in " ".join(process.cmdline())]
 
 
 def test_collections_of_an_actor_leave_out_what_it_has_imported_but_not_its_model(
