@@ -1,19 +1,19 @@
 """Measure how long `fedray run` takes to its first round, and what its processes hold meanwhile.
 
-    python jobs/benchmarks/start_up.py [REPEATS]
+    python jobs/benchmarks/start_up.py [REPEATS [CONFIG [section.key=value]...]]
 
-Six clients of a tiny Llama on two client actors, as a program of its own, with the fork server and without it
-(`FEDRAY_FORK_SERVER=0`), in turn. Prints for each repeat the seconds until the first round is recorded and those until
-the program ends after this one round. Then it prints the proportional set size (PSS) by kind of process, in MB, three
-seconds after the first of many rounds; PSS counts 1/n of a page that n processes share in each of them. Takes some
-minutes, on Linux.
+Six clients of a tiny Llama on two client actors, or the experiment of CONFIG, as a program of its own, with the fork
+server and without it (`FEDRAY_FORK_SERVER=0`), in turn. Prints for each repeat the seconds until the first round is
+recorded and those until the program ends after this one round. Then it prints the proportional set size (PSS) by kind of
+process, in MB, three seconds after the first of many rounds; PSS counts 1/n of a page that n processes share in each of
+them. Takes some minutes, on Linux.
 """
 
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from subprocess import DEVNULL
@@ -51,17 +51,19 @@ class Measured(NamedTuple):
     memory: Mapping[str, float]
 
 
-def measured(variables: Mapping[str, str], look: bool = False) -> Measured:
+def measured(variables: Mapping[str, str], own: Sequence[str] = (), look: bool = False) -> Measured:
     """Run the experiment once.
 
     Args:
         variables: of the environment.
+        own: another experiment's file and overrides.
         look: measure memory during a long run, and end it.
     """
     with TemporaryDirectory() as folder:
         file, run = Path(folder) / "config.json", Path(folder) / "run"
-        file.write_text(json.dumps(CONFIG | {"rounds": MANY if look else 1}))
-        command = [sys.executable, "-m", "fedray", "run", str(file), "--output", str(run)]
+        file.write_text(json.dumps(CONFIG))
+        what = [*(own or [str(file)]), f"rounds={MANY if look else 1}"]
+        command = [sys.executable, "-m", "fedray", "run", *what, "--output", str(run)]
         begun = monotonic()
         program = psutil.Popen(command, env={**os.environ, **variables}, stdout=DEVNULL, stderr=DEVNULL)
         while not (run / "rounds.parquet").exists():
@@ -98,15 +100,15 @@ def held(program: psutil.Process) -> dict[str, float]:
     return dict(found)
 
 
-def main(repeats: str = "3") -> None:
+def main(repeats: str = "3", *own: str) -> None:
     times: dict[str, list[Measured]] = {way: [] for way in WAYS}
     for _ in range(int(repeats)):
         for way, variables in WAYS.items():
-            times[way].append(found := measured(variables))
+            times[way].append(found := measured(variables, own))
             print(f"{way}: first round after {found.first:.1f} s, end after {found.whole:.1f} s", flush=True)
     for way, variables in WAYS.items():
         first, whole = (median(one[part] for one in times[way]) for part in (0, 1))
-        memory = measured(variables, look=True).memory
+        memory = measured(variables, own, look=True).memory
         print(f"{way}: median {first:.1f} and {whole:.1f} s; {sum(memory.values()):.0f} MB")
         print("".join(f"  {size:6.0f} MB  {kind}\n" for kind, size in memory.items()), end="")
 
