@@ -1,6 +1,6 @@
 """Time per client when several clients of one tier train in one step, compared with one by one.
 
-    python jobs/benchmarks/fused.py [--profile WIDTH | --compile] [--precision bfloat16]
+    python jobs/benchmarks/fused.py [--profile WIDTH] [--precision bfloat16]
 
 The model is a decoder of 4 layers, d 256 and a vocabulary of 2,000 with random weights, with LoRA of rank 8 on query
 and value; clients take 8 AdamW steps on sequences of 32 tokens. The widths are interleaved and timed three times. For
@@ -8,8 +8,7 @@ each width the program prints the median CPU time per client on one thread, and 
 run. It also prints the rate of the task's matrix products over the whole time, as a share of the rate at which the same
 thread multiplies two float32 matrices of 1,024 × 1,024. With a base model in bfloat16 that share can exceed 100 %.
 
-With --profile it instead prints where the time of WIDTH clients in one step goes, by torch's operations. With --compile
-the model's blocks are compiled by torch first, which needs a C++ compiler and some seconds for every width and batch.
+With --profile it instead prints where the time of WIDTH clients in one step goes, by torch's operations.
 """
 
 import argparse
@@ -25,7 +24,6 @@ import numpy as np
 import torch
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedray.config import load_config
 from fedray.experiment.prepare import Prepared, prepare
@@ -71,7 +69,7 @@ def matmul_operations(prepared: Prepared, worker: Any, federation: Any) -> dict[
     return dict(counter.get_flop_counts()["Global"])
 
 
-def workers(cache: str, precision: str, compiled: bool) -> Iterator[tuple[str, Prepared, Any, Any]]:
+def workers(cache: str, precision: str) -> Iterator[tuple[str, Prepared, Any, Any]]:
     """Yield a label (method and batch size), the prepared experiment, a worker and the federation."""
     for method in METHODS:
         for batch_size in BATCHES:
@@ -81,9 +79,6 @@ def workers(cache: str, precision: str, compiled: bool) -> Iterator[tuple[str, P
             pool = LocalPool(prepared.data.shards)
             federation = prepared.federation(entry, pool.setup(prepared.worker_setups(entry)), pool)
             (worker,) = pool.workers.values()
-            for module in worker.adapter.model.modules():
-                if compiled and isinstance(module, GradientCheckpointingLayer):
-                    module.compile(dynamic=False)
             yield f"{method}, batch {batch_size}", prepared, worker, federation
 
 
@@ -117,15 +112,13 @@ def show_profile(what: str, width: int, prepared: Prepared, worker: Any, federat
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    what_else = parser.add_mutually_exclusive_group()
-    what_else.add_argument(
+    parser.add_argument(
         "--profile", type=int, metavar="WIDTH", choices=range(1, max(WIDTHS) + 1), help="clients in one step"
     )
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the base model")
-    what_else.add_argument("--compile", action="store_true", help="compile the model's blocks")
     asked = parser.parse_args()
     with TemporaryDirectory() as cache:
-        for what, *served in workers(cache, asked.precision, asked.compile):
+        for what, *served in workers(cache, asked.precision):
             if asked.profile is None:
                 compare(what, *served)
             else:

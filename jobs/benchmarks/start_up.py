@@ -4,9 +4,9 @@
 
 Six clients of a tiny Llama on two client actors, or the experiment of CONFIG, as a program of its own, with the fork
 server and without it (`FEDRAY_FORK_SERVER=0`), in turn. Prints for each repeat the seconds until the first round is
-recorded and those until the program ends after this one round. Then it prints the proportional set size (PSS) by kind of
-process, in MB, three seconds after the first of many rounds; PSS counts 1/n of a page that n processes share in each of
-them. Takes some minutes, on Linux.
+recorded and those until the program ends after this one round. Then it prints the proportional set size (PSS) by kind
+of process, in MB, three seconds after the first of many rounds; PSS counts 1/n of a page that n processes share in each
+of them. Takes some minutes, on Linux.
 """
 
 import json
