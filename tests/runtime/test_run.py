@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +243,12 @@ def test_a_callback_may_end_the_connection_when_the_run_has_finished(
 
 
 def _drivers() -> list[psutil.Process]:
-    family = psutil.Process().children(recursive=True)
-    return [process for process in family if "ray::DriverActor" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if "ray::DriverActor" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_collections_of_an_actor_leave_out_what_it_has_imported_but_not_its_model(
