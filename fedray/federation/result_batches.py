@@ -22,7 +22,7 @@ from fedray.methods.protocol import averages
 from fedray.methods.registry import build_method
 from fedray.storage.client_states import StateFiles
 from fedray.storage.paths import safe_name
-from fedray.storage.state_tree import float_arrays, leaves, num_bytes, save_tensors, with_arrays
+from fedray.storage.state_tree import Array, float_arrays, leaves, num_bytes, save_tensors, with_arrays
 from fedray.types import ClientId, round_number
 
 BATCH_SECONDS = 0.1
@@ -128,7 +128,7 @@ class ResultBatcher:
                 collected.failures.append(TaskFailure((task.client.id,), cause, rejected=True))
                 return
             if self._averages:
-                collected.structure = self._add(task, result, found, collected)
+                collected.structure = self._add(task, result, float_arrays(found), collected)
         if task.keep == "adapter" and self._adapters is not None and result.adapter is not None:
             save_tensors(self._adapters / f"{safe_name(task.client.id)}.safetensors", result.adapter)
         travels = task.keep == "state" and not self._averages
@@ -136,12 +136,8 @@ class ResultBatcher:
         collected.keeps_state = task.keep == "state"
         collected.results.append(result if travels else result._replace(payload=None, adapter=None))
 
-    def _add(
-        self, task: ClientTask, result: ClientResult, found: Sequence[tuple[str, Any]], collected: "_Collected"
-    ) -> Any:
-        """Add the client's payload, whose leaves have been found, to the means; return the structure of the batch's
-        payloads."""
-        arrays = float_arrays(found)
+    def _add(self, task: ClientTask, result: ClientResult, arrays: list[Array], collected: "_Collected") -> Any:
+        """Add the arrays of the client's payload to the means; return the structure of the batch's payloads."""
         weight = result.num_examples if self._averages == "examples" else 1
         try:
             collected.means.add(leaf(task.position, weight, arrays))

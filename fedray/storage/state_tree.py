@@ -59,7 +59,8 @@ def _parts_of(kind: Any) -> Callable[[Any], list[tuple[str, Any]] | None] | None
         return lambda state: [(str(index), value) for index, value in enumerate(state)]
     if not dataclasses.is_dataclass(kind):
         return None
-    names = tuple(field.name for field in dataclasses.fields(kind))
+    record: Any = kind
+    names = field_names(record)
     return lambda state: [(name, getattr(state, name)) for name in names]
 
 
