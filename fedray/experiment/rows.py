@@ -104,8 +104,9 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
     - `predicted_host`: host memory of an actor beyond `host_baseline`, its bare process. On a CPU this is everything,
       including the weights that the node's actors share.
     - `measured_device`: null on a CPU.
-    - `measured_host`: PSS beyond `host_baseline`; a page that n processes share counts 1/n. Without Ray, all tiers are
-      one process.
+    - `measured_host`: anonymous memory beyond the bare process's, and the base model's weights that were read, in full.
+      Without Ray, all tiers are one process.
+    - `host_baseline`: PSS of the bare process; a page that n processes share counts 1/n.
     """
     on_gpu = any(use.device == "cuda" for use in uses)
     parts = dict.fromkeys(field.name for field in fields(Memory)) if footprint is None else asdict(footprint.device)
@@ -122,7 +123,7 @@ def memory_row(method: str, tier: str, cost: Cost, footprint: Footprint | None, 
         "predicted_device": footprint.device.total - (worst.held_elsewhere if worst else 0) if footprint else None,
         "predicted_host": footprint.host(on_gpu) if footprint else None,
         "measured_device": worst.device_peak if worst else None,
-        "measured_host": worst.host_peak - worst.host_baseline if worst else None,
+        "measured_host": worst.host_peak if worst else None,
         "host_baseline": worst.host_baseline if worst else None,
     }
 

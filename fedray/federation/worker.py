@@ -3,6 +3,7 @@
 The class is plain Python: `ClientActor` wraps it as a Ray actor, and `LocalPool` calls it directly.
 """
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,12 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import get_args
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedray.adapters.adapter import Adapter
 from fedray.adapters.client_batch import CannotBatch
 from fedray.adapters.stacked import AdapterStack
-from fedray.config import EvaluationConfig, TierConfig
+from fedray.config import EvaluationConfig, ModelConfig, TierConfig
 from fedray.evaluation.metrics import configured_metrics, generates_text
 from fedray.federation.initial import common_head, draw_initial
 from fedray.federation.tasks import ClientResult, ClientTask, WorkerSetup
@@ -31,7 +32,7 @@ from fedray.training.batch_width import TIMED_STEPS, width_seconds, widths_to_ti
 from fedray.training.batched import BatchedBackend, run_batched
 from fedray.training.engine import Engine, make_engine
 from fedray.training.memory import frozen_bytes
-from fedray.training.metering import MemoryMeter, MemoryUse, cap_gpu_memory, resting_memory
+from fedray.training.metering import BareProcess, MemoryMeter, MemoryUse, bare_process, cap_gpu_memory
 from fedray.training.mixed_precision import mixed_precision
 from fedray.training.process_group import SINGLE_PROCESS, ProcessGroup
 from fedray.training.process_memory import keep_freed_memory
@@ -70,26 +71,28 @@ class Worker:
         self._warned: set[str] = set()
         self._served: _Served | None = None
         self._meter: MemoryMeter | None = None
+        self._tokenizer: tuple[ModelConfig, PreTrainedTokenizerBase] | None = None
 
     def setup(self, setup: WorkerSetup) -> None:
         """Load the base weights, attach the method's adapter, and drop the previous method."""
         if self._served is not None:
             self._served.engine.close()
-        self._served = self._stack = None  # before anything is loaded: two base models at once may not fit
+            self._served = self._stack = None
+            gc.collect()  # before anything is loaded: two base models at once may not fit
         config, self._setup = setup.config, setup
         tier = config.clients.tier(setup.tier)
         self.device = resolve_device(config, tier)
         set_threads(config.clients.tier_threads(tier, self.device))
-        resting = resting_memory()
+        resting = bare_process()
         sections = config.section_for(setup.entry, setup.tier)
         method = build_method(config, setup.entry, setup.tier)
+        generating = generates_text(configured_metrics(config))
+        tokenizer = self._tokenizer_of(config.model) if generating else None
         self._meter = self._metered(method, tier, resting)
         model = load_base_model(config, setup.architecture, setup.tier, tier, self.device, self._shares(method, tier))
         cap_gpu_memory(self._gpus, held_elsewhere(model))
-        generating = generates_text(configured_metrics(config))
         if generating:
             self._check_generation(model, config.evaluation.generation.num_beams)
-        tokenizer = load_tokenizer(config.model) if generating else None
         about = setup.architecture, setup.entry, method, setup.tier, setup.label_names, self.device
         head = common_head(model, config, *about)
         adapter = mixed_precision(method.attach(model))
@@ -205,6 +208,12 @@ class Worker:
         finally:
             self.training_context = training_context
 
+    def _tokenizer_of(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+        """Return the model's tokenizer, which all its methods use."""
+        if self._tokenizer is None or self._tokenizer[0] != model:
+            self._tokenizer = model, load_tokenizer(model)
+        return self._tokenizer[1]
+
     def _check_generation(self, model: PreTrainedModel, num_beams: int) -> None:
         """Check that texts can be generated as configured.
 
@@ -279,13 +288,13 @@ class Worker:
         adapter = method.attach(model)
         return held_once(self._setup.config, tier, frozen_bytes(base), adapter) > 0
 
-    def _metered(self, method: AnyMethod, tier: TierConfig, resting: int) -> MemoryMeter:
-        """Return a meter whose baseline is the bare process with everything that was imported for this method, earlier
-        ones and the metrics. Memory that earlier methods freed and the allocator kept does not count as baseline,
-        because this method may use it again.
+    def _metered(self, method: AnyMethod, tier: TierConfig, resting: BareProcess) -> MemoryMeter:
+        """Return a meter whose bare process has everything that was imported for this method, earlier ones and the
+        metrics, and the tokenizer. Memory that earlier methods freed and the allocator kept is no part of it, because
+        this method may use it again.
 
         Args:
-            resting: bytes of the process before this method was built.
+            resting: the process before this method was built.
         """
         tier.engine.prepare_node(self.device)
         if tier.quantised:
@@ -294,9 +303,10 @@ class Worker:
         for metric in configured_metrics(self._setup.config):
             for name in metric.libraries:
                 import_module(name)
-        now = resting_memory()
-        before = self._meter
-        return MemoryMeter(self.device, now if before is None else before.baseline + max(now - resting, 0))
+        now = bare_process()
+        if self._meter is not None:
+            now = self._meter.bare.with_imports(max(now.anonymous - resting.anonymous, 0))
+        return MemoryMeter(self.device, now)
 
 
 def _common_moments(evaluation: EvaluationConfig, personalised: bool) -> tuple[Moment, ...]:

@@ -2,9 +2,14 @@
 
 On a CPU, a worker keeps blocks that it freed (`process_memory`), and the allocator cannot merge all of them: the peak
 is up to 50 % above what was in use at one time. With MALLOC_MMAP_THRESHOLD_=131072 in the environment the allocator
-releases them immediately; steps take 50 % longer.
+releases them immediately; steps take up to 70 % longer.
+
+The system counts a page that n processes share as 1/n of a page for each (PSS), so a process's PSS changes whenever
+another one starts or ends that has the same libraries. What a method takes is therefore counted by what only the
+process itself changes: its anonymous memory, and the pages of weights that it has read.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,6 +24,34 @@ CUDA_CONTEXT = 600_000_000
 NOTE_EVERY_S = 2.0
 """Seconds between readings of the host's peak."""
 PROCESS = Path("/proc/self")
+WEIGHTS = re.compile(
+    r"^[0-9a-f]+-[0-9a-f]+ .* (/.*\.safetensors)(?: \(deleted\))?$"
+    r"(?s:.*?)^Rss: +(\d+) kB$(?s:.*?)^Anonymous: +(\d+) kB$",
+    re.MULTILINE,
+)
+"""A file that weights are mapped from, as /proc/self/smaps describes it: its resident kB, and those that the process
+has written to."""
+
+
+@dataclass(frozen=True)
+class BareProcess:
+    """What a process has of the host's memory without its method's model, but with all that is imported, in bytes.
+
+    Attributes:
+        anonymous: what is no file's: allocated by the process, or by the one it was forked from, which may share it.
+        pss: all its memory, of a page that n processes share 1/n, without Ray's object store.
+    """
+
+    anonymous: int
+    pss: int
+
+    def with_imports(self, size: int) -> "BareProcess":
+        """Return what it has after it imported more.
+
+        Args:
+            size: bytes that this took.
+        """
+        return BareProcess(self.anonymous + size, self.pss + size)
 
 
 @dataclass(frozen=True)
@@ -28,9 +61,9 @@ class MemoryUse:
     Attributes:
         device: cuda or cpu.
         device_peak: the most that torch had allocated on the GPU; None on a CPU.
-        host_peak: the most that the process had of the host's memory: its part of what it shares (PSS), and nothing of
-            Ray's object store.
-        host_baseline: what it has without its method's model, but with all that is imported.
+        host_peak: the most that the process had of the host's memory beyond the bare process: anonymous memory, and
+            the weights that it read from mapped files, in full, whoever shares them; nothing of Ray's object store.
+        host_baseline: PSS of the bare process.
         held_elsewhere: weights on the GPU that another process holds for all; not in device_peak.
     """
 
@@ -49,22 +82,22 @@ class MemoryMeter:
 
     Args:
         device: cuda or cpu.
-        baseline: bytes that the process has without its method; None: what it has now.
+        bare: the process without its method; None: as it is now.
     """
 
-    def __init__(self, device: str, baseline: int | None = None) -> None:
+    def __init__(self, device: str, bare: BareProcess | None = None) -> None:
         self.device = device
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.baseline = resting_memory() if baseline is None else baseline
+        self.bare = bare_process() if bare is None else bare
         _reset_host_peak()
-        self._host_peak = 0
+        self._anonymous_peak = 0
         self._noted = -NOTE_EVERY_S
 
     def note(self) -> None:
         """Record the host's peak since the last record.
 
-        Reading it takes some milliseconds, so it is read every few seconds only: the system keeps the peak meanwhile.
+        It is read every few seconds only: the system keeps the peak meanwhile.
         """
         if monotonic() - self._noted >= NOTE_EVERY_S:
             self._note()
@@ -73,25 +106,37 @@ class MemoryMeter:
     def read(self) -> MemoryUse:
         """Return the peaks so far."""
         self._note()
-        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
-        return MemoryUse(self.device, peak, self._host_peak, self.baseline)
+        device_peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+        host_peak = max(self._anonymous_peak - self.bare.anonymous, 0) + mapped_weights()
+        return MemoryUse(self.device, device_peak, host_peak, self.bare.pss)
 
     def _note(self) -> None:
-        self._host_peak = max(self._host_peak, host_peak())
+        self._anonymous_peak = max(self._anonymous_peak, anonymous_peak())
         _reset_host_peak()
 
 
-def host_peak() -> int:
-    """Return the process's peak of PSS since the last reset, in bytes: PSS now, and what RSS was higher at its peak."""
+def anonymous_peak() -> int:
+    """Return the process's peak of anonymous memory since the last reset, in bytes: what it has now, and what all its
+    memory was larger at its peak."""
     status = _fields(PROCESS / "status")
-    return _proportional() + status["VmHWM"] - status["VmRSS"]
+    return status["RssAnon"] + status["VmHWM"] - status["VmRSS"]
 
 
-def resting_memory() -> int:
-    """Return freed memory to the system (with glibc only), then return the process's PSS in bytes."""
+def mapped_weights() -> int:
+    """Return the bytes of weights that this process has read from files that it maps; a file that is mapped several
+    times counts once."""
+    read: dict[str, int] = {}
+    for file, resident, written in WEIGHTS.findall((PROCESS / "smaps").read_text()):
+        read[file] = max(read.get(file, 0), 1024 * (int(resident) - int(written)))
+    return sum(read.values())
+
+
+def bare_process() -> BareProcess:
+    """Return freed memory to the system (with glibc only), then return what the process has."""
     if (trim := c_function("malloc_trim")) is not None:
         trim(0)
-    return _proportional()
+    rollup = _fields(PROCESS / "smaps_rollup")
+    return BareProcess(_fields(PROCESS / "status")["RssAnon"], rollup["Pss"] - rollup.get("Pss_Shmem", 0))
 
 
 def cap_gpu_memory(share: float, held_elsewhere: int = 0) -> None:
@@ -125,12 +170,6 @@ def gpu_memory() -> int | None:
     free, total = torch.cuda.mem_get_info()
     share = torch.cuda.get_per_process_memory_fraction()
     return min(int(share * total), free + torch.cuda.memory_reserved())
-
-
-def _proportional() -> int:
-    """Return PSS without shared memory: Ray's object store is mapped into every process, and is counted separately."""
-    fields = _fields(PROCESS / "smaps_rollup")
-    return fields["Pss"] - fields.get("Pss_Shmem", 0)
 
 
 def _reset_host_peak() -> None:

@@ -32,7 +32,7 @@ from fedray.federation.tasks import ClientTask, downlinks_of
 from fedray.federation.worker import Worker
 from fedray.models.backbone import held_elsewhere
 from fedray.training.base_model import load_base_model
-from fedray.training.metering import MemoryMeter, resting_memory
+from fedray.training.metering import BareProcess, MemoryMeter, MemoryUse, bare_process
 
 RANK, ALPHA, TARGETS, LR = 8, 16, ["q_proj", "v_proj"], 1e-3
 THREADS = 4
@@ -50,9 +50,9 @@ class Bench:
     folder: Path
 
     @cached_property
-    def baseline(self) -> int:
-        """Bytes of the bare process, when this is first asked for."""
-        return resting_memory()
+    def bare(self) -> BareProcess:
+        """The bare process, when this is first asked for."""
+        return bare_process()
 
     @property
     def clients(self) -> int:
@@ -73,11 +73,6 @@ class Bench:
     def wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
-
-    def peak(self, meter: MemoryMeter) -> int:
-        """Return the bytes of the device's peak since the meter was made; on a CPU, of the process beyond its base."""
-        use = meter.read()
-        return use.host_peak - use.host_baseline if use.device_peak is None else use.device_peak
 
     def batches(self, batch: int) -> list[Tensor]:
         """Return the tokens of one client's steps."""
@@ -182,6 +177,11 @@ def matrix_rate(bench: Bench) -> dict[str, Any]:
     return {"rate": rate, "device": device, "note": f"{rate / 1e12:.3g} TFLOP/s"}
 
 
+def peak(use: MemoryUse) -> int:
+    """Return the bytes of the device's peak; on a CPU, of the process beyond the bare one."""
+    return use.host_peak if use.device_peak is None else use.device_peak
+
+
 @lru_cache(maxsize=1)
 def plain_model(bench: Bench) -> nn.Module:
     from peft import LoraConfig, get_peft_model
@@ -192,7 +192,7 @@ def plain_model(bench: Bench) -> nn.Module:
 
 
 def plain_loop(bench: Bench, batch: int) -> dict[str, Any]:
-    meter = MemoryMeter(bench.device, bench.baseline)
+    meter = MemoryMeter(bench.device, bench.bare)
     model, batches = plain_model(bench), bench.batches(batch)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -203,7 +203,7 @@ def plain_loop(bench: Bench, batch: int) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
 
-    return {"client_ms": 1000 * bench.seconds(client), "peak": bench.peak(meter), "parameters": _count(model)}
+    return {"client_ms": 1000 * bench.seconds(client), "peak": peak(meter.read()), "parameters": _count(model)}
 
 
 @lru_cache(maxsize=1)
@@ -224,12 +224,12 @@ def fedavg(bench: Bench, batch: int, width: int | None = None) -> dict[str, Any]
         asked = replace(served.prepared, config=load_config(bench.settings(batch, fuse="auto")))
         width = calibrated(asked, served.pool).config.clients.tier("default").fuse_width
         found["note"] = f"fuse: auto found {width}"
-    meter = MemoryMeter(bench.device, served.worker.memory().host_baseline)
+    meter = MemoryMeter(bench.device, bench.bare)
     seconds = bench.seconds(lambda: served.train(width))
     settings = bench.settings(batch, fuse=width if width > 1 else "off")
     return found | {
         "client_ms": 1000 * seconds / width,
-        "peak": bench.peak(meter),
+        "peak": peak(meter.read()),
         "predicted": served.predicted(settings, bench.device),
         "parameters": _count(served.worker.adapter.model),
     }
@@ -245,9 +245,8 @@ def engine(bench: Bench, offload: Any) -> dict[str, Any]:
     settings = bench.settings(bench.sizes.engine_batch, tiers={"all": {"share": 1, **tier}})
     served = serving(settings)
     seconds = bench.seconds(lambda: served.train(1))
-    use = served.worker.memory()
-    peak = use.host_peak - use.host_baseline if use.device_peak is None else use.device_peak
-    return {"client_ms": 1000 * seconds, "peak": peak, "predicted": served.predicted(settings, bench.device)}
+    used = peak(served.worker.memory())
+    return {"client_ms": 1000 * seconds, "peak": used, "predicted": served.predicted(settings, bench.device)}
 
 
 def plain_deepspeed(bench: Bench, offload: dict[str, str], sized: bool = True) -> dict[str, Any]:
@@ -296,7 +295,7 @@ def plain_deepspeed(bench: Bench, offload: dict[str, str], sized: bool = True) -
             trainer.backward(trainer(input_ids=tokens, labels=tokens, use_cache=False).loss)
             trainer.step()
 
-    return {"client_ms": 1000 * bench.seconds(client), "peak": bench.peak(meter)}
+    return {"client_ms": 1000 * bench.seconds(client), "peak": peak(meter.read())}
 
 
 def three_tiers(bench: Bench) -> dict[str, Any]:

@@ -1,42 +1,21 @@
 """Predicted memory against what torch's profiler sees allocated while clients train, evaluate and generate for real:
 over tasks, vocabularies, lengths of answers, and sizes of batches.
 
-The profiler counts allocated tensors. What the allocator of a process makes of them differs from run to run, and is
-compared by hand (docs/memory.md).
+The profiler counts allocated tensors; test_memory_of_processes.py compares with what processes take.
 """
 
-import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from allocations import most_allocated
+from random_texts import write_clients
 from tiny import TINY_LLAMA, tiny_bert
 
 from fedray.config import load_config
 from fedray.experiment.prepare import prepare
 from fedray.federation.tasks import ClientTask, downlinks_of
 from fedray.federation.worker import Worker
-
-ROWS = 24
-"""Of every client: 14 for training, 6 for the test, 4 for validation."""
-
-
-def rows(task: str, prompt: tuple[int, int], answer: tuple[int, int], options: int) -> list[dict[str, Any]]:
-    """Random texts of a byte per token; lengths are drawn from the ranges."""
-    rng = random.Random(1)
-
-    def text(shortest: int, longest: int) -> str:
-        return "".join(rng.choices("abcdefgh", k=rng.randint(shortest, longest)))
-
-    if task != "causal_lm":
-        label = {"classification": lambda: rng.choice("xyz"), "regression": rng.random}[task]
-        return [{"text": text(*prompt), "label": label()} for _ in range(ROWS)]
-    found: list[dict[str, Any]] = [{"prompt": text(*prompt), "answer": text(*answer)} for _ in range(ROWS)]
-    if options:
-        found = [{**row, "options": [row["answer"], text(options, options)]} for row in found]
-    return found
 
 
 def measured(worker: Worker, tasks: list[ClientTask]) -> int:
@@ -84,10 +63,7 @@ def test_what_is_predicted_is_allocated_within_a_tenth(
 ) -> None:
     """Both rounds of both clients, whose batches decide. Weights and adapter exist before; what is small in all is the
     payloads."""
-    texts = rows(task, prompt, answer, 50 if "multiple_choice" in evaluation.values() else 0)
-    for client in range(2):
-        lines = "".join(json.dumps(row) + "\n" for row in texts[client:] + texts[:client])
-        (tmp_path / f"{client}.jsonl").write_text(lines)
+    write_clients(tmp_path, task, prompt, answer, 50 if "multiple_choice" in evaluation.values() else 0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": 200}
     model = tiny_bert(**sizes)
     if task == "causal_lm":

@@ -1,13 +1,23 @@
 """The measured peak of a process, and the part of a GPU that it is held to."""
 
 import mmap
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedray.training import metering
-from fedray.training.metering import CUDA_CONTEXT, MemoryMeter, cap_gpu_memory, gpu_memory
+from fedray.training.metering import (
+    CUDA_CONTEXT,
+    MemoryMeter,
+    bare_process,
+    cap_gpu_memory,
+    gpu_memory,
+    mapped_weights,
+)
 
 SIZE = 150_000_000
 
@@ -25,17 +35,17 @@ def test_a_peak_that_is_over_is_seen():
     touch(SIZE)
     after = meter.read()
     assert after.host_peak - before.host_peak == pytest.approx(SIZE, rel=0.1)
-    assert (after.host_baseline, after.device, after.device_peak) == (before.host_baseline, "cpu", None)
+    assert (after.host_baseline, after.device, after.device_peak) == (meter.bare.pss, "cpu", None)
 
 
 def test_a_new_meter_knows_nothing_of_what_was_before():
     """Between two methods; the baseline remains that of the bare process."""
     first = MemoryMeter("cpu")
     touch(SIZE)
-    assert first.read().host_peak - first.baseline > 0.9 * SIZE
-    second = MemoryMeter("cpu", first.baseline)
-    assert second.read().host_peak - second.baseline < 0.5 * SIZE
-    assert second.read().host_baseline == first.baseline
+    assert first.read().host_peak > 0.9 * SIZE
+    second = MemoryMeter("cpu", first.bare)
+    assert second.read().host_peak < 0.5 * SIZE
+    assert second.read().host_baseline == first.bare.pss
 
 
 @pytest.mark.parametrize("every", [0.0, 1e6])
@@ -47,7 +57,48 @@ def test_the_largest_of_all_turns_counts(every, monkeypatch):
     meter.note()
     touch(SIZE // 3)
     meter.note()
-    assert meter.read().host_peak - meter.baseline == pytest.approx(SIZE, rel=0.1)
+    assert meter.read().host_peak == pytest.approx(SIZE, rel=0.1)
+
+
+def test_processes_with_the_same_libraries_change_nothing():
+    """Three that have torch too: this process's PSS falls by tens of MB."""
+    pages = bare_process()
+    meter = MemoryMeter("cpu", pages)
+    command = [sys.executable, "-c", "import torch; print(flush=True); input()"]
+    others = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for other in others:
+            assert other.stdout.readline()
+        touch(SIZE)
+        now = bare_process()
+        use = meter.read()
+    finally:
+        for other in others:
+            other.communicate(b"\n")
+    assert now.pss < pages.pss - 10e6
+    assert abs(now.anonymous - pages.anonymous) < 5e6
+    assert (use.host_baseline, use.host_peak) == (pages.pss, pytest.approx(SIZE, rel=0.1))
+
+
+def test_mapped_weights_count_in_full_when_they_are_read(tmp_path):
+    """Other processes may map them too. Read, mapped a second time, and written to, which makes them the process's own;
+    the file's end and header are not weights."""
+    file = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.ones(SIZE // 4)}, file)
+    before = mapped_weights()
+    weight, again = load_file(file)["weight"], load_file(file)["weight"]
+    assert mapped_weights() - before < SIZE / 10
+    weight.sum()
+    assert mapped_weights() - before == pytest.approx(SIZE, rel=0.1)
+    again.sum()
+    file.unlink()
+    assert mapped_weights() - before == pytest.approx(SIZE, rel=0.1)
+    meter = MemoryMeter("cpu")
+    weight.zero_()
+    again.zero_()
+    use = meter.read()
+    assert use.host_peak == pytest.approx(2 * SIZE, rel=0.1)
+    assert mapped_weights() - before < SIZE / 10
 
 
 @pytest.fixture
@@ -116,13 +167,19 @@ def test_a_gpus_peak_is_torchs(monkeypatch):
 
 
 def test_a_sandbox_that_forbids_the_reset(monkeypatch, tmp_path):
-    """The peak then counts from the process's start: 100 kB of PSS now, of which 30 are the object store's, and 50 kB
-    more RSS at the peak."""
-    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  250 kB\nVmRSS:\t  200 kB\n")
+    """The peak then counts from the process's start: 100 kB of PSS now, of which 30 are the object store's; 50 kB more
+    memory at the peak, and 40 kB of weights, of which the process has written to 8."""
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  250 kB\nVmRSS:\t  200 kB\nRssAnon:\t   80 kB\n")
     (tmp_path / "smaps_rollup").write_text(
         "55-7f ---p 00000000 00:00 0  [rollup]\nRss:  200 kB\nPss:  100 kB\nPss_Shmem:   30 kB\n"
+    )
+    rest = "Pss:   1 kB\nAnonymous:    {} kB\nVmFlags: rd mr\n"
+    (tmp_path / "smaps").write_text(
+        f"55-57 r--p 00000000 fe:00 26 /usr/lib/libtorch.so\nSize:  90 kB\nRss:   90 kB\n{rest.format(0)}"
+        f"57-58 rw-p 00000000 fe:00 27 /a b/model.safetensors\nSize:  60 kB\nRss:   40 kB\n{rest.format(8)}"
+        f"58-7f rw-p 00000000 00:00 0 \nSize:  20 kB\nRss:   20 kB\n{rest.format(20)}"
     )
     (tmp_path / "clear_refs").mkdir()  # cannot be written
     monkeypatch.setattr(metering, "PROCESS", tmp_path)
     use = MemoryMeter("cpu").read()
-    assert (use.host_baseline, use.host_peak) == (70 * 1024, 120 * 1024)
+    assert (use.host_baseline, use.host_peak) == (70 * 1024, (50 + 32) * 1024)
