@@ -153,7 +153,7 @@ def _example_seconds(prepared: Prepared, pool: Pool) -> float:
         for found in pool.train(tasks):
             if isinstance(found, ResultBatch):
                 measured.append(found.results[0].report.seconds / examples)
-            elif found.exhausted:
+            elif found is not None and found.exhausted:
                 raise found.error()
     return float(f"{min(measured) * config.clients.tier(client.tier).speed:.3g}")
 

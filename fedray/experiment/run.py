@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -33,13 +33,15 @@ TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "
 
 
 def run_experiment(
-    prepared: Prepared, pool: Pool, where: str | Path | StoragePath, resume: bool = False
+    prepared: Prepared, pool: Pool, where: str | Path | StoragePath, resume: bool = False, overlap: bool = False
 ) -> Iterator[Event]:
     """Run every method, write the run's folder after each round, and yield what happens.
 
     Args:
         where: the run's folder.
         resume: continue the run that is in the folder (`resume.continued`).
+        overlap: write a round, and yield its end, while the first tasks of the next one run; not for callers that may
+            end the run after any round.
     """
     set_threads(prepared.config.clients.threads or 1)
     prepared = calibrated(prepared, pool)
@@ -50,10 +52,12 @@ def run_experiment(
             if (summary := folder.finished(entry.key)) is not None:
                 yield MethodFinished(summary)
             else:
-                yield from _run_method(prepared, entry, pool, folder)
+                yield from _run_method(prepared, entry, pool, folder, overlap)
 
 
-def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder) -> Iterator[Event]:
+def _run_method(
+    prepared: Prepared, entry: MethodConfig, pool: Pool, folder: RunFolder, overlap: bool
+) -> Iterator[Event]:
     config, started = prepared.config, perf_counter()
     build_method(config, entry)  # a new process: importing the method registers the states that a checkpoint contains
     metric = configured_metric(config)
@@ -76,10 +80,9 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
         where = federation.server_round, federation.server, federation.client_states
         return Progress(*where, totals, seconds, score, prepared.data.fingerprint)
 
-    if before is None and config.checkpoint.every:  # from now on there is always a checkpoint
-        checkpoints.save(progress(None))
-    while federation.server_round < config.rounds:
-        result = yield from _logged(federation.round(), folder)
+    def recorded(result: RoundResult) -> Iterator[Event]:
+        """Write a round that has ended, and a checkpoint if one is due; before the next one is aggregated."""
+        nonlocal replaced
         row = folder.record(entry.key, result)
         totals.update({name: row[name] for name in TOTALS})
         replaced += result.replaced
@@ -88,7 +91,16 @@ def _run_method(prepared: Prepared, entry: MethodConfig, pool: Pool, folder: Run
             pool.forget(checkpoints.save(progress(_score(row)), replaced) if due else replaced)
             replaced = []
         yield _round_finished(entry, result, row)
-    final = yield from _logged(federation.final_pass(), folder)
+
+    if before is None and config.checkpoint.every:  # from now on there is always a checkpoint
+        checkpoints.save(progress(None))
+    unrecorded: Iterator[Event] = iter(())
+    while federation.server_round < config.rounds:
+        result = yield from _logged(federation.round(), folder, unrecorded)
+        unrecorded = recorded(result)
+        if not overlap or federation.server_round == config.rounds:
+            yield from unrecorded
+    final = yield from _logged(federation.final_pass(), folder, unrecorded)
     yield _round_finished(entry, final, folder.record(entry.key, final))
     uses = pool.memory()
     summary = Summary(
@@ -132,17 +144,31 @@ def _restored(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints,
     return before
 
 
-def _logged(round: Round, folder: RunFolder) -> Round:
-    """Run a round, and write its failed attempts to the run's event log."""
-    while True:
-        try:
+def _logged(round: Round, folder: RunFolder, meanwhile: Iterator[Event]) -> Generator[Event, None, RoundResult]:
+    """Run a round, and write its failed attempts to the run's event log.
+
+    Args:
+        meanwhile: other work, which is done while the round's first tasks run; at the latest when the round ends or
+            fails.
+    """
+    try:
+        while True:
             event = next(round)
-        except StopIteration as end:
-            result: RoundResult = end.value
-            return result
-        if isinstance(event, TaskFailed):
-            folder.record_attempt(event.method, event.attempt)
-        yield event
+            if event is None:
+                yield from meanwhile
+                continue
+            if isinstance(event, TaskFailed):
+                folder.record_attempt(event.method, event.attempt)
+            yield event
+    except StopIteration as end:
+        result: RoundResult = end.value
+        yield from meanwhile
+        return result
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield from meanwhile
+        raise
 
 
 def _round_finished(entry: MethodConfig, result: RoundResult, row: Row) -> RoundFinished:

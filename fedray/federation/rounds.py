@@ -14,6 +14,7 @@ import numpy as np
 
 from fedray.aggregation.pairwise import PairwiseMean
 from fedray.config import Config, TrainConfig
+from fedray.errors import FedrayError
 from fedray.federation.events import TaskFailed, TasksFinished
 from fedray.federation.failures import FailedAttempt, too_few
 from fedray.federation.participation import Participation, cohort_size, select_participants
@@ -23,7 +24,7 @@ from fedray.federation.update_checks import outliers
 from fedray.methods.protocol import AnyMethod, Initial, Metrics, TierMean, Update, Uploaded
 from fedray.randomness import keyed_rng
 from fedray.storage.client_states import StateRef
-from fedray.storage.state_tree import with_arrays
+from fedray.storage.state_tree import sha256, with_arrays
 from fedray.training.metering import MemoryUse
 from fedray.types import Client, ClientId
 
@@ -35,8 +36,9 @@ class Pool(Protocol):
         """Prepare each tier that has clients for a method, and return the common starting point."""
         ...
 
-    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
-        """Yield the results of all tasks in completion order, and failed attempts."""
+    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt | None]:
+        """Yield the results of all tasks in completion order, and failed attempts; before them None, if the first tasks
+        run meanwhile and the caller has time for other work."""
         ...
 
     def actors(self, tier: str) -> int:
@@ -90,8 +92,8 @@ class RoundResult:
     final: bool = False
 
 
-Round = Generator[TasksFinished | TaskFailed, None, RoundResult]
-"""Yields what happens and returns the round's result."""
+Round = Generator[TasksFinished | TaskFailed | None, None, RoundResult]
+"""Yields what happens and returns the round's result; None as `Pool.train` does."""
 
 
 class Collected:
@@ -195,7 +197,7 @@ class Federation:
         """
         started = perf_counter()
         cohort = sample_cohort(self.clients, self.config, self.server_round)
-        downlinks = downlinks_of(self.method.configure_train(self.server, cohort), cohort)
+        downlinks = self._downlinks(cohort)
         measure = self.config.evaluation.every > 0 and self.server_round % self.config.evaluation.every == 0
         participation = self._select(cohort, downlinks)
         collected = yield from self._train(self.tasks(participation.participants, downlinks, measure, "state"))
@@ -223,7 +225,7 @@ class Federation:
             FedrayError: as `round`.
         """
         started = perf_counter()
-        downlinks = downlinks_of(self.method.configure_train(self.server, self.clients), self.clients)
+        downlinks = self._downlinks(self.clients)
         collected = yield from self._train(self.tasks(self.clients, downlinks, True, "adapter"))
         results = tuple(result._replace(uplink_bytes=0) for result in collected.results)
         seconds = perf_counter() - started
@@ -256,6 +258,21 @@ class Federation:
             positions[client.tier] += 1
         return tasks
 
+    def _downlinks(self, cohort: Sequence[Client]) -> Mapping[ClientId, Downlink]:
+        """Return what the clients receive.
+
+        Raises:
+            FedrayError: the method changes the server's state meanwhile; this is checked before the first round. The
+                state may be written to a checkpoint later, and a continued run would change it twice.
+        """
+        before = sha256([("server", self.server)]) if self.server_round == 0 else ""
+        downlinks = downlinks_of(self.method.configure_train(self.server, cohort), cohort)
+        if before and before != sha256([("server", self.server)]):
+            raise FedrayError(
+                f"{self.name}: configure_train changes the server's state; only aggregate_train may return a new one"
+            )
+        return downlinks
+
     def _select(self, cohort: Sequence[Client], downlinks: Mapping[ClientId, Downlink]) -> Participation:
         return select_participants(
             self.config.clients,
@@ -268,11 +285,13 @@ class Federation:
             self.up_bytes,
         )
 
-    def _train(self, tasks: Sequence[ClientTask]) -> Generator[TasksFinished | TaskFailed, None, Collected]:
+    def _train(self, tasks: Sequence[ClientTask]) -> Generator[TasksFinished | TaskFailed | None, None, Collected]:
         """Yield finished and failed tasks; return what the clients brought."""
         collected, clients = Collected(), self.config.clients
         for found in self.pool.train(tasks):
-            if isinstance(found, ResultBatch):
+            if found is None:
+                yield None
+            elif isinstance(found, ResultBatch):
                 collected.add(found)
                 ids = tuple(result.client.id for result in found.results)
                 yield TasksFinished(self.name, self.server_round, ids)

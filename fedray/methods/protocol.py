@@ -278,8 +278,8 @@ class FederatedMethod(Protocol[ServerState, ClientState, Downlink, Uplink]):
         ...
 
     def configure_train(self, server: ServerState, cohort: Sequence[Client]) -> Downlinks[Downlink]:
-        """Return what each client of the cohort receives. A payload for several clients is a `Broadcast`: it is sent
-        once per node, and counted once per client."""
+        """Return what each client of the cohort receives, and change nothing. A payload for several clients is a
+        `Broadcast`: it is sent once per node, and counted once per client."""
         ...
 
     def train_client(

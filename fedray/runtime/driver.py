@@ -61,7 +61,7 @@ class DriverActor:
             prepared: Prepared = from_message(message)
             pool = ClientPool(prepared.config.requested_clients, prepared.data.shards, prepared.cohorts())
             freeze_heap()
-            yield from in_batches(run_experiment(prepared, pool, place, resume))
+            yield from in_batches(run_experiment(prepared, pool, place, resume, overlap=True))
         except FedrayError as error:
             yield [error]
         finally:

@@ -82,8 +82,8 @@ class ClientPool:
         initial: Initial = get(next(iter(self.group.handles.values()))[0].actor.initial.remote())
         return initial
 
-    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt]:
-        """Yield results in completion order, and failed attempts.
+    def train(self, tasks: Sequence[ClientTask]) -> Iterator[ResultBatch | FailedAttempt | None]:
+        """Yield None once the first tasks run, then results in completion order, and failed attempts.
 
         Raises:
             FedrayError: a tier has lost all actors, and none could be started again.
@@ -101,10 +101,10 @@ class ClientPool:
 
     def _serve(
         self, queues: Mapping[str, WorkQueue], downlinks: Mapping[int, Downlink], running: "dict[Any, _Running]"
-    ) -> Iterator[ResultBatch | FailedAttempt]:
+    ) -> Iterator[ResultBatch | FailedAttempt | None]:
         """Hand out task batches until no task is left, and yield what comes back."""
         idle = {tier: list(handles) for tier, handles in self.group.handles.items()}
-        looked = monotonic()
+        looked, handed_out = monotonic(), False
         idle_since = dict.fromkeys(idle, looked)
         while running or any(queues.values()):
             for tier, queue in queues.items():
@@ -114,6 +114,9 @@ class ClientPool:
                         idle[tier].remove(handle)
                         sent = task_batch(batch, downlinks, self._shards)
                         running[handle.actor.train.remote(sent)] = _Running(handle, batch)
+            if not handed_out:
+                handed_out = True
+                yield None
             ready = self.group.wait(list(running))
             if monotonic() - looked > LOOK_S:
                 looked = monotonic()
