@@ -24,8 +24,7 @@ DIR/checkpoints/METHOD/ what the method can be continued from (`Checkpoints`)
 DIR/trackers/           what trackers know of the run (`tracking.followed`), and files of their own
 DIR/.lock               held by the process that writes here, on this machine's file systems
 
-While a method runs, and after its process was killed, recent rows of a large table are in side files
-(`storage.tables`).
+While a method runs, and after its process was killed, recent rows of a table can be in side files (`storage.tables`).
 """
 
 import json

@@ -2,16 +2,19 @@
 
 A Parquet file cannot be appended to, and rewriting all of it after every round would make a run's time quadratic in its
 rounds. The file of a large table is therefore rewritten only when the table has grown by an eighth, or in many small
-steps. Until then, recent rows are in side files, each named after the number of rows before its own: `clients.parquet`,
-`clients-000010000.parquet`.
+steps, and that of a small one only every half second. Until then, recent rows are in side files, each named after the
+number of rows before its own: `clients.parquet`, `clients-000010000.arrow`. They are written in Arrow's format, which
+takes a tenth of the time.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +23,15 @@ import pyarrow.parquet as pq
 from fedray.errors import StateError
 from fedray.storage.paths import StoragePath
 
+SIDE = ".arrow"
 SMALL_ROWS = 10_000
-"""A table of up to this many rows is always one file, which is written in a few milliseconds."""
+REWRITE_S = 0.5
+"""The file of a table of up to SMALL_ROWS rows is rewritten, which takes a few milliseconds, if it is older than this
+many seconds."""
 PART = 8
+"""A large table's file is rewritten once 1 / PART of its rows have been added."""
 MAX_SIDE_FILES = 64
-"""A large table's file is rewritten once 1 / PART of its rows have been added, or once it has this many side files."""
+"""Every table's file is rewritten once it has this many side files."""
 
 READ_TRIES = 3
 """Attempts to read a table: a writing process may move rows from side files into the table's file meanwhile."""
@@ -48,6 +55,7 @@ class Table:
         self._folder, self._name, self._durable, self._arranged = folder, name, durable, arranged
         self._rows = pa.table({})
         self._in_file = 0
+        self._rewritten = -math.inf
         self._side_files: list[StoragePath] = []
 
     def load(self) -> None:
@@ -75,13 +83,18 @@ class Table:
         columns = dict.fromkeys(chain.from_iterable(rows))
         new = pa.table({column: [row.get(column) for row in rows] for column in columns})
         joined = _joined([self._rows, new])
-        small = joined.num_rows <= SMALL_ROWS
-        grown = joined.num_rows - self._in_file >= self._in_file / PART or len(self._side_files) >= MAX_SIDE_FILES
-        if small or grown:
+        if joined.num_rows > SMALL_ROWS:
+            due = joined.num_rows - self._in_file >= self._in_file / PART
+        else:
+            due = monotonic() - self._rewritten >= REWRITE_S
+        if due or len(self._side_files) >= MAX_SIDE_FILES:
             self._write_all(joined)
         elif rows:
-            place = self._folder / f"{self._name}-{self._rows.num_rows:09d}.parquet"
-            self._write(place, new)
+            place = self._folder / f"{self._name}-{self._rows.num_rows:09d}{SIDE}"
+            buffer = BytesIO()
+            with pa.ipc.new_file(buffer, new.schema) as file:
+                file.write_table(new)
+            place.write(buffer.getvalue(), self._durable)
             self._side_files.append(place)
             self._rows = joined
 
@@ -93,7 +106,7 @@ class Table:
         """
         self.compact()
         self._rows = self._rows.filter(pa.array([wanted(row) for row in self.rows()], pa.bool_()))
-        self._in_file = 0  # the file is out of date: the next `append` rewrites it
+        self._in_file, self._rewritten = 0, -math.inf  # the file is out of date: the next `append` rewrites it
 
     def compact(self) -> None:
         """Put all rows into the table's file, if some are in side files.
@@ -108,17 +121,14 @@ class Table:
         """Rewrite the table's file, and then remove the side files. Until they are removed, readers recognise by the
         number of rows before theirs that the file already holds them."""
         rows = self._arranged(rows).combine_chunks()
-        self._write(self._folder / f"{self._name}.parquet", rows)
-        self._rows, self._in_file = rows, rows.num_rows
-        while self._side_files:
-            self._side_files[-1].remove()
-            self._side_files.pop()
-
-    def _write(self, place: StoragePath, rows: pa.Table) -> None:
         buffer = BytesIO()
         texts = [field.name for field in rows.schema if pa.types.is_string(field.type)]
         pq.write_table(rows, buffer, use_dictionary=texts)  # numbers differ from row to row
-        place.write(buffer.getvalue(), self._durable)
+        (self._folder / f"{self._name}.parquet").write(buffer.getvalue(), self._durable)
+        self._rows, self._in_file, self._rewritten = rows, rows.num_rows, monotonic()
+        while self._side_files:
+            self._side_files[-1].remove()
+            self._side_files.pop()
 
 
 def read_table(
@@ -161,7 +171,11 @@ def _read_table(folder: StoragePath, name: str, wanted: Callable[[str], bool]) -
 
 def _read(place: StoragePath, wanted: Callable[[str], bool]) -> pa.Table:
     with _failing(place):
-        file = pq.ParquetFile(BytesIO(place.read()))
+        blob = BytesIO(place.read())
+        if place.path.endswith(SIDE):
+            rows = pa.ipc.open_file(blob).read_all()
+            return rows.select([column for column in rows.column_names if wanted(column)])
+        file = pq.ParquetFile(blob)
         names = file.schema_arrow.names
         chosen = [column for column in names if wanted(column)]
         return file.read(None if chosen == names else chosen)
@@ -172,8 +186,9 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def _side_files_of(folder: StoragePath, name: str) -> list[tuple[int, StoragePath]]:
-    """Return the side files of a table in order, each with the number of rows before its first."""
-    pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.parquet")
+    """Return the side files of a table in order, each with the number of rows before its first. Older versions wrote
+    them in Parquet."""
+    pattern = re.compile(rf"{re.escape(name)}-(\d{{9,}})\.(arrow|parquet)")
     with _failing(folder):
         names = folder.names()
     found = [(int(match[1]), folder / match[0]) for other in names if (match := pattern.fullmatch(other))]

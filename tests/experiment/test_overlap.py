@@ -20,6 +20,7 @@ from fedray.federation.tasks import ClientTask
 from fedray.methods.fedavg import FedAvg
 from fedray.results.run_result import RunResult
 from fedray.storage.state_tree import arrays
+from fedray.storage.tables import read_table
 
 ROUNDS = 3
 """The final pass is the fourth time that tasks are handed out."""
@@ -71,8 +72,7 @@ class AheadPool(LocalPool):
         yield from super().train(tasks)
 
     def _rounds(self) -> int:
-        file = self.folder / "rounds.parquet"
-        return len(pd.read_parquet(file)) if file.exists() else 0
+        return read_table(self.folder, "rounds").num_rows
 
 
 def names(events: Sequence[Event]) -> list[Any]:

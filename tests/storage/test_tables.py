@@ -47,12 +47,42 @@ def test_a_small_table_is_one_file_and_a_large_one_is_written_anew_when_it_has_g
     table.append(numbered(3, 16))
     assert files(tmp_path) == ["clients.parquet"]
     table.append(numbered(16, 17))
-    assert files(tmp_path) == ["clients-000000016.parquet", "clients.parquet"]
+    assert files(tmp_path) == ["clients-000000016.arrow", "clients.parquet"]
     assert pq.read_table(tmp_path / "clients.parquet").num_rows == 16
     assert on_disk(tmp_path) == list(range(17))
     table.append(numbered(17, 18))
     assert files(tmp_path) == ["clients.parquet"]
     assert pd.read_parquet(tmp_path / "clients.parquet").number.tolist() == list(range(18))
+
+
+def test_a_small_table_is_written_anew_every_half_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rows and those after half a second are in the file; others beside it."""
+    table = Table(StoragePath.of(tmp_path), "clients")
+    table.append(numbered(0, 1))
+    assert files(tmp_path) == ["clients.parquet"]
+    monkeypatch.setattr(tables, "REWRITE_S", 1e6)
+    table.append(numbered(1, 4))
+    table.append([{"extra": 0.5, **numbered(4, 5)[0]}])
+    assert files(tmp_path) == ["clients-000000001.arrow", "clients-000000004.arrow", "clients.parquet"]
+    assert on_disk(tmp_path) == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(tables, "REWRITE_S", 0.0)
+    table.append(numbered(5, 6))
+    assert files(tmp_path) == ["clients.parquet"]
+    found = pd.read_parquet(tmp_path / "clients.parquet")
+    assert found.number.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.extra.dropna().tolist() == [0.5]
+    assert read_table(tmp_path, "clients", lambda column: column == "extra").column_names == ["extra"]
+
+
+def test_side_files_of_older_versions_are_read(tmp_path: Path) -> None:
+    """They were in Parquet."""
+    for name, (start, stop) in {"clients": (0, 32), "clients-000000032": (32, 34)}.items():
+        pq.write_table(pa.Table.from_pylist(numbered(start, stop)), tmp_path / f"{name}.parquet")
+    assert on_disk(tmp_path) == list(range(34))
+    table = Table(StoragePath.of(tmp_path), "clients")
+    table.load()
+    assert files(tmp_path) == ["clients.parquet"]
+    assert on_disk(tmp_path) == list(range(34))
 
 
 def test_what_is_written_grows_with_the_rows_and_not_with_their_square(
@@ -164,7 +194,7 @@ def test_a_reader_finds_the_rows_of_some_moment_while_another_writes(
             if left == -1:
                 for start in range(17, 20):
                     table.append(numbered(start, start + 1))
-                beside = ["clients-000000018.parquet", "clients-000000019.parquet"]
+                beside = ["clients-000000018.arrow", "clients-000000019.arrow"]
                 assert files(tmp_path) == [*beside, "clients.parquet"]
             return real(*arguments)
 
@@ -194,7 +224,7 @@ def test_a_table_that_is_not_on_this_machine(tmp_path: Path) -> None:
     table = Table(elsewhere, "clients")
     for start, stop in ((0, 32), (32, 34), (34, 35)):
         table.append(numbered(start, stop))
-    assert elsewhere.names() == ["clients-000000032.parquet", "clients-000000034.parquet", "clients.parquet"]
+    assert elsewhere.names() == ["clients-000000032.arrow", "clients-000000034.arrow", "clients.parquet"]
     again = Table(elsewhere, "clients")
     again.load()
     assert elsewhere.names() == ["clients.parquet"]
@@ -223,13 +253,13 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     table = Table(StoragePath.of(tmp_path), "clients")
     for start, stop in ((0, 32), (32, 34), (34, 35)):
         table.append(numbered(start, stop))
-    beside = tmp_path / "clients-000000032.parquet"
+    beside = tmp_path / "clients-000000032.arrow"
     whole = beside.read_bytes()
     beside.write_bytes(whole[:-5])
-    with pytest.raises(StateError, match=r"clients-000000032\.parquet: cannot be read: "):
+    with pytest.raises(StateError, match=r"clients-000000032\.arrow: cannot be read: "):
         read_table(StoragePath.of(tmp_path), "clients")
     beside.unlink()
-    with pytest.raises(StateError, match=r"clients-000000034\.parquet: .* only 32 of the 34 rows before its own exist"):
+    with pytest.raises(StateError, match=r"clients-000000034\.arrow: .* only 32 of the 34 rows before its own exist"):
         Table(StoragePath.of(tmp_path), "clients").load()
 
 
