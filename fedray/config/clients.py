@@ -1,6 +1,7 @@
 """The section `clients`: how many there are, what they run on, and how strong they are."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -184,6 +185,11 @@ class UpdateChecks(Section):
         return self.norm is not None or self.distance is not None
 
 
+@cache
+def _only_tier() -> TierConfig:
+    return TierConfig(share=1.0)
+
+
 class ClientsConfig(Section):
     count: PositiveInt | None = None
     """Number of clients K. by_column, by_file: taken from the data; given, the `count` largest are kept."""
@@ -256,7 +262,7 @@ class ClientsConfig(Section):
     def tier(self, name: str) -> TierConfig:
         """Return the tier of that name with what it leaves out filled in from all clients; without tiers, the only
         one, `default`."""
-        tier = self.tiers[name] if self.tiers else TierConfig(share=1.0)
+        tier = self.tiers[name] if self.tiers else _only_tier()
         common = {field: getattr(self, field) for field in ("num_cpus", "num_gpus", "actors", "fuse")}
         return tier.model_copy(update={f: value for f, value in common.items() if getattr(tier, f) is None})
 
