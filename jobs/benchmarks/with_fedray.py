@@ -24,6 +24,7 @@ from workloads import LETTER_A, Timeline, Workload
 
 import fedray
 from fedray.federation.events import Callback, RoundFinished
+from fedray.storage.tables import read_table
 
 
 class LastRoundEnded(Exception):
@@ -110,7 +111,7 @@ def main(text: str, workers: str, *rest: str) -> None:
             fedray.run(settings, output=Path(runs) / "run", callbacks=[Rounds()])
         except LastRoundEnded:
             pass
-        rounds = pd.read_parquet(Path(runs) / "run" / "rounds.parquet")
+        rounds = read_table(Path(runs) / "run", "rounds").to_pandas()
         server = next((Path(runs) / "run" / "checkpoints").glob(f"*/{workload.rounds:05d}/server.safetensors"), None)
         digest = None if server is None else sha256(server.read_bytes()).hexdigest()
         uplink = rounds["uplink_bytes"].iloc[0] / rounds["clients"].iloc[0]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -176,7 +175,7 @@ def test_a_job_that_is_stopped_is_continued(
     assert "stopped" in stopped.stdout, stopped.stderr
     assert "round 1" in fedray("jobs", "logs", id, "--address", ADDRESS).stdout
     assert not orphans(environment["FEDRAY_LOCAL_CLUSTER"])
-    done = len(pd.read_parquet(tmp_path / "o" / "rounds.parquet"))
+    done = len(RunResult.load(tmp_path / "o").rounds())
     small[-1] = f"rounds={done + 2}"
     again = fedray("submit", "config.yaml", *small, "--address", ADDRESS, "--output", str(tmp_path / "o"))
     assert again.returncode == 0, again.stdout + again.stderr

@@ -103,7 +103,7 @@ def assert_same(one: RunResult, other: RunResult) -> None:
 
 def beside(path: Path) -> list[str]:
     """Files of rows that are not in their table's one file."""
-    return sorted(file.name for file in path.glob("*-0*.parquet"))
+    return sorted(file.name for file in path.glob("*-0*.arrow"))
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -138,7 +138,7 @@ def test_wherever_a_run_ends_it_is_continued_with_the_same_bits(
         killed.setattr(tables.Table, "compact", lambda table: None)
         interrupted(config, tmp_path / "run", kind, number)
     if (kind, number) == (RoundFinished, 2):
-        assert (tmp_path / "run" / "clients-000000006.parquet").is_file()
+        assert (tmp_path / "run" / "clients-000000006.arrow").is_file()
     found = fedray.run(config, resume=tmp_path / "run")
     assert_same(found, whole)
     assert beside(found.path) == []
@@ -161,7 +161,7 @@ def test_tables_are_one_file_each_when_a_method_or_the_run_ends(
         seen.append((type(event), beside(tmp_path / "whole")))
 
     fedray.run(config, output=tmp_path / "whole", callbacks=[Calling(look)])
-    assert {"clients-000000003.parquet", "clients-000000006.parquet"} <= {name for _, found in seen for name in found}
+    assert {"clients-000000003.arrow", "clients-000000006.arrow"} <= {name for _, found in seen for name in found}
     assert [found for kind, found in seen if kind is MethodFinished] == [[], []]
     interrupted(config, tmp_path / "stopped", RoundFinished, 2)
     assert beside(tmp_path / "stopped") == []
