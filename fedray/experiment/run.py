@@ -26,8 +26,11 @@ from fedray.storage.paths import StoragePath
 from fedray.storage.state_tree import sha256
 from fedray.training.metering import MemoryUse
 from fedray.training.threads import set_threads
+from fedray.types import ClientId
 
 log = logging.getLogger(__name__)
+Reached = tuple[int, Any, dict[ClientId, StateRef]]
+"""A federation's round, server's state and clients' states."""
 TOTALS = ("uplink_bytes", "downlink_bytes", "late", "dropped_out", "left_out", "simulated_seconds")
 """Columns of a round whose sums over rounds are in the summary."""
 
@@ -75,29 +78,35 @@ def _run_method(
         earlier = before.seconds
     replaced: list[StateRef] = []
 
-    def progress(score: float | None) -> Progress:
+    def reached() -> Reached:
+        return federation.server_round, federation.server, dict(federation.client_states)
+
+    def progress(where: Reached, score: float | None) -> Progress:
         seconds = earlier + perf_counter() - started
-        where = federation.server_round, federation.server, federation.client_states
         return Progress(*where, totals, seconds, score, prepared.data.fingerprint)
 
-    def recorded(result: RoundResult) -> Iterator[Event]:
-        """Write a round that has ended, and a checkpoint if one is due; before the next one is aggregated."""
+    def recorded(result: RoundResult, where: Reached) -> Iterator[Event]:
+        """Write a round, and a checkpoint if one is due.
+
+        Args:
+            where: what the federation had reached when the round ended.
+        """
         nonlocal replaced
         row = folder.record(entry.key, result)
         totals.update({name: row[name] for name in TOTALS})
         replaced += result.replaced
-        due = checkpoints.due(federation.server_round, config.rounds)
+        due = checkpoints.due(result.server_round + 1, config.rounds)
         if due or not config.checkpoint.every:
-            pool.forget(checkpoints.save(progress(_score(row)), replaced) if due else replaced)
+            pool.forget(checkpoints.save(progress(where, _score(row)), replaced) if due else replaced)
             replaced = []
         yield _round_finished(entry, result, row)
 
     if before is None and config.checkpoint.every:  # from now on there is always a checkpoint
-        checkpoints.save(progress(None))
+        checkpoints.save(progress(reached(), None))
     unrecorded: Iterator[Event] = iter(())
     while federation.server_round < config.rounds:
         result = yield from _logged(federation.round(), folder, unrecorded)
-        unrecorded = recorded(result)
+        unrecorded = recorded(result, reached())
         if not overlap or federation.server_round == config.rounds:
             yield from unrecorded
     final = yield from _logged(federation.final_pass(), folder, unrecorded)

@@ -75,6 +75,7 @@ class RoundResult:
     Attributes:
         results: in the order of client ids.
         metrics: of the method's server.
+        seconds: on this machine; if the round before was written meanwhile, with that.
         participation: who took part; None in the final pass, in which all clients do.
         left_out: participants that failed, or sent an update that cannot be used.
         replaced: states of clients that are not current any more; `Pool.forget` deletes them once the round is
@@ -262,7 +263,7 @@ class Federation:
         """Return what the clients receive.
 
         Raises:
-            FedrayError: the method changes the server's state meanwhile; this is checked before the first round. The
+            FedrayError: the method changes the server's state in doing so; this is checked before the first round. The
                 state may be written to a checkpoint later, and a continued run would change it twice.
         """
         before = sha256([("server", self.server)]) if self.server_round == 0 else ""

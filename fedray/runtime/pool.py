@@ -117,6 +117,9 @@ class ClientPool:
             if not handed_out:
                 handed_out = True
                 yield None
+                looked = monotonic()  # actors that worked meanwhile could not be heard
+                for serving in running.values():
+                    serving.last_heard = looked
             ready = self.group.wait(list(running))
             if monotonic() - looked > LOOK_S:
                 looked = monotonic()

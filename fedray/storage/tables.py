@@ -2,9 +2,9 @@
 
 A Parquet file cannot be appended to, and rewriting all of it after every round would make a run's time quadratic in its
 rounds. The file of a large table is therefore rewritten only when the table has grown by an eighth, or in many small
-steps, and that of a small one only every half second. Until then, recent rows are in side files, each named after the
-number of rows before its own: `clients.parquet`, `clients-000010000.arrow`. They are written in Arrow's format, which
-takes a tenth of the time.
+steps, and that of a small one at most every half second. Until then, recent rows are in side files, each named after
+the number of rows before its own: `clients.parquet`, `clients-000010000.arrow`. They are written in Arrow's format,
+which takes a tenth of the time.
 """
 
 import math

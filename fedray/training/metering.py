@@ -49,7 +49,7 @@ class BareProcess:
         """Return what it has after it imported more.
 
         Args:
-            size: bytes that this took.
+            size: bytes of anonymous memory that this took.
         """
         return BareProcess(self.anonymous + size, self.pss + size)
 
@@ -97,7 +97,7 @@ class MemoryMeter:
     def note(self) -> None:
         """Record the host's peak since the last record.
 
-        It is read every few seconds only: the system keeps the peak meanwhile.
+        Reading it takes some milliseconds, so it is read every few seconds only: the system keeps the peak meanwhile.
         """
         if monotonic() - self._noted >= NOTE_EVERY_S:
             self._note()
@@ -116,17 +116,17 @@ class MemoryMeter:
 
 
 def anonymous_peak() -> int:
-    """Return the process's peak of anonymous memory since the last reset, in bytes: what it has now, and what all its
-    memory was larger at its peak."""
+    """Return the process's peak of anonymous memory since the last reset, in bytes: what it has now, and how much
+    larger its whole memory was at its peak."""
     status = _fields(PROCESS / "status")
-    return status["RssAnon"] + status["VmHWM"] - status["VmRSS"]
+    return _fields(PROCESS / "smaps_rollup")["Anonymous"] + status["VmHWM"] - status["VmRSS"]
 
 
 def mapped_weights() -> int:
     """Return the bytes of weights that this process has read from files that it maps; a file that is mapped several
     times counts once."""
     read: dict[str, int] = {}
-    for file, resident, written in WEIGHTS.findall((PROCESS / "smaps").read_text()):
+    for file, resident, written in WEIGHTS.findall((PROCESS / "smaps").read_text(errors="replace")):
         read[file] = max(read.get(file, 0), 1024 * (int(resident) - int(written)))
     return sum(read.values())
 
@@ -136,7 +136,7 @@ def bare_process() -> BareProcess:
     if (trim := c_function("malloc_trim")) is not None:
         trim(0)
     rollup = _fields(PROCESS / "smaps_rollup")
-    return BareProcess(_fields(PROCESS / "status")["RssAnon"], rollup["Pss"] - rollup.get("Pss_Shmem", 0))
+    return BareProcess(rollup["Anonymous"], rollup["Pss"] - rollup.get("Pss_Shmem", 0))
 
 
 def cap_gpu_memory(share: float, held_elsewhere: int = 0) -> None:

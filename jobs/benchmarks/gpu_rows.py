@@ -219,12 +219,13 @@ def fedavg(bench: Bench, batch: int, width: int | None = None) -> dict[str, Any]
     Args:
         width: number of clients; None: as many as `fuse: auto` finds.
     """
+    bare = bench.bare
     served, found = fused_serving(bench, batch), {}
     if width is None:
         asked = replace(served.prepared, config=load_config(bench.settings(batch, fuse="auto")))
         width = calibrated(asked, served.pool).config.clients.tier("default").fuse_width
         found["note"] = f"fuse: auto found {width}"
-    meter = MemoryMeter(bench.device, bench.bare)
+    meter = MemoryMeter(bench.device, bare)
     seconds = bench.seconds(lambda: served.train(width))
     settings = bench.settings(batch, fuse=width if width > 1 else "off")
     return found | {

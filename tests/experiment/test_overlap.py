@@ -1,5 +1,6 @@
 """A round is written while the first tasks of the next one run."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,27 @@ def test_a_round_is_written_if_the_next_one_fails(prepared: Prepared, tmp_path: 
     assert names(finished) == in_turn(4)[6:]
     whole = list(run_experiment(prepared, LocalPool(prepared.data.shards), tmp_path / "whole"))
     assert finished[-1].summary.state_sha256 == whole[-1].summary.state_sha256  # type: ignore[union-attr]
+
+
+def test_checkpoints_are_those_of_their_rounds_however_late_they_are_written(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    """This pool never says that tasks run, as none does in a round without tasks: such a round has ended before the one
+    before it is written."""
+    found = []
+    for overlap in (True, False):
+        folder, checkpoints = tmp_path / str(overlap), list[Any]()
+        for event in run_experiment(prepared, LocalPool(prepared.data.shards), folder, overlap=overlap):
+            if isinstance(event, RoundFinished) and not event.final:
+                manifest = folder / "checkpoints" / "fedavg" / f"{event.server_round + 1:05d}" / "manifest.json"
+                facts = json.loads(manifest.read_text().splitlines()[0])  # the second one is its hash
+                checkpoints.append([facts["server_round"], facts["server"], facts["totals"]["uplink_bytes"]])
+        found.append(checkpoints)
+    assert found[0] == found[1]
+    numbers, servers, sent = zip(*found[0], strict=True)
+    assert numbers == (1, 2, 3)
+    assert len({server["sha256"] for server in servers}) == 3
+    assert sent == (sent[0], 2 * sent[0], 3 * sent[0])
 
 
 def test_a_caller_that_ends_the_run_leaves_the_finished_rounds(prepared: Prepared, tmp_path: Path) -> None:

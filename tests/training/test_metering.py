@@ -168,9 +168,9 @@ def test_a_gpus_peak_is_torchs(monkeypatch):
 def test_a_sandbox_that_forbids_the_reset(monkeypatch, tmp_path):
     """The peak then counts from the process's start: 100 kB of PSS now, of which 30 are the object store's; 50 kB more
     memory at the peak, and 40 kB of weights, of which the process has written to 8."""
-    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  250 kB\nVmRSS:\t  200 kB\nRssAnon:\t   80 kB\n")
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  250 kB\nVmRSS:\t  200 kB\n")
     (tmp_path / "smaps_rollup").write_text(
-        "55-7f ---p 00000000 00:00 0  [rollup]\nRss:  200 kB\nPss:  100 kB\nPss_Shmem:   30 kB\n"
+        "55-7f ---p 00000000 00:00 0  [rollup]\nRss:  200 kB\nPss:  100 kB\nPss_Shmem:   30 kB\nAnonymous:   80 kB\n"
     )
     rest = "Pss:   1 kB\nAnonymous:    {} kB\nVmFlags: rd mr\n"
     (tmp_path / "smaps").write_text(
