@@ -19,6 +19,7 @@ import torch
 from eventually import eventually
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.experimental.internal_kv import _internal_kv_get
+from round_result import result_of
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel
 
@@ -187,6 +188,26 @@ def test_no_more_actors_are_asked_for_than_the_cluster_has_room_for(tiny: dict[s
     pool.setup(prepared.worker_setups(prepared.config.method[0]))
     assert pool.actors("default") == 2
     pool.close()
+
+
+def test_actors_are_not_stuck_because_their_caller_is_busy(tiny: dict[str, Any], cluster: None, tmp_path: Path) -> None:
+    """With what it does while the first tasks run: writing the round before to a slow disk."""
+    clients = {"count": 4, "actors": 1, "client_timeout_s": 4}
+    prepared = prepare(load_config({**tiny, "method": "fedavg", "clients": clients}))
+    pool = ClientPool(prepared.config.clients, prepared.data.shards, {"default": 4})
+    try:
+        initial = pool.setup(prepared.worker_setups(prepared.config.method[0]))
+        federation = prepared.federation(prepared.config.method[0], initial, pool)
+        result_of(federation.round())
+        seen = []
+        for event in federation.round():
+            seen.append(event)
+            if event is None:
+                time.sleep(6)
+    finally:
+        pool.close()
+    assert seen[0] is None
+    assert {type(event) for event in seen[1:]} == {TasksFinished}
 
 
 def test_client_actors_are_not_restarted_by_ray() -> None:
