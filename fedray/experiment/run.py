@@ -17,7 +17,7 @@ from fedray.experiment.prepare import Prepared
 from fedray.experiment.rows import Row, means, memory_row, partition_rows
 from fedray.experiment.run_folder import RunFolder
 from fedray.federation.events import Event, MethodFinished, MethodStarted, RoundFinished, RunStarted, TaskFailed
-from fedray.federation.rounds import Pool, Round, RoundResult
+from fedray.federation.rounds import Federation, Pool, Round, RoundResult
 from fedray.federation.summary import Summary
 from fedray.methods.registry import build_method
 from fedray.storage.checkpoints import Checkpoints, Progress
@@ -70,43 +70,15 @@ def _run_method(
     cohort = config.clients.per_round or len(prepared.clients)
     yield MethodStarted(entry.key, config.rounds, config.rounds * cohort + len(prepared.clients), done, done * cohort)
     federation = prepared.federation(entry, pool.setup(prepared.worker_setups(entry, folder.place)), pool)
-    totals: Counter[str] = Counter()
-    earlier = 0.0
     if before is not None:
         federation.restore(before.server_round, before.server, before.client_states)
-        totals.update(before.totals)
-        earlier = before.seconds
-    replaced: list[StateRef] = []
-
-    def reached() -> Reached:
-        return federation.server_round, federation.server, dict(federation.client_states)
-
-    def progress(where: Reached, score: float | None) -> Progress:
-        seconds = earlier + perf_counter() - started
-        return Progress(*where, totals, seconds, score, prepared.data.fingerprint)
-
-    def recorded(result: RoundResult, where: Reached) -> Iterator[Event]:
-        """Write a round, and a checkpoint if one is due.
-
-        Args:
-            where: what the federation had reached when the round ended.
-        """
-        nonlocal replaced
-        row = folder.record(entry.key, result)
-        totals.update({name: row[name] for name in TOTALS})
-        replaced += result.replaced
-        due = checkpoints.due(result.server_round + 1, config.rounds)
-        if due or not config.checkpoint.every:
-            pool.forget(checkpoints.save(progress(where, _score(row)), replaced) if due else replaced)
-            replaced = []
-        yield _round_finished(entry, result, row)
-
+    record = _Record(prepared, entry, pool, folder, checkpoints, before, started)
     if before is None and config.checkpoint.every:  # from now on there is always a checkpoint
-        checkpoints.save(progress(reached(), None))
+        record.checkpoint(_reached(federation), None)
     unrecorded: Iterator[Event] = iter(())
     while federation.server_round < config.rounds:
         result = yield from _logged(federation.round(), folder, unrecorded)
-        unrecorded = recorded(result, reached())
+        unrecorded = record.round(result, _reached(federation))
         if not overlap or federation.server_round == config.rounds:
             yield from unrecorded
     final = yield from _logged(federation.final_pass(), folder, unrecorded)
@@ -121,8 +93,8 @@ def _run_method(
         metric_name=metric.label,
         **_scores(means(final.results), metric),
         trainable_parameters=max(cost.trainable for cost in prepared.costs[entry.key].values()),
-        **{name: totals[name] for name in TOTALS},
-        wall_seconds=earlier + perf_counter() - started,
+        **{name: record.totals[name] for name in TOTALS},
+        wall_seconds=record.seconds,
         state_sha256=sha256(folder.write_states(entry.key, federation.states())),
         data_sha256=prepared.data.fingerprint,
     )
@@ -130,6 +102,67 @@ def _run_method(
     folder.finish(summary)
     pool.forget(checkpoints.finish())
     yield MethodFinished(summary)
+
+
+class _Record:
+    """What a method's rounds leave: rows, sums over rounds, and checkpoints.
+
+    Args:
+        before: the checkpoint that the method continues from.
+        started: when it began or was continued.
+
+    Attributes:
+        totals: sums over the recorded rounds.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        entry: MethodConfig,
+        pool: Pool,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        before: Progress | None,
+        started: float,
+    ):
+        self.totals = Counter(before.totals if before else {})
+        self._config, self._data_sha256, self._entry = prepared.config, prepared.data.fingerprint, entry
+        self._pool, self._folder, self._checkpoints = pool, folder, checkpoints
+        self._started = started - (before.seconds if before else 0.0)
+        self._replaced: list[StateRef] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the method has taken, before an interruption and since."""
+        return perf_counter() - self._started
+
+    def round(self, result: RoundResult, where: Reached) -> Iterator[Event]:
+        """Write a round, and a checkpoint if one is due.
+
+        Args:
+            where: what the federation had reached when the round ended; it may have gone on since.
+        """
+        row = self._folder.record(self._entry.key, result)
+        self.totals.update({name: row[name] for name in TOTALS})
+        self._replaced += result.replaced
+        if self._checkpoints.due(result.server_round + 1, self._config.rounds):
+            self._forget(self.checkpoint(where, _score(row)))
+        elif not self._config.checkpoint.every:
+            self._forget(self._replaced)
+        yield _round_finished(self._entry, result, row)
+
+    def checkpoint(self, where: Reached, score: float | None) -> Sequence[StateRef]:
+        """Write a checkpoint; return the states that none references any more."""
+        progress = Progress(*where, self.totals, self.seconds, score, self._data_sha256)
+        return self._checkpoints.save(progress, self._replaced)
+
+    def _forget(self, refs: Sequence[StateRef]) -> None:
+        self._pool.forget(refs)
+        self._replaced = []
+
+
+def _reached(federation: Federation) -> Reached:
+    return federation.server_round, federation.server, dict(federation.client_states)
 
 
 def _restored(prepared: Prepared, entry: MethodConfig, checkpoints: Checkpoints, folder: RunFolder) -> Progress | None:
