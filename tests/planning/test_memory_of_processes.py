@@ -112,11 +112,8 @@ SHORT, LONG = (2, 2), (60, 60)
     [
         ("classification", BERT, "lora", SHORT, 14, {"batch_size": 4}),
         ("classification", LLAMA, "full", SHORT, 14, {"batch_size": 4}),
-        ("classification", BERT, "reft", SHORT, 2, {"batch_size": 64}),
         ("causal_lm", LLAMA, "lora", LONG, 1, {"batch_size": 64}),
         ("causal_lm", LLAMA, "full", SHORT, 2, {"batch_size": 2, "metric": "rouge_l", "max_new_tokens": 30}),
-        ("causal_lm", LLAMA | LARGE, "lora", SHORT, 14, {"batch_size": 64}),
-        ("causal_lm", LLAMA | LARGE, "lora", LONG, 2, {"batch_size": 4}),
         ("causal_lm", LLAMA | LARGE, "lora", LONG, 1, {"batch_size": 64}),
         ("causal_lm", LLAMA | LARGE, "full", LONG, 4, {"batch_size": 4}),
     ],
