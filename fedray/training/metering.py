@@ -39,7 +39,7 @@ class BareProcess:
 
     Attributes:
         anonymous: what is no file's: allocated by the process, or by the one it was forked from, which may share it.
-        pss: all its memory, of a page that n processes share 1/n, without Ray's object store.
+        pss: all its memory except Ray's object store; a page that n processes share counts 1/n.
     """
 
     anonymous: int
@@ -61,8 +61,9 @@ class MemoryUse:
     Attributes:
         device: cuda or cpu.
         device_peak: the most that torch had allocated on the GPU; None on a CPU.
-        host_peak: the most that the process had of the host's memory beyond the bare process: anonymous memory, and
-            the weights that it read from mapped files, in full, whoever shares them; nothing of Ray's object store.
+        host_peak: the most that the process had of the host's memory beyond the bare process: its anonymous memory and
+            the weights that it has read from mapped files. Such weights count in full, even if other processes map
+            them too. Ray's object store does not count.
         host_baseline: PSS of the bare process.
         held_elsewhere: weights on the GPU that another process holds for all; not in device_peak.
     """
